@@ -1,0 +1,3 @@
+"""Build, verify, serve and test sglang-overlay's drop-in wheels."""
+
+__version__ = "1.0"

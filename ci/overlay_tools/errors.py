@@ -1,0 +1,46 @@
+"""The errors a user can meet, each with what to do next."""
+
+
+class OverlayError(Exception):
+    """Say what is wrong and what to do about it.
+
+    Parameters: `problems`, one sentence each, every one naming its file and line, member or option; `hint`, the next
+    step.
+    """
+
+    def __init__(self, *problems: str, hint: str = "") -> None:
+        self.problems = problems
+        self.hint = hint
+        super().__init__("\n".join(problems))
+
+
+class LockError(OverlayError):
+    """Report a fault of upstream.lock, or a release or wheel that it does not hold."""
+
+
+class FetchError(OverlayError):
+    """Report a base wheel that cannot be had, or is not the one that the lock names."""
+
+
+class PatchError(OverlayError):
+    """Report a fault of patches/, or a patch that does not apply exactly."""
+
+
+class WheelError(OverlayError):
+    """Report a wheel that cannot be read or written."""
+
+
+class BuildError(OverlayError):
+    """Report an overlay that cannot be grafted onto its base."""
+
+
+class VerifyError(OverlayError):
+    """Report a wheel or an environment that is not what its manifest says."""
+
+
+class ServeError(OverlayError):
+    """Report a server that did not come up, died or answered wrongly."""
+
+
+class ToolError(OverlayError):
+    """Report a program that this tool calls and that is absent or failed."""

@@ -1,0 +1,255 @@
+"""upstream.lock: the upstream releases that this overlay stands on, each wheel by its hash."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
+
+from overlay_tools.errors import LockError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PLATFORMS = ("x86_64", "aarch64")
+SCHEMA = 1
+REWRITE = "Restore the file from git, or write the release anew with `nox -s lock -- VERSION`."
+_HEAD = "# Written by `nox -s lock -- VERSION`. Do not edit."
+_RELEASE_KEYS = ("requires-python", "torch", "transformers", "kernel", "wheels")
+_WHEEL_KEYS = ("name", "size", "sha256", "tags")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LockedWheel:
+    """One published wheel: file name, size in bytes, sha256 in hexadecimal, tags."""
+
+    name: str
+    size: int
+    sha256: str
+    tags: tuple[str, ...]
+
+    def fits(self, python: str, platform: str) -> bool:
+        """Tell whether CPython `python` (as "3.12") on a `platform` (as "x86_64") installs this wheel."""
+        interpreters = {"py3", "cp" + python.replace(".", "")}
+        return any(
+            interpreter in interpreters and (target == "any" or target.endswith("_" + platform))
+            for interpreter, _, target in (tag.split("-") for tag in self.tags)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Release:
+    """One upstream release: its wheels, and what its own metadata pins."""
+
+    version: str
+    requires_python: str
+    torch: str
+    transformers: str
+    kernel: Requirement
+    wheels: tuple[LockedWheel, ...]
+
+    @property
+    def kernel_version(self) -> str:
+        """Return the version of the kernel distribution that this release pins."""
+        return next(iter(self.kernel.specifier)).version
+
+    def select(self, python: str, platform: str) -> LockedWheel:
+        """Return the wheel for CPython `python` on `platform`.
+
+        Raises LockError, saying what there is, if the release has none.
+        """
+        for wheel in self.wheels:
+            if wheel.fits(python, platform) and SpecifierSet(self.requires_python).contains(python + ".99"):
+                return wheel
+        raise LockError(
+            f"sglang {self.version} has no wheel for CPython {python} on {platform}.",
+            hint=f"It requires Python {self.requires_python} and has {', '.join(wheel.name for wheel in self.wheels)}.",
+        )
+
+
+Lock = Mapping[str, Release]
+
+
+def load_lock(path: Path) -> Lock:
+    """Read and check a lock.
+
+    Returns the releases by version, oldest first.
+    Raises LockError for anything that this version of the tool does not expect to read: every fault with its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text)
+    except OSError as error:
+        raise LockError(f"{path}: {error.strerror}.", hint=REWRITE) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LockError(f"{path}: {error}.", hint=REWRITE) from None
+    return _Reader(path, text).read(data)
+
+
+class _Reader:
+    """Turns parsed TOML into releases and collects every fault with the line it is on."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self.lines = text.splitlines()
+        self.faults: list[str] = []
+
+    def read(self, data: dict[str, Any]) -> Lock:
+        self._keys(data, ("lock-version", "release"), "top level", 1)
+        if data.get("lock-version") != SCHEMA:
+            self._fault("lock-version", f"lock-version must be {SCHEMA}, not {data.get('lock-version')!r}")
+        tables = data.get("release")
+        if not isinstance(tables, dict) or not tables:
+            self._fault("[release", "there must be at least one table [release.VERSION]")
+            tables = {}
+        releases = [self._release(version, table) for version, table in tables.items()]
+        if self.faults:
+            raise LockError(*self.faults, hint=REWRITE)
+        return {release.version: release for release in _sorted(release for release in releases if release)}
+
+    def _release(self, version: str, table: object) -> Release | None:
+        start = self._line(f'[release."{version}"]', 1)
+        where = f"release {version}"
+        before = len(self.faults)
+        if not isinstance(table, dict):
+            self._fault_at(start, f"{where} must be a table")
+            return None
+        try:
+            Version(version)
+        except InvalidVersion:
+            self._fault_at(start, f"{version!r} is no version")
+        self._keys(table, _RELEASE_KEYS, where, start)
+        for name in _RELEASE_KEYS[:-1]:
+            if name in table and not isinstance(table[name], str):
+                self._fault_at(self._line(name, start), f"{where}: {name} must be a string")
+        entries = table.get("wheels", [])
+        if not isinstance(entries, list) or not entries:
+            self._fault_at(self._line("wheels", start), f"{where}: wheels must be a list that is not empty")
+            return None
+        wheels = [self._wheel(entry, index, version, start) for index, entry in enumerate(entries)]
+        if len(self.faults) > before:
+            return None
+        try:
+            SpecifierSet(table["requires-python"])
+            kernel = Requirement(table["kernel"])
+            Version(next(iter(kernel.specifier)).version)
+        except (InvalidSpecifier, InvalidRequirement, InvalidVersion, StopIteration) as error:
+            self._fault_at(start, f"{where}: requires-python or kernel cannot be read: {error}")
+            return None
+        return Release(
+            version=version,
+            requires_python=table["requires-python"],
+            torch=table["torch"],
+            transformers=table["transformers"],
+            kernel=kernel,
+            wheels=tuple(wheel for wheel in wheels if wheel),
+        )
+
+    def _wheel(self, entry: object, index: int, version: str, start: int) -> LockedWheel | None:
+        where = f"release {version}, wheel {index + 1}"
+        if not isinstance(entry, dict):
+            self._fault_at(start, f"{where} must be a table")
+            return None
+        line = self._line(str(entry.get("name", "wheels")), start)
+        before = len(self.faults)
+        self._keys(entry, _WHEEL_KEYS, where, line)
+        name, size, sha256, tags = (entry.get(key) for key in _WHEEL_KEYS)
+        if name is not None and (not isinstance(name, str) or not _is_wheel_of(name, version)):
+            self._fault_at(line, f"{where}: {name!r} is no file name of a wheel of sglang {version}")
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size <= 0):
+            self._fault_at(line, f"{where}: size must be a number of bytes, not {size!r}")
+        if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
+            self._fault_at(line, f"{where}: sha256 must be 64 lower-case hexadecimal digits, not {sha256!r}")
+        if len(self.faults) == before and tags != tags_of(str(name)):
+            self._fault_at(line, f"{where}: tags {tags!r} are not those of its name, {tags_of(str(name))!r}")
+        if len(self.faults) > before:
+            return None
+        return LockedWheel(name=str(name), size=int(size), sha256=str(sha256), tags=tuple(tags))  # type: ignore[arg-type]
+
+    def _keys(self, table: dict[str, Any], expected: Iterable[str], where: str, start: int) -> None:
+        for key in sorted(table.keys() - set(expected)):
+            self._fault_at(self._line(key, start), f"{where}: unknown key {key!r}")
+        for key in expected:
+            if key not in table:
+                self._fault_at(start, f"{where}: {key} is missing")
+
+    def _line(self, text: str, start: int) -> int:
+        return next((n for n, line in enumerate(self.lines[start - 1 :], start) if text in line), start)
+
+    def _fault(self, text: str, message: str) -> None:
+        self._fault_at(self._line(text, 1), message)
+
+    def _fault_at(self, line: int, message: str) -> None:
+        self.faults.append(f"{self.path}:{line}: {message}.")
+
+
+def dump_lock(lock: Lock) -> str:
+    """Return the text of a lock: releases by version, oldest first; the same releases always give the same text."""
+    document = tomlkit.document()
+    document.add(tomlkit.comment(_HEAD.removeprefix("# ")))
+    document.add("lock-version", tomlkit.item(SCHEMA))
+    tables = tomlkit.table(is_super_table=True)
+    for release in _sorted(lock.values()):
+        table = tomlkit.table()
+        table.add("requires-python", release.requires_python)
+        table.add("torch", release.torch)
+        table.add("transformers", release.transformers)
+        table.add("kernel", str(release.kernel))
+        wheels = tomlkit.array().multiline(True)
+        for wheel in release.wheels:
+            entry = tomlkit.inline_table()
+            entry.update({"name": wheel.name, "size": wheel.size, "sha256": wheel.sha256, "tags": list(wheel.tags)})
+            wheels.append(entry)
+        table.add("wheels", wheels)
+        table.add(tomlkit.nl())
+        tables.add(release.version, table)
+    document.add("release", tables)
+    return tomlkit.dumps(document).rstrip("\n") + "\n"
+
+
+def get_release(lock: Lock, version: str, path: Path) -> Release:
+    """Return the release `version` of the lock at `path`.
+
+    Raises LockError, saying what there is, if it is not locked.
+    """
+    if version not in lock:
+        raise LockError(
+            f"{path} holds no release {version!r}.",
+            hint=f"It holds {', '.join(lock)}. `nox -s lock -- VERSION` adds one.",
+        )
+    return lock[version]
+
+
+def tags_of(name: str) -> list[str]:
+    """Return the tags in a wheel's file name, sorted."""
+    return sorted(str(tag) for tag in parse_wheel_filename(name)[3])
+
+
+def wanted(name: str) -> bool:
+    """Tell whether a published wheel is one that the lock keeps: some Python of ours on some platform of ours."""
+    wheel = LockedWheel(name=name, size=1, sha256="", tags=tuple(tags_of(name)))
+    return any(wheel.fits(python, platform) for python in PYTHONS for platform in PLATFORMS)
+
+
+def _is_wheel_of(name: str, version: str) -> bool:
+    try:
+        project, found, _, _ = parse_wheel_filename(name)
+    except InvalidWheelFilename:
+        return False
+    return project == "sglang" and str(found) == version and "/" not in name
+
+
+def _sorted(releases: Iterable[Release]) -> list[Release]:
+    return sorted(releases, key=lambda release: Version(release.version))

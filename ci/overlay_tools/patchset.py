@@ -1,0 +1,277 @@
+"""patches/: the series of hooks, the header and the diff of each variant, and which variant a release takes."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from email.parser import HeaderParser
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from unidiff import Hunk, PatchedFile, PatchSet
+from unidiff.errors import UnidiffParseError
+
+from overlay_tools.errors import PatchError
+from overlay_tools.process import git
+
+FIELDS = ("Subject", "Why", "Applies", "Forwarded", "Remove-When")
+CONTEXT = 3
+_HINT = "README.md, 'Patches', says what a patch must look like."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Patch:
+    """One variant of a hook.
+
+    `applies`: the releases it is for; `diff`: the text after the header, which starts on line `first_line`; `files`:
+    that diff, parsed; `added` and `removed`: lines touched.
+    """
+
+    hook: str
+    path: Path
+    sha256: str
+    applies: SpecifierSet
+    diff: str
+    first_line: int
+    files: Sequence[PatchedFile]
+
+    @property
+    def added(self) -> int:
+        """Return how many lines the patch adds."""
+        return sum(file.added for file in self.files)
+
+    @property
+    def removed(self) -> int:
+        """Return how many lines the patch removes."""
+        return sum(file.removed for file in self.files)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hook:
+    """One entry of the series: the releases where it is `due`, and its variants."""
+
+    name: str
+    due: SpecifierSet
+    variants: tuple[Patch, ...]
+
+    def variant(self, version: str) -> Patch | None:
+        """Return the variant for a release, or None where the hook is not due.
+
+        Raises PatchError if there is none although it is due, or more than one.
+        """
+        fitting = [patch for patch in self.variants if patch.applies.contains(version, prereleases=True)]
+        if len(fitting) > 1:
+            raise PatchError(
+                f"{' and '.join(str(patch.path) for patch in fitting)} both apply to sglang {version}.",
+                hint="Narrow `Applies` so that one of them does.",
+            )
+        due = self.due.contains(version, prereleases=True)
+        if due and not fitting:
+            raise PatchError(
+                f"Hook {self.name} has no variant for sglang {version}.",
+                hint=f"Widen `Applies` of one, or add {self.name}/{version}.patch.",
+            )
+        if fitting and not due:
+            raise PatchError(
+                f"{fitting[0].path} applies to sglang {version}; the series says the hook is due for {self.due}.",
+                hint="Narrow `Applies`, or mend the line in the series.",
+            )
+        return fitting[0] if fitting else None
+
+
+def load_series(folder: Path) -> tuple[Hook, ...]:
+    """Read `series` and every patch of the hooks that it lists, in order.
+
+    Raises PatchError with every fault found: of headers, diffs, paths and of files that are unlisted or absent.
+    """
+    faults: list[str] = []
+    series = folder / "series"
+    try:
+        lines = series.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise PatchError(f"{series}: {error.strerror}.", hint="List the hooks there, one a line.") from None
+    hooks: dict[str, Hook] = {}
+    for number, line in enumerate(lines, 1):
+        name, _, range_ = line.partition("#")[0].strip().partition(" ")
+        if not name:
+            continue
+        if name in hooks:
+            faults.append(f"{series}:{number}: {name} is listed twice.")
+            continue
+        try:
+            due = SpecifierSet(range_.strip())
+        except InvalidSpecifier as error:
+            faults.append(f"{series}:{number}: {error}.")
+            continue
+        variants = []
+        for path in sorted((folder / name).glob("*.patch")):
+            try:
+                variants.append(load_patch(path, name))
+            except PatchError as error:
+                faults += error.problems
+        if not any((folder / name).glob("*.patch")):
+            faults.append(f"{series}:{number}: {folder / name} holds no patch.")
+        hooks[name] = Hook(name=name, due=due, variants=tuple(variants))
+    for path in sorted(folder.rglob("*")):
+        part = path.relative_to(folder).parts
+        listed = part[0] in hooks and (len(part) == 1 or (len(part) == 2 and path.suffix == ".patch"))
+        if path != series and not listed:
+            faults.append(f"{path} is not a patch of a hook that {series} lists.")
+    if faults:
+        raise PatchError(*faults, hint=_HINT)
+    return tuple(hooks.values())
+
+
+def load_patch(path: Path, hook: str) -> Patch:
+    """Read one variant: a header as in RFC 822, then a diff that changes existing text files and nothing else.
+
+    Raises PatchError with every fault and its line.
+    """
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PatchError(f"{path}: {error}.", hint=_HINT) from None
+    found = re.search(r"^(diff --git |--- |GIT binary patch)", text, re.MULTILINE)
+    if found is None:
+        raise PatchError(f"{path}: there is no diff in it.", hint=_HINT)
+    header, diff = text[: found.start()], text[found.start() :]
+    first_line = header.count("\n") + 1
+    faults, applies = _check_header(path, header)
+    binary = re.search(r"^(GIT binary patch|Binary files )", diff, re.MULTILINE)
+    if binary:
+        line = first_line + diff[: binary.start()].count("\n")
+        raise PatchError(*faults, f"{path}:{line}: a binary diff; a patch changes text only.", hint=_HINT)
+    files = _parse(path, diff, first_line, faults)
+    for file in files:
+        faults += _check_file(path, file, diff, first_line)
+    if not files:
+        faults.append(f"{path}:{first_line}: the diff changes nothing.")
+    if faults or applies is None:
+        raise PatchError(*faults, hint=_HINT)
+    return Patch(
+        hook=hook,
+        path=path,
+        sha256=hashlib.sha256(data).hexdigest(),
+        applies=applies,
+        diff=diff,
+        first_line=first_line,
+        files=files,
+    )
+
+
+def lint(hooks: Sequence[Hook], versions: Sequence[str]) -> list[str]:
+    """Return every fault of a series that has been read: of coverage of the locked `versions`, names and style."""
+    faults: list[str] = []
+    for hook in hooks:
+        for version in versions:
+            try:
+                hook.variant(version)
+            except PatchError as error:
+                faults += error.problems
+        for patch in hook.variants:
+            covered = [version for version in versions if patch.applies.contains(version, prereleases=True)]
+            if not covered:
+                faults.append(f"{patch.path}: `Applies: {patch.applies}` holds for no locked release.")
+            elif patch.path.stem != covered[0]:
+                faults.append(f"{patch.path}: it first applies to {covered[0]}; name it {covered[0]}.patch.")
+            faults += _lint_lines(patch)
+            for file in patch.files:
+                for hunk in file:
+                    faults += _lint_hunk(patch, hunk)
+    return faults
+
+
+def target_of(file: PatchedFile) -> str:
+    """Return the path of the file that a diff changes, as in a wheel: `sglang/...`."""
+    return str(file.target_file).removeprefix("b/")
+
+
+def sides(hunk: Hunk) -> tuple[list[str], list[str]]:
+    """Return the lines of a hunk before and after it, without line ends."""
+    before = [line.value.rstrip("\n") for line in hunk if line.is_context or line.is_removed]
+    after = [line.value.rstrip("\n") for line in hunk if line.is_context or line.is_added]
+    return before, after
+
+
+def _check_header(path: Path, header: str) -> tuple[list[str], SpecifierSet | None]:
+    message = HeaderParser().parsestr(header)
+    faults = [f"{path}:1: the header has no {name}." for name in FIELDS if not (message[name] or "").strip()]
+    for name in message:
+        line = next((n for n, text in enumerate(header.splitlines(), 1) if text.startswith(name + ":")), 1)
+        if name not in FIELDS:
+            faults.append(f"{path}:{line}: unknown header {name}; there are {', '.join(FIELDS)}.")
+        elif len(message.get_all(name, [])) > 1:
+            faults.append(f"{path}:{line}: {name} is there twice.")
+    rest = str(message.get_payload()).strip()
+    if rest or message.defects:
+        faults.append(f"{path}: this is neither a header nor a diff: {rest.splitlines()[0] if rest else header!r}.")
+    if not re.match(r"https://\S+$|no: \S", message["Forwarded"] or "no: absent"):
+        faults.append(f"{path}: Forwarded must be upstream's address of it, or `no: ` and a reason.")
+    try:
+        return faults, SpecifierSet(message["Applies"] or "")
+    except InvalidSpecifier as error:
+        return [*faults, f"{path}: Applies: {error}."], None
+
+
+def _parse(path: Path, diff: str, first_line: int, faults: list[str]) -> Sequence[PatchedFile]:
+    # git says on which line a diff is malformed; unidiff says what is in a diff that is not.
+    with TemporaryDirectory() as folder:
+        checked = git(["apply", "--numstat", "-"], cwd=Path(folder), stdin=diff)
+    if checked.returncode != 0:
+        said = checked.stderr.strip().splitlines()[0].removeprefix("error: ")
+        line = re.search(r" at (?:line |<stdin>:)(\d+)", said)
+        where = f":{first_line + int(line[1]) - 1}" if line else ""
+        raise PatchError(*faults, f"{path}{where}: git cannot read the diff: {said}.", hint=_HINT)
+    try:
+        return list(PatchSet.from_string(diff))
+    except UnidiffParseError as error:
+        raise PatchError(*faults, f"{path}: the diff cannot be read: {error}.", hint=_HINT) from None
+
+
+def _check_file(path: Path, file: PatchedFile, diff: str, first_line: int) -> Iterable[str]:
+    """Yield what is wrong with what a diff does to one file."""
+    number = next((n for n, text in enumerate(diff.splitlines(), first_line) if text == f"+++ {file.target_file}"), 1)
+    where = f"{path}:{number}:"
+    source, target = str(file.source_file), str(file.target_file)
+    if "/dev/null" in (source, target):
+        yield f"{where} it adds or removes a whole file; files of our own belong in overlay/."
+    elif source.removeprefix("a/") != target.removeprefix("b/") or file.is_rename:
+        yield f"{where} it renames a file; a patch changes lines only."
+    else:
+        parts = PurePosixPath(target_of(file)).parts
+        if parts[0] != "sglang" or ".." in parts or not (source.startswith("a/") and target.startswith("b/")):
+            yield f"{where} {target} is outside sglang/; paths are a/sglang/... and b/sglang/..., as in a wheel."
+    if not len(file) or not file.added + file.removed:
+        yield f"{where} it changes no line of {target}."
+    if re.search(r"^(old|new) mode ", diff, re.MULTILINE):
+        yield f"{where} it changes a file's mode; a patch changes lines only."
+
+
+def _lint_lines(patch: Patch) -> Iterable[str]:
+    for number, line in enumerate(patch.diff.splitlines(), patch.first_line):
+        if re.match(r"index [0-9a-f]+\.\.", line):
+            yield f"{patch.path}:{number}: an index line changes with every release; remove it."
+        if line.startswith("+") and not line.startswith("+++ ") and line != line.rstrip():
+            yield f"{patch.path}:{number}: an added line ends in white space."
+        if line.startswith("+") and "\t" in line:
+            yield f"{patch.path}:{number}: an added line holds a tab."
+
+
+def _lint_hunk(patch: Patch, hunk: Hunk) -> Iterable[str]:
+    before, after = sides(hunk)
+    smallest = sum(1 for line in difflib.ndiff(before, after) if line[0] in "+-")
+    where = f"{patch.path}:{patch.first_line + hunk[0].diff_line_no - 2}:"
+    if smallest < hunk.added + hunk.removed:
+        yield f"{where} the hunk touches {hunk.added + hunk.removed} lines where {smallest} would do."
+    kinds = [line.is_context for line in hunk]
+    changed = [index for index, context in enumerate(kinds) if not context]
+    if changed and max(changed[0], len(kinds) - 1 - changed[-1]) > CONTEXT:
+        yield f"{where} the hunk has more than {CONTEXT} lines of context at an end."
+    if any(after - before > 2 * CONTEXT + 1 for before, after in itertools.pairwise(changed)):
+        yield f"{where} the hunk joins changes that are more than {2 * CONTEXT} lines apart; make it two."

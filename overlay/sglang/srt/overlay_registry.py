@@ -1,0 +1,168 @@
+"""The overlay's models, one row each, and the two functions that upstream's patched lines call.
+
+To add a model, put its file under `srt/models/` and add one row to `MODELS`. Every server process imports this module
+while upstream's configuration is still being set up, so it imports neither torch nor transformers itself.
+"""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class OverlayError(RuntimeError):
+    """Say why a model of the overlay cannot be registered or served."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OverlayModel:
+    """Declare one model of the overlay.
+
+    `model`, `draft`, `config` and `on_install` are written `package.module:name` and imported when first needed.
+
+    - `model`: the class that serves the architecture of the same name.
+    - `base`: the upstream architecture as which upstream's own lists (attention backends, caches, quantisation, draft
+      models) are to treat this one. Its configuration class then calls `alias`. Leave it out when the implementation
+      differs where such a list takes the base's implementation for granted.
+    - `draft`: the class to load when the checkpoint is loaded as its own draft model.
+    - `config`: the configuration class, when `model_type` is not one that transformers or upstream knows.
+    - `multimodal`: whether the architecture takes other inputs than text.
+    - `on_install`: a function without arguments for anything else to be registered in every process.
+    """
+
+    model: str
+    base: str | None = None
+    draft: str | None = None
+    config: str | None = None
+    multimodal: bool = False
+    on_install: str | None = None
+
+    @property
+    def architecture(self) -> str:
+        """Give the name by which a checkpoint's config.json asks for this model."""
+        return self.model.rpartition(":")[2]
+
+
+MODELS: tuple[OverlayModel, ...] = (
+    OverlayModel(model="sglang.srt.models.llama_logit_shaping:LlamaLogitShapingForCausalLM"),
+)
+
+
+def alias(config: Any) -> None:
+    """Show `config` to upstream as its base architecture and keep its own in `overlay_architecture`.
+
+    The `__init__` of a configuration class whose row names a `base` ends with this call. It changes nothing on a
+    configuration that is aliased already (saved and read back, or copied), nor on one that is not ours.
+    """
+    row = _row_of(config)
+    if row is not None and row.base is not None:
+        config.overlay_architecture = row.architecture
+        config.architectures = [row.base]
+
+
+def install(multimodal_model_archs: list[str]) -> None:
+    """Make upstream know the configurations and multimodal architectures of all rows, and run their `on_install`.
+
+    Called at the end of `srt/configs/model_config.py`, which hands over its own list to be extended.
+    Raises OverlayError when a row takes a model type or an architecture that is already taken, or names what cannot
+    be imported.
+    """
+    for row in _BY_ARCHITECTURE.values():
+        if row.config is not None:
+            _register_config(row.architecture, _load(row.architecture, row.config))
+        if row.multimodal:
+            if row.architecture in multimodal_model_archs:
+                raise OverlayError(f"{row.architecture}: upstream has a multimodal architecture of this name")
+            multimodal_model_archs.append(row.architecture)
+        if row.on_install is not None:
+            _load(row.architecture, row.on_install)()
+
+
+def resolve_model(model_config: Any) -> tuple[type, str] | None:
+    """Find the class and the architecture that serve `model_config`, or None when the model is upstream's.
+
+    Called at the head of `get_model_architecture` in `srt/model_loader/utils.py`. For an architecture that its
+    registry lacks, upstream logs a line and goes on with the Transformers backend, which knows nothing of the
+    overlay: the answers would be those of another model.
+
+    Raises OverlayError when the class cannot be imported (with that error as the cause), is not the one that
+    upstream's registry holds, or when another implementation is asked for.
+    """
+    row = _row_of(model_config.hf_config)
+    if row is None:
+        return None
+    implementation = getattr(model_config.model_impl, "value", model_config.model_impl)
+    if implementation not in ("auto", "sglang"):
+        raise OverlayError(f"{row.architecture} has no {implementation} implementation; leave --model-impl out")
+    reference = row.draft if row.draft is not None and model_config.is_draft_model else row.model
+    architecture = reference.rpartition(":")[2]
+    # The row's module comes before the registry, which imports every module and keeps no errors: the second import of
+    # a broken module may fail for another reason than the first.
+    found = _load(row.architecture, reference)
+    registered = _registered_classes().get(architecture)
+    module = reference.partition(":")[0]
+    if registered is not found or found.__module__ != module:
+        holder = "nothing" if registered is None else f"the class of {registered.__module__}"
+        raise OverlayError(
+            f"{architecture}: upstream's model registry holds {holder} under this name, not a class of {module}."
+            " Either that module does not define it and list it in EntryClass, or SGLANG_DISABLED_MODEL_ARCHS"
+            " or SGLANG_EXTERNAL_MODEL_PACKAGE leaves it out or replaces it"
+        )
+    return found, architecture
+
+
+def _row_of(config: Any) -> OverlayModel | None:
+    """Find the row of a Hugging Face configuration, by its own name if it is aliased, else by its architectures."""
+    own = getattr(config, "overlay_architecture", None)
+    for name in [own] if own is not None else getattr(config, "architectures", None) or []:
+        if name in _BY_ARCHITECTURE:
+            return _BY_ARCHITECTURE[name]
+    if own is not None:
+        raise OverlayError(f"{own}: no row of the overlay has this architecture; it has {sorted(_BY_ARCHITECTURE)}")
+    return None
+
+
+def _load(architecture: str, reference: str) -> Any:
+    """Import what `reference` (`package.module:name`) points at, for `architecture`."""
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module may fail in any way while it is imported
+        raise OverlayError(f"{architecture}: cannot import {reference}: {type(error).__name__}: {error}") from error
+
+
+def _register_config(architecture: str, config: Any) -> None:
+    """Register a configuration class with AutoConfig, unless another class has its model type."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    name = config.model_type
+    if name in CONFIG_MAPPING and (taken := CONFIG_MAPPING[name]) is not config:
+        raise OverlayError(
+            f"{architecture}: model_type {name!r} is that of {taken.__module__}.{taken.__name__} already"
+        )
+    AutoConfig.register(name, config, exist_ok=True)
+
+
+def _registered_classes() -> Mapping[str, Any]:
+    """Give the classes of upstream's model registry by architecture."""
+    try:
+        from sglang.srt.models.registry import ModelRegistry
+    except AssertionError as error:  # so upstream reports two classes of one name
+        raise OverlayError(f"an overlay model has the name of one of upstream's: {error}") from error
+    ModelRegistry.get_supported_archs()  # some releases import their own models only when they are asked for
+    return ModelRegistry.models
+
+
+def _by_architecture(rows: Iterable[OverlayModel]) -> Mapping[str, OverlayModel]:
+    """Index the rows by architecture. Raises OverlayError on two rows for one, or one that is its own base."""
+    table = {}
+    for row in rows:
+        if row.architecture in table:
+            raise OverlayError(f"{row.architecture}: two rows of the overlay declare this architecture")
+        if row.architecture == row.base:
+            raise OverlayError(f"{row.architecture}: a model of the overlay cannot be its own base")
+        table[row.architecture] = row
+    return table
+
+
+_BY_ARCHITECTURE = _by_architecture(MODELS)
