@@ -249,6 +249,8 @@ def _check_file(path: Path, file: PatchedFile, diff: str, first_line: int) -> It
             yield f"{where} {target} is outside sglang/; paths are a/sglang/... and b/sglang/..., as in a wheel."
     if not len(file) or not file.added + file.removed:
         yield f"{where} it changes no line of {target}."
+    if not all(sides(hunk)[0] for hunk in file):
+        yield f"{where} a hunk has no context, so that nothing says where it belongs."
     if re.search(r"^(old|new) mode ", diff, re.MULTILINE):
         yield f"{where} it changes a file's mode; a patch changes lines only."
 

@@ -20,8 +20,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and return its output as text.
 
-    Parameters: `env` is added to this process's own, a None in it takes the variable away; `stdin` is what the command reads; with `check`, a failure is an
-    error that shows the whole of its output.
+    Parameters: `env` is added to this process's own, a None in it takes the variable away; `stdin` is what the command
+    reads; with `check`, a failure is an error that shows the whole of its output.
     Raises ToolError if the program is absent, or failed under `check`.
     """
     words = [str(word) for word in command]

@@ -81,12 +81,11 @@ def checkpoint_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "mlp.down_proj.weight": (hidden, inner),
     }
     if getattr(config, "attention_bias", False) or getattr(config, "bias", False):
-        layer.update(
-            {f"self_attn.{name}_proj.bias": (n,) for name, n in (("q", q), ("k", kv), ("v", kv), ("o", hidden))}
-        )
+        layer |= {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,)}
+        layer |= {"self_attn.v_proj.bias": (kv,), "self_attn.o_proj.bias": (hidden,)}
     shapes = {"model.embed_tokens.weight": (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
     for i in range(config.num_hidden_layers):
-        shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)
     return shapes

@@ -1,0 +1,260 @@
+"""The commands, one function each; noxfile.py calls them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from overlay_tools import cpu_engine, report
+from overlay_tools.bench import Case, bench_build
+from overlay_tools.build import Built, build_kernel, build_sglang
+from overlay_tools.environment import ensure_environment, has_cuda
+from overlay_tools.errors import LockError, OverlayError, PatchError, ServeError, VerifyError
+from overlay_tools.fetch import fetch
+from overlay_tools.index import difference, query_release
+from overlay_tools.lock import PLATFORMS, PYTHONS, Lock, Release, dump_lock, get_release, load_lock
+from overlay_tools.patchset import Hook, lint, load_series
+from overlay_tools.process import run
+from overlay_tools.project import Project, cache_dir, load_project
+from overlay_tools.serve import ask
+from overlay_tools.server import Server
+from overlay_tools.verify import verify_environment, verify_wheel
+
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_TEST_EXTRAS = ("pytest>=8",)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    arguments = _parser().parse_args(argv)
+    # A build that is asked to end clears up as one that fails does.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        return int(arguments.command(load_project(Path.cwd()), arguments) or 0)
+    except OverlayError as error:
+        report.fail(error)
+    except KeyboardInterrupt:
+        report.fail(OverlayError("Interrupted."))
+        return 130
+    return 1
+
+
+def lock_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Write releases into upstream.lock, or say what the index has otherwise."""
+    lock = load_lock(project.lock) if project.lock.exists() else {}
+    if arguments.check:
+        return _check_lock(lock, arguments.versions or list(lock))
+    if not arguments.versions:
+        raise LockError("No release is named.", hint="`nox -s lock -- VERSION` adds one, `-- --check` compares all.")
+    new: dict[str, Release] = dict(lock)
+    for version in arguments.versions:
+        with report.step(f"Ask the index for sglang {version}"):
+            release = query_release(version)
+        new[release.version] = release
+    text = dump_lock(new)
+    part = project.lock.with_name(".upstream.lock.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(project.lock)
+    report.line(f"{project.lock.name} holds {len(new)} releases.")
+    return None
+
+
+def build_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Build drop-in wheels, and beside them the CPU kernel wheels."""
+    lock, hooks = load_lock(project.lock), load_series(project.patches)
+    versions = list(lock) if arguments.all else arguments.versions or [project.default]
+    for release in [get_release(lock, version, project.lock) for version in versions]:
+        for built in build_release(project, release, hooks, arguments.python, arguments.platform):
+            _summary(project, built)
+
+
+def verify_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Compare wheels or environments with their manifests."""
+    if not arguments.wheels and not arguments.env:
+        raise VerifyError("Nothing is named.", hint="`nox -s verify -- WHEEL` or `nox -s verify -- --env PYTHON`.")
+    results = [verify_wheel(path) for path in arguments.wheels]
+    for python in arguments.env:
+        results += verify_environment(python)
+    for result in results:
+        report.line(f"{result.name}: {result.files} files, {len(result.differences) or 'no'} differences")
+        for difference_ in result.differences:
+            report.line(f"  {difference_}", style="red")
+    different = [result.name for result in results if result.differences]
+    if different:
+        raise VerifyError(f"{', '.join(different)}: not as built.", hint="Install or build it anew.")
+
+
+def lint_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Check patches/ against the lock."""
+    lock, hooks = load_lock(project.lock), load_series(project.patches)
+    faults = lint(hooks, list(lock))
+    if faults:
+        raise PatchError(*faults, hint="README.md, 'Patches', says what a patch must look like.")
+    report.line(f"{sum(len(hook.variants) for hook in hooks)} patches of {len(hooks)} hooks: no fault.")
+
+
+def serve_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Build, install, serve a model and ask it."""
+    python, gpu = engine(project, arguments.version or project.default, arguments.python)
+    model = arguments.model or tiny_checkpoint(project, python)
+    if not (model / "config.json").is_file():
+        raise ServeError(f"{model} is no checkpoint: it has no config.json.", hint="Name a folder with --model.")
+    log = python.parent.parent / "server.log"
+    server = Server(
+        python,
+        model,
+        [] if gpu else cpu_engine.flags(cpu_engine.ARGS),
+        env={} if gpu else cpu_engine.ENV,
+        log=log,
+        port=arguments.port,
+        timeout=arguments.timeout,
+        waiting=lambda seconds: report.line(f"  {seconds} s: {_last_line(log)}") if seconds % 5 == 0 else None,
+    )
+    report.line(f"Start sglang.launch_server on {model}")
+    with server:
+        report.line(f"Serving at {server.url}", style="green")
+        ask(server)
+        if arguments.keep:
+            report.line("Serving until Ctrl-C.")
+            while True:
+                server.check()
+                time.sleep(1)
+    report.line("Stopped.")
+
+
+def test_command(project: Project, arguments: argparse.Namespace) -> int:
+    """Run the engine tests of one release in its environment."""
+    python, _ = engine(project, arguments.version, arguments.python)
+    os.environ.update(cpu_engine.ENV)
+    words = [str(python), "-m", "pytest", "-W", "default", *(arguments.pytest or ["tests/engine"])]
+    return os.spawnv(os.P_WAIT, words[0], words)
+
+
+def bench_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Time the build of the default release."""
+    release = get_release(load_lock(project.lock), project.default, project.lock)
+    wheel = release.select(THIS_PYTHON, platform.machine())
+    base = fetch(release, wheel, cache_dir())
+    bench_build(Case(project=project, release=release, wheel=wheel, base=base, hooks=load_series(project.patches)))
+
+
+def build_release(project: Project, release: Release, hooks: Sequence[Hook], python: str, target: str) -> list[Built]:
+    """Fetch the base of one release and build its two wheels."""
+    wheel = release.select(python, target)
+    with report.step(f"Fetch {wheel.name}"):
+        base = fetch(release, wheel, cache_dir())
+    with report.step(f"Build sglang {release.version}+overlay.{project.revision}"):
+        sglang = build_sglang(project, release, wheel, base, hooks)
+    with report.step(f"Build {release.kernel.name} {release.kernel_version}+cpu.{project.revision}"):
+        return [sglang, build_kernel(project, release)]
+
+
+def engine(project: Project, version: str, python: str | None) -> tuple[Path, bool]:
+    """Build a release's wheels and make its environment.
+
+    Returns the environment's interpreter, and whether it has upstream's kernels for a GPU.
+    """
+    release = get_release(load_lock(project.lock), version, project.lock)
+    gpu = has_cuda()
+    hooks = load_series(project.patches)
+    wheels = build_release(project, release, hooks, python or THIS_PYTHON, platform.machine())
+    folder = project.root / ".nox" / "engines" / f"{version}-py{python or THIS_PYTHON}"
+    with report.step(f"Install them and what they pin into {folder.relative_to(project.root)}"):
+        interpreter = ensure_environment(folder, python or sys.executable, wheels[:1] if gpu else wheels, _TEST_EXTRAS)
+    return interpreter, gpu
+
+
+def tiny_checkpoint(project: Project, python: Path) -> Path:
+    """Make a tiny random Llama-logit-shaping checkpoint, once, and return its folder."""
+    model = project.root / ".nox" / "checkpoints" / "llama-logit-shaping"
+    if not (model / "config.json").is_file():
+        with report.step("Make a tiny llama-logit-shaping checkpoint"):
+            run([python, project.root / "tests/reference/checkpoints.py", "llama-logit-shaping", model])
+    return model
+
+
+def _check_lock(lock: Lock, versions: Sequence[str]) -> None:
+    lines = []
+    for version in versions:
+        if version not in lock:
+            raise LockError(f"{version} is not locked.", hint=f"These are: {', '.join(lock)}.")
+        with report.step(f"Ask the index for sglang {version}"):
+            lines += difference(lock[version], query_release(version))
+    if lines:
+        raise LockError(
+            *lines, hint="`nox -s lock -- VERSION` writes what the index has now: ask why it changed first."
+        )
+    report.line("The index and the lock agree.")
+
+
+def _summary(project: Project, built: Built) -> None:
+    rows = [("base", f"{built.base.name}, sha256 {built.base.sha256}")] if built.base else []
+    rows += [
+        (f"hook {patch.hook}", f"{patch.path.name}: +{patch.added}/-{patch.removed} lines") for patch in built.patches
+    ]
+    rows += [
+        ("added", ", ".join(built.added)),
+        ("size", f"{built.size:,} bytes"),
+        ("sha256", built.sha256),
+        ("took", f"{built.seconds:.2f} s"),
+    ]
+    report.table(str(built.path.relative_to(project.root)), rows)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    return next((line.strip()[:100] for line in reversed(lines) if line.strip()), "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="overlay-tools", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    lock = commands.add_parser("lock", help="write releases into upstream.lock, or compare it with the index")
+    lock.add_argument("versions", nargs="*", metavar="VERSION")
+    lock.add_argument("--check", action="store_true", help="write nothing; say what the index has otherwise")
+    lock.set_defaults(command=lock_command)
+
+    build = commands.add_parser("build", help="build drop-in wheels into dist/")
+    build.add_argument(
+        "versions", nargs="*", metavar="VERSION", help="locked releases (default: the project's default)"
+    )
+    build.add_argument("--all", action="store_true", help="every locked release")
+    build.add_argument("--python", default=THIS_PYTHON, choices=PYTHONS, help="CPython to build for")
+    build.add_argument("--platform", default=platform.machine(), choices=PLATFORMS, help="machine to build for")
+    build.set_defaults(command=build_command)
+
+    verify = commands.add_parser("verify", help="compare a wheel or an environment with its manifest")
+    verify.add_argument("wheels", nargs="*", type=Path, metavar="WHEEL")
+    verify.add_argument("--env", action="append", default=[], metavar="PYTHON", help="interpreter of an environment")
+    verify.set_defaults(command=verify_command)
+
+    lint_ = commands.add_parser("lint-patches", help="check patches/")
+    lint_.set_defaults(command=lint_command)
+
+    bench = commands.add_parser("bench-build", help="time the build beside others")
+    bench.set_defaults(command=bench_command)
+
+    serve = commands.add_parser("serve", help="build, install and serve a model, and ask it something")
+    serve.add_argument("version", nargs="?", metavar="VERSION")
+    serve.add_argument(
+        "--model", type=Path, metavar="PATH", help="checkpoint to serve (default: a tiny one, made here)"
+    )
+    serve.add_argument("--port", type=int, help="port to listen on (default: a free one)")
+    serve.add_argument("--keep", action="store_true", help="keep serving until Ctrl-C")
+    serve.add_argument("--timeout", type=float, default=600.0, help="seconds the server may take to come up")
+    serve.add_argument("--python", choices=PYTHONS, help="CPython to serve with")
+    serve.set_defaults(command=serve_command)
+
+    test = commands.add_parser("test-engine", help="run the engine tests of one release in its environment")
+    test.add_argument("version", metavar="VERSION")
+    test.add_argument("--python", choices=PYTHONS, help="CPython to test with")
+    test.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="arguments for pytest, after --")
+    test.set_defaults(command=test_command)
+    return parser

@@ -1,0 +1,40 @@
+"""How SGLang's engine is run on a machine without a GPU: its environment and arguments, in this one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+ENV: dict[str, str] = {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    "SGLANG_MAMBA_CONV_DTYPE": "float32",  # bfloat16 otherwise, whatever dtype the model has
+    "TORCHDYNAMO_DISABLE": "1",  # compiling takes minutes and gains nothing on models of this size
+    "OMP_NUM_THREADS": "1",  # tiny matrices: more threads only wait for each other
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+ARGS: dict[str, object] = {
+    "device": "cpu",
+    "dtype": "float32",
+    "attention_backend": "torch_native",
+    "disable_cuda_graph": True,
+    "mem_fraction_static": 0.2,
+    "max_total_tokens": 8192,
+    "max_running_requests": 8,
+    "random_seed": 1,
+    "skip_server_warmup": True,
+}
+
+
+def flags(arguments: Mapping[str, object]) -> list[str]:
+    """Write keyword arguments of `sglang.Engine` as command-line flags of `sglang.launch_server`.
+
+    True becomes a bare flag; False and None leave the flag out.
+    """
+    words: list[str] = []
+    for name, value in arguments.items():
+        if value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words.append(str(value))
+    return words

@@ -1,0 +1,49 @@
+"""What a person sees: a step a line, a summary, errors on standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from overlay_tools.errors import OverlayError
+
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def step(text: str) -> Iterator[None]:
+    """Show a step, then how long it took once it is done."""
+    _out.print(f"{text} ... ", end="", markup=False)
+    started = time.perf_counter()
+    try:
+        yield
+    except BaseException:
+        _out.print("failed", style="red")
+        raise
+    _out.print(f"done ({time.perf_counter() - started:.2f} s)", style="green")
+
+
+def line(text: str, style: str = "") -> None:
+    """Show a line."""
+    _out.print(text, style=style, markup=False)
+
+
+def table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Show a title and beneath it names with their values."""
+    _out.print(title, style="bold", markup=False)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        _out.print(f"  {name:<{width}}  {value}", markup=False)
+
+
+def fail(error: OverlayError) -> None:
+    """Show an error: each problem on its line, then the next step."""
+    for problem in error.problems:
+        _err.print("error: ", style="bold red", end="")
+        _err.print(problem, markup=False)
+    if error.hint:
+        _err.print(f"  {error.hint}", markup=False)

@@ -1,0 +1,136 @@
+"""A real `sglang.launch_server` process: started, waited for, stopped with all its children."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from overlay_tools.errors import ServeError
+
+_LAST_LINES = 30
+_GRACE = 20.0
+
+
+class Server:
+    """A server on this machine's loopback address, for the length of a `with` block.
+
+    Parameters: `python`, the interpreter of its environment; `model`, the checkpoint's folder; `flags`, further flags
+    of `sglang.launch_server`; `env`, added to this process's environment; `log`, the file that takes its output;
+    `port`, the port to listen on, or a free one; `timeout`, seconds it may take to come up; `waiting`, called every
+    second until then with the seconds waited.
+    Raises ServeError, with the server's own last lines, if it dies or does not come up in time.
+    """
+
+    def __init__(
+        self,
+        python: Path,
+        model: Path,
+        flags: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log: Path,
+        port: int | None = None,
+        timeout: float = 600.0,
+        waiting: Callable[[int], None] = lambda seconds: None,
+    ) -> None:
+        self.python, self.model, self.flags, self.env, self.log = python, model, flags, env, log
+        self.port = port if port is not None else _free_port()
+        self.timeout, self.waiting = timeout, waiting
+
+    @property
+    def url(self) -> str:
+        """Return the address that the server answers on."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Server:
+        if not _is_free(self.port):
+            raise ServeError(f"Port {self.port} is in use.", hint="Name another with --port.")
+        command: list[str | Path] = [self.python, "-m", "sglang.launch_server", "--model-path", self.model]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), *self.flags]
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, **self.env},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # its children share a group of its own, which `stop` ends as a whole
+            )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def check(self) -> None:
+        """Raise ServeError, with the server's last lines, if it no longer runs."""
+        if self.process.poll() is not None:
+            raise self.failure(f"The server ended with status {self.process.returncode}")
+
+    def failure(self, what: str) -> ServeError:
+        """Return an error that shows the server's own last lines."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+        return ServeError(f"{what}. Its last lines:\n" + "\n".join(lines), hint=f"Its whole output is in {self.log}.")
+
+    def stop(self) -> None:
+        """End the server and every process that it started."""
+        self._signal(signal.SIGTERM)
+        try:
+            self.process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+
+    def _wait(self) -> None:
+        started = time.monotonic()
+        while not self._healthy():
+            self.check()
+            waited = time.monotonic() - started
+            if waited > self.timeout:
+                raise self.failure(f"The server did not come up within {self.timeout:.0f} s")
+            self.waiting(int(waited))
+            time.sleep(1)
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health_generate", timeout=30) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,92 @@
+"""The sessions of sglang-overlay; each hands its arguments (after `--`) to one command of ci/overlay_tools."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nox
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["lint", "test"]
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+
+ROOT = Path(__file__).parent
+VERSIONS = list(tomllib.loads((ROOT / "upstream.lock").read_text(encoding="utf-8"))["release"])
+DEFAULT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["sglang-overlay"]["default"]
+
+
+def tool(session: nox.Session, command: str, *extras: str) -> None:
+    """Install the tool and run one of its commands with the session's arguments."""
+    session.install("-e", f".[{','.join(extras)}]" if extras else ".")
+    session.run("overlay-tools", command, *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the drop-in wheel: [VERSION ...] [--all] [--python 3.12] [--platform aarch64]."""
+    tool(session, "build")
+
+
+@nox.session
+def verify(session: nox.Session) -> None:
+    """Compare a wheel or an environment with its manifest: WHEEL ... | --env PYTHON."""
+    tool(session, "verify")
+
+
+@nox.session
+def serve(session: nox.Session) -> None:
+    """Build, install and serve a model, and ask it: [VERSION] [--model PATH] [--port N] [--keep]."""
+    tool(session, "serve", "serve")
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Pin an upstream release: VERSION ... | --check [VERSION ...]."""
+    tool(session, "lock")
+
+
+@nox.session(name="bench-build")
+def bench_build(session: nox.Session) -> None:
+    """Time the build beside unpack, apply and pack, and beside the least that it could do."""
+    tool(session, "bench-build", "test")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Run ruff, mypy and the patch linter."""
+    session.install("-e", ".[lint,test]")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("overlay-tools", "lint-patches")
+
+
+@nox.session
+def test(session: nox.Session) -> None:
+    """Test the tool, every locked release statically, and the default release's engine."""
+    session.install("-e", ".[test]")
+    session.run("pytest", *session.posargs)
+    session.run("overlay-tools", "test-engine", DEFAULT)
+
+
+def test_release(session: nox.Session, version: str) -> None:
+    """Test one release: statically, then its engine (arguments go to that pytest)."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "tests/static", "-k", f"[{version}]")
+    session.run("overlay-tools", "test-engine", version, "--", *session.posargs)
+
+
+for _version in VERSIONS:
+
+    @nox.session(name=f"test-{_version}")
+    def _test_release(session: nox.Session, version: str = _version) -> None:
+        test_release(session, version)
+
+    _test_release.func.__doc__ = f"Test sglang {_version}: statically, then its engine."

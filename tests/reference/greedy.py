@@ -1,0 +1,86 @@
+"""Greedy decoding with a Transformers model: the tokens and logprobs that the engine must give."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from reference.checkpoints import SPECIAL_TOKENS, VOCAB_SIZE
+from reference.llama_logit_shaping import LlamaLogitShaping
+from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3NextForCausalLM
+
+TWINS: dict[str, type[PreTrainedModel]] = {
+    "llama": LlamaForCausalLM,
+    "llama-logit-shaping": LlamaLogitShaping,
+    "qwen3-next": Qwen3NextForCausalLM,
+}
+
+LENGTHS = (1, 2, 3, 5, 8, 17, 31, 32, 63, 64, 65, 100, 130, 199, 256, 300)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """A prompt and its greedy continuation, with natural logarithms of probabilities.
+
+    `prompt_logprobs[i]` is that of `prompt[i + 1]`; `margins[i]` how far the logit of `tokens[i]` is above the next.
+    """
+
+    prompt: list[int]
+    tokens: list[int]
+    logprobs: list[float]
+    prompt_logprobs: list[float]
+    margins: list[float]
+
+    @property
+    def text(self) -> str:
+        """Give the continuation as text."""
+        return decode(self.tokens)
+
+
+def encode(text: str) -> list[int]:
+    """Turn text into tokens, as the checkpoints' tokenizer does for text without special tokens."""
+    return [byte + len(SPECIAL_TOKENS) for byte in text.encode()]
+
+
+def decode(tokens: Sequence[int]) -> str:
+    """Turn tokens of bytes back into text. Raises ValueError on a special token and on what is not UTF-8."""
+    return bytes(token - len(SPECIAL_TOKENS) for token in tokens).decode()
+
+
+def random_prompts() -> list[list[int]]:
+    """Draw one prompt of random bytes for each of LENGTHS. The same on every run."""
+    stream = random.Random(5)
+    return [[stream.randrange(len(SPECIAL_TOKENS), VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
+
+
+def load_twin(name: str, checkpoint: Path) -> PreTrainedModel:
+    """Load the twin of checkpoint kind `name` from a folder, in float32."""
+    return TWINS[name].from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]  # torch has no types here
+def complete(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) -> Completion:
+    """Continue `prompt` greedily by `max_new_tokens` tokens; the end token ends nothing."""
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    margins: list[float] = []
+    output = model(torch.tensor([list(prompt)]), use_cache=True)
+    of_prompt = torch.log_softmax(output.logits[0], dim=-1)
+    for _ in range(max_new_tokens):
+        logits = output.logits[0, -1]
+        first, second = logits.topk(2).values.tolist()
+        token = int(logits.argmax())
+        tokens.append(token)
+        logprobs.append(torch.log_softmax(logits, dim=-1)[token].item())
+        margins.append(first - second)
+        output = model(torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True)
+    return Completion(
+        prompt=list(prompt),
+        tokens=tokens,
+        logprobs=logprobs,
+        prompt_logprobs=[of_prompt[i, token].item() for i, token in enumerate(prompt[1:])],
+        margins=margins,
+    )
