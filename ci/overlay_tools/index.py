@@ -76,20 +76,12 @@ def difference(locked: Release, found: Release) -> list[str]:
 def _published_wheels(version: str) -> list[LockedWheel]:
     found: dict[str, LockedWheel] = {}
     answers = []
+    command = [*uv(), "pip", "compile", "--no-deps", "--universal", "--no-header", "--refresh", "--format=pylock.toml"]
+    command += ["--python", sys.executable]  # or uv looks through every interpreter on the machine
     # A release that requires a newer Python than the oldest of ours resolves only when asked for that newer one.
     for python in PYTHONS:
         done = run(
-            [
-                *uv(),
-                "pip",
-                "compile",
-                "--no-deps",
-                "--universal",
-                "--no-header",
-                "--format=pylock.toml",
-                f"--python-version={python}",
-                "-",
-            ],
+            [*command, f"--python-version={python}", "-"],
             stdin=f"sglang=={version}\n",
             check=False,
         )

@@ -21,6 +21,7 @@ from overlay_tools.process import git
 
 FIELDS = ("Subject", "Why", "Applies", "Forwarded", "Remove-When")
 CONTEXT = 3
+_FILE_HEAD = re.compile(r"diff --git a/(\S+) b/\1\n(?:index .*\n)?--- a/\1\n\+\+\+ b/\1\n")
 _HINT = "README.md, 'Patches', says what a patch must look like."
 
 
@@ -143,16 +144,15 @@ def load_patch(path: Path, hook: str) -> Patch:
     header, diff = text[: found.start()], text[found.start() :]
     first_line = header.count("\n") + 1
     faults, applies = _check_header(path, header)
-    binary = re.search(r"^(GIT binary patch|Binary files )", diff, re.MULTILINE)
-    if binary:
-        line = first_line + diff[: binary.start()].count("\n")
-        raise PatchError(*faults, f"{path}:{line}: a binary diff; a patch changes text only.", hint=_HINT)
-    files = _parse(path, diff, first_line, faults)
+    faults += _check_diff(path, diff, first_line)
+    if faults:
+        raise PatchError(*faults, hint=_HINT)
+    files = _parse(path, diff, first_line)
     for file in files:
-        faults += _check_file(path, file, diff, first_line)
+        faults += _check_file(path, file, first_line)
     if not files:
         faults.append(f"{path}:{first_line}: the diff changes nothing.")
-    if faults or applies is None:
+    if faults:
         raise PatchError(*faults, hint=_HINT)
     return Patch(
         hook=hook,
@@ -199,7 +199,7 @@ def sides(hunk: Hunk) -> tuple[list[str], list[str]]:
     return before, after
 
 
-def _check_header(path: Path, header: str) -> tuple[list[str], SpecifierSet | None]:
+def _check_header(path: Path, header: str) -> tuple[list[str], SpecifierSet]:
     message = HeaderParser().parsestr(header)
     faults = [f"{path}:1: the header has no {name}." for name in FIELDS if not (message[name] or "").strip()]
     for name in message:
@@ -216,10 +216,10 @@ def _check_header(path: Path, header: str) -> tuple[list[str], SpecifierSet | No
     try:
         return faults, SpecifierSet(message["Applies"] or "")
     except InvalidSpecifier as error:
-        return [*faults, f"{path}: Applies: {error}."], None
+        return [*faults, f"{path}: Applies: {error}."], SpecifierSet()
 
 
-def _parse(path: Path, diff: str, first_line: int, faults: list[str]) -> Sequence[PatchedFile]:
+def _parse(path: Path, diff: str, first_line: int) -> Sequence[PatchedFile]:
     # git says on which line a diff is malformed; unidiff says what is in a diff that is not.
     with TemporaryDirectory() as folder:
         checked = git(["apply", "--numstat", "-"], cwd=Path(folder), stdin=diff)
@@ -227,32 +227,37 @@ def _parse(path: Path, diff: str, first_line: int, faults: list[str]) -> Sequenc
         said = checked.stderr.strip().splitlines()[0].removeprefix("error: ")
         line = re.search(r" at (?:line |<stdin>:)(\d+)", said)
         where = f":{first_line + int(line[1]) - 1}" if line else ""
-        raise PatchError(*faults, f"{path}{where}: git cannot read the diff: {said}.", hint=_HINT)
+        raise PatchError(f"{path}{where}: git cannot read the diff: {said}.", hint=_HINT)
     try:
         return list(PatchSet.from_string(diff))
     except UnidiffParseError as error:
-        raise PatchError(*faults, f"{path}: the diff cannot be read: {error}.", hint=_HINT) from None
+        raise PatchError(f"{path}: the diff cannot be read: {error}.", hint=_HINT) from None
 
 
-def _check_file(path: Path, file: PatchedFile, diff: str, first_line: int) -> Iterable[str]:
+def _check_diff(path: Path, diff: str, first_line: int) -> Iterable[str]:
+    """Yield what is wrong with what a diff says that it does to each file, before its first hunk."""
+    for head in re.finditer(r"^diff --git .*\n(?:(?!@@ |diff --git ).*\n?)*", diff, re.MULTILINE):
+        where = f"{path}:{first_line + diff[: head.start()].count(chr(10))}:"
+        if re.search(r"^(?:GIT binary patch|Binary files )", head[0], re.MULTILINE):
+            yield f"{where} a binary diff; a patch changes text only."
+        elif re.search(r"^(?:new file|deleted file|--- /dev/null|\+\+\+ /dev/null)", head[0], re.MULTILINE):
+            yield f"{where} it adds or removes a whole file; files of our own belong in overlay/."
+        elif re.search(r"^(?:old|new) mode ", head[0], re.MULTILINE):
+            yield f"{where} it changes a file's mode; a patch changes lines only."
+        elif not _FILE_HEAD.fullmatch(head[0]):
+            yield f"{where} it renames a file, or does not begin with `diff --git`, `--- a/FILE`, `+++ b/FILE`."
+
+
+def _check_file(path: Path, file: PatchedFile, first_line: int) -> Iterable[str]:
     """Yield what is wrong with what a diff does to one file."""
-    number = next((n for n, text in enumerate(diff.splitlines(), first_line) if text == f"+++ {file.target_file}"), 1)
-    where = f"{path}:{number}:"
-    source, target = str(file.source_file), str(file.target_file)
-    if "/dev/null" in (source, target):
-        yield f"{where} it adds or removes a whole file; files of our own belong in overlay/."
-    elif source.removeprefix("a/") != target.removeprefix("b/") or file.is_rename:
-        yield f"{where} it renames a file; a patch changes lines only."
-    else:
-        parts = PurePosixPath(target_of(file)).parts
-        if parts[0] != "sglang" or ".." in parts or not (source.startswith("a/") and target.startswith("b/")):
-            yield f"{where} {target} is outside sglang/; paths are a/sglang/... and b/sglang/..., as in a wheel."
-    if not len(file) or not file.added + file.removed:
-        yield f"{where} it changes no line of {target}."
+    where = f"{path}:{first_line + file.diff_line_no - 1}:"
+    parts = PurePosixPath(target_of(file)).parts
+    if parts[0] != "sglang" or ".." in parts:
+        yield f"{where} {target_of(file)} is outside sglang/; paths are a/sglang/... and b/sglang/..., as in a wheel."
+    if not file.added + file.removed:
+        yield f"{where} it changes no line of {target_of(file)}."
     if not all(sides(hunk)[0] for hunk in file):
         yield f"{where} a hunk has no context, so that nothing says where it belongs."
-    if re.search(r"^(old|new) mode ", diff, re.MULTILINE):
-        yield f"{where} it changes a file's mode; a patch changes lines only."
 
 
 def _lint_lines(patch: Patch) -> Iterable[str]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3NextForCausalLM
+
 from reference.checkpoints import SPECIAL_TOKENS, VOCAB_SIZE
 from reference.llama_logit_shaping import LlamaLogitShaping
-from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3NextForCausalLM
 
 TWINS: dict[str, type[PreTrainedModel]] = {
     "llama": LlamaForCausalLM,
@@ -61,22 +62,22 @@ def load_twin(name: str, checkpoint: Path) -> PreTrainedModel:
     return TWINS[name].from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]  # torch has no types here
 def complete(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) -> Completion:
     """Continue `prompt` greedily by `max_new_tokens` tokens; the end token ends nothing."""
     tokens: list[int] = []
     logprobs: list[float] = []
     margins: list[float] = []
-    output = model(torch.tensor([list(prompt)]), use_cache=True)
-    of_prompt = torch.log_softmax(output.logits[0], dim=-1)
-    for _ in range(max_new_tokens):
-        logits = output.logits[0, -1]
-        first, second = logits.topk(2).values.tolist()
-        token = int(logits.argmax())
-        tokens.append(token)
-        logprobs.append(torch.log_softmax(logits, dim=-1)[token].item())
-        margins.append(first - second)
-        output = model(torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True)
+    with torch.no_grad():
+        output = model(torch.tensor([list(prompt)]), use_cache=True)
+        of_prompt = torch.log_softmax(output.logits[0], dim=-1)
+        for _ in range(max_new_tokens):
+            logits = output.logits[0, -1]
+            first, second = logits.topk(2).values.tolist()
+            token = int(logits.argmax())
+            tokens.append(token)
+            logprobs.append(torch.log_softmax(logits, dim=-1)[token].item())
+            margins.append(first - second)
+            output = model(torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True)
     return Completion(
         prompt=list(prompt),
         tokens=tokens,

@@ -1,0 +1,69 @@
+"""Run code around the first import of named modules."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from types import CodeType, ModuleType
+
+
+class ImportHook(importlib.abc.MetaPathFinder):
+    """Calls ``edit(name, source) -> source`` before and ``finish(module)`` after a named module's code runs.
+
+    A module imported already only gets ``finish``: at once, or, while its own code is still running, at the first
+    import after that.
+
+    :param names: full names of the modules.
+    """
+
+    def __init__(self, names: Iterable[str], edit: Callable[[str, str], str], finish: Callable[[ModuleType], None]):
+        self._names, self._edit, self._finish = frozenset(names), edit, finish
+        self._searching: set[str] = set()
+        self._running: list[ModuleType] = []
+
+    def install(self) -> None:
+        """Start watching imports."""
+        self._running = [sys.modules[name] for name in sorted(self._names & sys.modules.keys())]
+        self._finish_imported()
+        sys.meta_path.insert(0, self)
+
+    def find_spec(self, fullname: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Find a named module as Python would, but loaded so that the calls are made."""
+        self._finish_imported()
+        if fullname not in self._names or fullname in self._searching:
+            return None
+        self._searching.add(fullname)  # find_spec below comes through here again
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._searching.remove(fullname)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Loader(fullname, spec.loader.path, self._edit, self._finish)
+        return spec
+
+    def _finish_imported(self) -> None:
+        waiting, self._running = self._running, []
+        for module in waiting:
+            if getattr(module.__spec__, "_initializing", False):
+                self._running.append(module)
+            else:
+                self._finish(module)
+
+
+class _Loader(SourceFileLoader):
+    def __init__(self, name: str, path: str, edit: Callable[[str, str], str], finish: Callable[[ModuleType], None]):
+        super().__init__(name, path)
+        self._edit, self._finish = edit, finish
+
+    def get_code(self, fullname: str) -> CodeType:
+        source = self.get_source(fullname)
+        edited = self._edit(fullname, source)
+        # The cached bytecode is that of the file as it is.
+        return super().get_code(fullname) if edited == source else self.source_to_code(edited, self.path)
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        self._finish(module)

@@ -1,0 +1,113 @@
+"""The HTTP server gives the twin's answers too: through its own API and through the openai client."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from reference.greedy import encode
+
+from engine.harness import MAX_NEW_TOKENS, SAMPLING, Model, assert_answers, running_server
+
+QUESTION = "What does the overlay do?"
+# How the checkpoint's chat template writes the question: special tokens 2 and 3 are <|im_start|> and <|im_end|>.
+CHAT_TOKENS = [2, *encode("user\n" + QUESTION), 3, *encode("\n"), 2, *encode("assistant\n")]
+
+
+@pytest.fixture(scope="module")
+def served(make_model: Callable[..., Model], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Model]]:
+    """Run a server of LlamaLogitShaping; give its address and the model."""
+    model = make_model("llama-logit-shaping")
+    log = tmp_path_factory.mktemp("server") / "log"
+    with running_server(model.path, log) as (process, address):
+        deadline = time.monotonic() + 300
+        while not healthy(address):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the server did not come up:\n{log.read_text(errors='replace')[-5000:]}")
+            time.sleep(0.5)
+        yield address, model
+
+
+def healthy(address: str) -> bool:
+    """Ask a server whether it is up."""
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def generate(address: str, **request: object) -> Any:  # noqa: ANN401  # whatever JSON comes back
+    """Ask the native API."""
+    body = json.dumps({"sampling_params": SAMPLING, "return_logprob": True, **request}).encode()
+    post = urllib.request.Request(f"{address}/generate", data=body, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(post, timeout=120) as response:
+        return json.load(response)
+
+
+def client(address: str) -> OpenAI:
+    """Make a client of the OpenAI-compatible API."""
+    return OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120)
+
+
+def test_generate(served: tuple[str, Model]) -> None:
+    address, model = served
+    for _ in range(2):
+        outputs = [generate(address, input_ids=answer.prompt) for answer in model.answers]
+        assert_answers(outputs, model.answers)
+        assert [output["text"] for output in outputs] == [answer.text for answer in model.answers]
+    assert [output["meta_info"]["cached_tokens"] for output in outputs] == [len(x.prompt) - 1 for x in model.answers]
+
+
+def test_generate_batch_with_prompt_logprobs(served: tuple[str, Model]) -> None:
+    address, model = served
+    outputs = generate(address, input_ids=[answer.prompt for answer in model.answers], logprob_start_len=0)
+    assert_answers(outputs, model.answers)
+
+
+def test_openai_completion(served: tuple[str, Model]) -> None:
+    address, model = served
+    prompt = "The quick brown fox"
+    answer = model.ask(encode(prompt))
+    completion = client(address).completions.create(
+        model=str(model.path),
+        prompt=prompt,
+        temperature=0,
+        max_tokens=MAX_NEW_TOKENS,
+        logprobs=1,
+        extra_body={"ignore_eos": True},
+    )
+    [choice] = completion.choices
+    assert choice.text == answer.text
+    assert choice.logprobs is not None
+    assert choice.logprobs.token_logprobs == pytest.approx(answer.logprobs, abs=1e-3, rel=0)
+    assert completion.usage is not None
+    assert completion.usage.prompt_tokens == len(answer.prompt)
+    assert completion.usage.completion_tokens == MAX_NEW_TOKENS
+
+
+def test_openai_streamed_chat(served: tuple[str, Model]) -> None:
+    address, model = served
+    answer = model.ask(CHAT_TOKENS)
+    stream = client(address).chat.completions.create(
+        model=str(model.path),
+        messages=[{"role": "user", "content": QUESTION}],
+        temperature=0,
+        max_tokens=MAX_NEW_TOKENS,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    pieces = [chunk.choices[0].delta.content for chunk in stream if chunk.choices and chunk.choices[0].delta.content]
+    assert "".join(pieces) == answer.text
+    assert len(pieces) > 1  # it did come as a stream
+
+
+def test_models_lists_the_checkpoint(served: tuple[str, Model]) -> None:
+    address, model = served
+    assert [entry.id for entry in client(address).models.list()] == [str(model.path)]

@@ -1,0 +1,84 @@
+"""What `llama_logit_shaping` says to a bad configuration and to a checkpoint that does not fit."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from reference.checkpoints import make_checkpoint
+from safetensors.torch import load_file
+from sglang.srt.models.llama_logit_shaping import checked_weights, checkpoint_shapes, logit_transform
+from transformers import LlamaConfig
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"logit_transform": "hardcap"}, "logit_transform"),
+        ({"logit_transform": None}, "logit_transform"),
+        ({"logit_transform": "softcap"}, "logit_softcap"),
+        ({"logit_transform": "softcap", "logit_softcap": 0}, "logit_softcap"),
+        ({"logit_transform": "softcap", "logit_softcap": -30.0}, "logit_softcap"),
+        ({"logit_transform": "softcap", "logit_softcap": math.inf}, "logit_softcap"),
+        ({"logit_transform": "softcap", "logit_softcap": math.nan}, "logit_softcap"),
+        ({"logit_transform": "softcap", "logit_softcap": "30"}, "logit_softcap"),
+        ({"logit_transform": "softcap", "logit_softcap": True}, "logit_softcap"),
+        ({"logit_transform": "none", "logit_softcap": 30.0}, "logit_softcap"),
+        ({"logit_transform": "sqrt_positive", "logit_softcap": 30.0}, "logit_softcap"),
+        ({"logit_transform": "sqrt_positive", "final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ],
+)
+def test_bad_configuration_names_the_key(keys: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=rf"^config\.json: {named} "):
+        logit_transform(LlamaConfig(**keys))
+
+
+def test_transforms_are_defined_at_extremes() -> None:
+    logits = torch.tensor([-math.inf, -1e30, -4.0, 0.0, 4.0, 1e30, math.inf])
+    capped = logit_transform(LlamaConfig(logit_transform="softcap", logit_softcap=2))(logits.clone())
+    assert capped.tolist() == pytest.approx([-2, -2, -2 * math.tanh(2), 0, 2 * math.tanh(2), 2, 2])
+    rooted = logit_transform(LlamaConfig(logit_transform="sqrt_positive"))(logits.clone())
+    assert rooted.tolist() == pytest.approx([0, 0, 0, 0, 2, 1e15, math.inf])
+    assert logit_transform(LlamaConfig())(logits) is logits
+
+
+@pytest.mark.parametrize("changes", [{}, {"attention_bias": True}, {"tie_word_embeddings": True}, {"head_dim": None}])
+def test_expected_tensors_are_those_of_transformers(changes: dict[str, object]) -> None:
+    from transformers import LlamaForCausalLM
+
+    config = LlamaConfig(
+        **{"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        | changes
+    )
+    state = {name: tuple(tensor.shape) for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+    if config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    assert checkpoint_shapes(config) == state
+
+
+def test_wrong_tensors_are_all_named(tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path)
+    expected = checkpoint_shapes(LlamaConfig.from_pretrained(tmp_path))
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert dict(checked_weights(tensors.items(), expected)) == tensors
+    del tensors["lm_head.weight"]
+    tensors["model.norm.weight"] = torch.zeros(129)
+    tensors["model.norm.bias"] = torch.zeros(128)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(16)
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        list(checked_weights(tensors.items(), expected, ignored=("rotary_emb.",)))
+    assert str(caught.value).splitlines()[1:] == [
+        "  model.norm.weight: its shape is (129,), not (128,)",
+        "  model.norm.bias: not a tensor of this model",
+        "  lm_head.weight: missing",
+    ]
+
+
+def test_part_of_the_weights_may_be_updated() -> None:
+    expected = {"a": (2,), "b": (3,)}
+    assert [name for name, _ in checked_weights([("b", torch.zeros(3))], expected, whole=False)] == ["b"]
+    with pytest.raises(ValueError, match="c: not a tensor of this model"):
+        list(checked_weights([("c", torch.zeros(3))], expected, whole=False))

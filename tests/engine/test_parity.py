@@ -1,0 +1,74 @@
+"""The engine gives the tokens and logprobs of the Transformers twin: the overlay's model, and upstream's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from engine.harness import SAMPLING, Model, assert_answers, running_engine
+
+CASES: dict[str, tuple[str, dict[str, object]]] = {
+    "LlamaLogitShaping, none": ("llama-logit-shaping", {"logit_transform": None, "logit_softcap": None}),
+    "LlamaLogitShaping, softcap": ("llama-logit-shaping", {}),
+    "LlamaLogitShaping, sqrt_positive": (
+        "llama-logit-shaping",
+        {"logit_transform": "sqrt_positive", "logit_softcap": None},
+    ),
+    "Llama": ("llama", {}),
+    "Qwen3-Next": ("qwen3-next", {}),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def served(request: pytest.FixtureRequest, make_model: Callable[..., Model]) -> Iterator[tuple[Any, Model]]:
+    """Run one model after the other, each for all tests of this module."""
+    kind, changes = CASES[request.param]
+    model = make_model(kind, **changes)
+    with running_engine(model.path) as engine:
+        yield engine, model
+
+
+def generate(engine: Any, model: Model, **options: object) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Send all prompts of a model in one batch."""
+    prompts = [answer.prompt for answer in model.answers]
+    return list(engine.generate(input_ids=prompts, sampling_params=SAMPLING, return_logprob=True, **options))
+
+
+def test_one_by_one_then_again_from_the_prefix_cache(served: tuple[Any, Model]) -> None:
+    engine, model = served
+    engine.flush_cache()
+    first, second = (
+        [engine.generate(input_ids=x.prompt, sampling_params=SAMPLING, return_logprob=True) for x in model.answers]
+        for _ in range(2)
+    )
+    assert_answers(first, model.answers)
+    assert_answers(second, model.answers)
+    cached = [output["meta_info"]["cached_tokens"] for output in second]
+    if model.kind == "qwen3-next":  # its state is kept at some lengths only, by rules that differ between releases
+        assert cached[-1] > 0
+    else:
+        assert cached == [len(answer.prompt) - 1 for answer in model.answers]
+
+
+def test_in_one_batch(served: tuple[Any, Model]) -> None:
+    engine, model = served
+    engine.flush_cache()
+    assert_answers(generate(engine, model), model.answers)
+
+
+def test_prompt_logprobs(served: tuple[Any, Model]) -> None:
+    engine, model = served
+    assert_answers(generate(engine, model, logprob_start_len=0), model.answers)
+
+
+def test_prompt_logprobs_from_the_middle(served: tuple[Any, Model]) -> None:
+    engine, model = served
+    answer = model.answers[-1]
+    half = len(answer.prompt) // 2
+    output = engine.generate(
+        input_ids=answer.prompt, sampling_params=SAMPLING, return_logprob=True, logprob_start_len=half
+    )
+    assert len(output["meta_info"]["input_token_logprobs"]) == len(answer.prompt) - half
+    assert_answers([output], [answer], prompt_from=half)

@@ -1,0 +1,188 @@
+"""Miniature real projects: an upstream wheel, a lock, a hook and an overlay, all small enough to read."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shutil
+import textwrap
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from overlay_tools.build import Built, build_sglang
+from overlay_tools.fetch import fetch
+from overlay_tools.lock import Lock, LockedWheel, Release, dump_lock, load_lock, tags_of
+from overlay_tools.patchset import load_series
+from overlay_tools.project import Project, load_project
+from packaging.requirements import Requirement
+
+REPOSITORY = Path(__file__).parents[2]
+TAG = "cp311-cp311-manylinux_2_34_x86_64"
+LOADER = """\
+def other():
+    return 1
+
+
+def get_model(config):
+    name = config.name
+    return name
+
+
+def last():
+    return 3
+"""
+PATCH = """\
+Subject: Let the overlay choose
+Why: because
+Applies: >=1.0,<=1.1
+Forwarded: no: ours alone
+Remove-When: never
+
+diff --git a/sglang/loader.py b/sglang/loader.py
+--- a/sglang/loader.py
++++ b/sglang/loader.py
+@@ -3,5 +3,6 @@ def other():
+{}
+{}
+ def get_model(config):
++    config = choose(config)
+     name = config.name
+     return name
+""".replace("{}", " ")  # lines of context that are empty; an editor would take their blank away
+
+
+def upstream_files(version: str) -> dict[str, bytes]:
+    """Return what a wheel of upstream holds, but for RECORD."""
+    parts = ", ".join(part if part.isdigit() else repr(part) for part in version.split("."))
+    return {
+        "sglang/__init__.py": b"from sglang.version import __version__\n",
+        "sglang/version.py": b"from sglang._version import __version__\n",
+        "sglang/_version.py": (
+            f"__version__ = version = '{version}'\n__version_tuple__ = version_tuple = ({parts})\n"
+        ).encode(),
+        "sglang/loader.py": LOADER.encode(),
+        "sglang/übersetzung.txt": "schön\n".encode(),
+        "sglang/native.so": bytes(range(256)) * 40,
+        f"sglang-{version}.dist-info/METADATA": (
+            f"Metadata-Version: 2.4\nName: sglang\nVersion: {version}\nRequires-Dist: numpy ; extra == 'all'\n"
+            f"Provides-Extra: all\n\nVersion: {version}\n"
+        ).encode(),
+        f"sglang-{version}.dist-info/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {TAG}\n".encode(),
+        f"sglang-{version}.dist-info/entry_points.txt": b"[console_scripts]\nsglang = sglang.loader:last\n",
+        f"sglang-{version}.dist-info/licenses/LICENSE": b"terms\n",
+    }
+
+
+def write_wheel(path: Path, files: Mapping[str, bytes]) -> Path:
+    """Write a wheel as upstream's build does: deflated, with a folder member and an executable."""
+    dist_info = next(name.partition("/")[0] for name in files if ".dist-info/" in name)
+    lines = []
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        folder = zipfile.ZipInfo("sglang/")
+        folder.external_attr = 0o40755 << 16
+        archive.writestr(folder, b"")
+        for name, data in files.items():
+            info = zipfile.ZipInfo(name, (2026, 1, 2, 3, 4, 6))
+            info.external_attr = (0o100755 if name.endswith(".so") else 0o100664) << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, data)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            lines.append(f"{name},sha256={digest},{len(data)}\n")
+        archive.writestr(f"{dist_info}/RECORD", "".join([*lines, f"{dist_info}/RECORD,,\n"]))
+    return path
+
+
+@dataclass
+class Miniature:
+    """A project in a folder of its own, with a cache that already holds its base wheels."""
+
+    root: Path
+    cache: Path
+    releases: dict[str, Release] = field(default_factory=dict)
+
+    @property
+    def project(self) -> Project:
+        return load_project(self.root)
+
+    @property
+    def lock(self) -> Lock:
+        return load_lock(self.root / "upstream.lock")
+
+    @property
+    def patch(self) -> Path:
+        return self.root / "patches" / "choose" / "1.0.patch"
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def lock_release(self, version: str, files: Mapping[str, bytes] | None = None) -> Path:
+        """Make upstream release `version`, put it into the cache and into the lock; return its wheel."""
+        name = f"sglang-{version}-{TAG}.whl"
+        made = write_wheel(self.root / name, files or upstream_files(version))
+        return self.lock_wheel(version, made)
+
+    def lock_wheel(self, version: str, made: Path) -> Path:
+        """Put a wheel that has been made into the cache and the lock, whatever is in it."""
+        data = made.read_bytes()
+        wheel = LockedWheel(
+            name=made.name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), tags=tuple(tags_of(made.name))
+        )
+        cached = self.cache / wheel.sha256 / made.name
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made, cached)
+        self.releases[version] = Release(
+            version=version,
+            requires_python=">=3.10",
+            torch="2.0",
+            transformers="5.0",
+            kernel=Requirement("sglang-kernel==0.4"),
+            wheels=(wheel,),
+        )
+        self.write("upstream.lock", dump_lock(self.releases))
+        return cached
+
+    def build(self, version: str = "1.0") -> Built:
+        """Build one release from what the files of the project say now."""
+        release = self.lock[version]
+        wheel = release.select("3.11", "x86_64")
+        return build_sglang(
+            self.project, release, wheel, fetch(release, wheel, self.cache), load_series(self.root / "patches")
+        )
+
+
+@pytest.fixture
+def mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Miniature:
+    """Return a project in a folder whose name has a space and letters that are not ASCII."""
+    return make_miniature(tmp_path / "mein Überzug", monkeypatch)
+
+
+def make_miniature(root: Path, monkeypatch: pytest.MonkeyPatch) -> Miniature:
+    root.mkdir()
+    mini = Miniature(root=root, cache=root.parent / "cache")
+    monkeypatch.setenv("SGLANG_OVERLAY_CACHE", str(mini.cache))
+    mini.write(
+        "pyproject.toml",
+        textwrap.dedent(
+            """\
+            [tool.sglang-overlay]
+            default = "1.0"
+            revision = 3
+            replaces = []
+            """
+        ),
+    )
+    mini.write("LICENSE", "terms\n")
+    mini.write("NOTICE", "notice\n")
+    mini.write("overlay/sglang/models/ours.py", "OURS = 1\n")
+    mini.write("overlay/sgl_kernel/__init__.py", "KERNEL = 1\n")
+    mini.write("patches/series", "choose\n")
+    mini.write("patches/choose/1.0.patch", PATCH)
+    mini.lock_release("1.0")
+    mini.lock_release("1.1")
+    return mini

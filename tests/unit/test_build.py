@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+from importlib.metadata import PathDistribution
+from pathlib import Path
+
+import pytest
+from overlay_tools import build as build_module
+from overlay_tools.build import build_kernel
+from overlay_tools.errors import BuildError, FetchError, OverlayError, PatchError, WheelError
+from overlay_tools.verify import verify_wheel
+
+from unit.conftest import LOADER, PATCH, TAG, Miniature, make_miniature, upstream_files, write_wheel
+
+NAME = f"sglang-1.0+overlay.3-{TAG}.whl"
+
+
+def dist_of(mini: Miniature) -> list[str]:
+    dist = mini.root / "dist"
+    return sorted(path.name for path in dist.iterdir()) if dist.exists() else []
+
+
+def refused(mini: Miniature, kind: type[OverlayError]) -> str:
+    """Expect the build to fail and to leave in dist/ what was there."""
+    good = mini.root / "dist" / NAME
+    good.parent.mkdir(exist_ok=True)
+    good.write_bytes(b"an earlier, good wheel")
+    with pytest.raises(kind) as caught:
+        mini.build()
+    assert dist_of(mini) == [NAME]
+    assert good.read_bytes() == b"an earlier, good wheel"
+    return str(caught.value)
+
+
+def test_the_wheel_is_upstreams_with_the_hooks_and_the_overlay(mini: Miniature) -> None:
+    built = mini.build()
+    assert built.path == mini.root / "dist" / NAME
+    before = upstream_files("1.0")
+    with zipfile.ZipFile(built.path) as wheel:
+        assert wheel.testzip() is None
+        assert wheel.read("sglang/loader.py").decode() == LOADER.replace(
+            "(config):\n", "(config):\n    config = choose(config)\n"
+        )
+        assert wheel.read("sglang/models/ours.py") == b"OURS = 1\n"
+        for name, data in before.items():
+            if name not in ("sglang/loader.py", "sglang/_version.py") and not name.endswith("METADATA"):
+                assert wheel.read(name.replace("1.0.dist-info", "1.0+overlay.3.dist-info")) == data
+        assert stat.S_IMODE(wheel.getinfo("sglang/native.so").external_attr >> 16) == 0o755
+    assert verify_wheel(built.path).differences == []
+
+
+def test_the_version_is_ours_wherever_the_package_reports_it(mini: Miniature, tmp_path: Path) -> None:
+    with zipfile.ZipFile(mini.build().path) as wheel:
+        wheel.extractall(tmp_path / "site")
+    folder = tmp_path / "site" / "sglang-1.0+overlay.3.dist-info"
+    metadata = PathDistribution(folder).metadata
+    assert metadata["Version"] == "1.0+overlay.3"
+    assert metadata.get_all("Requires-Dist") == ["numpy ; extra == 'all'"]
+    assert metadata.get_payload() == "Version: 1.0\n"
+    told = subprocess.run(
+        [sys.executable, "-c", "import sglang._version as v; print(v.__version__, v.__version_tuple__)"],
+        cwd=tmp_path / "site", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout == "1.0+overlay.3 (1, 0, 'overlay.3')\n"
+
+
+def test_the_manifest_names_the_base_the_patches_and_the_files(mini: Miniature) -> None:
+    with zipfile.ZipFile(mini.build().path) as wheel:
+        manifest = json.loads(wheel.read("sglang-1.0+overlay.3.dist-info/sglang-overlay.json"))
+    assert manifest["base"]["sha256"] == mini.releases["1.0"].wheels[0].sha256
+    (patch,) = manifest["patches"]
+    assert patch["sha256"] == hashlib.sha256(PATCH.encode()).hexdigest()
+    assert (patch["hook"], patch["variant"], patch["added"], patch["removed"]) == ("choose", "1.0.patch", 1, 0)
+    assert manifest["files"]["sglang/models/ours.py"] == ["added", hashlib.sha256(b"OURS = 1\n").hexdigest()]
+    assert {name: entry[0] for name, entry in manifest["files"].items()} == {
+        "sglang/_version.py": "version",
+        "sglang/loader.py": "patched",
+        "sglang/models/ours.py": "added",
+    }
+
+
+def test_the_same_sources_give_the_same_bytes(mini: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = mini.build()
+    content = first.path.read_bytes()
+    os.utime(mini.root / "overlay/sglang/models/ours.py", (1, 1))
+    (mini.root / "overlay/sglang/models/ours.py").chmod(0o600)
+    mini.write("overlay/sglang/models/__pycache__/ours.cpython-311.pyc", "cache")
+    mini.write("overlay/sglang/.hidden", "editor's")
+    assert mini.build().path.read_bytes() == content
+    other = make_miniature(tmp_path / "elsewhere", monkeypatch)
+    assert other.build().path.read_bytes() == content
+    assert hashlib.sha256(content).hexdigest() == first.sha256
+    assert len(content) == first.size
+
+
+def test_no_byte_depends_on_the_zlib_at_hand(mini: Miniature) -> None:
+    base = mini.cache / mini.releases["1.0"].wheels[0].sha256 / mini.releases["1.0"].wheels[0].name
+    with zipfile.ZipFile(mini.build().path) as wheel, zipfile.ZipFile(base) as upstream:
+        old = {(info.CRC, info.compress_size) for info in upstream.infolist()}
+        new = [info for info in wheel.infolist() if (info.CRC, info.compress_size) not in old]
+    assert len(new) >= 6
+    assert {info.compress_type for info in new} == {zipfile.ZIP_STORED}
+
+
+def test_a_file_that_exists_upstream_is_refused_unless_it_is_declared(mini: Miniature) -> None:
+    mini.write("overlay/sglang/version.py", "__version__ = 'ours'\n")
+    assert "overlay/sglang/version.py exists upstream" in refused(mini, BuildError)
+    text = (mini.root / "pyproject.toml").read_text()
+    mini.write("pyproject.toml", text.replace("replaces = []", 'replaces = ["sglang/version.py"]'))
+    with zipfile.ZipFile(mini.build().path) as wheel:
+        assert wheel.read("sglang/version.py") == b"__version__ = 'ours'\n"
+        assert len(wheel.namelist()) == len(set(wheel.namelist()))
+    (mini.root / "overlay/sglang/version.py").unlink()
+    assert "sglang/version.py is declared as a replacement and is not there" in refused(mini, BuildError)
+
+
+def test_a_file_that_collides_with_a_patched_one_is_refused(mini: Miniature) -> None:
+    mini.write("overlay/sglang/loader.py", "x = 1\n")
+    assert "overlay/sglang/loader.py is also changed by a patch" in refused(mini, BuildError)
+
+
+def test_a_syntax_error_in_the_overlay_is_named_with_its_line(mini: Miniature) -> None:
+    mini.write("overlay/sglang/models/ours.py", "x = 1\ndef f(:\n")
+    assert "sglang/models/ours.py:2: " in refused(mini, BuildError)
+
+
+def test_a_patch_that_breaks_the_syntax_is_refused(mini: Miniature) -> None:
+    mini.patch.write_text(PATCH.replace("+    config = choose(config)", "+    config = choose(config"))
+    assert "sglang/loader.py:" in refused(mini, BuildError)
+
+
+def test_a_patch_that_does_not_apply_is_refused(mini: Miniature) -> None:
+    mini.patch.write_text(PATCH.replace(" def get_model", " def get_models"))
+    assert "the lines that the hunk expects are not in sglang/loader.py" in refused(mini, PatchError)
+
+
+def test_a_symbolic_link_or_a_stray_package_in_the_overlay_is_refused(mini: Miniature) -> None:
+    (mini.root / "overlay/sglang/link.py").symlink_to("models/ours.py")
+    assert "link.py is a symbolic link" in refused(mini, BuildError)
+    (mini.root / "overlay/sglang/link.py").unlink()
+    mini.write("overlay/torch/x.py", "")
+    assert "goes into no wheel" in refused(mini, BuildError)
+
+
+def test_a_base_with_another_hash_is_refused_and_kept(mini: Miniature) -> None:
+    wheel = mini.releases["1.0"].wheels[0]
+    cached = mini.cache / wheel.sha256 / wheel.name
+    cached.write_bytes(cached.read_bytes()[:-1] + b"x")
+    found = refused(mini, FetchError)
+    assert f"upstream.lock says {wheel.sha256}" in found
+    assert cached.exists()
+
+
+def test_a_truncated_base_is_refused(mini: Miniature) -> None:
+    wheel = mini.releases["1.0"].wheels[0]
+    cached = mini.cache / wheel.sha256 / wheel.name
+    cached.write_bytes(cached.read_bytes()[:100])
+    assert f"has 100 bytes, upstream.lock says {wheel.size}" in refused(mini, FetchError)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("../evil.py", "outside the folder"), ("sglang/a\\b.py", "outside the folder")]
+)
+def test_a_locked_base_with_an_escaping_member_is_refused(mini: Miniature, name: str, said: str) -> None:
+    mini.lock_release("1.0", {**upstream_files("1.0"), name: b""})
+    assert said in refused(mini, WheelError)
+
+
+def test_a_locked_base_that_is_no_archive_is_refused(mini: Miniature) -> None:
+    made = mini.root / f"sglang-1.0-{TAG}.whl"
+    made.write_bytes(b"not a zip archive")
+    mini.lock_wheel("1.0", made)
+    assert "cannot be read as a wheel" in refused(mini, WheelError)
+
+
+def test_a_base_whose_record_misses_a_file_is_refused(mini: Miniature) -> None:
+    made = write_wheel(mini.root / f"sglang-1.0-{TAG}.whl", upstream_files("1.0"))
+    with zipfile.ZipFile(made, "a") as archive:
+        archive.writestr("sglang/unlisted.py", b"")
+    mini.lock_wheel("1.0", made)
+    assert "does not list sglang/unlisted.py" in refused(mini, BuildError)
+
+
+@pytest.mark.parametrize("file", ["sglang/_version.py", "sglang-1.0.dist-info/METADATA"])
+def test_a_base_that_gives_its_version_otherwise_is_refused(mini: Miniature, file: str) -> None:
+    files = upstream_files("1.0")
+    mini.lock_release("1.0", {**files, file: files[file].replace(b"1.0", b"1.0.1")})
+    assert "version" in refused(mini, BuildError)
+
+
+def test_a_write_that_fails_midway_leaves_what_was_there(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object) -> None:
+        raise OSError(28, "No space left on device", "dist")
+
+    monkeypatch.setattr(build_module.WheelWriter, "finish", full)
+    assert "No space left on device" in refused(mini, BuildError)
+
+
+def test_dist_that_cannot_be_written_is_named(mini: Miniature) -> None:
+    mini.write("dist", "a file where the folder should be")
+    with pytest.raises(BuildError, match="dist"):
+        mini.build()
+    assert (mini.root / "dist").read_text() == "a file where the folder should be"
+
+
+def test_dist_that_is_read_only_is_named(mini: Miniature) -> None:
+    (mini.root / "dist").mkdir()
+    # Root may write anywhere, so the build runs as nobody where the tests run as root.
+    for path in (mini.root, mini.cache, *mini.root.parents):
+        if path.owner() == Path("/proc/self").owner() and path.parts[:2] == ("/", "tmp") and len(path.parts) > 2:
+            path.chmod(path.stat().st_mode | 0o055)
+    (mini.root / "dist").chmod(0o555)
+    uid = os.geteuid()
+    if uid == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(BuildError, match="Permission denied") as caught:
+            mini.build()
+    finally:
+        os.seteuid(uid)
+    assert "Make dist/ writable" in caught.value.hint
+    assert dist_of(mini) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_build_that_is_killed_midway_leaves_what_was_there(mini: Miniature, number: signal.Signals) -> None:
+    good = mini.build()
+    content = good.path.read_bytes()
+    script = (
+        "import sys, time, overlay_tools.wheel as w, overlay_tools.cli as c\n"
+        "def hang(self): print('midway', flush=True); time.sleep(60)\n"
+        "w.WheelWriter.finish = hang\n"
+        "sys.exit(c.main(['build', '1.0', '--python', '3.11', '--platform', 'x86_64']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=mini.root, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while "midway" not in process.stdout.readline():
+        assert process.poll() is None
+    assert any(name.endswith(".part") for name in dist_of(mini))
+    process.send_signal(number)
+    process.wait()
+    process.stdout.close()
+    assert good.path.read_bytes() == content
+    if number == signal.SIGTERM:
+        assert dist_of(mini) == [NAME]
+    mini.build()
+    assert dist_of(mini) == [NAME]
+    assert good.path.read_bytes() == content
+
+
+def test_two_builds_at_once_give_one_good_wheel(mini: Miniature) -> None:
+    content = mini.build().path.read_bytes()
+    words = [sys.executable, "-m", "overlay_tools", "build", "1.0", "--python", "3.11", "--platform", "x86_64"]
+    builds = [subprocess.Popen(words, cwd=mini.root, stdout=subprocess.DEVNULL) for _ in range(4)]
+    deadline = time.monotonic() + 60
+    while any(build.poll() is None for build in builds):
+        assert time.monotonic() < deadline
+        assert (mini.root / "dist" / NAME).read_bytes() == content
+    assert [build.returncode for build in builds] == [0] * 4
+    assert dist_of(mini) == [NAME, "sglang_kernel-0.4+cpu.3-py3-none-any.whl"]
+
+
+def test_it_builds_inside_a_repository_that_ignores_it(mini: Miniature) -> None:
+    outside = mini.build().sha256
+    subprocess.run(["git", "init", "--quiet"], cwd=mini.root.parent, check=True)
+    (mini.root.parent / ".gitignore").write_text("*\n")
+    assert mini.build().sha256 == outside
+
+
+def test_the_kernel_wheel_satisfies_the_pin(mini: Miniature, tmp_path: Path) -> None:
+    built = build_kernel(mini.project, mini.lock["1.0"])
+    assert built.path.name == "sglang_kernel-0.4+cpu.3-py3-none-any.whl"
+    assert verify_wheel(built.path).differences == []
+    with zipfile.ZipFile(built.path) as wheel:
+        wheel.extractall(tmp_path / "site")
+    distribution = PathDistribution(tmp_path / "site" / "sglang_kernel-0.4+cpu.3.dist-info")
+    assert mini.lock["1.0"].kernel.specifier.contains(distribution.version)
+    assert distribution.metadata["Name"] == "sglang-kernel"
+    assert (tmp_path / "site/sgl_kernel/__init__.py").read_text() == "KERNEL = 1\n"
+    assert build_kernel(mini.project, mini.lock["1.0"]).sha256 == built.sha256
+
+
+def test_a_kernel_package_that_is_absent_or_broken_is_refused(mini: Miniature) -> None:
+    mini.write("overlay/sgl_kernel/__init__.py", "def f(:\n")
+    with pytest.raises(BuildError, match=r"sgl_kernel/__init__\.py:1"):
+        build_kernel(mini.project, mini.lock["1.0"])
+    (mini.root / "overlay/sgl_kernel/__init__.py").unlink()
+    with pytest.raises(BuildError, match="holds no file"):
+        build_kernel(mini.project, mini.lock["1.0"])

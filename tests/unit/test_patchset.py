@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from overlay_tools.errors import PatchError
+from overlay_tools.patchset import lint, load_series
+
+from unit.conftest import PATCH, Miniature
+
+
+def faults_of(mini: Miniature) -> str:
+    with pytest.raises(PatchError) as caught:
+        load_series(mini.root / "patches")
+    assert caught.value.hint
+    return str(caught.value)
+
+
+def lint_of(mini: Miniature, versions: tuple[str, ...] = ("1.0", "1.1")) -> str:
+    return "\n".join(lint(load_series(mini.root / "patches"), versions))
+
+
+def test_a_patch_says_what_it_touches(mini: Miniature) -> None:
+    (hook,) = load_series(mini.root / "patches")
+    patch = hook.variant("1.1")
+    assert patch is not None
+    assert (hook.name, patch.added, patch.removed, patch.path) == ("choose", 1, 0, mini.patch)
+    assert lint_of(mini) == ""
+
+
+@pytest.mark.parametrize("field", ["Subject", "Why", "Applies", "Forwarded", "Remove-When"])
+def test_each_header_is_required(mini: Miniature, field: str) -> None:
+    lines = [line for line in PATCH.splitlines(keepends=True) if not line.startswith(field + ":")]
+    mini.patch.write_text("".join(lines))
+    assert f"1.0.patch:1: the header has no {field}" in faults_of(mini)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda text: text.replace("Why:", "Reason:"), "1.0.patch:2: unknown header Reason"),
+        (lambda text: text.replace("Why:", "Subject: again\nWhy:"), "Subject is there twice"),
+        (lambda text: text.replace(">=1.0,<=1.1", "from 1.0"), "Applies: "),
+        (lambda text: text.replace("no: ours alone", "maybe"), "Forwarded must be"),
+        (lambda text: text.replace("\ndiff", "\nsome prose\n\ndiff"), "neither a header nor a diff: 'some prose'"),
+        (lambda text: text[: text.index("diff")], "there is no diff in it"),
+        (lambda text: text.replace("-3,5 +3,6", "-3,5 +3,9"), "1.0.patch:17: git cannot read the diff: corrupt patch"),
+        (lambda text: text.replace("@@ -3,5 +3,6 @@", "@@ nonsense @@"), "1.0.patch:7: it changes no line"),
+        (lambda text: text.replace("sglang/loader", "../loader"), "outside sglang/"),
+        (lambda text: text.replace("sglang/loader", "sglang/../../loader"), "1.0.patch:7: sglang/../../loader.py is"),
+        (lambda text: text.replace("sglang/loader", "numpy/loader"), "outside sglang/"),
+        (lambda text: text.replace("--- a/sglang/loader.py", "--- /dev/null"), "adds or removes a whole file"),
+        (lambda text: text.replace("b/sglang/loader.py", "b/sglang/other.py"), "renames a file"),
+        (lambda text: text.replace("--- a/", "old mode 100644\nnew mode 100755\n--- a/"), "changes a file's mode"),
+        (
+            lambda text: text[: text.index("diff")]
+            + "diff --git a/sglang/native.so b/sglang/native.so\nGIT binary patch\nliteral 1\nIcmZPo000310RR91\n\n",
+            "1.0.patch:7: a binary diff",
+        ),
+    ],
+)  # fmt: skip
+def test_a_malformed_patch_is_refused_with_its_line(mini: Miniature, change: Callable[[str], str], fault: str) -> None:
+    text = change(PATCH)
+    assert text != PATCH
+    mini.patch.write_text(text)
+    assert fault in faults_of(mini)
+
+
+def test_every_fault_is_said_at_once(mini: Miniature) -> None:
+    mini.patch.write_text(PATCH.replace("Why:", "Reason:").replace("no: ours", "ours").replace("--- a/", "--- c/"))
+    found = faults_of(mini)
+    assert "Reason" in found
+    assert "Forwarded" in found
+    assert "does not begin with" in found
+
+
+def test_the_series_and_the_folder_must_agree(mini: Miniature) -> None:
+    mini.write("patches/other/1.0.patch", PATCH)
+    mini.write("patches/choose/notes.txt", "x")
+    mini.write("patches/series", "choose\nabsent\nchoose\n")
+    found = faults_of(mini)
+    assert "other is not a patch of a hook" in found
+    assert "1.0.patch is not a patch of a hook" in found
+    assert "notes.txt is not a patch of a hook" in found
+    assert "series:2" in found
+    assert "absent holds no patch" in found
+    assert "series:3: choose is listed twice" in found
+
+
+def test_two_variants_for_one_release_are_refused(mini: Miniature) -> None:
+    mini.write("patches/choose/1.1.patch", PATCH.replace(">=1.0", ">=1.1"))
+    with pytest.raises(PatchError, match=r"1\.0\.patch and .*1\.1\.patch both apply to sglang 1\.1"):
+        load_series(mini.root / "patches")[0].variant("1.1")
+    assert "both apply" in lint_of(mini)
+
+
+def test_a_release_without_a_variant_is_refused_where_one_is_due(mini: Miniature) -> None:
+    with pytest.raises(PatchError, match=r"choose has no variant for sglang 1\.2"):
+        load_series(mini.root / "patches")[0].variant("1.2")
+    assert "no variant for sglang 1.2" in lint_of(mini, ("1.0", "1.1", "1.2"))
+
+
+def test_a_gap_within_a_hook_is_found(mini: Miniature) -> None:
+    mini.patch.write_text(PATCH.replace(">=1.0,<=1.1", "==1.0"))
+    mini.write("patches/choose/1.2.patch", PATCH.replace(">=1.0,<=1.1", "==1.2"))
+    assert lint_of(mini, ("1.0", "1.1", "1.2")) == "Hook choose has no variant for sglang 1.1."
+
+
+def test_a_hook_can_end(mini: Miniature) -> None:
+    mini.write("patches/series", "choose <1.2  # upstream has it\n")
+    assert load_series(mini.root / "patches")[0].variant("1.2") is None
+    mini.patch.write_text(PATCH.replace("<=1.1", "<=1.2"))
+    with pytest.raises(PatchError, match=r"the hook is due for <1\.2"):
+        load_series(mini.root / "patches")[0].variant("1.2")
+
+
+def test_a_post_release_counts_as_its_release(mini: Miniature) -> None:
+    assert load_series(mini.root / "patches")[0].variant("1.0.post1") is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda text: text.replace("--- a/", "index 1234567..89abcde 100644\n--- a/"), "1.0.patch:8: an index line"),
+        (lambda text: text.replace("(config)\n     name", "(config) \n     name"), "1.0.patch:14: an added line ends"),
+        (lambda text: text.replace("+    config", "+\tconfig"), "an added line holds a tab"),
+        (
+            lambda text: text.replace("-3,5 +3,6", "-3,5 +3,6").replace(
+                "     name = config.name\n", "-    name = config.name\n+    name = config.name\n"
+            ),
+            "1.0.patch:10: the hunk touches 3 lines where 1 would do",
+        ),
+        (
+            lambda text: text.replace("-3,5 +3,6", "-2,6 +2,7").replace("other():\n", "other():\n     return 1\n"),
+            "more than 3 lines of context",
+        ),
+        (lambda text: text.replace(">=1.0,<=1.1", ">=1.1"), "it first applies to 1.1; name it 1.1.patch"),
+        (lambda text: text.replace(">=1.0,<=1.1", ">=7"), "holds for no locked release"),
+    ],
+)  # fmt: skip
+def test_style_is_linted(mini: Miniature, change: Callable[[str], str], fault: str) -> None:
+    text = change(PATCH)
+    assert text != PATCH
+    mini.patch.write_text(text)
+    assert fault in lint_of(mini)
+
+
+def test_an_absent_series_is_named(mini: Miniature) -> None:
+    (mini.root / "patches" / "series").unlink()
+    assert "series: No such file" in faults_of(mini)

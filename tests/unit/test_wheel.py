@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import io
+import stat
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+from overlay_tools.errors import WheelError
+from overlay_tools.wheel import BaseWheel, WheelWriter, parse_record
+
+from unit.conftest import upstream_files, write_wheel
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write_wheel(tmp_path / "base.whl", upstream_files("1.0"))
+
+
+def rewrite(base: Path, names: dict[str, str], added: dict[str, bytes]) -> zipfile.ZipFile:
+    stream = io.BytesIO()
+    writer = WheelWriter(stream)
+    with BaseWheel(base) as wheel:
+        writer.copy(wheel, names)
+    for name, data in added.items():
+        writer.add(name, data)
+    writer.finish()
+    assert writer.size == len(stream.getvalue())
+    return zipfile.ZipFile(stream)
+
+
+def test_what_is_copied_keeps_content_mode_date_and_compressed_bytes(base: Path) -> None:
+    with zipfile.ZipFile(base) as before:
+        kept = [name for name in before.namelist() if name != "sglang/loader.py"]
+        after = rewrite(base, {name: name for name in kept}, {"sglang/new.py": b"new"})
+        assert after.testzip() is None
+        assert after.namelist() == [*kept, "sglang/new.py"]
+        for name in kept:
+            old, new = before.getinfo(name), after.getinfo(name)
+            assert after.read(name) == before.read(name)
+            for field in ("external_attr", "date_time", "compress_type", "compress_size", "CRC", "extra", "flag_bits"):
+                assert getattr(old, field) == getattr(new, field)
+    assert after.read("sglang/new.py") == b"new"
+    assert stat.S_IMODE(after.getinfo("sglang/new.py").external_attr >> 16) == 0o644
+
+
+def test_a_member_can_be_renamed_to_a_longer_and_a_shorter_name(base: Path) -> None:
+    after = rewrite(base, {"sglang/loader.py": "l.py", "sglang/native.so": "sglang/" + "n" * 90 + "ä.so"}, {})
+    assert after.testzip() is None
+    with zipfile.ZipFile(base) as before:
+        assert after.read("l.py") == before.read("sglang/loader.py")
+        assert after.read("sglang/" + "n" * 90 + "ä.so") == before.read("sglang/native.so")
+
+
+def test_members_written_as_a_stream_keep_their_descriptors(tmp_path: Path) -> None:
+    class Unseekable(io.RawIOBase):
+        def __init__(self) -> None:
+            self.parts: list[bytes] = []
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data) -> int:  # type: ignore[no-untyped-def,override]  # noqa: ANN001
+            self.parts.append(bytes(data))
+            return len(data)
+
+    stream = Unseekable()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in upstream_files("1.0").items():
+            archive.writestr(name, data)
+    path = tmp_path / "streamed.whl"
+    path.write_bytes(b"".join(stream.parts))
+    names = [name for name in upstream_files("1.0") if name != "sglang/version.py"]
+    after = rewrite(path, {name: name for name in names}, {})
+    assert after.testzip() is None
+    assert {name: after.read(name) for name in names} == {name: upstream_files("1.0")[name] for name in names}
+
+
+def test_an_archive_has_no_dead_bytes(base: Path) -> None:
+    archive = rewrite(base, {"sglang/loader.py": "sglang/loader.py", "sglang/native.so": "n.so"}, {"sglang/x.py": b"x"})
+    assert archive.fp is not None
+    end = 0
+    for info in archive.infolist():
+        assert info.header_offset == end
+        end += 30 + len(info.filename) + info.compress_size
+    assert archive.start_dir == end
+
+
+def test_a_name_written_twice_is_refused(base: Path) -> None:
+    with pytest.raises(WheelError, match=r"sglang/loader\.py would be there twice"):
+        rewrite(base, {"sglang/loader.py": "sglang/loader.py"}, {"sglang/loader.py": b""})
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.py", "sglang/../../evil.py", "/evil.py", "sglang\\..\\evil.py", "C:evil.py", "sglang/.."]
+)
+def test_a_member_that_escapes_is_refused(tmp_path: Path, name: str) -> None:
+    path = write_wheel(tmp_path / "bad.whl", {**upstream_files("1.0"), name: b"evil"})
+    with pytest.raises(WheelError, match="would be written outside the folder"):
+        BaseWheel(path)
+
+
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = write_wheel(tmp_path / "bad.whl", upstream_files("1.0"))
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("sglang/loader.py", b"other")
+    with pytest.raises(WheelError, match=r"sglang/loader\.py is there twice"):
+        BaseWheel(path)
+
+
+def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+    path = write_wheel(tmp_path / "bad.whl", upstream_files("1.0"))
+    link = zipfile.ZipInfo("sglang/link")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(WheelError, match="sglang/link is a symbolic link"):
+        BaseWheel(path)
+
+
+@pytest.mark.parametrize("keep", [0, 30, 200, -30])
+def test_a_truncated_wheel_is_refused(base: Path, keep: int) -> None:
+    base.write_bytes(base.read_bytes()[:keep])
+    with pytest.raises(WheelError, match="cannot be read as a wheel"):
+        BaseWheel(base)
+
+
+def test_a_damaged_member_is_named(base: Path) -> None:
+    with zipfile.ZipFile(base) as archive:
+        at = archive.getinfo("sglang/loader.py").header_offset + 30 + len("sglang/loader.py") + 5
+    data = bytearray(base.read_bytes())
+    data[at] ^= 0xFF
+    base.write_bytes(data)
+    with BaseWheel(base) as wheel, pytest.raises(WheelError, match=r"sglang/loader\.py is damaged"):
+        wheel.read("sglang/loader.py")
+
+
+def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plain.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("sglang/x.py", b"")
+    with pytest.raises(WheelError, match=r"0 \.dist-info folders"):
+        BaseWheel(path)
+    with pytest.raises(WheelError, match="No such file"):
+        BaseWheel(tmp_path / "absent.whl")
+
+
+@pytest.mark.parametrize("text", ["a,b\n", "a,sha256=x,1\na,sha256=x,1\n"])
+def test_a_malformed_record_is_refused(text: str) -> None:
+    with pytest.raises(WheelError, match="RECORD:"):
+        parse_record(text)
