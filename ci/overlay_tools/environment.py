@@ -33,7 +33,8 @@ def ensure_environment(folder: Path, python: str, wheels: Sequence[Built], extra
         return interpreter
     if not stamp.exists() or stamp.read_text(encoding="utf-8").splitlines()[-1] != python:
         # Without its stamp, an environment is one whose making was cut short.
-        run([*uv(), "venv", "--clear", "--no-project", "--python", python, folder])
+        shutil.rmtree(folder, ignore_errors=True)
+        run([*uv(), "venv", "--no-project", "--python", python, folder])
     stamp.unlink(missing_ok=True)
     command = [*uv(), "pip", "install", "--quiet", "--prerelease=allow", "--python", str(interpreter)]
     command += [f"--reinstall-package={built.path.name.partition('-')[0]}" for built in wheels]

@@ -68,6 +68,8 @@ def load_project(root: Path) -> Project:
         for name, kind in _SETTINGS.items()
         if not isinstance(table.get(name), kind)
     ] + [f"{path}: [tool.sglang-overlay] knows no {name!r}." for name in sorted(table.keys() - _SETTINGS)]
+    if not wrong and table["revision"] < 1:
+        wrong = [f"{path}: [tool.sglang-overlay] revision must be 1 or more."]
     if wrong:
         raise OverlayError(*wrong, hint=f"It takes {', '.join(_SETTINGS)}.")
     return Project(

@@ -6,7 +6,8 @@ These tests run inside an environment where the wheel under test, its kernel whe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 from overlay_tools import cpu_engine
@@ -14,30 +15,22 @@ from overlay_tools import cpu_engine
 os.environ.update(cpu_engine.ENV)  # before anything imports torch or sglang
 
 from reference.checkpoints import make_checkpoint
-from reference.greedy import Completion, complete, load_twin, random_prompts
+from reference.greedy import answers
 
-from engine.harness import MAX_NEW_TOKENS, Model
+from engine.harness import CASES, MAX_NEW_TOKENS, PROMPTS, Model
 
 
 @pytest.fixture(scope="session")
-def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
-    """Make a model from its kind and changes to its config.json; the same model for the same ones."""
-    made: dict[str, Model] = {}
-
-    def make(kind: str, **changes: object) -> Model:
-        key = f"{kind} {changes}"
-        if key not in made:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    """Make the checkpoint of each of CASES and ask its twin."""
+    made = {}
+    # A process of their own: sglang and its kernels change torch and transformers for all that is loaded after them.
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        for name, (kind, changes) in CASES.items():
             path = tmp_path_factory.mktemp(kind)
             make_checkpoint(kind, path, changes)
-            twin = load_twin(kind, path)
-
-            def ask(prompt: Sequence[int]) -> Completion:
-                answer = complete(twin, prompt, MAX_NEW_TOKENS)
-                # A step that is nearly a tie in the twin would prove nothing about the engine.
-                assert min(answer.margins) > 2e-3
-                return answer
-
-            made[key] = Model(kind=kind, path=path, answers=[ask(prompt) for prompt in random_prompts()], ask=ask)
-        return made[key]
-
-    return make
+            model = Model(path=path, answers=pool.submit(answers, kind, path, PROMPTS, MAX_NEW_TOKENS).result())
+            # A step that is nearly a tie in the twin would prove nothing about the engine.
+            assert min(margin for answer in model.answers for margin in answer.margins) > 2e-3
+            made[name] = model
+    return made

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +15,40 @@ from typing import Any
 
 import pytest
 from overlay_tools import cpu_engine
-from reference.greedy import Completion
+from reference.greedy import Completion, encode, random_prompts
 
 MAX_NEW_TOKENS = 24
 SAMPLING = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": True}
 
 
+CASES: dict[str, tuple[str, dict[str, object]]] = {  # a name: the kind of checkpoint, changes to its config.json
+    "LlamaLogitShaping, none": ("llama-logit-shaping", {"logit_transform": None, "logit_softcap": None}),
+    "LlamaLogitShaping, softcap": ("llama-logit-shaping", {}),
+    "LlamaLogitShaping, sqrt_positive": (
+        "llama-logit-shaping",
+        {"logit_transform": "sqrt_positive", "logit_softcap": None},
+    ),
+    "Llama": ("llama", {}),
+    "Qwen3-Next": ("qwen3-next", {}),
+}
+
+TEXT = "The quick brown fox jumps over"
+QUESTION = "What does the overlay do?"
+# As the checkpoints' chat template writes the question: the tokens 2 and 3 are <|im_start|> and <|im_end|>.
+CHAT = [2, *encode("user\n" + QUESTION), 3, *encode("\n"), 2, *encode("assistant\n")]
+PROMPTS = [*random_prompts(), encode(TEXT), CHAT]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """A checkpoint, its twin, and the twin's greedy answers to 16 random prompts of 1 to 300 tokens."""
+    """A checkpoint and its twin's greedy answers to PROMPTS."""
 
-    kind: str
     path: Path
     answers: list[Completion]
-    ask: Callable[[Sequence[int]], Completion]
+
+    def answer_to(self, prompt: list[int]) -> Completion:
+        """Find the answer to one of PROMPTS."""
+        return self.answers[PROMPTS.index(prompt)]
 
 
 @contextmanager

@@ -6,24 +6,20 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from openai import OpenAI
 from reference.greedy import encode
 
-from engine.harness import MAX_NEW_TOKENS, SAMPLING, Model, assert_answers, running_server
-
-QUESTION = "What does the overlay do?"
-# How the checkpoint's chat template writes the question: special tokens 2 and 3 are <|im_start|> and <|im_end|>.
-CHAT_TOKENS = [2, *encode("user\n" + QUESTION), 3, *encode("\n"), 2, *encode("assistant\n")]
+from engine.harness import CHAT, MAX_NEW_TOKENS, QUESTION, SAMPLING, TEXT, Model, assert_answers, running_server
 
 
 @pytest.fixture(scope="module")
-def served(make_model: Callable[..., Model], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Model]]:
+def served(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Model]]:
     """Run a server of LlamaLogitShaping; give its address and the model."""
-    model = make_model("llama-logit-shaping")
+    model = models["LlamaLogitShaping, softcap"]
     log = tmp_path_factory.mktemp("server") / "log"
     with running_server(model.path, log) as (process, address):
         deadline = time.monotonic() + 300
@@ -73,11 +69,10 @@ def test_generate_batch_with_prompt_logprobs(served: tuple[str, Model]) -> None:
 
 def test_openai_completion(served: tuple[str, Model]) -> None:
     address, model = served
-    prompt = "The quick brown fox"
-    answer = model.ask(encode(prompt))
+    answer = model.answer_to(encode(TEXT))
     completion = client(address).completions.create(
         model=str(model.path),
-        prompt=prompt,
+        prompt=TEXT,
         temperature=0,
         max_tokens=MAX_NEW_TOKENS,
         logprobs=1,
@@ -94,7 +89,7 @@ def test_openai_completion(served: tuple[str, Model]) -> None:
 
 def test_openai_streamed_chat(served: tuple[str, Model]) -> None:
     address, model = served
-    answer = model.ask(CHAT_TOKENS)
+    answer = model.answer_to(CHAT)
     stream = client(address).chat.completions.create(
         model=str(model.path),
         messages=[{"role": "user", "content": QUESTION}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def test_model_that_cannot_be_imported(tmp_path: Path) -> None:
     make_checkpoint("llama-logit-shaping", tmp_path / "model")
     # Every process of the server imports this module first of all.
     (tmp_path / "sitecustomize.py").write_text(BREAK_IMPORT, encoding="utf-8")
-    output = refusal(tmp_path / "model", tmp_path / "log", PYTHONPATH=str(tmp_path))
+    search = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    output = refusal(tmp_path / "model", tmp_path / "log", PYTHONPATH=search)
     assert "OverlayError: LlamaLogitShapingForCausalLM: cannot import" in output
     assert "no such thing as a broken dependency" in output
 

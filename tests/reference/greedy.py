@@ -57,9 +57,10 @@ def random_prompts() -> list[list[int]]:
     return [[stream.randrange(len(SPECIAL_TOKENS), VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
 
 
-def load_twin(name: str, checkpoint: Path) -> PreTrainedModel:
-    """Load the twin of checkpoint kind `name` from a folder, in float32."""
-    return TWINS[name].from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+def answers(kind: str, checkpoint: Path, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Completion]:
+    """Load the twin of a checkpoint of `kind` (a key of TWINS) from its folder, in float32; continue each prompt."""
+    model = TWINS[kind].from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    return [complete(model, prompt, max_new_tokens) for prompt in prompts]
 
 
 def complete(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) -> Completion:

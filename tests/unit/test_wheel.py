@@ -61,7 +61,7 @@ def test_members_written_as_a_stream_keep_their_descriptors(tmp_path: Path) -> N
         def writable(self) -> bool:
             return True
 
-        def write(self, data) -> int:  # type: ignore[no-untyped-def,override]  # noqa: ANN001
+        def write(self, data) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001
             self.parts.append(bytes(data))
             return len(data)
 

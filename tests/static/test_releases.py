@@ -1,0 +1,66 @@
+"""Every locked release, without an engine: the hooks apply, the wheel builds, and it is what its manifest says."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from overlay_tools.build import build_sglang
+from overlay_tools.errors import LockError
+from overlay_tools.fetch import fetch
+from overlay_tools.lock import load_lock
+from overlay_tools.patchset import lint, load_series
+from overlay_tools.project import Project, cache_dir, load_project
+from overlay_tools.verify import verify_wheel
+
+ROOT = Path(__file__).parents[2]
+LOCK = load_lock(ROOT / "upstream.lock")
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Return the real project, with a dist/ of the test's own."""
+    for name in ("overlay", "patches", "NOTICE", "LICENSE", "pyproject.toml", "upstream.lock"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return load_project(tmp_path)
+
+
+def test_the_patches_have_no_fault() -> None:
+    assert lint(load_series(ROOT / "patches"), list(LOCK)) == []
+
+
+@pytest.mark.parametrize("version", LOCK)
+def test_the_wheel_is_upstreams_and_six_lines(project: Project, version: str) -> None:
+    release = LOCK[version]
+    try:
+        wheel = release.select(PYTHON, platform.machine())
+    except LockError:
+        # A release for newer Pythons than this one: its sources are the same in every wheel.
+        wheel = release.wheels[0]
+    base = fetch(release, wheel, cache_dir())
+    built = build_sglang(project, release, wheel, base, load_series(ROOT / "patches"))
+    assert (sum(patch.added for patch in built.patches), sum(patch.removed for patch in built.patches)) == (6, 0)
+    assert verify_wheel(built.path).differences == []
+    with zipfile.ZipFile(base) as before, zipfile.ZipFile(built.path) as after:
+        old = {info.filename: info.CRC for info in before.infolist() if ".dist-info/" not in info.filename}
+        new = {info.filename: info.CRC for info in after.infolist() if ".dist-info/" not in info.filename}
+        assert new.keys() - old.keys() == set(built.added)
+        assert old.keys() <= new.keys()
+        assert {name for name in old if old[name] != new[name]} == {
+            "sglang/_version.py",
+            "sglang/srt/configs/model_config.py",
+            "sglang/srt/model_loader/utils.py",
+        }
+        for name in ("entry_points.txt", "WHEEL", "top_level.txt"):
+            assert _dist_info(before, version, name) == _dist_info(after, f"{version}+overlay.{project.revision}", name)
+        assert _dist_info(before, version, "METADATA").replace(
+            f"\nVersion: {version}\n", f"\nVersion: {version}+overlay.{project.revision}\n", 1
+        ) == _dist_info(after, f"{version}+overlay.{project.revision}", "METADATA")
+
+
+def _dist_info(wheel: zipfile.ZipFile, version: str, name: str) -> str:
+    return wheel.read(f"sglang-{version}.dist-info/{name}").decode("utf-8")
