@@ -27,7 +27,7 @@ from overlay_tools.server import Server
 from overlay_tools.verify import verify_environment, verify_wheel
 
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-_TEST_EXTRAS = ("pytest>=8",)
+_TEST_EXTRAS = ("pip", "pytest>=8", "uv")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,16 +132,19 @@ def test_command(project: Project, arguments: argparse.Namespace) -> int:
     """Run the engine tests of one release in its environment."""
     python, _ = engine(project, arguments.version, arguments.python)
     os.environ.update(cpu_engine.ENV)
-    words = [str(python), "-m", "pytest", "-W", "default", *(arguments.pytest or ["tests/engine"])]
+    where = [] if any(word.startswith("tests/") for word in arguments.pytest) else ["tests/engine"]
+    words = [str(python), "-m", "pytest", "-W", "default", *where, *arguments.pytest]
     return os.spawnv(os.P_WAIT, words[0], words)
 
 
 def bench_command(project: Project, arguments: argparse.Namespace) -> None:
-    """Time the build of the default release."""
-    release = get_release(load_lock(project.lock), project.default, project.lock)
-    wheel = release.select(THIS_PYTHON, platform.machine())
-    base = fetch(release, wheel, cache_dir())
-    bench_build(Case(project=project, release=release, wheel=wheel, base=base, hooks=load_series(project.patches)))
+    """Time the build of the default release, and of all."""
+    hooks, cases = load_series(project.patches), {}
+    for version, release in load_lock(project.lock).items():
+        wheel = release.select(THIS_PYTHON, platform.machine())
+        base = fetch(release, wheel, cache_dir())
+        cases[version] = Case(project=project, release=release, wheel=wheel, base=base, hooks=hooks)
+    bench_build(cases[project.default], list(cases.values()))
 
 
 def build_release(project: Project, release: Release, hooks: Sequence[Hook], python: str, target: str) -> list[Built]:

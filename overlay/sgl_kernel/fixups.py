@@ -287,7 +287,7 @@ FIXUPS: tuple[Fixup, ...] = (
     _replace(">=0.5.14,<0.5.16", _OLD_SCATTER, "fused_conv_window_scatter_with_mask", _STATES,
              _with(state_pool.scatter_with_mask)),
     _replace(">=0.5.16", _SCATTER, "fused_conv_window_scatter_with_mask", _STATES, _with(state_pool.scatter_with_mask)),
-    _replace(">=0.5.17", _SCATTER, "_conv_multi_eligible", f"for bfloat16, {_STATES} of several layers at once",
+    _replace(">=0.5.18", _SCATTER, "_conv_multi_eligible", f"for bfloat16, {_STATES} of several layers at once",
              _with(lambda pairs: False)),
     _replace("<0.5.10", _HYBRID, "HybridLinearAttnBackend.init_forward_metadata",
              "prepares linear attention for the draft, which has none, and fails", _full_attention_only),

@@ -8,13 +8,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from overlay_tools.build import build_sglang
+from overlay_tools.build import build_kernel, build_sglang
 from overlay_tools.errors import LockError
 from overlay_tools.fetch import fetch
 from overlay_tools.lock import load_lock
 from overlay_tools.patchset import lint, load_series
 from overlay_tools.project import Project, cache_dir, load_project
 from overlay_tools.verify import verify_wheel
+from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).parents[2]
 LOCK = load_lock(ROOT / "upstream.lock")
@@ -60,6 +61,15 @@ def test_the_wheel_is_upstreams_and_six_lines(project: Project, version: str) ->
         assert _dist_info(before, version, "METADATA").replace(
             f"\nVersion: {version}\n", f"\nVersion: {version}+overlay.{project.revision}\n", 1
         ) == _dist_info(after, f"{version}+overlay.{project.revision}", "METADATA")
+
+
+@pytest.mark.parametrize("version", LOCK)
+def test_the_kernel_wheel_satisfies_the_pin(project: Project, version: str) -> None:
+    built = build_kernel(project, LOCK[version])
+    name, found, _, _ = parse_wheel_filename(built.path.name)
+    assert name == LOCK[version].kernel.name
+    assert LOCK[version].kernel.specifier.contains(found)
+    assert verify_wheel(built.path).differences == []
 
 
 def _dist_info(wheel: zipfile.ZipFile, version: str, name: str) -> str:
