@@ -16,8 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from overlay_tools import report
-from overlay_tools.build import build_sglang
+from overlay_tools.build import Built, build_sglang
 from overlay_tools.errors import OverlayError
+from overlay_tools.fetch import check
 from overlay_tools.lock import LockedWheel, Release
 from overlay_tools.patchset import Hook
 from overlay_tools.process import git, run
@@ -49,11 +50,11 @@ def bench_build(case: Case, every: Sequence[Case]) -> None:
     with TemporaryDirectory() as folder:
         scratch = Path(folder)
         ways: dict[str, Callable[[], object]] = {
-            "build": lambda: build_sglang(case.project, case.release, case.wheel, case.base, case.hooks),
+            "build": lambda: _build(case),
             "wheel unpack, git apply, wheel pack": lambda: _unpack_and_pack(case, scratch),
             "sha256 of the base, copy of the result": lambda: _least(case.base, result, scratch),
         }
-        result = build_sglang(case.project, case.release, case.wheel, case.base, case.hooks).path
+        result = _build(case).path
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(_ROUNDS):
             for name, way in ways.items():
@@ -75,7 +76,7 @@ def bench_build(case: Case, every: Sequence[Case]) -> None:
         ("same files as packing gives", "yes" if same else "no"),
     ]
     started = time.perf_counter()
-    builts = [build_sglang(one.project, one.release, one.wheel, one.base, one.hooks) for one in every]
+    builts = [_build(one) for one in every]
     whole = time.perf_counter() - started
     lines = {
         (sum(patch.added for patch in built.patches), sum(patch.removed for patch in built.patches)) for built in builts
@@ -87,6 +88,11 @@ def bench_build(case: Case, every: Sequence[Case]) -> None:
     report.table(f"sglang {case.release.version}, median of {_ROUNDS} alternating rounds", rows)
     if not (same and packing / ours >= _FASTER and ours / least <= _SLOWER and memory < _MEMORY and whole < _ALL):
         raise OverlayError("A figure is not what the project promises.", hint="Run it again on an idle machine.")
+
+
+def _build(case: Case) -> Built:
+    check(case.base, case.wheel)
+    return build_sglang(case.project, case.release, case.wheel, case.base, case.hooks)
 
 
 def _unpack_and_pack(case: Case, scratch: Path) -> None:

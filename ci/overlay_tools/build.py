@@ -19,7 +19,6 @@ from packaging.utils import canonicalize_name
 
 from overlay_tools.apply import apply_series
 from overlay_tools.errors import BuildError
-from overlay_tools.fetch import check
 from overlay_tools.lock import LockedWheel, Release
 from overlay_tools.manifest import MANIFEST, Manifest, describe_base, describe_patches, tree_hash
 from overlay_tools.patchset import Hook, Patch
@@ -64,11 +63,11 @@ def build_sglang(
 ) -> Built:
     """Build the drop-in wheel of one release.
 
-    Parameters: `wheel`, which of the release's wheels is the base; `base_path`, where it is; `hooks`, the series.
+    Parameters: `wheel`, which of the release's wheels is the base; `base_path`, where it is,
+    checked against the lock; `hooks`, the series.
     Raises OverlayError of the kind that fits, before anything in dist/ has changed.
     """
     started = time.perf_counter()
-    check(base_path, wheel)
     version = f"{release.version}+overlay.{project.revision}"
     patches = [patch for hook in hooks if (patch := hook.variant(release.version))]
     added = collect(project.overlay, "sglang")

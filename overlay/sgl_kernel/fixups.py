@@ -157,17 +157,6 @@ def _extend_cache_locs(
     return out
 
 
-def _full_attention_only(init_forward_metadata: Callable) -> Callable:
-    @functools.wraps(init_forward_metadata)
-    def call(self, forward_batch):
-        if forward_batch.forward_mode.name == "DRAFT_EXTEND_V2":
-            self.full_attn_backend.init_forward_metadata(forward_batch)
-        else:
-            init_forward_metadata(self, forward_batch)
-
-    return call
-
-
 def _apply_vocab_mask(*args: Any, logits: torch.Tensor | None = None, vocab_mask: torch.Tensor | None = None) -> None:
     """Serve as the method (self, logits, vocab_mask) and as the static method (logits, vocab_mask)."""
     import xgrammar
@@ -222,6 +211,8 @@ FIXUPS: tuple[Fixup, ...] = (
           "(_is_cpu and _is_cpu_amx_available)", "_is_cpu"),
     _edit("<0.5.8", "sglang.srt.layers.layernorm", "RMSNorm", "without AMX, RMSNorm is imported from vllm",
           "(_is_cpu and _is_cpu_amx_available)", "_is_cpu"),
+    _edit("<0.5.8", "sglang.srt.layers.rotary_embedding", "RotaryEmbedding", "without AMX, imports a kernel from vllm",
+          "not (_is_cpu and _is_cpu_amx_available)", "not _is_cpu"),
     _edit(">=0.5.9,<0.5.10", _HYBRID, "cpu_has_amx_support", "asserts AMX when imported",
           "cpu_has_amx_support()", "True"),
     # Server arguments.
@@ -289,8 +280,6 @@ FIXUPS: tuple[Fixup, ...] = (
     _replace(">=0.5.16", _SCATTER, "fused_conv_window_scatter_with_mask", _STATES, _with(state_pool.scatter_with_mask)),
     _replace(">=0.5.18", _SCATTER, "_conv_multi_eligible", f"for bfloat16, {_STATES} of several layers at once",
              _with(lambda pairs: False)),
-    _replace("<0.5.10", _HYBRID, "HybridLinearAttnBackend.init_forward_metadata",
-             "prepares linear attention for the draft, which has none, and fails", _full_attention_only),
     _replace("", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend.forward_extend",
              "takes drafts to verify for an extend without prefix", native_draft.describe_speculative_extend),
     _replace("", f"{_SPEC}.draft_utils", "DraftBackendFactory._create_backend", "does not know torch_native",
@@ -301,6 +290,9 @@ FIXUPS: tuple[Fixup, ...] = (
         _replace(releases, module, symbol, _NO_CPU, _kernel(function))
         for releases, module, symbol, function in (
             ("<0.5.13", f"{_SPEC}.spec_utils", "assign_req_to_token_pool", speculative.assign_req_to_token_pool_cpu),
+            ("<0.5.13", f"{_SPEC}.spec_utils", "assign_draft_cache_locs", speculative.assign_draft_cache_locs_cpu),
+            ("<0.5.13", f"{_SPEC}.spec_utils", "create_extend_after_decode_spec_info",
+             speculative.create_extend_after_decode_spec_info_cpu),
             ("<0.5.13", f"{_SPEC}.eagle_info_v2", "assign_draft_cache_locs_page_size_1",
              speculative.assign_draft_cache_locs_contiguous_cpu),
             ("<0.5.13", f"{_SPEC}.eagle_info_v2", "assign_extend_cache_locs", speculative.assign_extend_cache_locs_cpu),

@@ -75,6 +75,59 @@ def assign_draft_cache_locs_contiguous_cpu(
     assign_extend_cache_locs_cpu(req_pool_indices, req_to_token, seq_lens, after, out_cache_loc, pool_len)
 
 
+def assign_draft_cache_locs_cpu(
+    req_pool_indices: torch.Tensor,
+    req_to_token: torch.Tensor,
+    seq_lens: torch.Tensor,
+    extend_lens: torch.Tensor | None,
+    num_new_pages_per_topk: torch.Tensor | None,
+    out_cache_loc: torch.Tensor,
+    source_cache_loc: torch.Tensor | None,
+    target_cache_loc: torch.Tensor | None,
+    last_page_lens_cumsum: torch.Tensor | None,
+    duplicate_cache_len: int,
+    pool_len: int,
+    topk: int,
+    speculative_num_steps: int,
+    page_size: int,
+    bs_upper: int,
+    iter_upper: int,
+) -> None:
+    """Record the slots of the drafts to come, ``topk * speculative_num_steps`` after each sequence's end.
+
+    :param seq_lens: [N].
+    :param out_cache_loc: [N * topk * speculative_num_steps].
+    :raises NotImplementedError: if pages are shared between branches; only then do the other parameters matter.
+    """
+    if page_size > 1 and topk > 1:
+        raise NotImplementedError(
+            f"sgl_kernel.assign_draft_cache_locs_cpu: {page_size=} with {topk=} has no CPU implementation"
+        )
+    after = seq_lens + topk * speculative_num_steps
+    assign_req_to_token_pool_cpu(req_pool_indices, req_to_token, seq_lens, after, out_cache_loc, pool_len)
+
+
+def create_extend_after_decode_spec_info_cpu(
+    verified_id: torch.Tensor,
+    seq_lens: torch.Tensor,
+    accept_lens: torch.Tensor,
+    positions: torch.Tensor,
+    new_verified_id: torch.Tensor,
+    bs_upper: int,
+) -> None:
+    """Describe the accepted tokens as an extend: their positions, and the last one of each request.
+
+    :param verified_id: [sum(accept_lens)] tokens, request after request.
+    :param seq_lens: [N] lengths that include the accepted tokens.
+    :param accept_lens: [N], at least 1.
+    :param positions: [sum(accept_lens)], written: seq_lens - accept_lens .. seq_lens - 1.
+    :param new_verified_id: [N], written.
+    """
+    rows, columns = _ragged(torch.arange(seq_lens.shape[0]), seq_lens - accept_lens, seq_lens)
+    positions[: rows.shape[0]] = columns.to(positions.dtype)
+    new_verified_id.copy_(verified_id[accept_lens.long().cumsum(0) - 1])
+
+
 def fill_bonus_tokens_cpu(
     accept_tokens: torch.Tensor, accept_lens: torch.Tensor, bonus_tokens: torch.Tensor, accept_stride: int
 ) -> None:

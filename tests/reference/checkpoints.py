@@ -58,15 +58,15 @@ _LLAMA = _COMMON | {
 _QWEN3_NEXT = _COMMON | {
     "architectures": ["Qwen3NextForCausalLM"],
     "model_type": "qwen3_next",
-    "num_hidden_layers": 8,
-    "full_attention_interval": 4,  # layers 3 and 7 have attention, the others a gated delta net
+    "num_hidden_layers": 6,
+    "full_attention_interval": 3,  # layers 2 and 5 have attention, the others a gated delta net
     "partial_rotary_factor": 0.25,
     "linear_conv_kernel_dim": 4,
     "linear_num_key_heads": 2,
     "linear_key_head_dim": 32,
     "linear_num_value_heads": 4,
     "linear_value_head_dim": 32,
-    "num_experts": 8,
+    "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 64,
     "shared_expert_intermediate_size": 64,
@@ -148,7 +148,7 @@ def tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 # Chosen so that no greedy step of the tests is nearly a tie: the rounding of another release must not turn it.
-_SEEDS = {"llama": 12, "qwen3_next": 9}
+_SEEDS = {"llama": 12, "qwen3_next": 36}
 
 
 class _Draw:

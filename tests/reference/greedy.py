@@ -26,7 +26,11 @@ LENGTHS = (1, 2, 3, 5, 8, 17, 31, 32, 63, 64, 65, 100, 130, 199, 256, 300)
 class Completion:
     """A prompt and its greedy continuation, with natural logarithms of probabilities.
 
-    `prompt_logprobs[i]` is that of `prompt[i + 1]`; `margins[i]` how far the logit of `tokens[i]` is above the next.
+    - `prompt_logprobs[i]` is that of `prompt[i + 1]`.
+    - `margins[i]` is how far the logit of `tokens[i]` is above the next one's.
+    - `spread` is the largest difference between `logprobs`, taken token by token, and those of one pass over them all.
+
+    A small margin is nearly a tie between tokens. A large spread comes from a tie inside the model, between experts.
     """
 
     prompt: list[int]
@@ -34,6 +38,7 @@ class Completion:
     logprobs: list[float]
     prompt_logprobs: list[float]
     margins: list[float]
+    spread: float
 
     @property
     def text(self) -> str:
@@ -79,10 +84,12 @@ def complete(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int)
             logprobs.append(torch.log_softmax(logits, dim=-1)[token].item())
             margins.append(first - second)
             output = model(torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True)
+        at_once = torch.log_softmax(model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 :], dim=-1)
     return Completion(
         prompt=list(prompt),
         tokens=tokens,
         logprobs=logprobs,
         prompt_logprobs=[of_prompt[i, token].item() for i, token in enumerate(prompt[1:])],
         margins=margins,
+        spread=max(abs(logprob - at_once[i, tokens[i]].item()) for i, logprob in enumerate(logprobs)),
     )

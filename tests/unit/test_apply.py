@@ -93,17 +93,18 @@ def test_nothing_is_returned_when_a_later_hook_fails(mini: Miniature) -> None:
     assert "has no sglang/absent.py" in str(refused(mini, LOADER))
 
 
-@pytest.mark.parametrize("variable", [None, "GIT_DIR"])
+@pytest.mark.parametrize("in_a_hook", [False, True])
 def test_it_applies_inside_a_repository_that_ignores_the_folder(
-    mini: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
+    mini: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_a_hook: bool
 ) -> None:
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     ignored = tmp_path / "ignored"
     ignored.mkdir()
     (tmp_path / ".gitignore").write_text("ignored/\n")
     monkeypatch.setattr("tempfile.tempdir", str(ignored))
-    if variable:
-        monkeypatch.setenv(variable, str(tmp_path / ".git"))
+    if in_a_hook:  # git tells its hooks where the repository is
+        monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+        monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
     assert apply(mini, LOADER) == PATCHED
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import email
+import fcntl
 import hashlib
 import json
 import os
@@ -267,6 +268,23 @@ def test_two_builds_at_once_give_one_good_wheel(mini: Miniature) -> None:
         assert (mini.root / "dist" / NAME).read_bytes() == content
     assert [build.returncode for build in builds] == [0] * 4
     assert dist_of(mini) == [NAME, "sglang_kernel-0.4+cpu.3-py3-none-any.whl"]
+
+
+def test_a_build_waits_for_one_that_is_writing(mini: Miniature) -> None:
+    content = mini.build().path.read_bytes()
+    part = mini.root / "dist" / ".sglang.part"
+    part.write_bytes(b"of the build that is writing")
+    words = [sys.executable, "-m", "overlay_tools", "build", "1.0", "--python", "3.11", "--platform", "x86_64"]
+    writing = os.open(mini.root / "dist", os.O_RDONLY)
+    fcntl.flock(writing, fcntl.LOCK_EX)
+    second = subprocess.Popen(words, cwd=mini.root, stdout=subprocess.DEVNULL)
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(2)
+    assert part.exists()
+    os.close(writing)
+    assert second.wait(30) == 0
+    assert not part.exists()
+    assert (mini.root / "dist" / NAME).read_bytes() == content
 
 
 def test_it_builds_inside_a_repository_that_ignores_it(mini: Miniature) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_a_platform_or_a_python_that_a_release_lacks_says_what_there_is() -> Non
     with pytest.raises(LockError, match="on riscv64") as caught:
         release.select("3.12", "riscv64")
     assert "cp312-cp312-manylinux_2_34_aarch64" in caught.value.hint
+
+
+def test_a_wheel_for_any_python_is_not_taken_for_one_that_the_release_excludes() -> None:
+    release = load_lock(REPOSITORY / "upstream.lock")["0.5.7"]
+    newer = replace(release, requires_python=">=3.12")
+    assert newer.select("3.12", "x86_64") is release.wheels[0]
+    with pytest.raises(LockError, match=r"no wheel for CPython 3\.11"):
+        newer.select("3.11", "x86_64")
 
 
 def test_a_release_that_is_not_locked_says_which_are(mini: Miniature) -> None:
