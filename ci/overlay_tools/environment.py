@@ -36,8 +36,7 @@ def ensure_environment(folder: Path, python: str, wheels: Sequence[Built], extra
         shutil.rmtree(folder, ignore_errors=True)
         run([*uv(), "venv", "--no-project", "--python", python, folder])
     stamp.unlink(missing_ok=True)
-    command = [*uv(), "pip", "install", "--quiet", "--prerelease=allow", "--python", str(interpreter)]
-    command += [f"--reinstall-package={built.path.name.partition('-')[0]}" for built in wheels]
-    run([*command, *(str(built.path) for built in wheels), *extras])
+    command: list[str | Path] = [*uv(), "pip", "install", "--quiet", "--prerelease=allow", "--python", interpreter]
+    run([*command, *(built.path for built in wheels), *extras])
     stamp.write_text(wanted, encoding="utf-8")
     return interpreter
