@@ -157,6 +157,17 @@ def _extend_cache_locs(
     return out
 
 
+def _draft_without_linear(init_forward_metadata: Callable) -> Callable:
+    @functools.wraps(init_forward_metadata)
+    def call(self: Any, forward_batch: Any) -> None:
+        if forward_batch.forward_mode.name.startswith("DRAFT_EXTEND"):
+            self.full_attn_backend.init_forward_metadata(forward_batch)
+        else:
+            init_forward_metadata(self, forward_batch)
+
+    return call
+
+
 def _apply_vocab_mask(*args: Any, logits: torch.Tensor | None = None, vocab_mask: torch.Tensor | None = None) -> None:
     """Serve as the method (self, logits, vocab_mask) and as the static method (logits, vocab_mask)."""
     import xgrammar
@@ -280,6 +291,9 @@ FIXUPS: tuple[Fixup, ...] = (
     _replace(">=0.5.16", _SCATTER, "fused_conv_window_scatter_with_mask", _STATES, _with(state_pool.scatter_with_mask)),
     _replace(">=0.5.18", _SCATTER, "_conv_multi_eligible", f"for bfloat16, {_STATES} of several layers at once",
              _with(lambda pairs: False)),
+    _replace("<0.5.10", _HYBRID, "HybridLinearAttnBackend.init_forward_metadata",
+             "prepares linear attention for the draft, which has none, from fields of another batch",
+             _draft_without_linear),
     _replace("", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend.forward_extend",
              "takes drafts to verify for an extend without prefix", native_draft.describe_speculative_extend),
     _replace("", f"{_SPEC}.draft_utils", "DraftBackendFactory._create_backend", "does not know torch_native",
