@@ -168,8 +168,11 @@ def engine(project: Project, version: str, python: str | None) -> tuple[Path, bo
     hooks = load_series(project.patches)
     wheels = build_release(project, release, hooks, python or THIS_PYTHON, platform.machine())
     folder = project.root / ".nox" / "engines" / f"{version}-py{python or THIS_PYTHON}"
+    left_out = () if gpu else cpu_engine.LEFT_OUT.get(version, ())
     with report.step(f"Install them and what they pin into {folder.relative_to(project.root)}"):
-        interpreter = ensure_environment(folder, python or sys.executable, wheels[:1] if gpu else wheels, _TEST_EXTRAS)
+        interpreter = ensure_environment(
+            folder, python or sys.executable, wheels[:1] if gpu else wheels, _TEST_EXTRAS, left_out
+        )
     return interpreter, gpu
 
 

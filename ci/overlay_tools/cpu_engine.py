@@ -24,6 +24,10 @@ ARGS: dict[str, object] = {
     "skip_server_warmup": True,
 }
 
+# What a release pins and the package index has only as a placeholder, which fetches the real thing from its vendor when
+# it is installed. The engine never imports it without a GPU, so it is left out of a CPU environment.
+LEFT_OUT: dict[str, tuple[str, ...]] = dict.fromkeys(("0.5.18", "0.5.19", "0.5.20", "0.5.21", "0.5.22"), ("cuda-tile",))
+
 
 def flags(arguments: Mapping[str, object]) -> list[str]:
     """Write keyword arguments of `sglang.Engine` as command-line flags of `sglang.launch_server`.
