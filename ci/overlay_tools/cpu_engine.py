@@ -20,6 +20,7 @@ ARGS: dict[str, object] = {
     "mem_fraction_static": 0.2,
     "max_total_tokens": 8192,
     "max_running_requests": 8,
+    "sleep_on_idle": True,  # an idle engine would otherwise keep a core busy
     "random_seed": 1,
     "skip_server_warmup": True,
 }

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from overlay_tools import cpu_engine
+from overlay_tools.server import Server
 from reference.greedy import Completion, encode, random_prompts
 
 MAX_NEW_TOKENS = 24
@@ -63,34 +60,19 @@ def running_engine(path: Path) -> Iterator[Any]:
         engine.shutdown()
 
 
-@contextmanager
-def running_server(path: Path, log: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Run `sglang.launch_server` on a checkpoint, its output in the file `log`; give the process and its address.
-
-    It is not waited for: it may still be starting, or be dead.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "sglang.launch_server", *cpu_engine.flags(cpu_engine.ARGS)]
-    command += ["--model-path", str(path), "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment, start_new_session=True
-        )
-        try:
-            yield process, f"http://127.0.0.1:{port}"
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # the server and all its children
-            process.wait()
+def server(path: Path, log: Path, **environment: str) -> Server:
+    """Describe a server of a checkpoint, its output in the file `log`, to be started by `with`."""
+    flags = cpu_engine.flags(cpu_engine.ARGS)
+    return Server(Path(sys.executable), path, flags, env={**cpu_engine.ENV, **environment}, log=log)
 
 
-def assert_answers(outputs: Sequence[Mapping[str, Any]], answers: Sequence[Completion], prompt_from: int = 0) -> None:
-    """Assert that the engine's outputs have the twin's tokens and logprobs, of the output and of the prompt if given.
+def assert_answers(
+    outputs: Sequence[Mapping[str, Any]], answers: Sequence[Completion], prompt_from: int | None = None
+) -> None:
+    """Assert that the engine's outputs have the twin's tokens, and its logprobs within 1e-3.
 
-    `prompt_from` is the `logprob_start_len` of the requests: the first prompt token that has a logprob, at its earliest
-    the second one. Logprobs may differ by 1e-3.
+    With `prompt_from`, the `logprob_start_len` of the requests, the prompts' logprobs as well. The prompt token there
+    has none, by upstream's rule; those after it have.
     """
     assert len(outputs) == len(answers)
     for output, answer in zip(outputs, answers, strict=True):
@@ -99,9 +81,8 @@ def assert_answers(outputs: Sequence[Mapping[str, Any]], answers: Sequence[Compl
         assert [token for _, token, *_ in meta["output_token_logprobs"]] == answer.tokens, f"prompt of {length} tokens"
         got = [logprob for logprob, *_ in meta["output_token_logprobs"]]
         assert got == pytest.approx(answer.logprobs, abs=1e-3, rel=0), f"output logprobs, prompt of {length} tokens"
-        if meta.get("input_token_logprobs"):
-            got = [
-                logprob for logprob, *_ in meta["input_token_logprobs"][1:]
-            ]  # none for the first, by upstream's rule
+        if prompt_from is not None:
+            assert len(meta["input_token_logprobs"]) == length - prompt_from
+            got = [logprob for logprob, *_ in meta["input_token_logprobs"][1:]]
             wanted = answer.prompt_logprobs[prompt_from:]
             assert got == pytest.approx(wanted, abs=1e-3, rel=0), f"prompt logprobs, prompt of {length} tokens"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 from openai import OpenAI
 from reference.greedy import encode
 
-from engine.harness import CHAT, MAX_NEW_TOKENS, QUESTION, SAMPLING, TEXT, Model, assert_answers, running_server
+from engine.harness import CHAT, MAX_NEW_TOKENS, QUESTION, SAMPLING, TEXT, Model, assert_answers, server
 
 
 @pytest.fixture(scope="module")
@@ -21,22 +19,8 @@ def served(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -
     """Run a server of LlamaLogitShaping; give its address and the model."""
     model = models["LlamaLogitShaping, softcap"]
     log = tmp_path_factory.mktemp("server") / "log"
-    with running_server(model.path, log) as (process, address):
-        deadline = time.monotonic() + 300
-        while not healthy(address):
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the server did not come up:\n{log.read_text(errors='replace')[-5000:]}")
-            time.sleep(0.5)
-        yield address, model
-
-
-def healthy(address: str) -> bool:
-    """Ask a server whether it is up."""
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
+    with server(model.path, log) as running:
+        yield running.url, model
 
 
 def generate(address: str, **request: object) -> Any:  # noqa: ANN401  # whatever JSON comes back
@@ -64,7 +48,7 @@ def test_generate(served: tuple[str, Model]) -> None:
 def test_generate_batch_with_prompt_logprobs(served: tuple[str, Model]) -> None:
     address, model = served
     outputs = generate(address, input_ids=[answer.prompt for answer in model.answers], logprob_start_len=0)
-    assert_answers(outputs, model.answers)
+    assert_answers(outputs, model.answers, prompt_from=0)
 
 
 def test_openai_completion(served: tuple[str, Model]) -> None:

@@ -48,7 +48,7 @@ def test_in_one_batch(served: tuple[Any, Model]) -> None:
 
 def test_prompt_logprobs(served: tuple[Any, Model]) -> None:
     engine, model = served
-    assert_answers(generate(engine, model, logprob_start_len=0), model.answers)
+    assert_answers(generate(engine, model, logprob_start_len=0), model.answers, prompt_from=0)
 
 
 def test_prompt_logprobs_from_the_middle(served: tuple[Any, Model]) -> None:
@@ -58,5 +58,4 @@ def test_prompt_logprobs_from_the_middle(served: tuple[Any, Model]) -> None:
     output = engine.generate(
         input_ids=answer.prompt, sampling_params=SAMPLING, return_logprob=True, logprob_start_len=half
     )
-    assert len(output["meta_info"]["input_token_logprobs"]) == len(answer.prompt) - half
     assert_answers([output], [answer], prompt_from=half)
