@@ -39,7 +39,7 @@ from sgl_kernel.speculative import (  # noqa: E402, F401
 from sgl_kernel.unimplemented import SubmoduleFinder, unimplemented  # noqa: E402
 
 # Upstream guards these imports and has a fallback, so they must stay missing.
-_OPTIONAL = frozenset({"awq_dequantize", "gptq_gemm", "gptq_shuffle", "rmsnorm", "metal", "allreduce"})
+_OPTIONAL = frozenset({"awq_dequantize", "gptq_gemm", "gptq_shuffle", "rmsnorm", "metal"})
 
 
 def __getattr__(name: str):

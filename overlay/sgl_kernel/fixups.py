@@ -48,7 +48,7 @@ class FixupError(RuntimeError):
         self.fixup = fixup
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Fixup:
     """One change to one upstream module; exactly one of ``replace`` and ``edit`` is set.
 
@@ -168,11 +168,10 @@ def _draft_without_linear(init_forward_metadata: Callable) -> Callable:
     return call
 
 
-def _apply_vocab_mask(*args: Any, logits: torch.Tensor | None = None, vocab_mask: torch.Tensor | None = None) -> None:
-    """Serve as the method (self, logits, vocab_mask) and as the static method (logits, vocab_mask)."""
+def _apply_vocab_mask(logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
     import xgrammar
 
-    xgrammar.apply_token_bitmask_inplace(*(args[-2:] if args else (logits, vocab_mask)))
+    xgrammar.apply_token_bitmask_inplace(logits, vocab_mask)
 
 
 def _without_pinning(factory: Callable) -> Callable:
@@ -329,7 +328,7 @@ FIXUPS: tuple[Fixup, ...] = (
              _with(_extend_cache_locs)),
     # Structured output.
     _replace(">=0.5.8,<0.5.18", "sglang.srt.constrained.xgrammar_backend", "XGrammarGrammar.apply_vocab_mask",
-             "refuses a CPU", _with(_apply_vocab_mask)),
+             "refuses a CPU", _with(lambda self, logits, vocab_mask: _apply_vocab_mask(logits, vocab_mask))),
     _replace(">=0.5.12", "sglang.srt.constrained.xgrammar_backend", "XGrammarGrammarBackend.apply_vocab_mask",
              "refuses a CPU", _with(staticmethod(_apply_vocab_mask))),
 )  # fmt: skip
@@ -339,7 +338,7 @@ TORCH_FIXUPS: tuple[Fixup, ...] = (
     *(
         _replace("", "torch", factory, "a few callers ask for pinned memory, or for CUDA, without a guard",
                  _without_pinning)
-        for factory in ("tensor", "empty", "zeros", "full", "arange")
+        for factory in ("tensor", "empty", "zeros", "full")
     ),
     _replace("", "torch", "Tensor.pin_memory", "needs a CUDA driver", _with(lambda self, *args, **kwargs: self)),
     _replace("", "torch", "Tensor.record_stream", "needs a CUDA driver", _with(lambda self, *args, **kwargs: None)),

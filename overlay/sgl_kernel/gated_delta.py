@@ -72,10 +72,10 @@ def chunk_gated_delta_rule_cpu(
         states, slots = initial_state, initial_state_indices.tolist()
     else:
         states, slots = initial_state.clone(), range(initial_state.shape[0])
+    out = torch.zeros_like(v)
     q, k, v, g, beta = _prepare(q[0], k[0], v[0], g[0], beta[0], use_qk_l2norm_in_kernel)
 
     starts = cu_seqlens.tolist()
-    out = torch.zeros_like(v)
     chunk_states = [v.new_empty(0, *states.shape[1:])]
     for slot, start, end in zip(slots, starts, starts[1:], strict=False):
         if slot < 0:
@@ -83,10 +83,12 @@ def chunk_gated_delta_rule_cpu(
         elif end > start:
             tokens = slice(start, end)
             state = states[slot].float().transpose(-1, -2)
-            out[tokens], state, befores = _run_chunks(q[tokens], k[tokens], v[tokens], g[tokens], beta[tokens], state)
+            out[0, tokens], state, befores = _run_chunks(
+                q[tokens], k[tokens], v[tokens], g[tokens], beta[tokens], state
+            )
             states[slot] = state.transpose(-1, -2).to(states.dtype)
             chunk_states.append(befores.transpose(-1, -2))
-    return out.unsqueeze(0), None if in_place else states, torch.cat(chunk_states).unsqueeze(0)
+    return out, None if in_place else states, torch.cat(chunk_states).unsqueeze(0)
 
 
 def fused_sigmoid_gating_delta_rule_update_cpu(
@@ -226,9 +228,9 @@ def _prepare(q, k, v, g, beta, normalise):
 def _run_chunks(q, k, v, g, beta, state):
     """Run one sequence chunk by chunk.
 
-    Within a chunk of C tokens the writes ``u_t = beta_t (v_t - k_t^T exp(g_t) S_{t-1})`` solve the unit lower
-    triangular system ``(I + A) U = beta V - W S_0`` with ``A[i, j] = beta_i exp(G_i - G_j) k_i.k_j`` for j < i, and
-    G the running sum of g; the rest is matrix products.
+    With G the running sum of g in a chunk and S its first state, the writes ``u_t = beta_t (v_t - exp(g_t) S_{t-1}^T
+    k_t)`` solve a unit lower triangular system: ``u_i + sum_{j<i} beta_i exp(G_i - G_j) (k_i.k_j) u_j = beta_i (v_i -
+    exp(G_i) S^T k_i)``. The rest is matrix products.
 
     :param state: [H, K, V] float32.
     :returns: output [T, H, V], the final state, and the state before each chunk [chunks, H, K, V].
@@ -237,16 +239,13 @@ def _run_chunks(q, k, v, g, beta, state):
     for start in range(0, q.shape[0], CHUNK_SIZE):
         qc, kc, vc, gc, bc = (t[start : start + CHUNK_SIZE].transpose(0, 1) for t in (q, k, v, g, beta))
         total = gc.cumsum(-1)
-        size = total.shape[-1]
-        later = torch.ones(size, size, dtype=torch.bool).triu(1)
-        # exp only where it is <= 1: above the diagonal the difference may overflow.
-        decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(later, float("-inf")).exp()
+        decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).exp().tril()
         kb = kc * bc.unsqueeze(-1)
-        system = ((kb @ kc.transpose(-1, -2)) * decay).tril(-1)
         from_start = total.exp().unsqueeze(-1)
         rhs = vc * bc.unsqueeze(-1) - (kb * from_start) @ state
-        # unitriangular: the ones on the diagonal are implied.
-        writes = torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True)
+        # unitriangular: of the left side only what is below the diagonal is read.
+        left = (kb @ kc.transpose(-1, -2)) * decay
+        writes = torch.linalg.solve_triangular(left, rhs, upper=False, unitriangular=True)
         outputs.append((qc * from_start) @ state + ((qc @ kc.transpose(-1, -2)) * decay) @ writes)
         befores.append(state)
         to_end = (total[:, -1:] - total).exp().unsqueeze(-1)

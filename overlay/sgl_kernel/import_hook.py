@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.abc
-import importlib.util
 import sys
 from collections.abc import Callable, Iterable
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 
 
@@ -21,7 +20,6 @@ class ImportHook(importlib.abc.MetaPathFinder):
 
     def __init__(self, names: Iterable[str], edit: Callable[[str, str], str], finish: Callable[[ModuleType], None]):
         self._names, self._edit, self._finish = frozenset(names), edit, finish
-        self._searching: set[str] = set()
         self._running: list[ModuleType] = []
 
     def install(self) -> None:
@@ -33,13 +31,9 @@ class ImportHook(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Find a named module as Python would, but loaded so that the calls are made."""
         self._finish_imported()
-        if fullname not in self._names or fullname in self._searching:
+        if fullname not in self._names:
             return None
-        self._searching.add(fullname)  # find_spec below comes through here again
-        try:
-            spec = importlib.util.find_spec(fullname)
-        finally:
-            self._searching.remove(fullname)
+        spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(fullname, spec.loader.path, self._edit, self._finish)
         return spec

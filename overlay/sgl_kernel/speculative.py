@@ -194,8 +194,7 @@ def copy_all_layer_kv_cache_cpu(
     """
     targets, sources = tgt_loc.tolist(), src_loc.tolist()
     for address, stride in zip(data_ptrs.tolist(), strides.tolist(), strict=True):
-        # Read all rows first: the two lists may overlap. Addresses may come as negative signed integers.
-        address %= 1 << 64
+        # Read all rows first: the two lists may overlap.
         rows = [ctypes.string_at(address + source * stride, stride) for source in sources]
         for target, row in zip(targets, rows, strict=True):
             ctypes.memmove(address + target * stride, row, stride)

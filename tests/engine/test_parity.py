@@ -26,7 +26,6 @@ def generate(engine: Any, model: Model, **options: object) -> list[dict[str, Any
 
 def test_one_by_one_then_again_from_the_prefix_cache(served: tuple[Any, Model], models: dict[str, Model]) -> None:
     engine, model = served
-    engine.flush_cache()
     first, second = (
         [engine.generate(input_ids=x.prompt, sampling_params=SAMPLING, return_logprob=True) for x in model.answers]
         for _ in range(2)
@@ -40,14 +39,14 @@ def test_one_by_one_then_again_from_the_prefix_cache(served: tuple[Any, Model], 
         assert cached == [len(answer.prompt) - 1 for answer in model.answers]
 
 
-def test_in_one_batch(served: tuple[Any, Model]) -> None:
+def test_in_one_batch_from_the_prefix_cache(served: tuple[Any, Model]) -> None:
     engine, model = served
-    engine.flush_cache()
     assert_answers(generate(engine, model), model.answers)
 
 
-def test_prompt_logprobs(served: tuple[Any, Model]) -> None:
+def test_in_one_batch_with_prompt_logprobs(served: tuple[Any, Model]) -> None:
     engine, model = served
+    # A prompt whose logprobs are asked for from the start is computed whole, whatever is cached.
     assert_answers(generate(engine, model, logprob_start_len=0), model.answers, prompt_from=0)
 
 
