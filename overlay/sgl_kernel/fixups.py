@@ -20,6 +20,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+import torch.utils._device
 from packaging.specifiers import SpecifierSet
 
 from sgl_kernel import conv, gated_delta, gating, native_draft, speculative, state_pool
@@ -69,7 +70,7 @@ class Fixup:
 
     def applies_to(self, release: str) -> bool:
         """Say whether the row names that release of sglang."""
-        return SpecifierSet(self.releases).contains(release.partition("+")[0], prereleases=True)
+        return SpecifierSet(self.releases).contains(release, prereleases=True)
 
     def edit_source(self, source: str) -> str:
         """Return the edited source.
@@ -359,6 +360,9 @@ def install() -> None:
     if "torch._dynamo" in sys.modules and os.environ["TORCHDYNAMO_DISABLE"] == "1":
         torch._dynamo.config.disable = True  # it has read the environment already
     if not torch.cuda.is_available():
+        # `with torch.device(...)` knows the factories by what they are when it first lists them. It must list them
+        # unwrapped, or it lets the wrapped ones pass: transformers would then get tensors without content.
+        torch.utils._device._device_constructors()
         for fixup in TORCH_FIXUPS:
             fixup.finish(sys.modules[fixup.module])
     try:

@@ -394,6 +394,17 @@ for target in targets:
     assert set(result.stdout.splitlines()) == {"[1, 33]"}, result.stderr
 
 
+def test_a_device_context_still_holds_for_the_wrapped_factories() -> None:
+    code = """
+import sgl_kernel, torch
+with torch.device("meta"):
+    made = torch.tensor([1.0]), torch.empty(1), torch.zeros(1), torch.full((1,), 2.0)
+print({str(tensor.device) for tensor in made}, torch.tensor([1.0], pin_memory=True).is_pinned())
+"""
+    result = python(code, SGLANG_USE_CPU_ENGINE="1")
+    assert result.stdout == "{'meta'} False\n", result.stderr
+
+
 def test_upstreams_cpu_imports_are_all_implemented() -> None:
     """Apart from those of the backend for AMX, which this package does not serve."""
     root = installed_sglang()
