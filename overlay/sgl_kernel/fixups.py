@@ -247,7 +247,9 @@ FIXUPS: tuple[Fixup, ...] = (
              _with(gating.rmsnorm_gated_forward)),
     _replace(">=0.5.9,<0.5.16", f"{_ATTENTION}.fla.layernorm_gated", "_use_cpu", _NO_AMX, _with(True)),
     _replace(">=0.5.16", f"{_OPS}.attention.fla.layernorm_gated", "_use_cpu", _NO_AMX, _with(True)),
-    _replace(">=0.5.10,<0.5.16", f"{_ATTENTION}.fla.fused_norm_gate", "_use_cpu", _NO_AMX, _with(True)),
+    _replace(">=0.5.10,<0.5.11", f"{_ATTENTION}.fla.fused_norm_gate", "FusedRMSNormGated.forward", _NO_CPU,
+             _with(gating.fused_rmsnorm_gated_forward)),
+    _replace(">=0.5.11,<0.5.16", f"{_ATTENTION}.fla.fused_norm_gate", "_use_cpu", _NO_AMX, _with(True)),
     _replace(">=0.5.16", f"{_OPS}.attention.fla.fused_norm_gate", "_use_cpu", _NO_AMX, _with(True)),
     *(
         _replace(releases, module, "fused_gate_sigmoid_mul_add", _NO_CPU, _with(gating.fused_gate_sigmoid_mul_add))
@@ -314,6 +316,10 @@ FIXUPS: tuple[Fixup, ...] = (
              speculative.fill_accept_out_cache_loc_cpu),
             ("<0.5.12", f"{_SPEC}.eagle_info_v2", "fill_new_verified_id", speculative.fill_bonus_tokens_cpu),
             (">=0.5.12,<0.5.13", f"{_SPEC}.eagle_info_v2", "fill_bonus_tokens", speculative.fill_bonus_tokens_cpu),
+            ("<0.5.13", "sglang.srt.mem_cache.memory_pool", "copy_all_layer_kv_cache_tiled",
+             speculative.copy_all_layer_kv_cache_tiled_cpu),
+            (">=0.5.13,<0.5.16", "sglang.srt.mem_cache.triton_ops.cache_move", "copy_all_layer_kv_cache_tiled",
+             speculative.copy_all_layer_kv_cache_tiled_cpu),
             (">=0.5.13,<0.5.16", _LOCS, "assign_req_to_token_pool", speculative.assign_req_to_token_pool_cpu),
             (">=0.5.13,<0.5.16", _LOCS, "assign_draft_cache_locs_contiguous",
              speculative.assign_draft_cache_locs_contiguous_cpu),

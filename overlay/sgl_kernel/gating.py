@@ -32,6 +32,23 @@ def rmsnorm_gated_forward(self, x: torch.Tensor, z: torch.Tensor | None = None) 
     return fused_rmsnorm_gated_cpu(x, self.weight, z, self.eps)
 
 
+def fused_rmsnorm_gated_forward(
+    self,
+    x: torch.Tensor,
+    g: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+) -> torch.Tensor:
+    """Stand in for ``FusedRMSNormGated.forward`` where it has no CPU branch.
+
+    :raises NotImplementedError: for the variants Qwen3-Next does not use.
+    """
+    if residual is not None or prenorm or self.activation not in ("silu", "swish"):
+        raise NotImplementedError("FusedRMSNormGated: only the SiLU gate, without residual, on a CPU")
+    return fused_rmsnorm_gated_cpu(x, self.weight, g, self.eps)
+
+
 def fused_gate_sigmoid_mul(
     hidden_states: torch.Tensor, gate_weight: torch.Tensor, shared_output: torch.Tensor
 ) -> torch.Tensor:

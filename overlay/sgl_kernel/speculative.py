@@ -200,6 +200,22 @@ def copy_all_layer_kv_cache_cpu(
             ctypes.memmove(address + target * stride, row, stride)
 
 
+def copy_all_layer_kv_cache_tiled_cpu(
+    data_ptrs: torch.Tensor,
+    strides: torch.Tensor,
+    tgt_loc: torch.Tensor,
+    src_loc: torch.Tensor,
+    num_locs: int,
+    num_locs_upper: int,
+    **launch: int,
+) -> None:
+    """Copy the first ``num_locs`` rows as :func:`copy_all_layer_kv_cache_cpu` does.
+
+    :param launch: tile size, warps and stages of upstream's kernel, unused as is ``num_locs_upper``.
+    """
+    copy_all_layer_kv_cache_cpu(data_ptrs, strides, tgt_loc[:num_locs], src_loc[:num_locs])
+
+
 def build_tree_kernel_efficient_cpu(
     parent_list: torch.Tensor,
     selected_index: torch.Tensor,

@@ -413,6 +413,15 @@ def test_gated_norm_serves_as_a_forward(rng: torch.Generator) -> None:
     with pytest.raises(NotImplementedError, match="norm before gate, one group"):
         gating.rmsnorm_gated_forward(module, x)
 
+    fused = SimpleNamespace(weight=weight, eps=0.1, activation="silu")
+    assert torch.equal(gating.fused_rmsnorm_gated_forward(fused, x, z), expected)
+    refused = "FusedRMSNormGated: only the SiLU gate, without residual"
+    with pytest.raises(NotImplementedError, match=refused):
+        gating.fused_rmsnorm_gated_forward(SimpleNamespace(**{**vars(fused), "activation": "sigmoid"}), x, z)
+    for more in ({"residual": x}, {"prenorm": True}):
+        with pytest.raises(NotImplementedError, match=refused):
+            gating.fused_rmsnorm_gated_forward(fused, x, z, **more)
+
 
 # State pool
 
@@ -530,6 +539,12 @@ def test_cache_rows_move_even_if_they_overlap(rng: torch.Generator) -> None:
     strides = torch.tensor([b.stride(0) * b.element_size() for b in buffers])
     speculative.copy_all_layer_kv_cache_cpu(addresses, strides, torch.tensor([0, 1, 5]), torch.tensor([1, 2, 0]))
     for b, e in zip(buffers, expected, strict=True):
+        assert torch.equal(b, e)
+    speculative.copy_all_layer_kv_cache_tiled_cpu(
+        addresses, strides, torch.tensor([4, 3]), torch.tensor([0, 0]), 1, 256, BYTES_PER_TILE=128
+    )
+    for b, e in zip(buffers, expected, strict=True):
+        e[4] = e[0]
         assert torch.equal(b, e)
 
 
