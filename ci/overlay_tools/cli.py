@@ -14,7 +14,7 @@ from pathlib import Path
 from overlay_tools import cpu_engine, report
 from overlay_tools.bench import Case, bench_build
 from overlay_tools.build import Built, build_kernel, build_sglang
-from overlay_tools.environment import ensure_environment, has_cuda
+from overlay_tools.environment import BOUNDS, ensure_environment, has_cuda
 from overlay_tools.errors import LockError, OverlayError, PatchError, ServeError, VerifyError
 from overlay_tools.fetch import fetch
 from overlay_tools.index import difference, query_release
@@ -170,8 +170,9 @@ def engine(project: Project, version: str, python: str | None) -> tuple[Path, bo
     folder = project.root / ".nox" / "engines" / f"{version}-py{python or THIS_PYTHON}"
     left_out = () if gpu else cpu_engine.LEFT_OUT.get(version, ())
     with report.step(f"Install them and what they pin into {folder.relative_to(project.root)}"):
+        extras = (*_TEST_EXTRAS, *BOUNDS.get(version, ()))
         interpreter = ensure_environment(
-            folder, python or sys.executable, wheels[:1] if gpu else wheels, _TEST_EXTRAS, left_out
+            folder, python or sys.executable, wheels[:1] if gpu else wheels, extras, left_out
         )
     return interpreter, gpu
 

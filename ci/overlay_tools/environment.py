@@ -10,6 +10,8 @@ from overlay_tools.build import Built
 from overlay_tools.index import uv
 from overlay_tools.process import run
 
+# Bounds that a release should have set: what it leaves open has moved on since and no longer works with what it pins.
+BOUNDS: dict[str, tuple[str, ...]] = dict.fromkeys(("0.5.11", "0.5.12.post1"), ("kernels<0.13",))
 _STAMP = "sglang-overlay-wheels"
 
 
