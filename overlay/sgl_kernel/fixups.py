@@ -333,6 +333,8 @@ FIXUPS: tuple[Fixup, ...] = (
              _with(_extend_cache_locs)),
     _replace(">=0.5.13,<0.5.16", _LOCS, "assign_extend_cache_locs_func", "returns None without a GPU",
              _with(_extend_cache_locs)),
+    _replace(">=0.5.13,<0.5.16", f"{_SPEC}.triton_ops.gather_spec_extras", "gather_spec_extras", _NO_CPU,
+             _with(speculative.gather_spec_extras_cpu)),
     # Structured output.
     _replace(">=0.5.8,<0.5.18", "sglang.srt.constrained.xgrammar_backend", "XGrammarGrammar.apply_vocab_mask",
              "refuses a CPU", _with(lambda self, logits, vocab_mask: _apply_vocab_mask(logits, vocab_mask))),

@@ -158,6 +158,23 @@ def fill_accept_out_cache_loc_cpu(
     accept_out_cache_loc[: index.shape[0]] = out_cache_loc[index].to(accept_out_cache_loc.dtype)
 
 
+def gather_spec_extras_cpu(
+    indices: torch.Tensor,
+    topk_p_buf: torch.Tensor,
+    topk_index_buf: torch.Tensor,
+    output_tokens_buf: torch.Tensor,
+    hidden_states_buf: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Gather each request's row of what the draft left for its next step.
+
+    :param indices: [N] rows of the buffers, whose first dimension is requests.
+    :param hidden_states_buf: None where no hidden states are kept.
+    :returns: the rows of the four buffers, None for None.
+    """
+    buffers = (topk_p_buf, topk_index_buf, output_tokens_buf, hidden_states_buf)
+    return tuple(None if buffer is None else buffer[indices.long()] for buffer in buffers)
+
+
 def rotate_input_ids_cpu(
     input_ids: torch.Tensor,
     extend_start_loc: torch.Tensor,

@@ -522,6 +522,18 @@ def test_bonus_tokens_and_accepted_slots() -> None:
     assert out.tolist() == [20, 21, 24, 25, 23, -1]
 
 
+@pytest.mark.parametrize("hidden", [True, False])
+def test_extras_are_gathered_by_request(rng: torch.Generator, hidden: bool) -> None:
+    buffers = [torch.randn(5, 2, generator=rng), torch.arange(10).view(5, 2), torch.arange(5)]
+    buffers.append(torch.randn(5, 3, 2, generator=rng) if hidden else None)
+    gathered = speculative.gather_spec_extras_cpu(torch.tensor([4, 0, 4], dtype=torch.int32), *buffers)
+    for rows, buffer in zip(gathered, buffers, strict=True):
+        if buffer is None:
+            assert rows is None
+        else:
+            assert torch.equal(rows, torch.stack([buffer[4], buffer[0], buffer[4]]))
+
+
 @pytest.mark.parametrize(("select", "expected"), [(None, [1, 2, 90, 4, 91, 6]), ([1, 4], [1, 90, 2, 4, 91, 6])])
 def test_inputs_rotate_left(select: list[int] | None, expected: list[int]) -> None:
     ids = torch.tensor([0, 1, 2, 3, 4, 6])
