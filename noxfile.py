@@ -76,17 +76,17 @@ def test(session: nox.Session) -> None:
     session.run("overlay-tools", "test-engine", DEFAULT)
 
 
-def test_release(session: nox.Session, version: str) -> None:
-    """Test one release: statically, then its engine (arguments go to that pytest)."""
-    session.install("-e", ".[test]")
-    session.run("pytest", "tests/static", "-k", f"[{version}]")
-    session.run("overlay-tools", "test-engine", version, "--", *session.posargs)
+def add_test(version: str) -> None:
+    """Add the session that tests one release."""
+
+    def test_release(session: nox.Session) -> None:
+        session.install("-e", ".[test]")
+        session.run("pytest", "tests/static", "-k", f"[{version}]")
+        session.run("overlay-tools", "test-engine", version, "--", *session.posargs)
+
+    test_release.__doc__ = f"Test sglang {version}: statically, then its engine (arguments go to that pytest)."
+    nox.session(name=f"test-{version}")(test_release)
 
 
 for _version in VERSIONS:
-
-    @nox.session(name=f"test-{_version}")
-    def _test_release(session: nox.Session, version: str = _version) -> None:
-        test_release(session, version)
-
-    _test_release.func.__doc__ = f"Test sglang {_version}: statically, then its engine."
+    add_test(_version)

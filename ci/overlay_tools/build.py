@@ -281,7 +281,7 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, write: Callable[[WheelWriter], None]) -> tuple[Path, int, str]:
-    """Write a wheel under another name, check it, and only then let it take its place."""
+    """Write a wheel whole under another name, and only then let it take its place."""
     try:
         with _exclusive(path.parent), _partial(path) as (stream, part):
             writer = WheelWriter(stream)
