@@ -45,6 +45,12 @@ class OverlayModel:
 
 MODELS: tuple[OverlayModel, ...] = (
     OverlayModel(model="sglang.srt.models.llama_logit_shaping:LlamaLogitShapingForCausalLM"),
+    OverlayModel(
+        model="sglang.srt.models.qwen3_next_ext:Qwen3NextExtForCausalLM",
+        base="Qwen3NextForCausalLM",
+        draft="sglang.srt.models.qwen3_next_ext_mtp:Qwen3NextExtForCausalLMMTP",
+        config="sglang.srt.configs.qwen3_next_ext:Qwen3NextExtConfig",
+    ),
 )
 
 

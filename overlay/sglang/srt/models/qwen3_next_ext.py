@@ -1,0 +1,219 @@
+"""Qwen3-Next-Ext: upstream's Qwen3-Next, changed by what its config.json switches on.
+
+See `configs/qwen3_next_ext.py` for the switches. With all of them off, this is upstream's model, bit for bit. Each
+extension changes a model that upstream has built: no constructor of upstream's is repeated here, and none of the
+changes its decoder layers have been through between releases is felt, but for `use_sigmoid_router`.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
+from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
+from sglang.srt.layers.linear import ReplicatedLinear
+from sglang.srt.layers.logit_shaping import LogitShapingProcessor
+from sglang.srt.layers.moe.topk import TopK
+from sglang.srt.layers.moe.utils import RoutingMethodType
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.model_loader.strict_loading import checked_weights
+from sglang.srt.models.qwen2_moe import Qwen2MoeSparseMoeBlock
+from sglang.srt.models.qwen3_next import (
+    ALL_DECODER_LAYER_TYPES,
+    Qwen3HybridAttentionDecoderLayer,
+    Qwen3NextForCausalLM,
+)
+from torch import nn
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Qwen3NextNopeAttentionDecoderLayer(Qwen3HybridAttentionDecoderLayer):
+    """A layer of full attention without positions: queries and keys are normed, not rotated."""
+
+    def __init__(self, config, layer_id, quant_config=None, prefix="", *args, **kwargs) -> None:
+        # Upstream's model takes a type that it does not know for linear attention. Quantisation goes by the prefix.
+        prefix = prefix.replace("linear_attn", "self_attn")
+        super().__init__(config, layer_id, quant_config, prefix, *args, **kwargs)
+        self.rotary_emb = NoRotary()
+
+    def forward_prepare_fused(self, positions, hidden_states):
+        """Have no fused prologue: upstream's, on AMD, rotates."""
+
+
+class NoRotary(nn.Module):
+    """Stands where upstream's layers have their rotary embedding and leaves queries and keys as they are."""
+
+    def forward(self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor):
+        """Return the arguments but for the positions."""
+        return query, key
+
+
+ALL_DECODER_LAYER_TYPES["nope_attention"] = Qwen3NextNopeAttentionDecoderLayer
+
+
+def use_sigmoid_router(block: Qwen2MoeSparseMoeBlock, config: Qwen3NextExtConfig) -> None:
+    """Give a MoE block the router of DeepSeek-V3 (arXiv:2412.19437, section 2.1.2) in place of softmax.
+
+    An expert's score is the sigmoid of its logit. The best `num_experts_per_tok` by score plus correction bias are
+    chosen, from the `topk_group` of `n_group` groups whose two best sum highest; the scores alone weigh them.
+    """
+    block.gate.e_score_correction_bias = nn.Parameter(torch.zeros(config.num_experts, dtype=torch.float32))
+    block.topk = TopK(
+        top_k=config.num_experts_per_tok,
+        layer_id=block.layer_id,
+        use_grouped_topk=True,
+        num_expert_group=config.n_group,
+        topk_group=config.topk_group,
+        renormalize=config.norm_topk_prob,
+        scoring_func="sigmoid",
+        correction_bias=block.gate.e_score_correction_bias,
+    )
+    # Kernels that route by themselves are told how, some by the layer and some by its runner's configuration.
+    experts = block.experts
+    for holder in (experts, getattr(experts, "moe_runner_config", None)):
+        if holder is not None:
+            holder.routing_method_type = RoutingMethodType.DeepSeekV3
+    if hasattr(block.topk, "bind_runner_backend"):
+        block.topk.bind_runner_backend(experts.runner_backend, routing_method_type=RoutingMethodType.DeepSeekV3)
+
+
+class HeadAdapter(nn.Module):
+    """A residual adapter of low rank on the hidden states that go to the head: h + up(down(h)).
+
+    Not sharded and never quantised: it is small, and `down` has fewer rows than a tensor parallel group may have ranks.
+    """
+
+    def __init__(self, hidden_size: int, rank: int) -> None:
+        super().__init__()
+        self.down = ReplicatedLinear(hidden_size, rank, bias=False)
+        self.up = ReplicatedLinear(rank, hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Adapt hidden states [rows, hidden_size]."""
+        return hidden_states + self.up(self.down(hidden_states)[0])[0]
+
+
+def extend(model: Qwen3NextForCausalLM, config: Qwen3NextExtConfig) -> None:
+    """Change a model that upstream has built, the served one or its draft, as `config` says."""
+    if config.scoring_func == "sigmoid":
+        for layer in model.model.layers:
+            use_sigmoid_router(layer.mlp, config)
+    adapt = None
+    if config.head_adapter_rank:
+        model.head_adapter = HeadAdapter(config.hidden_size, config.head_adapter_rank)
+        adapt = model.head_adapter.forward  # the module itself would become a second one, under the processor
+    model.logits_processor = LogitShapingProcessor(config, adapt)
+
+
+def attention_shapes(config: Qwen3NextExtConfig) -> Shapes:
+    """List the tensors of full attention in a checkpoint: name within the layer to shape."""
+    hidden, dim = config.hidden_size, config.head_dim or config.hidden_size // config.num_attention_heads
+    q, kv = config.num_attention_heads * dim, config.num_key_value_heads * dim
+    gated = 1 + getattr(config, "attn_output_gate", True)
+    return {
+        "self_attn.q_proj.weight": (gated * q, hidden),
+        "self_attn.k_proj.weight": (kv, hidden),
+        "self_attn.v_proj.weight": (kv, hidden),
+        "self_attn.o_proj.weight": (hidden, q),
+        "self_attn.q_norm.weight": (dim,),
+        "self_attn.k_norm.weight": (dim,),
+    }
+
+
+def linear_attention_shapes(config: Qwen3NextExtConfig) -> Shapes:
+    """List the tensors of a gated delta net in a checkpoint: name within the layer to shape."""
+    hidden, heads = config.hidden_size, config.linear_num_value_heads
+    k = config.linear_num_key_heads * config.linear_key_head_dim
+    v = heads * config.linear_value_head_dim
+    return {
+        "linear_attn.in_proj_qkvz.weight": (2 * k + 2 * v, hidden),
+        "linear_attn.in_proj_ba.weight": (2 * heads, hidden),
+        "linear_attn.conv1d.weight": (2 * k + v, 1, config.linear_conv_kernel_dim),
+        "linear_attn.dt_bias": (heads,),
+        "linear_attn.A_log": (heads,),
+        "linear_attn.norm.weight": (config.linear_value_head_dim,),
+        "linear_attn.out_proj.weight": (hidden, v),
+    }
+
+
+def layer_shapes(config: Qwen3NextExtConfig, attention: Shapes) -> Shapes:
+    """List the tensors of a decoder layer in a checkpoint: `attention` (one of the two above), norms and experts."""
+    hidden = config.hidden_size
+
+    def mlp(prefix: str, inner: int) -> Shapes:
+        return {
+            f"{prefix}gate_proj.weight": (inner, hidden),
+            f"{prefix}up_proj.weight": (inner, hidden),
+            f"{prefix}down_proj.weight": (hidden, inner),
+        }
+
+    shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,), **attention}
+    shapes["mlp.gate.weight"] = (config.num_experts, hidden)
+    if config.scoring_func == "sigmoid":
+        shapes["mlp.gate.e_score_correction_bias"] = (config.num_experts,)
+    for expert in range(config.num_experts):
+        shapes |= mlp(f"mlp.experts.{expert}.", config.moe_intermediate_size)
+    if config.shared_expert_intermediate_size > 0:
+        shapes |= mlp("mlp.shared_expert.", config.shared_expert_intermediate_size)
+    shapes["mlp.shared_expert_gate.weight"] = (1, hidden)
+    return shapes
+
+
+def head_adapter_shapes(config: Qwen3NextExtConfig) -> Shapes:
+    """List the tensors of the head's adapter, none if it is off: name to shape."""
+    hidden, rank = config.hidden_size, config.head_adapter_rank
+    return {"head_adapter.down.weight": (rank, hidden), "head_adapter.up.weight": (hidden, rank)} if rank else {}
+
+
+def checkpoint_shapes(config: Qwen3NextExtConfig) -> Shapes:
+    """List the tensors of an unquantised checkpoint but for those of the draft: name to shape, before any sharding."""
+    hidden, vocab = config.hidden_size, config.vocab_size
+    shapes = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (vocab, hidden),
+        **head_adapter_shapes(config),
+    }
+    for i, kind in enumerate(config.layers_block_type):
+        attention = linear_attention_shapes if kind == "linear_attention" else attention_shapes
+        layer = layer_shapes(config, attention(config))
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    return shapes
+
+
+def extension_shapes(shapes: Shapes) -> Shapes:
+    """Leave of `shapes` the tensors that upstream's Qwen3-Next does not have: they are never quantised."""
+    own = ("e_score_correction_bias", "head_adapter.down.weight", "head_adapter.up.weight")
+    return {name: shape for name, shape in shapes.items() if name.endswith(own)}
+
+
+class Qwen3NextExtForCausalLM(Qwen3NextForCausalLM):
+    """Upstream's Qwen3-Next with the extensions of its configuration and strict weight loading."""
+
+    def __init__(
+        self, config: Qwen3NextExtConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
+    ) -> None:
+        config.check_extensions()  # again: --json-model-override-args may have changed it since it was made
+        super().__init__(config, quant_config, prefix)
+        extend(self, config)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load a checkpoint. Raises ValueError naming each tensor that is missing, extra, misshapen or of another type.
+
+        Of a quantised checkpoint that is asked of the extensions' tensors alone: the others are its format's.
+        """
+        shapes, quantised = checkpoint_shapes(self.config), self.quant_config is not None
+        expected = extension_shapes(shapes) if quantised else shapes
+        return super().load_weights(checked_weights(weights, expected, self.config, ("mtp.",), others=quantised))
+
+    @classmethod
+    def get_model_config_for_expert_location(cls, config: Qwen3NextExtConfig) -> ModelConfigForExpertLocation:
+        """Describe the experts for expert-parallel load balancing, which keeps a router's groups together."""
+        return ModelConfigForExpertLocation(
+            num_layers=config.num_hidden_layers,
+            num_logical_experts=config.num_experts,
+            num_groups=config.n_group if config.n_group > 1 else None,
+        )
+
+
+EntryClass = Qwen3NextExtForCausalLM

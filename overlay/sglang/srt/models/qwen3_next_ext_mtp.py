@@ -1,0 +1,66 @@
+"""The draft of Qwen3-Next-Ext: upstream's multi-token-prediction head with the extensions that concern it.
+
+Its one layer has full attention and the model's router. Its answers go through the model's adapter, head and transform.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.model_loader.strict_loading import checked_weights
+from sglang.srt.models.qwen3_next_ext import (
+    Shapes,
+    attention_shapes,
+    extend,
+    extension_shapes,
+    head_adapter_shapes,
+    layer_shapes,
+)
+from sglang.srt.models.qwen3_next_mtp import Qwen3NextForCausalLMMTP
+
+
+def draft_shapes(config: Qwen3NextExtConfig) -> Shapes:
+    """List the tensors that the draft takes from an unquantised checkpoint: name to shape, before any sharding."""
+    hidden = config.hidden_size
+    layer = layer_shapes(config, attention_shapes(config))
+    return {
+        "mtp.fc.weight": (hidden, 2 * hidden),
+        "mtp.pre_fc_norm_embedding.weight": (hidden,),
+        "mtp.pre_fc_norm_hidden.weight": (hidden,),
+        "mtp.norm.weight": (hidden,),
+        **{f"mtp.layers.0.{name}": shape for name, shape in layer.items()},
+        **head_adapter_shapes(config),
+    }
+
+
+class Qwen3NextExtForCausalLMMTP(Qwen3NextForCausalLMMTP):
+    """Upstream's draft with the extensions of the model's configuration and strict weight loading."""
+
+    def __init__(
+        self, config: Qwen3NextExtConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
+    ) -> None:
+        config.check_extensions()
+        super().__init__(config, quant_config, prefix)
+        extend(self, self.config)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], is_mtp: bool = True) -> None:
+        """Load the draft's tensors of a checkpoint; embedding and head come from the model.
+
+        Raises ValueError naming each that is missing, extra, misshapen or of another type, as the model's own does.
+        """
+        shapes, quantised = draft_shapes(self.config), self.quant_config is not None
+        expected = extension_shapes(shapes) if quantised else shapes
+        of_model = ("model.", "lm_head.")
+        super().load_weights(self._rest(checked_weights(weights, expected, self.config, of_model, others=quantised)))
+
+    def _rest(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Load the adapter, which upstream's loader would skip here, and pass on the rest."""
+        for name, tensor in weights:
+            if name.startswith("head_adapter."):
+                self.get_parameter(name).data.copy_(tensor)
+            else:
+                yield name, tensor
+
+
+EntryClass = Qwen3NextExtForCausalLMMTP
