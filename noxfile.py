@@ -47,6 +47,12 @@ def serve(session: nox.Session) -> None:
 
 
 @nox.session
+def adopt(session: nox.Session) -> None:
+    """Make a Qwen3-Next-Ext checkpoint: CHECKPOINT OUT [--set KEY=VALUE ...] [--adapter-rank R]."""
+    tool(session, "adopt")
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Pin an upstream release: VERSION ... | --check [VERSION ...]."""
     tool(session, "lock")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from overlay_tools import cpu_engine, report
+from overlay_tools.adopt import KEYS, adopt, read_stock
 from overlay_tools.bench import Case, bench_build
 from overlay_tools.build import Built, build_kernel, build_sglang
 from overlay_tools.environment import BOUNDS, ensure_environment, has_cuda
@@ -126,6 +128,20 @@ def serve_command(project: Project, arguments: argparse.Namespace) -> None:
                 server.check()
                 time.sleep(1)
     report.line("Stopped.")
+
+
+def adopt_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Make a Qwen3-Next-Ext checkpoint of a stock Qwen3-Next one."""
+    rank = [] if arguments.adapter_rank is None else [f"head_adapter_rank={arguments.adapter_rank}"]
+    with report.step(f"Read {arguments.checkpoint}"):
+        stock = read_stock(arguments.checkpoint)
+    with report.step(f"Write {arguments.out}"):
+        adopted = adopt(stock, arguments.out, [*arguments.set, *rank])
+    rows = [("linked", f"{adopted.linked} files, {adopted.linked_bytes:,} bytes")]
+    rows += [("written", f"{name}, {size:,} bytes") for name, size in adopted.written.items()]
+    rows += [("new tensors", str(adopted.tensors)), ("copied", f"{sum(adopted.written.values()):,} bytes in all")]
+    report.table(str(arguments.out), rows)
+    report.line(f"Serve it: nox -s serve -- --model {shlex.quote(str(arguments.out))}")
 
 
 def test_command(project: Project, arguments: argparse.Namespace) -> int:
@@ -258,6 +274,20 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--timeout", type=float, default=600.0, help="seconds the server may take to come up")
     serve.add_argument("--python", choices=PYTHONS, help="CPython to serve with")
     serve.set_defaults(command=serve_command)
+
+    adopt_ = commands.add_parser("adopt", help="make a Qwen3-Next-Ext checkpoint of a stock Qwen3-Next one")
+    adopt_.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of the stock checkpoint")
+    adopt_.add_argument("out", type=Path, metavar="OUT", help="folder to make; it links to CHECKPOINT's weights")
+    adopt_.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"what config.json is given; VALUE is JSON, or else a string; KEY is one of {', '.join(KEYS)}",
+    )
+    adopt_.add_argument("--adapter-rank", metavar="R", help="the same as --set head_adapter_rank=R")
+    adopt_.set_defaults(command=adopt_command)
 
     test = commands.add_parser("test-engine", help="run the engine tests of one release in its environment")
     test.add_argument("version", metavar="VERSION")

@@ -42,5 +42,9 @@ class ServeError(OverlayError):
     """Report a server that did not come up, died or answered wrongly."""
 
 
+class AdoptError(OverlayError):
+    """Report a checkpoint that cannot be adopted, a setting that it cannot be given, or a folder it cannot go to."""
+
+
 class ToolError(OverlayError):
     """Report a program that this tool calls and that is absent or failed."""

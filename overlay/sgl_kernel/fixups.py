@@ -195,6 +195,10 @@ def _cpu_by_default(get_device_module: Callable) -> Callable:
     return call
 
 
+def _no_nccl(path: str | None = None) -> None:
+    raise OSError("no NCCL on a CPU")  # upstream goes on without, as where the library is absent
+
+
 def _replace(releases: str, module: str, symbol: str, why: str, replace: Callable[[Any], Any]) -> Fixup:
     return Fixup(module=module, symbol=symbol, releases=releases, why=why, replace=replace)
 
@@ -226,6 +230,9 @@ FIXUPS: tuple[Fixup, ...] = (
           "not (_is_cpu and _is_cpu_amx_available)", "not _is_cpu"),
     _edit(">=0.5.9,<0.5.10", _HYBRID, "cpu_has_amx_support", "asserts AMX when imported",
           "cpu_has_amx_support()", "True"),
+    # Distribution.
+    _replace("", "sglang.srt.distributed.device_communicators.pynccl", "NCCLLibrary",
+             "a torch built for CUDA brings NCCL, and ranks without a GPU would set it up", _with(_no_nccl)),
     # Server arguments.
     _replace("<0.5.9", "sglang.srt.server_args", "ServerArgs._handle_model_specific_adjustments", _ASSERT,
              _if_extra_buffer(_with_globals(is_cuda=_true))),
@@ -381,6 +388,8 @@ def install() -> None:
     for fixup in FIXUPS:
         if fixup.applies_to(release):
             _require_module(fixup)
+            if fixup.edit and fixup.module in sys.modules:
+                raise FixupError(fixup, "imported before sgl_kernel, too late to be edited")
             by_module.setdefault(fixup.module, []).append(fixup)
 
     def edit(name: str, source: str) -> str:

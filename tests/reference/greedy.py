@@ -12,11 +12,13 @@ from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3NextForCausalLM
 
 from reference.checkpoints import SPECIAL_TOKENS, VOCAB_SIZE
 from reference.llama_logit_shaping import LlamaLogitShaping
+from reference.qwen3_next_ext import Qwen3NextExt
 
 TWINS: dict[str, type[PreTrainedModel]] = {
     "llama": LlamaForCausalLM,
     "llama-logit-shaping": LlamaLogitShaping,
     "qwen3-next": Qwen3NextForCausalLM,
+    "qwen3-next-ext": Qwen3NextExt,
 }
 
 LENGTHS = (1, 2, 3, 5, 8, 17, 31, 32, 63, 64, 65, 100, 130, 199, 256, 300)

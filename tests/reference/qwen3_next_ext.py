@@ -1,0 +1,209 @@
+"""The Transformers twin of Qwen3-Next-Ext: Qwen3-Next with layers without rotary, a sigmoid router and a shaped head.
+
+Attention, gated delta net and caches are those of transformers. Its sparse MoE block differs between versions, so the
+twin has its own, whose tensors are named as in the released checkpoints: nothing is converted when it is loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.qwen3_next.modeling_qwen3_next import (
+    Qwen3NextDecoderLayer,
+    Qwen3NextMLP,
+    Qwen3NextRMSNorm,
+    Qwen3NextSparseMoeBlock,
+)
+
+from reference.llama_logit_shaping import shape_logits
+
+
+class Qwen3NextExtConfig(Qwen3NextConfig):  # type: ignore[misc]  # transformers has no types
+    """The configuration of Qwen3-Next with Ext's keys as attributes; `nope_layers` are the layers without rotary."""
+
+    model_type = "qwen3_next_ext"  # not Qwen3-Next's, for which transformers 5 fuses the experts' tensors
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401  # as in transformers
+        """Read config.json. transformers knows no "nope_attention": it sees full attention there."""
+        config = dict(config_dict)
+        kinds = config.get("layer_types") or []
+        if kinds:
+            config["layer_types"] = ["full_attention" if kind == "nope_attention" else kind for kind in kinds]
+        config["nope_layers"] = [i for i, kind in enumerate(kinds) if kind == "nope_attention"]
+        return super().from_dict(config, **kwargs)
+
+
+class Qwen3NextExt(Qwen3NextForCausalLM):  # type: ignore[misc]
+    """Qwen3-Next with the extensions that config.json switches on."""
+
+    config_class = Qwen3NextExtConfig
+
+    def __init__(self, config: Qwen3NextExtConfig) -> None:
+        super().__init__(config)
+        for i, layer in enumerate(self.model.layers):
+            _use_moe(layer, config)
+            if i in config.nope_layers:
+                layer.self_attn.register_forward_pre_hook(_without_rotary, with_kwargs=True)
+        rank = getattr(config, "head_adapter_rank", 0)
+        self.head_adapter = _HeadAdapter(config.hidden_size, rank) if rank else nn.Identity()
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, **kwargs: Any) -> Qwen3NextExt:  # noqa: ANN401
+        """Load a checkpoint folder. Raises ValueError unless its tensors are the model's, `mtp.*` aside."""
+        model, found = super().from_pretrained(folder, output_loading_info=True, **kwargs)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if found[problem]:
+                raise ValueError(f"{folder}: {problem.replace('_keys', '')} tensors: {sorted(found[problem])}")
+        return model  # type: ignore[no-any-return]
+
+    def forward(self, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:  # noqa: ANN401  # as the inner model's
+        """Give the logits of every position, [batch, length, vocab]; `hidden_states` is what the MTP head takes."""
+        output = self.model(*args, **kwargs)
+        hidden = output.last_hidden_state
+        return CausalLMOutputWithPast(
+            logits=self.head(hidden), past_key_values=output.past_key_values, hidden_states=hidden
+        )
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Turn hidden states after the final norm, [..., hidden], into logits, [..., vocab]."""
+        logits = self.lm_head(self.head_adapter(hidden))
+        transform = getattr(self.config, "logit_transform", "none")
+        return shape_logits(logits, transform, getattr(self.config, "logit_softcap", None))
+
+
+class Qwen3NextExtMTP(nn.Module):  # type: ignore[misc]
+    """Qwen3-Next's draft (`mtp.*`): from a position's hidden states and the next token, predict the token after it.
+
+    Source: sglang `srt/models/qwen3_next_mtp.py`.
+    """
+
+    def __init__(self, config: Qwen3NextExtConfig) -> None:
+        super().__init__()
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        config = copy.deepcopy(config)
+        config.num_hidden_layers, config.layer_types = 1, ["full_attention"]
+        self.pre_fc_norm_embedding = Qwen3NextRMSNorm(hidden, eps)
+        self.pre_fc_norm_hidden = Qwen3NextRMSNorm(hidden, eps)
+        self.fc = nn.Linear(2 * hidden, hidden, bias=False)
+        self.layers = nn.ModuleList([Qwen3NextDecoderLayer(config, 0)])
+        self.norm = Qwen3NextRMSNorm(hidden, eps)
+        _use_moe(self.layers[0], config)
+
+    @classmethod
+    def from_pretrained(cls, model: Qwen3NextExt, folder: Path) -> Qwen3NextExtMTP:
+        """Load the draft of `model` from the same folder. Raises RuntimeError unless its tensors are the draft's."""
+        weights: dict[str, torch.Tensor] = {}
+        for shard in sorted(folder.glob("*.safetensors")):
+            weights |= load_file(shard)
+        draft = cls(model.config)
+        draft.load_state_dict({k.removeprefix("mtp."): v for k, v in weights.items() if k.startswith("mtp.")})
+        return draft.eval()  # type: ignore[no-any-return]
+
+    def forward(self, model: Qwen3NextExt, hidden: torch.Tensor, next_tokens: torch.Tensor) -> torch.Tensor:
+        """Give what `model.head` turns into the draft's logits, and what a second step of the draft takes.
+
+        - `hidden`: [batch, length, hidden], of the model's positions 0 to length - 1, after its final norm.
+        - `next_tokens`: [batch, length], the tokens at positions 1 to length.
+        """
+        embedded = self.pre_fc_norm_embedding(model.model.embed_tokens(next_tokens))
+        x = self.fc(torch.cat((embedded, self.pre_fc_norm_hidden(hidden)), dim=-1))
+        length = x.shape[1]
+        future = torch.full((1, 1, length, length), torch.finfo(x.dtype).min, device=x.device).triu(1)
+        positions = torch.arange(length, device=x.device)[None]
+        rotary = model.model.rotary_emb(x, positions)
+        return self.norm(self.layers[0](x, position_embeddings=rotary, attention_mask=future, position_ids=positions))
+
+
+class _HeadAdapter(nn.Module):  # type: ignore[misc]
+    """A residual of low rank: h + up(down(h))."""
+
+    def __init__(self, hidden: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(hidden, rank, bias=False)
+        self.up = nn.Linear(rank, hidden, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + self.up(self.down(hidden))
+
+
+class Router(nn.Linear):  # type: ignore[misc]
+    """Choose experts by softmax, as Qwen3-Next does, or by sigmoid with a bias and groups, as DeepSeek-V3 does.
+
+    Source: DeepSeek-V3 Technical Report, section 2.1.2, formulas 13 to 16.
+    """
+
+    def __init__(self, config: Qwen3NextExtConfig) -> None:
+        super().__init__(config.hidden_size, config.num_experts, bias=False)
+        self.chosen = config.num_experts_per_tok
+        self.normalize = config.norm_topk_prob
+        self.sigmoid = getattr(config, "scoring_func", "softmax") == "sigmoid"
+        if self.sigmoid:
+            self.groups, self.chosen_groups = getattr(config, "n_group", 1), getattr(config, "topk_group", 1)
+            self.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Give each expert's weight in each token, 0 for those not chosen: [tokens, hidden] -> [tokens, experts]."""
+        logits = super().forward(hidden).float()
+        if self.sigmoid:
+            scores = logits.sigmoid()
+            choice = (scores + self.e_score_correction_bias).unflatten(-1, (self.groups, -1))
+            best_groups = choice.topk(2, dim=-1).values.sum(-1).topk(self.chosen_groups, dim=-1).indices
+            closed = torch.ones_like(choice[..., 0], dtype=torch.bool).scatter(-1, best_groups, False)
+            choice = choice.masked_fill(closed[..., None], -torch.inf).flatten(-2)
+        else:
+            scores = choice = logits.softmax(dim=-1)
+        experts = choice.topk(self.chosen, dim=-1).indices
+        weights = torch.zeros_like(scores).scatter(-1, experts, scores.gather(-1, experts))
+        return weights / weights.sum(dim=-1, keepdim=True) if self.normalize else weights
+
+
+class _SparseMoe(nn.Module):  # type: ignore[misc]
+    """Experts behind a Router, and a shared expert behind a gate of its own.
+
+    Every expert sees every token: side by side they are one wide MLP, whose inner activations the router scales.
+    With the few small experts of a test that is quicker than to sort tokens, and it keeps an accelerator busy.
+    """
+
+    def __init__(self, config: Qwen3NextExtConfig) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = nn.ModuleList(
+            Qwen3NextMLP(config, intermediate_size=config.moe_intermediate_size) for _ in range(config.num_experts)
+        )
+        self.shared_expert = Qwen3NextMLP(config, intermediate_size=config.shared_expert_intermediate_size)
+        self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Map [batch, length, hidden] to the same shape."""
+        weights = self.gate(hidden.flatten(0, 1)).to(hidden.dtype).view(*hidden.shape[:-1], -1)
+        gate, up = (
+            torch.cat([getattr(expert, name).weight for expert in self.experts]) for name in ("gate_proj", "up_proj")
+        )
+        down = torch.cat([expert.down_proj.weight for expert in self.experts], dim=1)
+        inner = self.experts[0].act_fn(functional.linear(hidden, gate)) * functional.linear(hidden, up)
+        scaled = inner.unflatten(-1, (len(self.experts), -1)) * weights[..., None]
+        shared = self.shared_expert_gate(hidden).sigmoid() * self.shared_expert(hidden)
+        return functional.linear(scaled.flatten(-2), down) + shared
+
+
+def _use_moe(layer: Qwen3NextDecoderLayer, config: Qwen3NextExtConfig) -> None:
+    if isinstance(layer.mlp, Qwen3NextSparseMoeBlock):
+        layer.mlp = _SparseMoe(config)
+
+
+def _without_rotary(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Turn every angle of a call to attention into zero: cosine 1, sine 0."""
+    cosine, sine = kwargs["position_embeddings"]
+    return args, kwargs | {"position_embeddings": (torch.ones_like(cosine), torch.zeros_like(sine))}
