@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,10 +62,21 @@ def running_engine(path: Path) -> Iterator[Any]:
         engine.shutdown()
 
 
-def server(path: Path, log: Path, **environment: str) -> Server:
+def server(
+    path: Path, log: Path, arguments: Mapping[str, object] | None = None, env: Mapping[str, str] | None = None
+) -> Server:
     """Describe a server of a checkpoint, its output in the file `log`, to be started by `with`."""
-    flags = cpu_engine.flags(cpu_engine.ARGS)
-    return Server(Path(sys.executable), path, flags, env={**cpu_engine.ENV, **environment}, log=log)
+    flags = cpu_engine.flags({**cpu_engine.ARGS, **(arguments or {})})
+    return Server(Path(sys.executable), path, flags, env={**cpu_engine.ENV, **(env or {})}, log=log)
+
+
+def post(address: str, path: str, **body: object) -> Any:  # noqa: ANN401  # whatever JSON comes back
+    """Send JSON to a server and read what it answers, JSON or nothing."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(address + path, data=json.dumps(body).encode(), headers=headers)
+    with urllib.request.urlopen(request, timeout=300) as response:
+        text = response.read()
+        return json.loads(text) if response.headers.get_content_type() == "application/json" else text.decode()
 
 
 def assert_answers(

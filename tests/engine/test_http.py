@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +9,7 @@ import pytest
 from openai import OpenAI
 from reference.greedy import encode
 
-from engine.harness import CHAT, MAX_NEW_TOKENS, QUESTION, SAMPLING, TEXT, Model, assert_answers, server
+from engine.harness import CHAT, MAX_NEW_TOKENS, QUESTION, SAMPLING, TEXT, Model, assert_answers, post, server
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +21,9 @@ def served(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -
         yield running.url, model
 
 
-def generate(address: str, **request: object) -> Any:  # noqa: ANN401  # whatever JSON comes back
+def generate(address: str, **request: object) -> Any:  # noqa: ANN401
     """Ask the native API."""
-    body = json.dumps({"sampling_params": SAMPLING, "return_logprob": True, **request}).encode()
-    post = urllib.request.Request(f"{address}/generate", data=body, headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(post, timeout=120) as response:
-        return json.load(response)
+    return post(address, "/generate", sampling_params=SAMPLING, return_logprob=True, **request)
 
 
 def client(address: str) -> OpenAI:

@@ -56,7 +56,7 @@ def refusal(broken: Callable[[Path], dict[str, str]], folder: Path) -> str:
     environment = broken(folder)
     with (
         pytest.raises(ServeError, match=r"The server ended with status [^0]"),
-        server(folder, folder / "log", **environment),
+        server(folder, folder / "log", env=environment),
     ):
         pytest.fail("it serves")
     return (folder / "log").read_text(errors="replace")

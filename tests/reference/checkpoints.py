@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|begin|>", "<|im_start|>", "<|im_end|>")
@@ -97,6 +98,38 @@ def make_checkpoint(name: str, out: Path, changes: Mapping[str, Any] | None = No
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(out)
     save_file(tensors(config), out / "model.safetensors", metadata={"format": "pt"})
+
+
+TRAINED = Path(__file__).parents[1] / "data" / "qwen3-next-ext"  # its README.md says what it is
+
+
+def make_variant(out: Path, changes: Mapping[str, Any]) -> None:
+    """Write the trained Qwen3-Next-Ext checkpoint into the folder `out`, its config.json changed; None removes a key.
+
+    Tensors that only an extension needs that is off then are left out.
+    """
+    shutil.copytree(TRAINED, out, dirs_exist_ok=True)
+    config = json.loads((TRAINED / "config.json").read_text(encoding="utf-8")) | dict(changes)
+    config = {key: value for key, value in config.items() if value is not None}
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    unused = [] if config.get("scoring_func") == "sigmoid" else ["e_score_correction_bias"]
+    unused += [] if config.get("head_adapter_rank") else ["head_adapter"]
+    change_tensors(out, lambda tensors: {k: v for k, v in tensors.items() if not any(part in k for part in unused)})
+
+
+def change_tensors(
+    checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], shards: str = "*"
+) -> None:
+    """Rewrite the shards of a checkpoint whose names match, and its index."""
+    weight_map: dict[str, str] = {}
+    for shard in sorted(checkpoint.glob("*.safetensors")):
+        tensors = load_file(shard)
+        if shard.match(shards):
+            tensors = change(tensors)
+            save_file(tensors, shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, shard.name)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def write_tokenizer(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3NextForCausalLM
 
 from reference.checkpoints import SPECIAL_TOKENS, VOCAB_SIZE
 from reference.llama_logit_shaping import LlamaLogitShaping
-from reference.qwen3_next_ext import Qwen3NextExt
+from reference.qwen3_next_ext import Qwen3NextExt, Router
 
 TWINS: dict[str, type[PreTrainedModel]] = {
     "llama": LlamaForCausalLM,
@@ -68,6 +69,49 @@ def answers(kind: str, checkpoint: Path, prompts: Sequence[Sequence[int]], max_n
     """Load the twin of a checkpoint of `kind` (a key of TWINS) from its folder, in float32; continue each prompt."""
     model = TWINS[kind].from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
     return [complete(model, prompt, max_new_tokens) for prompt in prompts]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What a twin says of tokens that an engine gave: its own choice at each place, and its logprobs of theirs.
+
+    `margin` is how far its choices are above the next best, `router_margin` the same inside its routers.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    prompt_logprobs: list[float]
+    margin: float
+    router_margin: float
+
+
+def judge(checkpoint: Path, runs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Verdict]:
+    """Let the twin of a Qwen3-Next-Ext checkpoint judge prompts and their continuations, in float32, a pass each.
+
+    Tokens that equal the twin's choice at every place are its greedy continuation.
+    """
+    torch.set_num_threads(1)
+    model = Qwen3NextExt.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    verdicts = []
+    for prompt, tokens in runs:
+        for router in routers:
+            router.margin = torch.inf
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *tokens]]), use_cache=False).logits[0, :-1]
+        logprobs = logits.log_softmax(dim=-1)
+        best = logits[len(prompt) - 1 :].topk(2, dim=-1)
+        given = logprobs.gather(-1, torch.tensor([[*prompt, *tokens][1:]]).T)[:, 0].tolist()
+        verdicts.append(
+            Verdict(
+                tokens=best.indices[:, 0].tolist(),
+                logprobs=given[len(prompt) - 1 :],
+                prompt_logprobs=given[: len(prompt) - 1],
+                margin=min((best.values[:, 0] - best.values[:, 1]).tolist(), default=math.inf),
+                router_margin=min(router.margin for router in routers),
+            )
+        )
+    return verdicts
 
 
 def complete(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) -> Completion:

@@ -139,12 +139,15 @@ class _HeadAdapter(nn.Module):  # type: ignore[misc]
 class Router(nn.Linear):  # type: ignore[misc]
     """Choose experts by softmax, as Qwen3-Next does, or by sigmoid with a bias and groups, as DeepSeek-V3 does.
 
+    `margin`, set to infinity by whoever wants to know, becomes the smallest distance, outside training, between a value
+    that was chosen and one that was not: where it is nearly 0, rounding decides.
     Source: DeepSeek-V3 Technical Report, section 2.1.2, formulas 13 to 16.
     """
 
     def __init__(self, config: Qwen3NextExtConfig) -> None:
         super().__init__(config.hidden_size, config.num_experts, bias=False)
         self.chosen = config.num_experts_per_tok
+        self.margin = torch.inf
         self.normalize = config.norm_topk_prob
         self.sigmoid = getattr(config, "scoring_func", "softmax") == "sigmoid"
         if self.sigmoid:
@@ -157,14 +160,22 @@ class Router(nn.Linear):  # type: ignore[misc]
         if self.sigmoid:
             scores = logits.sigmoid()
             choice = (scores + self.e_score_correction_bias).unflatten(-1, (self.groups, -1))
-            best_groups = choice.topk(2, dim=-1).values.sum(-1).topk(self.chosen_groups, dim=-1).indices
-            closed = torch.ones_like(choice[..., 0], dtype=torch.bool).scatter(-1, best_groups, False)
+            of_groups = choice.topk(2, dim=-1).values.sum(-1)
+            closed = torch.ones_like(of_groups, dtype=torch.bool)
+            closed = closed.scatter(-1, of_groups.topk(self.chosen_groups, dim=-1).indices, False)
+            self._note_margin(of_groups, self.chosen_groups)
             choice = choice.masked_fill(closed[..., None], -torch.inf).flatten(-2)
         else:
             scores = choice = logits.softmax(dim=-1)
+        self._note_margin(choice, self.chosen)
         experts = choice.topk(self.chosen, dim=-1).indices
         weights = torch.zeros_like(scores).scatter(-1, experts, scores.gather(-1, experts))
         return weights / weights.sum(dim=-1, keepdim=True) if self.normalize else weights
+
+    def _note_margin(self, values: torch.Tensor, chosen: int) -> None:
+        if not self.training and chosen < values.shape[-1]:
+            best = values.detach().topk(chosen + 1, dim=-1).values
+            self.margin = min(self.margin, (best[..., -2] - best[..., -1]).min().item())
 
 
 class _SparseMoe(nn.Module):  # type: ignore[misc]

@@ -17,6 +17,17 @@ LAYER_TYPES = {
 }
 
 
+# What upstream rounds up in a configuration, after it is made, to share it among tensor parallel ranks on a CPU.
+_ROUNDED = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
+
+
 class Qwen3NextExtConfig(Qwen3NextConfig):
     """Upstream's configuration, and these keys.
 
@@ -27,6 +38,7 @@ class Qwen3NextExtConfig(Qwen3NextConfig):
     - `head_adapter_rank`: the rank of a residual adapter between the last norm and the head; 0 is none.
     - `logit_transform`, `logit_softcap`: see `layers/logit_shaping.py`.
 
+    `checkpoint_sizes` keeps the sizes of the checkpoint's tensors where upstream may round up those of the model.
     Raises ValueError, naming the key, on a value out of range or without effect.
     """
 
@@ -52,6 +64,7 @@ class Qwen3NextExtConfig(Qwen3NextConfig):
         self.head_adapter_rank = head_adapter_rank
         self.logit_transform = logit_transform
         self.logit_softcap = logit_softcap
+        self.checkpoint_sizes = {name: getattr(self, name) for name in _ROUNDED}
         self.check_extensions()
         alias(self)
 

@@ -107,8 +107,9 @@ def extend(model: Qwen3NextForCausalLM, config: Qwen3NextExtConfig) -> None:
 
 def attention_shapes(config: Qwen3NextExtConfig) -> Shapes:
     """List the tensors of full attention in a checkpoint: name within the layer to shape."""
-    hidden, dim = config.hidden_size, config.head_dim or config.hidden_size // config.num_attention_heads
-    q, kv = config.num_attention_heads * dim, config.num_key_value_heads * dim
+    hidden, sizes = config.hidden_size, config.checkpoint_sizes
+    dim = config.head_dim or hidden // sizes["num_attention_heads"]
+    q, kv = sizes["num_attention_heads"] * dim, sizes["num_key_value_heads"] * dim
     gated = 1 + getattr(config, "attn_output_gate", True)
     return {
         "self_attn.q_proj.weight": (gated * q, hidden),
@@ -122,8 +123,8 @@ def attention_shapes(config: Qwen3NextExtConfig) -> Shapes:
 
 def linear_attention_shapes(config: Qwen3NextExtConfig) -> Shapes:
     """List the tensors of a gated delta net in a checkpoint: name within the layer to shape."""
-    hidden, heads = config.hidden_size, config.linear_num_value_heads
-    k = config.linear_num_key_heads * config.linear_key_head_dim
+    hidden, heads = config.hidden_size, config.checkpoint_sizes["linear_num_value_heads"]
+    k = config.checkpoint_sizes["linear_num_key_heads"] * config.linear_key_head_dim
     v = heads * config.linear_value_head_dim
     return {
         "linear_attn.in_proj_qkvz.weight": (2 * k + 2 * v, hidden),
@@ -152,9 +153,9 @@ def layer_shapes(config: Qwen3NextExtConfig, attention: Shapes) -> Shapes:
     if config.scoring_func == "sigmoid":
         shapes["mlp.gate.e_score_correction_bias"] = (config.num_experts,)
     for expert in range(config.num_experts):
-        shapes |= mlp(f"mlp.experts.{expert}.", config.moe_intermediate_size)
-    if config.shared_expert_intermediate_size > 0:
-        shapes |= mlp("mlp.shared_expert.", config.shared_expert_intermediate_size)
+        shapes |= mlp(f"mlp.experts.{expert}.", config.checkpoint_sizes["moe_intermediate_size"])
+    if shared := config.checkpoint_sizes["shared_expert_intermediate_size"]:
+        shapes |= mlp("mlp.shared_expert.", shared)
     shapes["mlp.shared_expert_gate.weight"] = (1, hidden)
     return shapes
 

@@ -1,0 +1,217 @@
+"""What upstream decides for checkpoints, on devices that need not be there.
+
+    python tests/engine/decisions.py CASES.json OUT_FOLDER DEVICE...
+
+Nothing is loaded or started: the server's arguments are resolved and checked as an engine does it first, and the model
+configurations of the served model and of its draft are made from them. CASES.json has the `checkpoints` (folders), the
+`option_sets` (keyword arguments of ServerArgs) and the folder of a checkpoint to `warm_up` with.
+
+OUT_FOLDER/DEVICE.json gets, for each checkpoint, a list with one member an option set: None where the release lacks one
+of the options, else a mapping of dotted names to values. Where upstream refuses the options, it has only `refusal`.
+
+A GPU is simulated by what PyTorch says of it, and only as far as these decisions ask. Upstream is imported before, as
+on a host without one, because the modules with its kernels need a real one. So what they found out when they were
+imported stays that host's: their choice among kernels is no part of this.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import importlib
+import importlib.util
+import inspect
+import json
+import multiprocessing
+import os
+import random
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+GPUS = {  # a name: compute capability, name, GiB, multiprocessors
+    "sm80": ((8, 0), "NVIDIA A100-SXM4-80GB", 80, 108),
+    "sm90": ((9, 0), "NVIDIA H100 80GB HBM3", 80, 132),
+    "sm100": ((10, 0), "NVIDIA B200", 180, 148),
+}
+# Options of ServerArgs by the names that they had before.
+FORMER_NAMES = {"mamba_radix_cache_strategy": "mamba_scheduler_strategy"}  # to 0.5.13.post1
+
+_fork = multiprocessing.get_context("fork")
+
+
+def simulate(device: str) -> None:
+    """Make upstream, imported on a host without a GPU, see one with eight of the kind `device` from now on."""
+    import torch
+    from sglang.srt.utils import common
+
+    capability, name, gib, multiprocessors = GPUS[device]
+    memory = gib << 30
+    properties = SimpleNamespace(
+        name=name,
+        major=capability[0],
+        minor=capability[1],
+        total_memory=memory,
+        multi_processor_count=multiprocessors,
+    )
+    answers = {
+        "is_available": True,
+        "device_count": 8,
+        "current_device": 0,
+        "get_device_capability": capability,
+        "get_device_name": name,
+        "get_device_properties": properties,
+        "mem_get_info": (memory, memory),
+    }
+    for function, answer in answers.items():
+        setattr(torch.cuda, function, lambda *_args, _answer=answer, **_kwargs: _answer)
+    torch.version.cuda = torch.version.cuda or "12.8"
+    common.get_nvgpu_memory_capacity = lambda: memory >> 20  # it asks nvidia-smi
+    for probe in vars(common).values():  # they keep what they found when upstream was imported
+        if callable(probe) and hasattr(probe, "cache_clear"):
+            probe.cache_clear()
+    if (platforms := sys.modules.get("sglang.srt.platforms")) is not None:
+        vars(platforms)["_current_platform"] = None
+
+
+def decide(checkpoint: str, options: Mapping[str, Any]) -> dict[str, str] | None:
+    """Let upstream resolve `options` for `checkpoint`, and list all that it decided by dotted names.
+
+    Gives None when the installed release lacks one of the options.
+    """
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.server_args import ServerArgs
+    from sglang.srt.utils import get_device_sm
+
+    known = inspect.signature(ServerArgs).parameters
+    options = {name if name in known else FORMER_NAMES.get(name, name): value for name, value in options.items()}
+    if not known.keys() >= options.keys():
+        return None
+    random.seed(0)  # upstream draws a seed and ports
+    try:
+        args = ServerArgs(model_path=checkpoint, **options)
+        if hasattr(args, "resolve_once"):  # from 0.5.19 on the constructor leaves it to the engine
+            args.resolve_once()
+        args.check_server_args()
+        model = ModelConfig.from_server_args(args)
+        draft = ModelConfig.from_server_args(args, is_draft_model=True)
+        found = {
+            "device_sm": get_device_sm(),
+            "args": args,
+            "resolved": args.resolved_dict() if hasattr(args, "resolved_dict") else None,
+            "environment": {name: value for name, value in os.environ.items() if name.startswith("SGL")},
+            "model": model,
+            "model_kinds": kinds(model, draft=False),
+            "draft": draft,
+            "draft_kinds": kinds(draft, draft=True),
+        }
+    except Exception as error:  # whatever upstream refuses with is compared
+        return {"refusal": f"{type(error).__name__}: {error}".replace(checkpoint, "CHECKPOINT")}
+    flat: dict[str, str] = {}
+    flatten("", found, flat, {})
+    return {name: value.replace(checkpoint, "CHECKPOINT") for name, value in flat.items()}
+
+
+def kinds(model_config: object, *, draft: bool) -> dict[str, Any]:
+    """Ask upstream which kinds of hybrid models `model_config` is: its functions or properties named `*_config`."""
+    if importlib.util.find_spec("sglang.srt.configs.hybrid_arch") is not None:
+        functions = vars(importlib.import_module("sglang.srt.configs.hybrid_arch"))
+        return {
+            name: function(model_config)
+            for name, function in functions.items()
+            if inspect.isfunction(function) and list(inspect.signature(function).parameters) == ["model_config"]
+        }
+    # Up to 0.5.15 the model runner answers, in properties, and needs nothing else for it.
+    runner_class = importlib.import_module("sglang.srt.model_executor.model_runner").ModelRunner
+    runner = runner_class.__new__(runner_class)
+    runner.model_config, runner.is_draft_worker = model_config, draft
+    names = [name for name, member in vars(runner_class).items() if isinstance(member, property)]
+    return {name: getattr(runner, name) for name in names if name.endswith("_config")}
+
+
+def flatten(name: str, value: object, into: dict[str, str], seen: dict[int, tuple[str, object]]) -> None:
+    """Write `value` and all that it is made of into `into`, under dotted names that begin with `name`."""
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=repr)
+    if _is_plain(value) or (isinstance(value, list | tuple) and all(_is_plain(part) for part in value)):
+        into[name] = repr(value)
+    elif inspect.isroutine(value) or isinstance(value, type):
+        into[name] = f"{value.__module__}.{value.__qualname__}"
+    elif id(value) in seen:
+        into[name] = f"as {seen[id(value)][0]}"
+    elif (parts := _parts(value)) is None:
+        into[name] = repr(value)
+    else:
+        seen[id(value)] = (name, value)
+        into[f"{name}.__class__"] = type(value).__name__
+        for part, member in parts.items():
+            flatten(f"{name}.{part}" if name else str(part), member, into, seen)
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | enum.Enum | Path)
+
+
+def _parts(value: object) -> dict[Any, Any] | None:
+    """List what a container, or an object of upstream's or transformers', holds and its properties answer."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, list | tuple):
+        return dict(enumerate(value))
+    kind = type(value)
+    if kind.__module__.partition(".")[0] not in ("sglang", "transformers"):
+        return None
+    fields = getattr(value, "__struct_fields__", ())  # of msgspec's records: ServerArgs from 0.5.20 on
+    parts = {**{name: getattr(value, name) for name in fields}, **getattr(value, "__dict__", {})}
+    for name in dir(kind):
+        member = inspect.getattr_static(kind, name)
+        asked = isinstance(member, property | functools.cached_property)
+        # Questions without a parameter, which are properties in other releases.
+        called = inspect.isfunction(member) and name.startswith(("get_", "use_", "is_", "enable_mamba"))
+        if name.startswith("__") or not (asked or (called and list(inspect.signature(member).parameters) == ["self"])):
+            continue
+        try:
+            parts[f"{name}()"] = getattr(value, name) if asked else getattr(value, name)()
+        except Exception as error:  # an answer as well
+            parts[f"{name}()"] = f"{type(error).__name__}: {error}"
+    return parts
+
+
+def decide_all(cases: Mapping[str, Any], device: str, out: Path) -> None:
+    """Write what upstream decides on one device."""
+    if device in GPUS:
+        simulate(device)
+    always = {} if device in GPUS else {"device": device}
+    # A process for each, as upstream keeps what it read of a checkpoint, changes it, and sets environment variables.
+    # What it imports on the way should be there for all.
+    environment = dict(os.environ)
+    for options in cases["option_sets"][:2]:
+        decide(cases["warm_up"], {**always, **options})
+    os.environ.clear()
+    os.environ.update(environment)
+    with _fork.Pool(1, maxtasksperchild=1) as pool:
+        decided = {
+            checkpoint: pool.starmap(
+                decide, [(checkpoint, {**always, **options}) for options in cases["option_sets"]], chunksize=1
+            )
+            for checkpoint in cases["checkpoints"]
+        }
+    (out / f"{device}.json").write_text(json.dumps(decided), encoding="utf-8")
+
+
+def main() -> None:
+    """Decide the cases on all devices at once."""
+    cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    decide(cases["warm_up"], {"device": "cpu"})
+    workers = [_fork.Process(target=decide_all, args=(cases, device, Path(sys.argv[2]))) for device in sys.argv[3:]]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    sys.exit(max(abs(worker.exitcode or 0) for worker in workers))
+
+
+if __name__ == "__main__":
+    main()

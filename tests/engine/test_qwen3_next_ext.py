@@ -1,0 +1,392 @@
+"""Qwen3-Next-Ext on the real engine gives what its Transformers twin gives: every extension, cache, batch and draft.
+
+The checkpoint is a trained one (`tests/data/qwen3-next-ext`): its answers are peaked, its draft drafts. A run counts
+where the twin itself is decided: where rounding chooses a token or an expert, two right answers may differ.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from multiprocessing import get_context
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+from overlay_tools.server import Server
+from packaging.version import Version
+from reference.checkpoints import TRAINED, make_variant
+from reference.greedy import Verdict, encode, judge
+
+from engine.harness import post, server
+
+RELEASE = Version(version("sglang"))
+CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
+
+OFF: dict[str, Any] = {  # every extension of the trained checkpoint switched off
+    "layer_types": ["full_attention" if i in (2, 5) else "linear_attention" for i in range(6)],
+    "scoring_func": None,
+    "n_group": None,
+    "topk_group": None,
+    "head_adapter_rank": None,
+    "logit_transform": None,
+    "logit_softcap": None,
+}
+
+
+def on(*keys: str, **values: object) -> dict[str, Any]:
+    """Switch off all extensions but those of `keys`, which stay as trained, and set `values`."""
+    return {key: value for key, value in OFF.items() if key not in keys} | values
+
+
+SETS: dict[str, dict[str, Any]] = {
+    "none": OFF,
+    "nope_attention": on("layer_types"),
+    "sigmoid": on("scoring_func", "n_group", "topk_group"),
+    "head_adapter": on("head_adapter_rank"),
+    "softcap": on("logit_transform", "logit_softcap"),
+    "sqrt_positive": on(logit_transform="sqrt_positive"),
+    "all": {},
+}
+
+STRATEGY = "mamba_scheduler_strategy" if Version("0.5.14") > RELEASE else "mamba_radix_cache_strategy"
+EXTRA_BUFFER: dict[str, object] = {STRATEGY: "extra_buffer"}
+# Up to 0.5.9, Qwen3-Next's state is never committed with the second version of speculative decoding: it stays off.
+SPECULATIVE_ENV = {"SGLANG_ENABLE_SPEC_V2": "1"} if Version("0.5.10") <= RELEASE else {}
+
+
+def speculative(steps: int) -> dict[str, object]:
+    """Give the arguments for drafts of `steps` tokens."""
+    drafts = {"speculative_algorithm": "NEXTN", "speculative_num_steps": steps, "speculative_eagle_topk": 1}
+    return {**drafts, "speculative_num_draft_tokens": steps + 1, **(EXTRA_BUFFER if SPECULATIVE_ENV else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A server: the extension set of its checkpoint, and its arguments and environment."""
+
+    extensions: str = "all"
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+SMALL_POOL: dict[str, object] = {
+    STRATEGY: "no_buffer",
+    "disable_overlap_schedule": True,  # what 0.5.13 and later ask for with no_buffer
+    "chunked_prefill_size": 48,  # divides few of the prompts' lengths
+    "max_total_tokens": 1024,
+    "max_mamba_cache_size": 24,
+    "max_running_requests": 4,
+}
+
+CASES: dict[str, Case] = {
+    **{name: Case(name) for name in SETS},
+    "extra_buffer": Case(arguments=EXTRA_BUFFER),
+    "no_buffer, small pool": Case(arguments=SMALL_POOL),
+    **{f"MTP, {steps} steps": Case(arguments=speculative(steps), environment=SPECULATIVE_ENV) for steps in (1, 2, 3)},
+    "TP=2": Case(arguments={"tp_size": 2}, environment={"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}),
+}
+
+
+class Relay:
+    """Servers in the order in which the tests ask for them: the next one starts while one is tested."""
+
+    def __init__(self, order: Sequence[str], start: Callable[[str], Server]) -> None:
+        self.order, self.start = list(order), start
+        self.pool = ThreadPoolExecutor(max_workers=1)
+        self.coming: dict[str, Future[Server]] = {}
+
+    def take(self, name: str) -> Server:
+        """Give the running server `name`."""
+        place = self.order.index(name)
+        for ahead in self.order[place : place + 2]:
+            if ahead not in self.coming:
+                self.coming[ahead] = self.pool.submit(self.start, ahead)
+        return self.coming[name].result()
+
+    def close(self) -> None:
+        """Stop the servers that have been started."""
+        for future in self.coming.values():
+            if not future.cancel() and future.exception() is None:
+                future.result().stop()
+        self.pool.shutdown()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """A running server with the twin of its checkpoint."""
+
+    name: str
+    server: Server
+    judge: Callable[[list[tuple[list[int], list[int]]]], list[Verdict]]
+    seconds: float
+
+    def generate(self, prompts: Sequence[list[int]], tokens: int = 16, **options: object) -> list[dict[str, Any]]:
+        """Continue prompts greedily by so many tokens, sent at once."""
+        sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+        body = {"input_ids": list(prompts), "sampling_params": sampling, "return_logprob": True, **options}
+        return list(post(self.server.url, "/generate", **body))
+
+    def flush(self) -> None:
+        """Empty the caches, as soon as the server is idle."""
+        for _ in range(50):
+            try:
+                post(self.server.url, "/flush_cache")
+            except urllib.error.HTTPError:
+                time.sleep(0.1)
+            else:
+                return
+        pytest.fail("the server does not flush its cache")
+
+    def assert_right(self, prompts: Sequence[list[int]], outputs: Sequence[dict[str, Any]], at_least: int = 0) -> None:
+        """Assert that outputs are what the twin gives: tokens, and logprobs within 1e-3 where they came.
+
+        All are compared where the twin is decided, which it must be in `at_least`, and in 6 of 7.
+        """
+        assert len(outputs) == len(prompts)
+        runs = [(prompt, tokens_of(output)) for prompt, output in zip(prompts, outputs, strict=True)]
+        decided = 0
+        for (prompt, tokens), output, twin in zip(runs, outputs, self.judge(runs), strict=True):
+            if twin.margin < 1e-3 or twin.router_margin < 2e-6:
+                continue
+            decided += 1
+            meta = output["meta_info"]
+            assert tokens == twin.tokens, f"prompt of {len(prompt)} tokens, {meta['cached_tokens']} cached"
+            got = [logprob for logprob, *_ in meta["output_token_logprobs"]]
+            assert got == pytest.approx(twin.logprobs, abs=1e-3, rel=0)
+            if len(meta.get("input_token_logprobs") or []) == len(prompt):
+                got = [logprob for logprob, *_ in meta["input_token_logprobs"][1:]]
+                assert got == pytest.approx(twin.prompt_logprobs, abs=1e-3, rel=0)
+        assert decided >= max(at_least, len(outputs) * 6 // 7)
+
+
+def tokens_of(output: dict[str, Any]) -> list[int]:
+    """List the tokens of an output."""
+    return [token for _, token, *_ in output["meta_info"]["output_token_logprobs"]]
+
+
+def cached(outputs: Sequence[dict[str, Any]]) -> list[int]:
+    """List how many tokens of each prompt came from the cache."""
+    return [output["meta_info"]["cached_tokens"] for output in outputs]
+
+
+@pytest.fixture(scope="session")
+def relay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    """Run servers for the tests that are selected, in their order."""
+    selected = [item.callspec.params.get("served") for item in request.session.items if hasattr(item, "callspec")]
+
+    def start(name: str) -> Server:
+        folder = tmp_path_factory.mktemp("qwen3-next-ext")
+        make_variant(folder, SETS[CASES[name].extensions])
+        # A state pool as large as upstream's default takes seconds to make.
+        arguments = {"max_mamba_cache_size": 128, **CASES[name].arguments}
+        return server(folder, folder / "log", arguments, CASES[name].environment).__enter__()
+
+    relay = Relay([name for name in dict.fromkeys(selected) if name in CASES], start)
+    yield relay
+    relay.close()
+
+
+@pytest.fixture(scope="session")
+def twin() -> Iterator[ProcessPoolExecutor]:
+    """Run the twins in a process of their own: sglang changes transformers for all that is loaded after it."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def served(request: pytest.FixtureRequest, relay: Relay, twin: ProcessPoolExecutor) -> Iterator[Served]:
+    """Give the server of CASES that a test names."""
+    started = time.monotonic()
+    running = relay.take(request.param)
+    yield Served(
+        name=request.param,
+        server=running,
+        judge=lambda runs: twin.submit(judge, running.model, runs).result(),
+        seconds=time.monotonic() - started,
+    )
+    running.stop()
+
+
+def on_servers(*names: str) -> pytest.MarkDecorator:
+    """Run a test on each of the named servers."""
+    return pytest.mark.parametrize("served", names, indirect=True, scope="module")
+
+
+HELD_OUT = encode((TRAINED / "heldout.txt").read_text(encoding="utf-8"))
+LENGTHS = [1, 2, 3, 4, 5, 8, 16, 31, 32, 33, 47, 48, 49, 63, 64, 65, 96, 127, 128, 129, 191, 192, 193, 256, 299, 300]
+LENGTHS += [7 + 11 * i % 293 for i in range(80 - len(LENGTHS))]
+PROMPTS = [HELD_OUT[233 * i : 233 * i + length] for i, length in enumerate(LENGTHS)]
+
+
+@on_servers(*SETS)
+def test_tokens_and_logprobs_are_the_twins(served: Served) -> None:
+    outputs = served.generate(PROMPTS, logprob_start_len=0)
+    served.assert_right(PROMPTS, outputs, at_least=64)
+    assert len({tuple(tokens_of(output)) for output in outputs}) > 40  # they are not all alike
+
+
+@on_servers(*SETS)
+def test_held_out_perplexity_is_the_twins(served: Served) -> None:
+    windows = [HELD_OUT[i : i + 256] for i in range(0, 5120, 256)]
+    outputs = served.generate(windows, tokens=1, logprob_start_len=0)
+    got = [logprob for output in outputs for logprob, *_ in output["meta_info"]["input_token_logprobs"][1:]]
+    wanted = [logprob for twin in served.judge([(w, []) for w in windows]) for logprob in twin.prompt_logprobs]
+    assert len(got) == len(wanted) == 20 * 255
+    # A perplexity is the exponential of the mean: 0.1 % of it is 0.001 in the mean.
+    assert sum(got) / len(got) == pytest.approx(sum(wanted) / len(wanted), abs=1e-3, rel=0)
+    if served.name == "all":
+        assert -1.3 < sum(got) / len(got) < -0.8  # nats a byte: the model has learnt, and what is off is off
+
+
+@on_servers("all")
+def test_figures(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    speeds = {}
+    for batch in (1, 8):
+        started = time.monotonic()
+        served.generate([[*encode(f"{i}"), *HELD_OUT[:63]] for i in range(batch)], tokens=64)
+        speeds[batch] = batch * 64 / (time.monotonic() - started)
+    family = [psutil.Process(served.server.process.pid)]
+    family += family[0].children(recursive=True)
+    memory = sum(process.memory_full_info().pss for process in family if process.is_running())
+    with capsys.disabled():
+        print(f"\nsglang {RELEASE} on the CPU, {served.name}: waited {served.seconds:.0f} s for its start,", end=" ")
+        print(f"{speeds[1]:.0f} tokens/s at batch 1, {speeds[8]:.0f} at batch 8, {memory / 2**30:.1f} GiB")
+    assert min(speeds.values()) > 0
+
+
+@on_servers("extra_buffer")
+def test_the_same_request_again_comes_from_the_cache(served: Served) -> None:
+    served.flush()
+    prompts = PROMPTS[:32]
+    first = [served.generate([prompt])[0] for prompt in prompts]
+    second = [served.generate([prompt])[0] for prompt in prompts]
+    served.assert_right(prompts, first)
+    served.assert_right(prompts, second)
+    # The last token is always computed, and states are kept where a chunk ends.
+    assert cached(second) == [(len(prompt) - 1) // CHUNK * CHUNK for prompt in prompts]
+
+
+@on_servers("extra_buffer")
+def test_a_branch_continues_from_the_chunk_before_it(served: Served) -> None:
+    served.flush()
+    stem = HELD_OUT[3000:3300]
+    branches = [stem[:at] + HELD_OUT[5000 + at : 5040 + at] for at in (70, 100, 128, 150, 200, 263)]
+    first = served.generate([stem])
+    served.assert_right([stem], first)
+    taken = [served.generate([branch])[0] for branch in branches]
+    served.assert_right(branches, taken)
+    again = [served.generate([branch])[0] for branch in branches]
+    served.assert_right(branches, again)
+    assert cached(again) == [(len(branch) - 1) // CHUNK * CHUNK for branch in branches]
+    # A second branch at the same place finds the state that the first left at the last chunk of what they share.
+    others = [stem[:at] + HELD_OUT[7000 + at : 7040 + at] for at in (70, 100, 128, 150, 200, 263)]
+    outputs = [served.generate([other])[0] for other in others]
+    served.assert_right(others, outputs)
+    assert cached(outputs) == [at // CHUNK * CHUNK for at in (70, 100, 128, 150, 200, 263)]
+
+
+@on_servers("extra_buffer")
+def test_cache_hits_change_no_logprob(served: Served) -> None:
+    served.flush()
+    prompts = [HELD_OUT[400 * i : 400 * i + 130 + 3 * i] for i in range(32)]
+    cold = served.generate(prompts, tokens=80)
+    assert cached(cold) == [0] * 32
+    served.assert_right(prompts, cold)
+    warm = served.generate(prompts, tokens=80)  # hits what prefills have left
+    assert min(cached(warm)) >= CHUNK
+    served.assert_right(prompts, warm)
+    further = [prompt + tokens_of(output) + encode("\n\nNote:") for prompt, output in zip(prompts, warm, strict=True)]
+    hits = served.generate(further)  # hits what decoding has left
+    assert all(hit >= len(prompt) // CHUNK * CHUNK for hit, prompt in zip(cached(hits), prompts, strict=True))
+    served.flush()
+    misses = served.generate(further)
+    assert cached(misses) == [0] * 32
+    served.assert_right(further, hits)
+    served.assert_right(further, misses)
+
+
+@on_servers("extra_buffer")
+def test_abort_in_mid_stream_leaves_nothing_behind(served: Served) -> None:
+    served.flush()
+    prompt = HELD_OUT[9000:9150]
+    sampling = {"temperature": 0, "max_new_tokens": 2000, "ignore_eos": True}
+    body = json.dumps({"rid": "aborted", "input_ids": prompt, "sampling_params": sampling, "stream": True}).encode()
+    request = urllib.request.Request(
+        f"{served.server.url}/generate", data=body, headers={"Content-Type": "application/json"}
+    )
+    events = []
+    with urllib.request.urlopen(request, timeout=300) as stream:
+        for line in stream:
+            if line.startswith(b"data: {"):
+                events.append(json.loads(line.removeprefix(b"data: ")))
+                if len(events) == 5:
+                    post(served.server.url, "/abort_request", rid="aborted")
+    assert events[-1]["meta_info"]["finish_reason"]["type"] == "abort"
+    assert events[-1]["meta_info"]["completion_tokens"] < 2000
+    output = served.generate([prompt], tokens=100)
+    served.assert_right([prompt], output)
+    served.flush()
+    [fresh] = served.generate([prompt], tokens=100)
+    assert fresh["meta_info"]["cached_tokens"] == 0
+    assert tokens_of(fresh) == tokens_of(output[0])
+
+
+@on_servers("extra_buffer", "no_buffer, small pool")
+def test_requests_at_once_do_not_mix(served: Served) -> None:
+    served.flush()
+    prompts = PROMPTS[-8:]
+    served.assert_right(prompts, served.generate(prompts, tokens=40))
+
+
+@on_servers("no_buffer, small pool")
+def test_chunks_that_do_not_divide_the_prompt(served: Served) -> None:
+    served.flush()
+    prompts = [prompt for prompt in PROMPTS if len(prompt) > 48][:32]
+    outputs = [served.generate([prompt])[0] for prompt in prompts]
+    served.assert_right(prompts, outputs)
+
+
+@on_servers("no_buffer, small pool")
+def test_a_conversation_continues_from_the_cache(served: Served) -> None:
+    served.flush()
+    for start in (11000, 12000):
+        prompt = HELD_OUT[start : start + 120]
+        [first] = served.generate([prompt], tokens=24)
+        turn = prompt + tokens_of(first) + encode("\n\nSee also")
+        [second] = served.generate([turn], tokens=24)
+        served.assert_right([prompt, turn], [first, second])
+        # The state is kept at the end of a request; the last token it gave was never computed.
+        assert cached([second]) == [len(prompt) + 24 - 1]
+
+
+@on_servers("no_buffer, small pool")
+def test_eviction_under_load(served: Served) -> None:
+    served.flush()
+    prompts = [HELD_OUT[200 * i : 200 * i + 150] for i in range(40)]  # six times what the pool holds
+    outputs = served.generate(prompts, tokens=24)
+    served.assert_right(prompts, outputs)
+    turns = [prompt + tokens_of(output) + encode(".") for prompt, output in zip(prompts, outputs, strict=True)]
+    again = [served.generate([turn])[0] for turn in turns]
+    served.assert_right(turns, again)
+    assert 0 < sum(hit > 0 for hit in cached(again)) < len(turns)  # some were evicted, the rest still fit
+
+
+@on_servers("MTP, 1 steps", "MTP, 2 steps", "MTP, 3 steps")
+def test_drafts_change_no_token(served: Served) -> None:
+    prompts = PROMPTS[16:56]
+    for outputs in (served.generate(prompts, tokens=48), served.generate(prompts, tokens=48)):
+        served.assert_right(prompts, outputs)
+    verified = sum(output["meta_info"]["spec_verify_ct"] for output in outputs)
+    accepted = sum(output["meta_info"]["completion_tokens"] for output in outputs) / verified
+    assert 1.5 < accepted <= 1 + CASES[served.name].arguments["speculative_num_steps"]  # type: ignore[operator]
+
+
+@on_servers("TP=2")
+def test_two_ranks_are_the_twin_too(served: Served) -> None:
+    served.assert_right(PROMPTS, served.generate(PROMPTS), at_least=64)

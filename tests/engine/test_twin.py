@@ -1,0 +1,255 @@
+"""Upstream decides for a derived model what it decides for the model that it derives from.
+
+Qwen3-Next-Ext shows itself to upstream as Qwen3-Next, so that upstream's lists of architectures, which choose attention
+backends, caches, schedules, quantisation, MoE kernels and draft models, hold for it. Here upstream resolves many sets
+of options for checkpoints of both with the same dimensions, on a CPU and on simulated GPUs (see `decisions.py`, also
+for what cannot be simulated), and all that it decides is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from overlay_tools import cpu_engine
+from reference.checkpoints import CONFIGS, write_tokenizer
+
+from engine.decisions import GPUS
+
+DEVICES = ("cpu", *GPUS)
+
+# Qwen3-Next-80B-A3B's dimensions.
+BASE = CONFIGS["qwen3-next"] | {
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "full_attention_interval": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "max_position_embeddings": 262144,
+    "dtype": "bfloat16",
+    "torch_dtype": "bfloat16",
+}
+EXT = BASE | {"architectures": ["Qwen3NextExtForCausalLM"], "model_type": "qwen3_next_ext"}
+LINEAR = ["linear_attention"] * 3
+CHECKPOINTS = {
+    "base": BASE,
+    "extensions off": EXT,
+    "extensions on": EXT
+    | {
+        "layer_types": [*LINEAR, "full_attention", *LINEAR, "nope_attention"] * 6,
+        "scoring_func": "sigmoid",
+        "n_group": 8,
+        "topk_group": 4,
+        "head_adapter_rank": 16,
+        "logit_transform": "softcap",
+        "logit_softcap": 30.0,
+    },
+}
+
+# What may differ, all of it in the members of a Hugging Face configuration: its name there, and why.
+OFF = {
+    "__class__": "the derived model has a class of its own",
+    "model_type": "by which transformers finds that class",
+    "overlay_architecture": "the derived model's own name, which only the overlay reads",
+    "scoring_func": "an extension's key",
+    "n_group": "an extension's key",
+    "topk_group": "an extension's key",
+    "head_adapter_rank": "an extension's key",
+    "logit_transform": "an extension's key",
+    "logit_softcap": "an extension's key",
+    "layer_types": "a key of the derived class; upstream's reads none",
+}
+DIFFERENCES = {
+    "extensions off": OFF,
+    "extensions on": OFF | {"layers_block_type()": "attention without rotary positions is a type of its own"},
+}
+
+NEXTN = {"speculative_algorithm": "NEXTN"}
+EAGLE = {"speculative_algorithm": "EAGLE", "speculative_num_steps": 3}
+CHAIN = EAGLE | {"speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
+TREE = EAGLE | {"speculative_eagle_topk": 4, "speculative_num_draft_tokens": 8}
+EXTRA_BUFFER = {"mamba_radix_cache_strategy": "extra_buffer"}
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "fmt": "e4m3"}
+OPTION_SETS: list[dict[str, Any]] = [
+    {},
+    NEXTN,
+    *({"attention_backend": name} for name in ("triton", "flashinfer", "fa3", "torch_native", "trtllm_mha")),
+    {"prefill_attention_backend": "fa3", "decode_attention_backend": "flashinfer"},
+    {"linear_attn_backend": "triton"},
+    {"disable_radix_cache": True},
+    {"disable_radix_cache": True, "attention_backend": "trtllm_mha", "page_size": 64},
+    {"mamba_radix_cache_strategy": "auto"},
+    {"mamba_radix_cache_strategy": "no_buffer"},
+    EXTRA_BUFFER,
+    EXTRA_BUFFER | {"page_size": 64},
+    EXTRA_BUFFER | {"page_size": 128},
+    EXTRA_BUFFER | {"disable_radix_cache": True},
+    EXTRA_BUFFER | NEXTN,
+    EXTRA_BUFFER | CHAIN | {"mamba_track_interval": 2},
+    {"page_size": 1},
+    {"page_size": 16},
+    {"page_size": 64},
+    {"max_mamba_cache_size": 64, "mamba_full_memory_ratio": 0.5},
+    CHAIN,
+    TREE,
+    TREE | {"page_size": 64},
+    CHAIN | {"disable_radix_cache": True, "attention_backend": "fa3"},
+    NEXTN | {"disable_overlap_schedule": True},
+    NEXTN | {"enable_dp_attention": True, "tp_size": 4, "dp_size": 4},
+    NEXTN | {"speculative_draft_model_quantization": "unquant", "quantization": "fp8"},
+    {"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": 8},
+    *({"quantization": name} for name in ("fp8", "modelopt_fp4", "w8a8_int8", "awq")),
+    {"quantization": "fp8", "tp_size": 2, "ep_size": 2, "moe_runner_backend": "triton"},
+    {"json_model_override_args": json.dumps({"quantization_config": FP8})},
+    {"json_model_override_args": json.dumps({"quantization_config": FP8}), "tp_size": 4, **NEXTN},
+    {"dtype": "float16"},
+    {"dtype": "float32"},
+    {"tp_size": 2},
+    {"tp_size": 3},
+    {"tp_size": 4, "ep_size": 4},
+    {"tp_size": 8, "ep_size": 8, "moe_a2a_backend": "deepep"},
+    {"tp_size": 8, "dp_size": 2, "enable_dp_attention": True},
+    {"tp_size": 8, "enable_flashinfer_allreduce_fusion": True},
+    {"tp_size": 2, "dp_size": 2},
+    {"pp_size": 2},
+    {"pp_size": 2, "disable_overlap_schedule": True},
+    {"chunked_prefill_size": 2048},
+    {"chunked_prefill_size": -1},
+    {"kv_cache_dtype": "fp8_e4m3"},
+    {"kv_cache_dtype": "fp8_e5m2", "attention_backend": "triton"},
+    {"moe_runner_backend": "triton"},
+    {"moe_runner_backend": "flashinfer_trtllm", "quantization": "fp8"},
+    {"moe_runner_backend": "flashinfer_cutlass", "quantization": "modelopt_fp4", "tp_size": 2, "ep_size": 2},
+    {"disable_cuda_graph": True},
+    {"cuda_graph_bs": [1, 2, 4]},
+    {"enable_torch_compile": True},
+    {"disable_overlap_schedule": True},
+    {"enable_mixed_chunk": True},
+    {"enable_deterministic_inference": True},
+    {"disaggregation_mode": "prefill"},
+    {"disaggregation_mode": "decode"},
+    {"enable_hierarchical_cache": True},
+    {"is_embedding": True},
+    {"context_length": 8192, "max_running_requests": 16},
+]
+
+Decided = dict[str, dict[str, list[dict[str, str] | None]]]  # of a device, of a checkpoint, of an option set
+
+
+@pytest.fixture(scope="module")
+def decided() -> Decided:
+    """Let upstream decide all cases."""
+    with TemporaryDirectory() as name:  # what pytest keeps of its last runs would be 100 MB each
+        return decide(Path(name))
+
+
+def decide(folder: Path) -> Decided:
+    paths = {}
+    for name, config in {**CHECKPOINTS, "warm-up": BASE}.items():
+        paths[name] = folder / name.replace(" ", "-")
+        paths[name].mkdir()
+        (paths[name] / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        write_tokenizer(paths[name])
+    warm_up = str(paths.pop("warm-up"))
+    cases = {"warm_up": warm_up, "checkpoints": [str(path) for path in paths.values()], "option_sets": OPTION_SETS}
+    (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+
+    shared = {name: value for name, value in os.environ.items() if name not in cpu_engine.ENV}
+    shared |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (folder / "log").open("w") as log:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, Path(__file__).with_name("decisions.py"), folder / "cases.json", folder, *devices],
+                env=shared | environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            for devices, environment in ((["cpu"], cpu_engine.ENV), (GPUS, {}))
+        ]
+        statuses = [process.wait() for process in processes]
+    assert statuses == [0, 0], (folder / "log").read_text(errors="replace")[-4000:]
+    read = {device: json.loads((folder / f"{device}.json").read_text(encoding="utf-8")) for device in DEVICES}
+    return {device: {name: read[device][str(path)] for name, path in paths.items()} for device in DEVICES}
+
+
+def pairs(decided: Decided, device: str, variant: str) -> Iterator[tuple[str, dict[str, str], dict[str, str]]]:
+    """Give each option set that the release knows with what was decided for the base and for the derived model."""
+    theirs, ours = decided[device]["base"], decided[device][variant]
+    for options, base, derived in zip(OPTION_SETS, theirs, ours, strict=True):
+        if base is not None and derived is not None:
+            yield str(options), base, derived
+
+
+def differing(base: Mapping[str, str], derived: Mapping[str, str]) -> list[str]:
+    """List the decisions that differ; no more than the refusal if only one is refused."""
+    names = {"refusal"} if ("refusal" in base) != ("refusal" in derived) else base.keys() | derived.keys()
+    return sorted(name for name in names if base.get(name) != derived.get(name))
+
+
+def expected(name: str, base: Mapping[str, str], variant: str) -> str | None:
+    """Give the entry of DIFFERENCES by which `name` may differ, None if there is none."""
+    owner, _, member = name.rpartition(".")
+    if base.get(f"{owner}.__class__") != "Qwen3NextConfig":
+        return None
+    return member if member in DIFFERENCES[variant] else None
+
+
+@pytest.mark.parametrize("variant", DIFFERENCES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_decisions_are_those_for_the_base(decided: Decided, device: str, variant: str) -> None:
+    wrong = {
+        name: f"{base.get(name)} for the base, {derived.get(name)} for the derived model with {options}"
+        for options, base, derived in pairs(decided, device, variant)
+        for name in differing(base, derived)
+        if expected(name, base, variant) is None
+    }
+    assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
+
+
+@pytest.mark.parametrize("variant", DIFFERENCES)
+def test_all_that_may_differ_does(decided: Decided, variant: str) -> None:
+    seen = {
+        expected(name, base, variant)
+        for device in DEVICES
+        for _, base, derived in pairs(decided, device, variant)
+        for name in differing(base, derived)
+    }
+    assert seen >= set(DIFFERENCES[variant])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_most_option_sets_resolve(decided: Decided, device: str) -> None:
+    refusals = [base.get("refusal") for _, base, _ in pairs(decided, device, "extensions off")]
+    assert refusals.count(None) >= 40
+    # Not what fails for want of something that is not simulated: that would compare nothing.
+    upstreams = ("ValueError: ", "AssertionError: ")
+    assert [text for text in refusals if text is not None and not text.startswith(upstreams)] == []
+
+
+def test_some_option_sets_are_refused(decided: Decided) -> None:
+    assert any("refusal" in base for device in DEVICES for _, base, _ in pairs(decided, device, "extensions off"))
+
+
+def test_upstream_sees_the_simulated_devices(decided: Decided) -> None:
+    _, base, _ = zip(*(next(pairs(decided, device, "extensions off")) for device in DEVICES), strict=True)
+    assert [decisions["device_sm"] for decisions in base] == ["0", "80", "90", "100"]
+    names = ("resolved.attention_backend", "args.attention_backend")  # the first where `args` is what was asked for
+    backends = [next(decisions[name] for name in names if name in decisions) for decisions in base]
+    # An SM80 and an SM90 have the same in some releases.
+    assert len(set(backends)) >= 3, backends
