@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from overlay_tools import cpu_engine
 from overlay_tools.server import Server
+from packaging.version import Version
 from reference.greedy import Completion, encode, random_prompts
 
 MAX_NEW_TOKENS = 24
@@ -68,6 +71,30 @@ def server(
     """Describe a server of a checkpoint, its output in the file `log`, to be started by `with`."""
     flags = cpu_engine.flags({**cpu_engine.ARGS, **(arguments or {})})
     return Server(Path(sys.executable), path, flags, env={**cpu_engine.ENV, **(env or {})}, log=log)
+
+
+RELEASE = Version(version("sglang"))
+EXTRA_BUFFER = {
+    "mamba_scheduler_strategy" if Version("0.5.14") > RELEASE else "mamba_radix_cache_strategy": "extra_buffer"
+}
+
+
+def speculative(steps: int) -> tuple[dict[str, object], dict[str, str]]:
+    """Give the arguments and the environment for drafts of `steps` tokens by the model's own head.
+
+    Up to 0.5.9, the second version of speculative decoding never commits Qwen3-Next's state: it stays off there.
+    """
+    arguments = {"speculative_algorithm": "NEXTN", "speculative_num_steps": steps, "speculative_eagle_topk": 1}
+    arguments |= {"speculative_num_draft_tokens": steps + 1}
+    if Version("0.5.10") > RELEASE:
+        return arguments, {}
+    return arguments | EXTRA_BUFFER, {"SGLANG_ENABLE_SPEC_V2": "1"}
+
+
+def run_first(code: str, folder: Path) -> dict[str, str]:
+    """Give an environment in which every Python process runs `code`, kept in `folder`, before anything else."""
+    (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def post(address: str, path: str, **body: object) -> Any:  # noqa: ANN401  # whatever JSON comes back

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,17 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from overlay_tools.errors import ServeError
-from reference.checkpoints import make_checkpoint
+from reference.checkpoints import change_tensors, make_checkpoint, make_variant
 from safetensors.torch import load_file, save_file
 
-from engine.harness import server
+from engine.harness import run_first, server, speculative
+
+DRAFT = speculative(1)[0]
 
 BREAK_IMPORT = """
 import importlib.abc, sys
 
 class Breaker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name == "sglang.srt.models.llama_logit_shaping":
+        if name == BROKEN:
             raise ImportError("no such thing as a broken dependency")
 
 sys.meta_path.insert(0, Breaker())
@@ -30,8 +32,12 @@ sys.meta_path.insert(0, Breaker())
 def break_import(folder: Path) -> dict[str, str]:
     """Make a checkpoint, and give an environment in which its model's module cannot be imported."""
     make_checkpoint("llama-logit-shaping", folder)
-    (folder / "sitecustomize.py").write_text(BREAK_IMPORT, encoding="utf-8")  # every Python process imports this first
-    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return broken_import("sglang.srt.models.llama_logit_shaping", folder)
+
+
+def broken_import(module: str, folder: Path) -> dict[str, str]:
+    """Give an environment in which a module cannot be imported."""
+    return run_first(f"BROKEN = {module!r}\n" + BREAK_IMPORT, folder)
 
 
 def break_tensors(folder: Path) -> dict[str, str]:
@@ -51,24 +57,54 @@ def break_config(folder: Path) -> dict[str, str]:
     return {}
 
 
+def break_ext_import(folder: Path) -> dict[str, str]:
+    """Make a checkpoint of Qwen3-Next-Ext, and give an environment in which its module cannot be imported."""
+    make_variant(folder, {})
+    return broken_import("sglang.srt.models.qwen3_next_ext", folder)
+
+
+def break_ext_draft(folder: Path) -> dict[str, str]:
+    """Make a checkpoint whose draft alone has a tensor of another shape."""
+    make_variant(folder, {})
+    wrong = {"mtp.fc.weight": torch.zeros(128, 128)}
+    change_tensors(folder, lambda tensors: tensors | wrong if wrong.keys() & tensors.keys() else tensors)
+    return {}
+
+
+def leave_out_ext_draft(folder: Path) -> dict[str, str]:
+    """Make a checkpoint without a draft."""
+    make_variant(folder, {})
+    change_tensors(folder, lambda tensors: {k: v for k, v in tensors.items() if not k.startswith("mtp.")})
+    return {}
+
+
 def refusal(broken: Callable[[Path], dict[str, str]], folder: Path) -> str:
     """Start the server of a broken checkpoint, which must end by itself; give what it printed."""
     environment = broken(folder)
     with (
         pytest.raises(ServeError, match=r"The server ended with status [^0]"),
-        server(folder, folder / "log", env=environment),
+        server(folder, folder / "log", DRAFT if "draft" in broken.__name__ else None, environment),
     ):
         pytest.fail("it serves")
     return (folder / "log").read_text(errors="replace")
 
 
+BROKEN = (
+    break_import,
+    break_tensors,
+    break_config,
+    break_ext_import,
+    break_ext_draft,
+    leave_out_ext_draft,
+)
+
+
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Start all broken servers at once, and give what each printed before it ended."""
-    with ThreadPoolExecutor() as pool:
+    """Start all broken servers, some at once, and give what each printed before it ended."""
+    with ThreadPoolExecutor(max_workers=3) as pool:
         started = {
-            broken.__name__: pool.submit(refusal, broken, tmp_path_factory.mktemp(broken.__name__))
-            for broken in (break_import, break_tensors, break_config)
+            broken.__name__: pool.submit(refusal, broken, tmp_path_factory.mktemp(broken.__name__)) for broken in BROKEN
         }
         return {name: future.result() for name, future in started.items()}
 
@@ -82,9 +118,25 @@ def test_model_that_cannot_be_imported(refusals: dict[str, str]) -> None:
 def test_checkpoint_with_wrong_tensors(refusals: dict[str, str]) -> None:
     output = refusals["break_tensors"]
     assert "model.layers.1.mlp.up_proj.weight: missing" in output
-    assert "model.layers.7.mlp.up_proj.weight: not a tensor of this model" in output
-    assert "model.layers.0.self_attn.k_proj.weight: its shape is (96, 128), not (64, 128)" in output
+    assert "model.layers.7.mlp.up_proj.weight (model.safetensors): not a tensor of this model" in output
+    assert "model.layers.0.self_attn.k_proj.weight (model.safetensors): its shape is (96, 128), not (64, 128)" in output
 
 
 def test_checkpoint_with_a_bad_configuration(refusals: dict[str, str]) -> None:
     assert "config.json: logit_softcap must be a finite number above 0, not -1.0" in refusals["break_config"]
+
+
+def test_derived_model_that_cannot_be_imported(refusals: dict[str, str]) -> None:
+    output = refusals["break_ext_import"]
+    assert "OverlayError: Qwen3NextExtForCausalLM: cannot import" in output
+    assert "no such thing as a broken dependency" in output
+
+
+def test_draft_with_a_wrong_tensor(refusals: dict[str, str]) -> None:
+    output = refusals["break_ext_draft"]
+    assert re.search(r"mtp\.fc\.weight \(model-0000\d-of-00002\.safetensors\): its shape is", output)
+
+
+def test_checkpoint_without_the_draft_that_is_asked_for(refusals: dict[str, str]) -> None:
+    output = refusals["leave_out_ext_draft"]
+    assert "the checkpoint has no draft (mtp.* tensors); serve it without --speculative-algorithm" in output

@@ -68,8 +68,8 @@ class Qwen3NextExtConfig(Qwen3NextConfig):
         self.check_extensions()
         alias(self)
 
-    def validate_layer_type(self):
-        """Leave the layer types to `check_extensions`: transformers refuses those that it does not know."""
+    def validate(self) -> None:
+        """Leave it to `check_extensions`: transformers 5, when it saves this, refuses layer types it does not know."""
 
     def check_extensions(self) -> None:
         """Raise ValueError, naming the key, on a value of an extension that is out of range or without effect."""

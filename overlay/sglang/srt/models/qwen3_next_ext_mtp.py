@@ -49,6 +49,8 @@ class Qwen3NextExtForCausalLMMTP(Qwen3NextForCausalLMMTP):
 
         Raises ValueError naming each that is missing, extra, misshapen or of another type, as the model's own does.
         """
+        if not isinstance(weights, list):  # a list is an update of some weights
+            weights = _with_draft(weights)
         shapes, quantised = draft_shapes(self.config), self.quant_config is not None
         expected = extension_shapes(shapes) if quantised else shapes
         of_model = ("model.", "lm_head.")
@@ -61,6 +63,16 @@ class Qwen3NextExtForCausalLMMTP(Qwen3NextForCausalLMMTP):
                 self.get_parameter(name).data.copy_(tensor)
             else:
                 yield name, tensor
+
+
+def _with_draft(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass on a checkpoint's tensors. Raises ValueError if there is no draft among them."""
+    found = False
+    for name, tensor in weights:
+        found = found or name.startswith("mtp.")
+        yield name, tensor
+    if not found:
+        raise ValueError("the checkpoint has no draft (mtp.* tensors); serve it without --speculative-algorithm")
 
 
 EntryClass = Qwen3NextExtForCausalLMMTP

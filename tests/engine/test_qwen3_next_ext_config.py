@@ -1,0 +1,79 @@
+"""What Qwen3-Next-Ext says to a bad configuration, and which tensors it asks of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reference.checkpoints import TRAINED
+from safetensors import safe_open
+from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
+from sglang.srt.models.qwen3_next_ext import checkpoint_shapes
+from sglang.srt.models.qwen3_next_ext_mtp import draft_shapes
+
+SIGMOID = {"scoring_func": "sigmoid", "num_experts": 8, "num_experts_per_tok": 2}
+LAYERS = ["linear_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"layer_types": ["linear_attention"]}, "layer_types must list 2 layers"),
+        ({"layer_types": "linear_attention"}, "layer_types must list 2 layers"),
+        ({"layer_types": ["linear_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'"),
+        ({"layer_types": ["linear_attention", None]}, "layer_types has None"),
+        ({"layer_types": ["linear_attention"] * 2}, "layer_types must have both"),
+        ({"layer_types": ["nope_attention"] * 2}, "layer_types must have both"),
+        ({"layer_types": None, "full_attention_interval": 0}, "full_attention_interval must be"),
+        ({"layer_types": None, "full_attention_interval": "2"}, "full_attention_interval must be"),
+        ({"scoring_func": "tanh"}, "scoring_func must be"),
+        ({"scoring_func": None}, "scoring_func must be"),
+        ({"n_group": 2}, "n_group and topk_group have no effect"),
+        ({**SIGMOID, "n_group": 0}, "n_group must divide num_experts"),
+        ({**SIGMOID, "n_group": 3}, "n_group must divide num_experts"),
+        ({**SIGMOID, "n_group": 8}, "n_group must divide num_experts"),
+        ({**SIGMOID, "n_group": 2.0}, "n_group must divide num_experts"),
+        ({**SIGMOID, "n_group": True}, "n_group must divide num_experts"),
+        ({**SIGMOID, "n_group": 4, "topk_group": 5}, "topk_group must be 1 to n_group"),
+        ({**SIGMOID, "n_group": 4, "topk_group": 0}, "topk_group must be 1 to n_group"),
+        ({**SIGMOID, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 1}, "topk_group 1 leaves 2 experts"),
+        ({"head_adapter_rank": -1}, "head_adapter_rank must be 0 to"),
+        ({"head_adapter_rank": 65}, "head_adapter_rank must be 0 to"),
+        ({"head_adapter_rank": 8.0}, "head_adapter_rank must be 0 to"),
+    ],
+)
+def test_bad_configuration_names_the_key(keys: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=rf"^config\.json: {named}"):
+        Qwen3NextExtConfig(**{"num_hidden_layers": 2, "hidden_size": 64, "layer_types": LAYERS, **keys})
+
+
+def test_layers_of_each_kind() -> None:
+    pattern = ["nope_attention", "linear_attention", "full_attention", "linear_attention"]
+    config = Qwen3NextExtConfig(num_hidden_layers=4, layer_types=pattern)
+    assert config.layers_block_type == ["nope_attention", "linear_attention", "attention", "linear_attention"]
+    assert config.full_attention_layer_ids == [0, 2]  # these have a KV cache
+    assert config.linear_layer_ids == [1, 3]  # and these a state
+    assert Qwen3NextExtConfig(num_hidden_layers=8).full_attention_layer_ids == [3, 7]
+
+
+def test_saved_and_read_back_it_is_the_same(tmp_path: Path) -> None:
+    config = Qwen3NextExtConfig.from_pretrained(TRAINED)
+    config.save_pretrained(tmp_path)
+    again = Qwen3NextExtConfig.from_pretrained(tmp_path)
+    for key in ("layer_types", "scoring_func", "n_group", "head_adapter_rank", "logit_softcap", "layers_block_type"):
+        assert getattr(again, key) == getattr(config, key)
+    assert again.architectures == config.architectures == ["Qwen3NextForCausalLM"]
+    assert again.overlay_architecture == config.overlay_architecture == "Qwen3NextExtForCausalLM"
+
+
+def test_expected_tensors_are_those_of_the_trained_checkpoint() -> None:
+    config = Qwen3NextExtConfig.from_pretrained(TRAINED)
+    found: dict[str, tuple[int, ...]] = {}
+    for shard in sorted(TRAINED.glob("*.safetensors")):
+        with safe_open(shard, "pt") as tensors:
+            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    assert {**checkpoint_shapes(config), **draft_shapes(config)} == found
+    index = json.loads((TRAINED / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    assert index["weight_map"].keys() == found.keys()
