@@ -85,21 +85,25 @@ class Relay:
     def __init__(self, order: Sequence[str], start: Callable[[str], Server]) -> None:
         self.order, self.start = list(order), start
         self.pool = ThreadPoolExecutor(max_workers=1)
-        self.coming: dict[str, Future[Server]] = {}
+        self.coming: dict[str, Future[tuple[Server, float]]] = {}
 
-    def take(self, name: str) -> Server:
-        """Give the running server `name`."""
+    def take(self, name: str) -> tuple[Server, float]:
+        """Give the running server `name`, and how many seconds it took to start."""
         place = self.order.index(name)
         for ahead in self.order[place : place + 2]:
             if ahead not in self.coming:
-                self.coming[ahead] = self.pool.submit(self.start, ahead)
+                self.coming[ahead] = self.pool.submit(self._start, ahead)
         return self.coming[name].result()
+
+    def _start(self, name: str) -> tuple[Server, float]:
+        started = time.monotonic()
+        return self.start(name), time.monotonic() - started
 
     def close(self) -> None:
         """Stop the servers that have been started."""
         for future in self.coming.values():
             if not future.cancel() and future.exception() is None:
-                future.result().stop()
+                future.result()[0].stop()
         self.pool.shutdown()
 
 
@@ -188,13 +192,12 @@ def twin() -> Iterator[ProcessPoolExecutor]:
 @pytest.fixture(scope="module")
 def served(request: pytest.FixtureRequest, relay: Relay, twin: ProcessPoolExecutor) -> Iterator[Served]:
     """Give the server of CASES that a test names."""
-    started = time.monotonic()
-    running = relay.take(request.param)
+    running, seconds = relay.take(request.param)
     yield Served(
         name=request.param,
         server=running,
         judge=lambda runs: twin.submit(judge, running.model, runs).result(),
-        seconds=time.monotonic() - started,
+        seconds=seconds,
     )
     running.stop()
 
@@ -231,6 +234,18 @@ def test_held_out_perplexity_is_the_twins(served: Served) -> None:
 
 
 @on_servers("all")
+def test_the_server_names_the_model(served: Served) -> None:
+    log = served.server.log.read_text(encoding="utf-8")
+    assert "type=Qwen3NextExtForCausalLM" in log
+    assert "TransformersForCausalLM" not in log
+    with urllib.request.urlopen(f"{served.server.url}/get_model_info", timeout=30) as response:
+        info = json.load(response)
+    assert info["model_path"] == str(served.server.model)
+    assert info["model_type"] == "qwen3_next_ext"
+    assert info["architectures"] == ["Qwen3NextForCausalLM"]  # what upstream's own lists see: the base
+
+
+@on_servers("all")
 def test_figures(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     speeds = {}
     for batch in (1, 8):
@@ -241,7 +256,7 @@ def test_figures(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     family += family[0].children(recursive=True)
     memory = sum(process.memory_full_info().pss for process in family if process.is_running())
     with capsys.disabled():
-        print(f"\nsglang {RELEASE} on the CPU, {served.name}: waited {served.seconds:.0f} s for its start,", end=" ")
+        print(f"\nsglang {RELEASE} on the CPU, {served.name}: {served.seconds:.0f} s to its first token,", end=" ")
         print(f"{speeds[1]:.0f} tokens/s at batch 1, {speeds[8]:.0f} at batch 8, {memory / 2**30:.1f} GiB")
     assert min(speeds.values()) > 0
 

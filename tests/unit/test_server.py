@@ -134,3 +134,10 @@ def test_flags_reach_the_server(tmp_path: Path) -> None:
         pytest.fail("it came up")
     assert "'--device', 'cpu'" in str(caught.value)
     assert subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).stdout == b""
+
+
+def test_free_port_leaves_room_above_it(tmp_path: Path) -> None:
+    servers = [Server(Path("python"), tmp_path, [], env={}, log=tmp_path / "log") for _ in range(50)]
+    # 0.5.12 listens for gRPC on the port 10,000 above, and there are 65,535.
+    assert all(1024 < server.port < 65_535 - 10_000 for server in servers)
+    assert len({server.port for server in servers}) > 1
