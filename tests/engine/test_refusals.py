@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from overlay_tools.errors import ServeError
+from packaging.version import Version
 from reference.checkpoints import change_tensors, make_checkpoint, make_variant
 from safetensors.torch import load_file, save_file
 
-from engine.harness import run_first, server, speculative
+from engine.harness import RELEASE, run_first, server, speculative
 
 DRAFT = speculative(1)[0]
 
@@ -78,12 +79,18 @@ def leave_out_ext_draft(folder: Path) -> dict[str, str]:
     return {}
 
 
+def commit_no_state(folder: Path) -> dict[str, str]:
+    """Make a checkpoint, and give an environment in which old releases draft without committing the model's state."""
+    make_variant(folder, {})
+    return {"SGLANG_ENABLE_SPEC_V2": "1"}
+
+
 def refusal(broken: Callable[[Path], dict[str, str]], folder: Path) -> str:
     """Start the server of a broken checkpoint, which must end by itself; give what it printed."""
     environment = broken(folder)
     with (
         pytest.raises(ServeError, match=r"The server ended with status [^0]"),
-        server(folder, folder / "log", DRAFT if "draft" in broken.__name__ else None, environment),
+        server(folder, folder / "log", DRAFT if broken in DRAFTING else None, environment),
     ):
         pytest.fail("it serves")
     return (folder / "log").read_text(errors="replace")
@@ -96,7 +103,9 @@ BROKEN = (
     break_ext_import,
     break_ext_draft,
     leave_out_ext_draft,
+    *([commit_no_state] if Version("0.5.10") > RELEASE else []),
 )
+DRAFTING = (break_ext_draft, leave_out_ext_draft, commit_no_state)
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +149,9 @@ def test_draft_with_a_wrong_tensor(refusals: dict[str, str]) -> None:
 def test_checkpoint_without_the_draft_that_is_asked_for(refusals: dict[str, str]) -> None:
     output = refusals["leave_out_ext_draft"]
     assert "the checkpoint has no draft (mtp.* tensors); serve it without --speculative-algorithm" in output
+
+
+if Version("0.5.10") > RELEASE:
+
+    def test_drafts_that_would_be_wrong(refusals: dict[str, str]) -> None:
+        assert "SGLANG_ENABLE_SPEC_V2 is set: in sglang 0.5." in refusals["commit_no_state"]

@@ -5,8 +5,11 @@ Its one layer has full attention and the model's router. Its answers go through 
 
 from collections.abc import Iterable, Iterator
 
+import sglang
 import torch
+from packaging.version import Version
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
+from sglang.srt.environ import envs
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_loader.strict_loading import checked_weights
 from sglang.srt.models.qwen3_next_ext import (
@@ -41,6 +44,11 @@ class Qwen3NextExtForCausalLMMTP(Qwen3NextForCausalLMMTP):
         self, config: Qwen3NextExtConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
     ) -> None:
         config.check_extensions()
+        if Version(sglang.__version__) < Version("0.5.10") and envs.SGLANG_ENABLE_SPEC_V2.get():
+            raise ValueError(
+                f"SGLANG_ENABLE_SPEC_V2 is set: in sglang {sglang.__version__} that never commits the state of linear "
+                "attention after drafts, and tokens would be wrong; unset it"
+            )
         super().__init__(config, quant_config, prefix)
         extend(self, self.config)
 
