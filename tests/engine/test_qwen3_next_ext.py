@@ -7,6 +7,7 @@ where the twin itself is decided: where rounding chooses a token or an expert, t
 from __future__ import annotations
 
 import json
+import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,6 +62,7 @@ class Case:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+CORES = sorted(os.sched_getaffinity(0))
 SMALL_POOL: dict[str, object] = {
     **dict.fromkeys(EXTRA_BUFFER, "no_buffer"),
     "disable_overlap_schedule": True,  # what 0.5.13 and later ask for with no_buffer
@@ -75,7 +77,7 @@ CASES: dict[str, Case] = {
     "extra_buffer": Case(arguments=EXTRA_BUFFER),
     "no_buffer, small pool": Case(arguments=SMALL_POOL),
     **{f"MTP, {steps} steps": Case("all", *speculative(steps)) for steps in (1, 2, 3)},
-    "TP=2": Case(arguments={"tp_size": 2}, environment={"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}),
+    "TP=2": Case(arguments={"tp_size": 2}, environment={"SGLANG_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[-1]}"}),
 }
 
 
