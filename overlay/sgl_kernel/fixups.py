@@ -195,7 +195,7 @@ def _cpu_by_default(get_device_module: Callable) -> Callable:
     return call
 
 
-def _no_nccl(path: str | None = None) -> None:
+def _no_nccl(self: object, so_file: str | None = None) -> None:
     raise OSError("no NCCL on a CPU")  # upstream goes on without, as where the library is absent
 
 
@@ -231,7 +231,7 @@ FIXUPS: tuple[Fixup, ...] = (
     _edit(">=0.5.9,<0.5.10", _HYBRID, "cpu_has_amx_support", "asserts AMX when imported",
           "cpu_has_amx_support()", "True"),
     # Distribution.
-    _replace("", "sglang.srt.distributed.device_communicators.pynccl", "NCCLLibrary",
+    _replace("", "sglang.srt.distributed.device_communicators.pynccl_wrapper", "NCCLLibrary.__init__",
              "a torch built for CUDA brings NCCL, and ranks without a GPU would set it up", _with(_no_nccl)),
     # Server arguments.
     _replace("<0.5.9", "sglang.srt.server_args", "ServerArgs._handle_model_specific_adjustments", _ASSERT,
