@@ -55,8 +55,9 @@ def test_no_requirement_is_broken() -> None:
     for check in ([*PIP, "check"], [*UV, "check", "--python", sys.executable]):
         said = subprocess.run(check, capture_output=True, text=True, check=False)
         complaints = [line for line in (said.stdout + said.stderr).splitlines() if "requires" in line]
-        assert len(complaints) == len(LEFT_OUT), said.stdout + said.stderr
-        assert all(name in line for name, line in zip(LEFT_OUT, complaints, strict=True))
+        # More than one distribution may require what was left out; nothing else may be missed.
+        assert all(any(name in line for name in LEFT_OUT) for line in complaints), said.stdout + said.stderr
+        assert all(any(name in line for line in complaints) for name in LEFT_OUT), said.stdout + said.stderr
         assert said.returncode == (1 if LEFT_OUT else 0)
 
 
