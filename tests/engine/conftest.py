@@ -25,6 +25,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     """Make the checkpoint of each of CASES and ask its twin."""
     made = {}
     # A process of their own: sglang and its kernels change torch and transformers for all that is loaded after them.
+    # It ends here, before an engine does: that kills all processes that this one has started.
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         for name, (kind, changes) in CASES.items():
             path = tmp_path_factory.mktemp(kind)

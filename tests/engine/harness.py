@@ -97,11 +97,15 @@ def run_first(code: str, folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
+def post_request(address: str, path: str, body: Mapping[str, object]) -> urllib.request.Request:
+    """Make the request that sends JSON to a server."""
+    headers = {"Content-Type": "application/json"}
+    return urllib.request.Request(address + path, data=json.dumps(body).encode(), headers=headers)
+
+
 def post(address: str, path: str, **body: object) -> Any:  # noqa: ANN401  # whatever JSON comes back
     """Send JSON to a server and read what it answers, JSON or nothing."""
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(address + path, data=json.dumps(body).encode(), headers=headers)
-    with urllib.request.urlopen(request, timeout=300) as response:
+    with urllib.request.urlopen(post_request(address, path, body), timeout=300) as response:
         text = response.read()
         return json.loads(text) if response.headers.get_content_type() == "application/json" else text.decode()
 

@@ -22,7 +22,7 @@ from overlay_tools.server import Server
 from reference.checkpoints import TRAINED, make_variant
 from reference.greedy import Verdict, encode, judge
 
-from engine.harness import EXTRA_BUFFER, RELEASE, post, server, speculative
+from engine.harness import EXTRA_BUFFER, RELEASE, post, post_request, server, speculative
 
 CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
 
@@ -321,10 +321,8 @@ def test_abort_in_mid_stream_leaves_nothing_behind(served: Served) -> None:
     served.flush()
     prompt = HELD_OUT[9000:9150]
     sampling = {"temperature": 0, "max_new_tokens": 2000, "ignore_eos": True}
-    body = json.dumps({"rid": "aborted", "input_ids": prompt, "sampling_params": sampling, "stream": True}).encode()
-    request = urllib.request.Request(
-        f"{served.server.url}/generate", data=body, headers={"Content-Type": "application/json"}
-    )
+    body = {"rid": "aborted", "input_ids": prompt, "sampling_params": sampling, "stream": True}
+    request = post_request(served.server.url, "/generate", body)
     events = []
     with urllib.request.urlopen(request, timeout=300) as stream:
         for line in stream:

@@ -88,13 +88,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply `changes` to a configuration; None removes a key."""
+    return {key: value for key, value in {**config, **changes}.items() if value is not None}
+
+
 def make_checkpoint(name: str, out: Path, changes: Mapping[str, Any] | None = None) -> None:
     """Write checkpoint `name` (a key of CONFIGS) into the folder `out`.
 
     `changes` are applied to config.json; None removes a key.
     """
     out.mkdir(parents=True, exist_ok=True)
-    config = {key: value for key, value in (CONFIGS[name] | dict(changes or {})).items() if value is not None}
+    config = changed(CONFIGS[name], changes or {})
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(out)
     save_file(tensors(config), out / "model.safetensors", metadata={"format": "pt"})
@@ -109,8 +114,7 @@ def make_variant(out: Path, changes: Mapping[str, Any]) -> None:
     Tensors that only an extension needs that is off then are left out.
     """
     shutil.copytree(TRAINED, out, dirs_exist_ok=True)
-    config = json.loads((TRAINED / "config.json").read_text(encoding="utf-8")) | dict(changes)
-    config = {key: value for key, value in config.items() if value is not None}
+    config = changed(json.loads((TRAINED / "config.json").read_text(encoding="utf-8")), changes)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     unused = [] if config.get("scoring_func") == "sigmoid" else ["e_score_correction_bias"]
     unused += [] if config.get("head_adapter_rank") else ["head_adapter"]

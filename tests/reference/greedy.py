@@ -19,7 +19,6 @@ TWINS: dict[str, type[PreTrainedModel]] = {
     "llama": LlamaForCausalLM,
     "llama-logit-shaping": LlamaLogitShaping,
     "qwen3-next": Qwen3NextForCausalLM,
-    "qwen3-next-ext": Qwen3NextExt,
 }
 
 LENGTHS = (1, 2, 3, 5, 8, 17, 31, 32, 63, 64, 65, 100, 130, 199, 256, 300)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
@@ -98,16 +97,6 @@ class Qwen3NextExtMTP(nn.Module):  # type: ignore[misc]
         self.layers = nn.ModuleList([Qwen3NextDecoderLayer(config, 0)])
         self.norm = Qwen3NextRMSNorm(hidden, eps)
         _use_moe(self.layers[0], config)
-
-    @classmethod
-    def from_pretrained(cls, model: Qwen3NextExt, folder: Path) -> Qwen3NextExtMTP:
-        """Load the draft of `model` from the same folder. Raises RuntimeError unless its tensors are the draft's."""
-        weights: dict[str, torch.Tensor] = {}
-        for shard in sorted(folder.glob("*.safetensors")):
-            weights |= load_file(shard)
-        draft = cls(model.config)
-        draft.load_state_dict({k.removeprefix("mtp."): v for k, v in weights.items() if k.startswith("mtp.")})
-        return draft.eval()  # type: ignore[no-any-return]
 
     def forward(self, model: Qwen3NextExt, hidden: torch.Tensor, next_tokens: torch.Tensor) -> torch.Tensor:
         """Give what `model.head` turns into the draft's logits, and what a second step of the draft takes.

@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,59 +31,35 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from reference.checkpoints import SPECIAL_TOKENS, VOCAB_SIZE, write_tokenizer
+from reference.checkpoints import CONFIGS, SPECIAL_TOKENS, changed, write_tokenizer
 from reference.greedy import encode
 from reference.qwen3_next_ext import Qwen3NextExt, Qwen3NextExtConfig, Qwen3NextExtMTP, Router
 
-CONFIG: dict[str, Any] = {
-    "architectures": ["Qwen3NextExtForCausalLM"],
-    "model_type": "qwen3_next_ext",
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 6,
-    "layer_types": [
-        "linear_attention",
-        "linear_attention",
-        "full_attention",
-        "linear_attention",
-        "linear_attention",
-        "nope_attention",
-    ],
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "partial_rotary_factor": 0.5,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 4096,
-    "attention_bias": False,
-    "linear_conv_kernel_dim": 4,
-    "linear_num_key_heads": 2,
-    "linear_key_head_dim": 32,
-    "linear_num_value_heads": 4,
-    "linear_value_head_dim": 32,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "num_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 48,
-    "shared_expert_intermediate_size": 64,
-    "norm_topk_prob": True,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "scoring_func": "sigmoid",
-    "n_group": 4,
-    "topk_group": 2,
-    "head_adapter_rank": 8,
-    "logit_transform": "softcap",
-    "logit_softcap": 15.0,
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-    "dtype": "float32",
-    "torch_dtype": "float32",  # the name of `dtype` before transformers 4.56
-}
+CONFIG = changed(
+    CONFIGS["qwen3-next"],
+    {
+        "architectures": ["Qwen3NextExtForCausalLM"],
+        "model_type": "qwen3_next_ext",
+        "full_attention_interval": None,
+        "layer_types": [
+            "linear_attention",
+            "linear_attention",
+            "full_attention",
+            "linear_attention",
+            "linear_attention",
+            "nope_attention",
+        ],
+        "partial_rotary_factor": 0.5,
+        "num_experts": 8,
+        "moe_intermediate_size": 48,
+        "scoring_func": "sigmoid",
+        "n_group": 4,
+        "topk_group": 2,
+        "head_adapter_rank": 8,
+        "logit_transform": "softcap",
+        "logit_softcap": 15.0,
+    },
+)
 
 END, BEGIN, IM_START, IM_END = range(len(SPECIAL_TOKENS))
 

@@ -5,7 +5,7 @@ extension changes a model that upstream has built: no constructor of upstream's 
 changes its decoder layers have been through between releases is felt, but for `use_sigmoid_router`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
@@ -25,6 +25,7 @@ from sglang.srt.models.qwen3_next import (
 from torch import nn
 
 Shapes = Mapping[str, tuple[int, ...]]
+Weights = Iterable[tuple[str, torch.Tensor]]
 
 
 class Qwen3NextNopeAttentionDecoderLayer(Qwen3HybridAttentionDecoderLayer):
@@ -182,10 +183,18 @@ def checkpoint_shapes(config: Qwen3NextExtConfig) -> Shapes:
     return shapes
 
 
-def extension_shapes(shapes: Shapes) -> Shapes:
-    """Leave of `shapes` the tensors that upstream's Qwen3-Next does not have: they are never quantised."""
-    own = ("e_score_correction_bias", "head_adapter.down.weight", "head_adapter.up.weight")
-    return {name: shape for name, shape in shapes.items() if name.endswith(own)}
+def checked(
+    model: Qwen3NextForCausalLM, weights: Weights, shapes: Shapes, ignored: tuple[str, ...]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Check weights for the served model or its draft, whose tensors are `shapes`, as `checked_weights` does.
+
+    Of a quantised checkpoint only the extensions' own tensors, which are never quantised: the others are its format's.
+    """
+    quantised = model.quant_config is not None
+    if quantised:
+        own = ("e_score_correction_bias", "head_adapter.down.weight", "head_adapter.up.weight")
+        shapes = {name: shape for name, shape in shapes.items() if name.endswith(own)}
+    return checked_weights(weights, shapes, model.config, ignored, others=quantised)
 
 
 class Qwen3NextExtForCausalLM(Qwen3NextForCausalLM):
@@ -198,14 +207,9 @@ class Qwen3NextExtForCausalLM(Qwen3NextForCausalLM):
         super().__init__(config, quant_config, prefix)
         extend(self, config)
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint. Raises ValueError naming each tensor that is missing, extra, misshapen or of another type.
-
-        Of a quantised checkpoint that is asked of the extensions' tensors alone: the others are its format's.
-        """
-        shapes, quantised = checkpoint_shapes(self.config), self.quant_config is not None
-        expected = extension_shapes(shapes) if quantised else shapes
-        return super().load_weights(checked_weights(weights, expected, self.config, ("mtp.",), others=quantised))
+    def load_weights(self, weights: Weights) -> set[str]:
+        """Load a checkpoint. Raises ValueError naming each tensor that `checked` finds fault with."""
+        return super().load_weights(checked(self, weights, checkpoint_shapes(self.config), ("mtp.",)))
 
     @classmethod
     def get_model_config_for_expert_location(cls, config: Qwen3NextExtConfig) -> ModelConfigForExpertLocation:

@@ -3,7 +3,7 @@
 Its one layer has full attention and the model's router. Its answers go through the model's adapter, head and transform.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import sglang
 import torch
@@ -11,12 +11,12 @@ from packaging.version import Version
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
 from sglang.srt.environ import envs
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_loader.strict_loading import checked_weights
 from sglang.srt.models.qwen3_next_ext import (
     Shapes,
+    Weights,
     attention_shapes,
+    checked,
     extend,
-    extension_shapes,
     head_adapter_shapes,
     layer_shapes,
 )
@@ -52,19 +52,16 @@ class Qwen3NextExtForCausalLMMTP(Qwen3NextForCausalLMMTP):
         super().__init__(config, quant_config, prefix)
         extend(self, self.config)
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], is_mtp: bool = True) -> None:
+    def load_weights(self, weights: Weights, is_mtp: bool = True) -> None:
         """Load the draft's tensors of a checkpoint; embedding and head come from the model.
 
-        Raises ValueError naming each that is missing, extra, misshapen or of another type, as the model's own does.
+        Raises ValueError naming each tensor that `checked` finds fault with, or that there is no draft.
         """
         if not isinstance(weights, list):  # a list is an update of some weights
             weights = _with_draft(weights)
-        shapes, quantised = draft_shapes(self.config), self.quant_config is not None
-        expected = extension_shapes(shapes) if quantised else shapes
-        of_model = ("model.", "lm_head.")
-        super().load_weights(self._rest(checked_weights(weights, expected, self.config, of_model, others=quantised)))
+        super().load_weights(self._rest(checked(self, weights, draft_shapes(self.config), ("model.", "lm_head."))))
 
-    def _rest(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _rest(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
         """Load the adapter, which upstream's loader would skip here, and pass on the rest."""
         for name, tensor in weights:
             if name.startswith("head_adapter."):
@@ -73,7 +70,7 @@ class Qwen3NextExtForCausalLMMTP(Qwen3NextForCausalLMMTP):
                 yield name, tensor
 
 
-def _with_draft(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+def _with_draft(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
     """Pass on a checkpoint's tensors. Raises ValueError if there is no draft among them."""
     found = False
     for name, tensor in weights:
