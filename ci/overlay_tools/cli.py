@@ -26,9 +26,9 @@ from overlay_tools.process import run
 from overlay_tools.project import Project, cache_dir, load_project
 from overlay_tools.serve import ask
 from overlay_tools.server import Server
+from overlay_tools.sources import THIS_PYTHON
 from overlay_tools.verify import verify_environment, verify_wheel
 
-THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _TEST_EXTRAS = ("pip", "pytest>=8", "uv")
 
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 from overlay_tools.build import build_kernel, build_sglang
-from overlay_tools.errors import LockError
 from overlay_tools.fetch import fetch
 from overlay_tools.lock import load_lock
 from overlay_tools.patchset import lint, load_series
 from overlay_tools.project import Project, cache_dir, load_project
+from overlay_tools.sources import source_wheel
 from overlay_tools.verify import verify_wheel
 from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).parents[2]
 LOCK = load_lock(ROOT / "upstream.lock")
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @pytest.fixture
@@ -37,11 +34,7 @@ def test_the_patches_have_no_fault() -> None:
 @pytest.mark.parametrize("version", LOCK)
 def test_the_wheel_is_upstreams_and_six_lines(project: Project, version: str) -> None:
     release = LOCK[version]
-    try:
-        wheel = release.select(PYTHON, platform.machine())
-    except LockError:
-        # A release for newer Pythons than this one: its sources are the same in every wheel.
-        wheel = release.wheels[0]
+    wheel = source_wheel(release)
     base = fetch(release, wheel, cache_dir())
     built = build_sglang(project, release, wheel, base, load_series(ROOT / "patches"))
     assert (sum(patch.added for patch in built.patches), sum(patch.removed for patch in built.patches)) == (6, 0)
