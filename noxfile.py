@@ -58,6 +58,12 @@ def lock(session: nox.Session) -> None:
     tool(session, "lock")
 
 
+@nox.session
+def matrix(session: nox.Session) -> None:
+    """Run every rung of every release that is not proven yet: [VERSION ...] [--again] [--python 3.12]."""
+    tool(session, "matrix", "test")
+
+
 @nox.session(name="bench-build")
 def bench_build(session: nox.Session) -> None:
     """Time the build beside unpack, apply and pack, and beside the least that it could do."""

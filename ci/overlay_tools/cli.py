@@ -15,21 +15,20 @@ from pathlib import Path
 from overlay_tools import cpu_engine, report
 from overlay_tools.adopt import KEYS, adopt, read_stock
 from overlay_tools.bench import Case, bench_build
-from overlay_tools.build import Built, build_kernel, build_sglang
-from overlay_tools.environment import BOUNDS, ensure_environment, has_cuda
+from overlay_tools.build import Built
+from overlay_tools.environment import build_release, engine_environment
 from overlay_tools.errors import LockError, OverlayError, PatchError, ServeError, VerifyError
 from overlay_tools.fetch import fetch
 from overlay_tools.index import difference, query_release
 from overlay_tools.lock import PLATFORMS, PYTHONS, Lock, Release, dump_lock, get_release, load_lock
-from overlay_tools.patchset import Hook, lint, load_series
+from overlay_tools.matrix import due, run_matrix
+from overlay_tools.patchset import lint, load_series
 from overlay_tools.process import run
 from overlay_tools.project import Project, cache_dir, load_project
 from overlay_tools.serve import ask
 from overlay_tools.server import Server
 from overlay_tools.sources import THIS_PYTHON
 from overlay_tools.verify import verify_environment, verify_wheel
-
-_TEST_EXTRAS = ("pip", "pytest>=8", "uv")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +102,7 @@ def lint_command(project: Project, arguments: argparse.Namespace) -> None:
 
 def serve_command(project: Project, arguments: argparse.Namespace) -> None:
     """Build, install, serve a model and ask it."""
-    python, gpu = engine(project, arguments.version or project.default, arguments.python)
+    python, gpu = _engine(project, arguments.version or project.default, arguments.python)
     model = arguments.model or tiny_checkpoint(project, python)
     if not (model / "config.json").is_file():
         raise ServeError(f"{model} is no checkpoint: it has no config.json.", hint="Name a folder with --model.")
@@ -146,11 +145,23 @@ def adopt_command(project: Project, arguments: argparse.Namespace) -> None:
 
 def test_command(project: Project, arguments: argparse.Namespace) -> int:
     """Run the engine tests of one release in its environment."""
-    python, _ = engine(project, arguments.version, arguments.python)
+    python, _ = _engine(project, arguments.version, arguments.python)
     os.environ.update(cpu_engine.ENV)
     where = [] if any(word.startswith("tests/") for word in arguments.pytest) else ["tests/engine"]
     words = [str(python), "-m", "pytest", "-W", "default", *where, *arguments.pytest]
     return os.spawnv(os.P_WAIT, words[0], words)
+
+
+def matrix_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Run every rung of every release that is not proven yet."""
+    lock = load_lock(project.lock)
+    for version in arguments.versions:
+        get_release(lock, version, project.lock)
+    plan = due(project, arguments.versions or list(lock), again=arguments.again)
+    if not plan:
+        return report.line("Every rung is green for what this checkout builds.")
+    peak = run_matrix(project, plan, arguments.python)
+    return report.line(f"All green. At most {peak / 1e9:.1f} GB of disk were in use.")
 
 
 def bench_command(project: Project, arguments: argparse.Namespace) -> None:
@@ -163,34 +174,9 @@ def bench_command(project: Project, arguments: argparse.Namespace) -> None:
     bench_build(cases[project.default], list(cases.values()))
 
 
-def build_release(project: Project, release: Release, hooks: Sequence[Hook], python: str, target: str) -> list[Built]:
-    """Fetch the base of one release and build its two wheels."""
-    wheel = release.select(python, target)
-    with report.step(f"Fetch {wheel.name}"):
-        base = fetch(release, wheel, cache_dir())
-    with report.step(f"Build sglang {release.version}+overlay.{project.revision}"):
-        sglang = build_sglang(project, release, wheel, base, hooks)
-    with report.step(f"Build {release.kernel.name} {release.kernel_version}+cpu.{project.revision}"):
-        return [sglang, build_kernel(project, release)]
-
-
-def engine(project: Project, version: str, python: str | None) -> tuple[Path, bool]:
-    """Build a release's wheels and make its environment.
-
-    Returns the environment's interpreter, and whether it has upstream's kernels for a GPU.
-    """
-    release = get_release(load_lock(project.lock), version, project.lock)
-    gpu = has_cuda()
-    hooks = load_series(project.patches)
-    wheels = build_release(project, release, hooks, python or THIS_PYTHON, platform.machine())
+def _engine(project: Project, version: str, python: str | None) -> tuple[Path, bool]:
     folder = project.root / ".nox" / "engines" / f"{version}-py{python or THIS_PYTHON}"
-    left_out = () if gpu else cpu_engine.LEFT_OUT.get(version, ())
-    with report.step(f"Install them and what they pin into {folder.relative_to(project.root)}"):
-        extras = (*_TEST_EXTRAS, *BOUNDS.get(version, ()))
-        interpreter = ensure_environment(
-            folder, python or sys.executable, wheels[:1] if gpu else wheels, extras, left_out
-        )
-    return interpreter, gpu
+    return engine_environment(project, version, python, folder)
 
 
 def tiny_checkpoint(project: Project, python: Path) -> Path:
@@ -288,6 +274,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     adopt_.add_argument("--adapter-rank", metavar="R", help="the same as --set head_adapter_rank=R")
     adopt_.set_defaults(command=adopt_command)
+
+    matrix = commands.add_parser("matrix", help="run every rung of every release that is not proven yet")
+    matrix.add_argument("versions", nargs="*", metavar="VERSION", help="locked releases (default: all)")
+    matrix.add_argument("--again", action="store_true", help="run what is proven as well")
+    matrix.add_argument("--python", choices=PYTHONS, help="CPython to test with")
+    matrix.set_defaults(command=matrix_command)
 
     test = commands.add_parser("test-engine", help="run the engine tests of one release in its environment")
     test.add_argument("version", metavar="VERSION")

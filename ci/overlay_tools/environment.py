@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from overlay_tools.build import Built
+from overlay_tools import cpu_engine, report
+from overlay_tools.build import Built, build_kernel, build_sglang
+from overlay_tools.fetch import fetch
 from overlay_tools.index import uv
+from overlay_tools.lock import Release, get_release, load_lock
+from overlay_tools.patchset import Hook, load_series
 from overlay_tools.process import run
+from overlay_tools.project import Project, cache_dir
+from overlay_tools.sources import THIS_PYTHON
 
 # Bounds that a release should have set: what it leaves open has moved on since and no longer works with what it pins.
 BOUNDS: dict[str, tuple[str, ...]] = dict.fromkeys(("0.5.11", "0.5.12.post1"), ("kernels<0.13",))
+_TEST_EXTRAS = ("pip", "pytest>=8", "uv")
 _STAMP = "sglang-overlay-wheels"
 
 
@@ -47,3 +56,34 @@ def ensure_environment(
     run([*command, "--overrides", overrides, *(built.path for built in wheels), *extras])
     stamp.write_text(wanted, encoding="utf-8")
     return interpreter
+
+
+def build_release(project: Project, release: Release, hooks: Sequence[Hook], python: str, target: str) -> list[Built]:
+    """Fetch the base of one release and build its two wheels."""
+    wheel = release.select(python, target)
+    with report.step(f"Fetch {wheel.name}"):
+        base = fetch(release, wheel, cache_dir())
+    with report.step(f"Build sglang {release.version}+overlay.{project.revision}"):
+        sglang = build_sglang(project, release, wheel, base, hooks)
+    with report.step(f"Build {release.kernel.name} {release.kernel_version}+cpu.{project.revision}"):
+        return [sglang, build_kernel(project, release)]
+
+
+def engine_environment(project: Project, version: str, python: str | None, folder: Path) -> tuple[Path, bool]:
+    """Build a release's wheels and make the environment that its engine runs in.
+
+    Parameters: `python`, as "3.12", this one's if None; `folder`, where the environment is or is to be.
+    Returns the environment's interpreter, and whether it has upstream's kernels for a GPU.
+    Raises OverlayError of the kind that fits.
+    """
+    release = get_release(load_lock(project.lock), version, project.lock)
+    gpu = has_cuda()
+    hooks = load_series(project.patches)
+    wheels = build_release(project, release, hooks, python or THIS_PYTHON, platform.machine())
+    left_out = () if gpu else cpu_engine.LEFT_OUT.get(version, ())
+    with report.step(f"Install them and what they pin into {folder.relative_to(project.root)}"):
+        extras = (*_TEST_EXTRAS, *BOUNDS.get(version, ()))
+        interpreter = ensure_environment(
+            folder, python or sys.executable, wheels[:1] if gpu else wheels, extras, left_out
+        )
+    return interpreter, gpu

@@ -48,3 +48,7 @@ class AdoptError(OverlayError):
 
 class ToolError(OverlayError):
     """Report a program that this tool calls and that is absent or failed."""
+
+
+class MatrixError(OverlayError):
+    """Report releases that a run over all of them found red, or a machine that cannot run it."""

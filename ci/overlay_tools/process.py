@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +44,33 @@ def run(
         output = (done.stdout + done.stderr).strip()
         raise ToolError(f"{' '.join(words)} failed with status {done.returncode}:\n{output}")
     return done
+
+
+def run_logged(command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], log: Path) -> int:
+    """Run a command to its end with its output in a file, and return its exit status.
+
+    Where this is interrupted, the command is as if by Ctrl-C, and gets 30 seconds to clear up.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=cwd,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            raise
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def git(arguments: Sequence[str | Path], *, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -44,6 +44,11 @@ class Project:
         return self.root / "patches"
 
     @property
+    def results(self) -> Path:
+        """Return the path of what the tests said of each release."""
+        return self.root / "ci" / "results.json"
+
+    @property
     def dist(self) -> Path:
         """Return the folder that built wheels go to."""
         return self.root / "dist"

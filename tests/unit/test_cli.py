@@ -136,7 +136,7 @@ def test_settings_that_are_wrong_are_named(tmp_path: Path, table: str, said: str
 def test_serve_refuses_a_model_that_is_none(
     inside: Miniature, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "engine", lambda *arguments: (Path(sys.executable), False))
+    monkeypatch.setattr(cli, "_engine", lambda *arguments: (Path(sys.executable), False))
     assert cli.main(["serve", "--model", str(tmp_path)]) == 1
     assert "is no checkpoint: it has no config.json" in capsys.readouterr().err
 
