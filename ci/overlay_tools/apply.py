@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from unidiff import Hunk, PatchedFile
+from unidiff import PatchedFile
 
 from overlay_tools.errors import PatchError
-from overlay_tools.patchset import Patch, sides, target_of
+from overlay_tools.patchset import Patch, locate, sides, target_of
 from overlay_tools.process import git
 
 
@@ -52,7 +52,7 @@ def _before(
         places = _places(content, sides(hunk)[0])
         if len(places) > 1:
             raise PatchError(
-                f"{_where(patch, hunk)} the hunk fits {name} of {base} at lines {', '.join(map(str, places))}.",
+                f"{locate(patch, hunk)}: the hunk fits {name} of {base} at lines {', '.join(map(str, places))}.",
                 hint="Give it more context, so that it fits once.",
             )
     return content
@@ -68,11 +68,11 @@ def _refused(patch: Patch, before: dict[str, bytes], stderr: str, base: str) -> 
             if _places(before[name], old):
                 continue
             if _places(before[name], new):
-                upstream.append(f"{_where(patch, hunk)} {name} of {base} already holds what the hunk makes of it.")
+                upstream.append(f"{locate(patch, hunk)}: {name} of {base} already holds what the hunk makes of it.")
             elif _places(before[name], old, loosely=True):
-                faults.append(f"{_where(patch, hunk)} the hunk fits {name} of {base} only if white space is ignored.")
+                faults.append(f"{locate(patch, hunk)}: the hunk fits {name} of {base} only if white space is ignored.")
             else:
-                faults.append(f"{_where(patch, hunk)} the lines that the hunk expects are not in {name} of {base}.")
+                faults.append(f"{locate(patch, hunk)}: the lines that the hunk expects are not in {name} of {base}.")
     if upstream and not faults:
         return PatchError(*upstream, hint="It is upstream: end `Applies` before this release.")
     return PatchError(
@@ -89,16 +89,15 @@ def _check_effect(patch: Patch, file: PatchedFile, before: bytes, after: bytes) 
         raise PatchError(f"{patch.path}: git reports success, but {name} is not what the diff makes of it.")
 
 
-def _places(content: bytes, block: Sequence[str], *, loosely: bool = False) -> list[int]:
-    """Return the numbers of the lines where a block of lines stands in a file."""
-    lines = content.decode("utf-8", "surrogateescape").split("\n")
+def places(lines: Sequence[str], block: Sequence[str], *, loosely: bool = False) -> list[int]:
+    """Return where a block of lines stands among others, each place by its first line, counted from 1."""
     wanted = list(block)
     if loosely:
         lines, wanted = (["".join(line.split()) for line in some] for some in (lines, wanted))
     size = len(wanted)
     starts = (n for n, line in enumerate(lines) if line == wanted[0])
-    return [n + 1 for n in starts if lines[n : n + size] == wanted]
+    return [n + 1 for n in starts if list(lines[n : n + size]) == wanted]
 
 
-def _where(patch: Patch, hunk: Hunk) -> str:
-    return f"{patch.path}:{patch.first_line + hunk[0].diff_line_no - 2}:"
+def _places(content: bytes, block: Sequence[str], *, loosely: bool = False) -> list[int]:
+    return places(content.decode("utf-8", "surrogateescape").split("\n"), block, loosely=loosely)

@@ -46,9 +46,21 @@ class AdoptError(OverlayError):
     """Report a checkpoint that cannot be adopted, a setting that it cannot be given, or a folder it cannot go to."""
 
 
+class ContractError(OverlayError):
+    """Report a fault of ci/contract.toml, or code of the overlay that its contract cannot be read from."""
+
+
 class ToolError(OverlayError):
     """Report a program that this tool calls and that is absent or failed."""
 
 
 class MatrixError(OverlayError):
     """Report releases that a run over all of them found red, or a machine that cannot run it."""
+
+
+class WorktreeError(OverlayError):
+    """Report a worktree whose commits or changes cannot be taken over."""
+
+
+class PortError(OverlayError):
+    """Report a release that the overlay cannot be carried to without a person."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,6 +96,10 @@ def _published_wheels(version: str) -> list[LockedWheel]:
                 f"The index has no sglang {version}.", hint="`pip index versions sglang` lists what it has."
             )
         raise ToolError(f"The index could not be asked for sglang {version}:\n{said}", hint="Check the network.")
+    if yanked := re.search(r"is yanked(?: \(reason: (.*?)\)\s*$)?", done.stderr, re.MULTILINE):
+        raise LockError(
+            f"sglang {version} was yanked: {(yanked[1] or 'no reason is given').strip(chr(34))}.", hint="Take another."
+        )
     for package in tomllib.loads(done.stdout)["packages"]:
         for wheel in package.get("wheels", []):
             name = wheel.get("name") or wheel["url"].rsplit("/", 1)[-1]

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,7 @@ from overlay_tools.process import git
 
 FIELDS = ("Subject", "Why", "Applies", "Forwarded", "Remove-When")
 CONTEXT = 3
+MOST_CONTEXT = 12  # for a hunk that would fit at more than one place with less
 _FILE_HEAD = re.compile(r"diff --git a/(\S+) b/\1\n(?:index .*\n)?--- a/\1\n\+\+\+ b/\1\n")
 _HINT = "README.md, 'Patches', says what a patch must look like."
 
@@ -29,13 +30,15 @@ _HINT = "README.md, 'Patches', says what a patch must look like."
 class Patch:
     """One variant of a hook.
 
-    `applies`: the releases it is for; `diff`: the text after the header, which starts on line `first_line`; `files`:
-    that diff, parsed; `added` and `removed`: lines touched.
+    `header`: what it says of itself, continued lines joined by a blank; `applies`: the releases it is for; `diff`: the
+    text after the header, which starts on line `first_line`; `files`: that diff, parsed; `added` and `removed`: lines
+    touched.
     """
 
     hook: str
     path: Path
     sha256: str
+    header: Mapping[str, str]
     applies: SpecifierSet
     diff: str
     first_line: int
@@ -158,6 +161,7 @@ def load_patch(path: Path, hook: str) -> Patch:
         hook=hook,
         path=path,
         sha256=hashlib.sha256(data).hexdigest(),
+        header={name: " ".join(value.split()) for name, value in HeaderParser().parsestr(header).items()},
         applies=applies,
         diff=diff,
         first_line=first_line,
@@ -197,6 +201,11 @@ def sides(hunk: Hunk) -> tuple[list[str], list[str]]:
     before = [line.value.rstrip("\n") for line in hunk if line.is_context or line.is_removed]
     after = [line.value.rstrip("\n") for line in hunk if line.is_context or line.is_added]
     return before, after
+
+
+def locate(patch: Patch, hunk: Hunk) -> str:
+    """Return where a hunk begins, as the patch file and the line of its @@."""
+    return f"{patch.path}:{patch.first_line + hunk[0].diff_line_no - 2}"
 
 
 def _check_header(path: Path, header: str) -> tuple[list[str], SpecifierSet]:
@@ -273,12 +282,13 @@ def _lint_lines(patch: Patch) -> Iterable[str]:
 def _lint_hunk(patch: Patch, hunk: Hunk) -> Iterable[str]:
     before, after = sides(hunk)
     smallest = sum(1 for line in difflib.ndiff(before, after) if line[0] in "+-")
-    where = f"{patch.path}:{patch.first_line + hunk[0].diff_line_no - 2}:"
+    where = f"{locate(patch, hunk)}:"
     if smallest < hunk.added + hunk.removed:
         yield f"{where} the hunk touches {hunk.added + hunk.removed} lines where {smallest} would do."
     kinds = [line.is_context for line in hunk]
     changed = [index for index, context in enumerate(kinds) if not context]
-    if changed and max(changed[0], len(kinds) - 1 - changed[-1]) > CONTEXT:
-        yield f"{where} the hunk has more than {CONTEXT} lines of context at an end."
-    if any(after - before > 2 * CONTEXT + 1 for before, after in itertools.pairwise(changed)):
-        yield f"{where} the hunk joins changes that are more than {2 * CONTEXT} lines apart; make it two."
+    context = max(CONTEXT, changed[0], len(kinds) - 1 - changed[-1]) if changed else 0
+    if context > MOST_CONTEXT:
+        yield f"{where} the hunk has more than {MOST_CONTEXT} lines of context at an end."
+    if any(after - before > 2 * context + 1 for before, after in itertools.pairwise(changed)):
+        yield f"{where} the hunk joins changes that are more than {2 * context} lines apart; make it two."

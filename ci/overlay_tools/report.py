@@ -10,8 +10,8 @@ from rich.console import Console
 
 from overlay_tools.errors import OverlayError
 
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out = Console(highlight=False, soft_wrap=True, emoji=False)
+_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 @contextmanager
@@ -38,6 +38,14 @@ def table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         _out.print(f"  {name:<{width}}  {value}", markup=False)
+
+
+def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Show rows beneath the heads of their columns."""
+    widths = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]
+    for number, row in enumerate([heads, *rows]):
+        text = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        _out.print(f"  {text}", style="bold" if number == 0 else "", markup=False)
 
 
 def fail(error: OverlayError) -> None:

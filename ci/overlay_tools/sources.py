@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import gc
 import platform
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from overlay_tools.apply import apply_series
@@ -18,6 +20,7 @@ from overlay_tools.patchset import Hook
 from overlay_tools.wheel import BaseWheel
 
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_HELD: dict[tuple[str, ...], dict[tuple[int, int], bool]] = {}  # by CRC and size: releases share most files
 
 
 class Sources:
@@ -32,6 +35,11 @@ class Sources:
         self._wheel = wheel
         self._read: dict[str, bytes] = {}
         self._trees: dict[str, ast.Module] = {}
+
+    @property
+    def path(self) -> Path:
+        """Return the wheel that the files are read from."""
+        return self._wheel.path
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, or None if the release has no such file."""
@@ -52,6 +60,20 @@ class Sources:
                 return None
             self._trees[name] = parse(data, f"{name} of sglang {self.version}")
         return self._trees[name]
+
+    def holding(self, *words: str) -> list[str]:
+        """Return the names of the Python files that hold one of some words, anywhere in their text."""
+        few = sorted(word for word in words if not any(other in word for other in words if other != word))
+        held, found = _HELD.setdefault(tuple(few), {}), []
+        for name in self.names:
+            info = self._wheel.members[name]
+            key = (info.CRC, info.file_size)
+            if key not in held:
+                data = self.read(name) or b""
+                held[key] = any(word.encode() in data for word in few)
+            if held[key]:
+                found.append(name)
+        return found
 
     def with_hooks(self, hooks: Sequence[Hook]) -> dict[str, bytes]:
         """Return the content of every file that the hooks touch, with all of them applied.
@@ -86,8 +108,22 @@ def parse(data: bytes, what: str) -> ast.Module:
     Raises WheelError if it is no Python.
     """
     try:
+        return _parse(data)
+    except (SyntaxError, ValueError) as error:
+        raise WheelError(f"{what}: {error}.", hint="The wheel is damaged, or for a newer Python than this.") from None
+
+
+@lru_cache(maxsize=128)
+def _parse(data: bytes) -> ast.Module:
+    # Most files are those of the release before, and no one changes a tree. It has no cycles: the collector, which
+    # would take as long as the parser to look for some in so many objects, is told to leave them alone.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # upstream's invalid escapes are upstream's
             return ast.parse(data)
-    except (SyntaxError, ValueError) as error:
-        raise WheelError(f"{what}: {error}.", hint="The wheel is damaged, or for a newer Python than this.") from None
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()

@@ -28,6 +28,7 @@ class Index:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.yanked: str | bool = False
         folder.mkdir()
         index = self
 
@@ -67,6 +68,7 @@ class Index:
             "files": [
                 {
                     "filename": path.name,
+                    "yanked": self.yanked,
                     "url": f"../../{path.name}",
                     "size": path.stat().st_size,
                     "hashes": {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
@@ -157,6 +159,14 @@ def test_a_release_that_does_not_exist_is_refused(
         query_release("newest")
     assert cli.main(["lock", "2.0", "9.9"]) == 1
     assert (mini.root / "upstream.lock").read_text() == before
+
+
+@pytest.mark.parametrize("reason", ['breaks (on "import")', True])
+def test_a_yanked_release_is_refused_with_the_reason(index: Index, reason: str | bool) -> None:
+    index.yanked = reason
+    with pytest.raises(LockError, match=r"sglang 2\.0 was yanked: ") as caught:
+        query_release("2.0")
+    assert ("breaks (on" if reason != True else "no reason is given") in str(caught.value)  # noqa: E712
 
 
 def test_a_release_that_pins_no_kernel_is_refused(index: Index) -> None:
