@@ -59,15 +59,45 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session
+def port(session: nox.Session) -> None:
+    """Carry the overlay to a new release: VERSION | --continue [--drop HOOK] | --abort."""
+    tool(session, "port")
+
+
+@nox.session
+def edit(session: nox.Session) -> None:
+    """Open a release as a git worktree, one commit a hook: [VERSION] [--discard]."""
+    tool(session, "edit")
+
+
+@nox.session
+def export(session: nox.Session) -> None:
+    """Write a worktree's commits back to patches/ and overlay/: [VERSION]."""
+    tool(session, "export")
+
+
+@nox.session
 def matrix(session: nox.Session) -> None:
     """Run every rung of every release that is not proven yet: [VERSION ...] [--again] [--python 3.12]."""
     tool(session, "matrix", "test")
+
+
+@nox.session
+def status(session: nox.Session) -> None:
+    """Show what is known of every release, here and as dist/status.html: [--html PATH] [--check]."""
+    tool(session, "status")
 
 
 @nox.session(name="bench-build")
 def bench_build(session: nox.Session) -> None:
     """Time the build beside unpack, apply and pack, and beside the least that it could do."""
     tool(session, "bench-build", "test")
+
+
+@nox.session(name="bench-port")
+def bench_port(session: nox.Session) -> None:
+    """Replay the series through all releases, and carry insertions beside other tools: [OLD] [NEW] [--count N]."""
+    tool(session, "bench-port")
 
 
 @nox.session
@@ -84,6 +114,7 @@ def lint(session: nox.Session) -> None:
 def test(session: nox.Session) -> None:
     """Test the tool, every locked release statically, and the default release's engine."""
     session.install("-e", ".[test]")
+    session.run("python", "tests/unit/browser.py")
     session.run("pytest", *session.posargs)
     session.run("overlay-tools", "test-engine", DEFAULT)
 

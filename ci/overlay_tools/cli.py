@@ -12,22 +12,29 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from overlay_tools import cpu_engine, report
 from overlay_tools.adopt import KEYS, adopt, read_stock
 from overlay_tools.bench import Case, bench_build
+from overlay_tools.bench_port import bench_port, replay
 from overlay_tools.build import Built
+from overlay_tools.edit import edit, export, worktrees
 from overlay_tools.environment import build_release, engine_environment
-from overlay_tools.errors import LockError, OverlayError, PatchError, ServeError, VerifyError
+from overlay_tools.errors import LockError, OverlayError, PatchError, PortError, ServeError, VerifyError, WorktreeError
 from overlay_tools.fetch import fetch
 from overlay_tools.index import difference, query_release
 from overlay_tools.lock import PLATFORMS, PYTHONS, Lock, Release, dump_lock, get_release, load_lock
 from overlay_tools.matrix import due, run_matrix
+from overlay_tools.page import write_page
 from overlay_tools.patchset import lint, load_series
+from overlay_tools.port import Port
 from overlay_tools.process import run
 from overlay_tools.project import Project, cache_dir, load_project
 from overlay_tools.serve import ask
 from overlay_tools.server import Server
 from overlay_tools.sources import THIS_PYTHON
+from overlay_tools.status import collect, show
 from overlay_tools.verify import verify_environment, verify_wheel
 
 
@@ -152,6 +159,47 @@ def test_command(project: Project, arguments: argparse.Namespace) -> int:
     return os.spawnv(os.P_WAIT, words[0], words)
 
 
+def port_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Carry the overlay to a release that is not locked yet."""
+    port = Port(project, cache_dir())
+    if arguments.abort:
+        port.abort()
+        return report.line("Given up; patches/ and upstream.lock are as they were.")
+    if arguments.go_on:
+        port.resume(arguments.drop)
+    elif arguments.version is None:
+        raise PortError("No release is named.", hint="`nox -s port -- VERSION`, or `-- --continue`, or `-- --abort`.")
+    else:
+        port.start(arguments.version, query_release)
+    return None
+
+
+def edit_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Open a release as a worktree."""
+    tree = edit(project, cache_dir(), arguments.version or project.default, discard=arguments.discard)
+    report.line(f"Change files in {tree.folder}, commit, then `nox -s export`.")
+    report.line(f"Run from it: PYTHONPATH={tree.folder} before an interpreter of .nox/engines")
+
+
+def export_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Write a worktree's commits back."""
+    made = worktrees(project)
+    if arguments.version is None and len(made) != 1:
+        raise WorktreeError(
+            f"There are {len(made)} worktrees: {', '.join(made) or 'none'}.",
+            hint="`nox -s export -- VERSION` takes one.",
+        )
+    ask = _ask if sys.stdin.isatty() else None
+    changed = export(project, cache_dir(), arguments.version or made[0], ask)
+    for name in changed:
+        report.line(name)
+    report.line(f"{len(changed)} files written or removed." if changed else "Nothing has changed.")
+
+
+def _ask(hook: str, field: str) -> str:
+    return input(f"{field} of the new hook {hook}: ").strip()
+
+
 def matrix_command(project: Project, arguments: argparse.Namespace) -> None:
     """Run every rung of every release that is not proven yet."""
     lock = load_lock(project.lock)
@@ -164,6 +212,20 @@ def matrix_command(project: Project, arguments: argparse.Namespace) -> None:
     return report.line(f"All green. At most {peak / 1e9:.1f} GB of disk were in use.")
 
 
+def status_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Show what is known of every release, on the terminal and as a page."""
+    lock, hooks = load_lock(project.lock), load_series(project.patches)
+    with report.step(f"Read {len(lock)} releases"):
+        status = collect(project, lock, hooks, cache_dir())
+    # What is no terminal has no width to keep to.
+    show(status, Console(highlight=False, width=None if sys.stdout.isatty() else 200))
+    path = arguments.html or project.dist / "status.html"
+    write_page(status, path)
+    report.line(f"As a page: {path}")
+    if arguments.check and status.not_green:
+        raise OverlayError(*status.not_green, hint=f"{path} says why.")
+
+
 def bench_command(project: Project, arguments: argparse.Namespace) -> None:
     """Time the build of the default release, and of all."""
     hooks, cases = load_series(project.patches), {}
@@ -172,6 +234,17 @@ def bench_command(project: Project, arguments: argparse.Namespace) -> None:
         base = fetch(release, wheel, cache_dir())
         cases[version] = Case(project=project, release=release, wheel=wheel, base=base, hooks=hooks)
     bench_build(cases[project.default], list(cases.values()))
+
+
+def bench_port_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Port the series through all releases, and made-up insertions beside other tools."""
+    lock = load_lock(project.lock)
+    for version in (arguments.old, arguments.new or list(lock)[-1]):
+        get_release(lock, version, project.lock)
+    replay(project, lock, cache_dir())
+    counts = bench_port(lock, cache_dir(), arguments.old, arguments.new or list(lock)[-1], arguments.count)
+    if wrong := counts["port, applied"]["wrong"] + counts["port, proposed"]["wrong"]:
+        raise PortError(f"{wrong} insertions came out at a wrong place.")
 
 
 def _engine(project: Project, version: str, python: str | None) -> tuple[Path, bool]:
@@ -250,6 +323,12 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench-build", help="time the build beside others")
     bench.set_defaults(command=bench_command)
 
+    bench_port_ = commands.add_parser("bench-port", help="measure how hunks are carried to other releases")
+    bench_port_.add_argument("old", nargs="?", default="0.5.16", metavar="OLD", help="release that insertions are for")
+    bench_port_.add_argument("new", nargs="?", metavar="NEW", help="release that they go to (default: the newest)")
+    bench_port_.add_argument("--count", type=int, default=240, help="how many insertions")
+    bench_port_.set_defaults(command=bench_port_command)
+
     serve = commands.add_parser("serve", help="build, install and serve a model, and ask it something")
     serve.add_argument("version", nargs="?", metavar="VERSION")
     serve.add_argument(
@@ -275,11 +354,37 @@ def _parser() -> argparse.ArgumentParser:
     adopt_.add_argument("--adapter-rank", metavar="R", help="the same as --set head_adapter_rank=R")
     adopt_.set_defaults(command=adopt_command)
 
+    port = commands.add_parser("port", help="carry the overlay to a release that is not locked yet")
+    port.add_argument("version", nargs="?", metavar="VERSION")
+    going = port.add_mutually_exclusive_group()
+    going.add_argument(
+        "--continue", action="store_true", dest="go_on", help="go on with what is settled in the worktree"
+    )
+    going.add_argument("--abort", action="store_true", help="give up, and leave everything as it was")
+    port.add_argument("--drop", action="append", default=[], metavar="HOOK", help="with --continue: not due any more")
+    port.set_defaults(command=port_command)
+
+    edit_ = commands.add_parser("edit", help="open a release as a git worktree, one commit a hook")
+    edit_.add_argument(
+        "version", nargs="?", metavar="VERSION", help="a locked release (default: the project's default)"
+    )
+    edit_.add_argument("--discard", action="store_true", help="make it anew, whatever the one that is there holds")
+    edit_.set_defaults(command=edit_command)
+
+    export_ = commands.add_parser("export", help="write a worktree's commits back to patches/ and overlay/")
+    export_.add_argument("version", nargs="?", metavar="VERSION", help="whose worktree (default: the only one)")
+    export_.set_defaults(command=export_command)
+
     matrix = commands.add_parser("matrix", help="run every rung of every release that is not proven yet")
     matrix.add_argument("versions", nargs="*", metavar="VERSION", help="locked releases (default: all)")
     matrix.add_argument("--again", action="store_true", help="run what is proven as well")
     matrix.add_argument("--python", choices=PYTHONS, help="CPython to test with")
     matrix.set_defaults(command=matrix_command)
+
+    status = commands.add_parser("status", help="show what is known of every release")
+    status.add_argument("--html", type=Path, metavar="PATH", help="page to write (default: dist/status.html)")
+    status.add_argument("--check", action="store_true", help="fail if anything that is shown is not green")
+    status.set_defaults(command=status_command)
 
     test = commands.add_parser("test-engine", help="run the engine tests of one release in its environment")
     test.add_argument("version", metavar="VERSION")
