@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +29,10 @@ _GUESS = {"static": 15.0, "kernels": 60.0, "twin": 60.0, "engine": 540.0}  # sec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Due:
-    """A release with the rungs that are to be run, and the digest of what they are to prove."""
+    """A release with the rungs that are to be run."""
 
     version: str
     rungs: Sequence[str]
-    inputs: str
 
 
 def due(project: Project, versions: Sequence[str], *, again: bool) -> list[Due]:
@@ -46,7 +47,7 @@ def due(project: Project, versions: Sequence[str], *, again: bool) -> list[Due]:
             if again or (old := results.get((version, rung))) is None or not old.green or old.inputs != state
         ]
         if rungs:
-            found.append(Due(version=version, rungs=rungs, inputs=state))
+            found.append(Due(version=version, rungs=rungs))
     return found
 
 
@@ -55,45 +56,49 @@ def run_matrix(project: Project, plan: Sequence[Due], python: str | None) -> flo
 
     The results are written as they come: a run that is cut short goes on where it was.
     Returns the most bytes that environments and cache took together.
-    Raises MatrixError if the disk has too little room, or something failed, once everything has been run.
+    Raises MatrixError if another run is going on, the disk has too little room, or something failed, once everything
+    has been run.
     """
-    folder = project.root / ".nox" / "matrix"
-    _clear(folder)
-    _check_room(folder)
-    os.environ["UV_CACHE_DIR"] = str(folder / "cache")
-    commit = commit_of(project.root)
-    peak, red = 0.0, []
-    clock = _Clock(plan, load_results(project.results))
-    for number, item in enumerate(plan, 1):
-        report.line(f"[{number}/{len(plan)}] sglang {item.version}", style="bold")
-        logs = folder / "logs"
-        try:
-            if _size(folder / "cache") > CACHE:
-                shutil.rmtree(folder / "cache")
-            interpreter, _ = engine_environment(project, item.version, python, folder / "environment")
-            peak = max(peak, _size(folder))
-            for rung in item.rungs:
-                log = logs / f"{item.version}-{rung}.log"
-                log.parent.mkdir(exist_ok=True)
-                stamp = {"commit": commit, "inputs": item.inputs}
-                with report.step(f"  {rung}"):
-                    result = run_rung(project.root, item.version, rung, interpreter, log, stamp)
-                save_results(project.results, {**load_results(project.results), _key(result): result}.values())
-                clock.done(result)
-                report.line(f"    {describe(result)}; {clock.left()}", style="green" if result.green else "red")
-                if not result.green:
-                    red.append(f"{item.version} {rung}: {describe(result)}; see {log}")
-        except MatrixError:
-            raise
-        except OverlayError as error:  # one release that cannot be installed keeps no other from being tested
-            report.fail(error)
-            red.append(f"{item.version}: {error.problems[0].splitlines()[0]}")
-        finally:
-            peak = max(peak, _size(folder))
-            shutil.rmtree(folder / "environment", ignore_errors=True)
+    folder = project.root / ".nox" / "releases"  # .nox/matrix is the environment of the session itself
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    with _only_run(folder):
+        shutil.rmtree(folder / "environment", ignore_errors=True)  # of a run that was killed
+        _check_room(folder)
+        os.environ["UV_CACHE_DIR"] = str(folder / "cache")
+        peak, red = 0.0, []
+        clock = _Clock(plan, load_results(project.results))
+        for number, item in enumerate(plan, 1):
+            report.line(f"[{number}/{len(plan)}] sglang {item.version}", style="bold")
+            try:
+                if _size(folder / "cache") > CACHE:
+                    shutil.rmtree(folder / "cache")
+                for result, log in _climb(project, item, python, folder):
+                    clock.done(result)
+                    report.line(f"    {describe(result)}; {clock.left()}", style="green" if result.green else "red")
+                    if not result.green:
+                        red.append(f"{item.version} {result.rung}: {describe(result)}; see {log}")
+            except OverlayError as error:  # one release that cannot be installed keeps no other from being tested
+                report.fail(error)
+                red.append(f"{item.version}: {error.problems[0].splitlines()[0]}")
+            finally:
+                peak = max(peak, _size(folder))
+                shutil.rmtree(folder / "environment", ignore_errors=True)
     if red:
         raise MatrixError(*red, hint="`nox -s matrix` runs what is not green again.")
     return peak
+
+
+def _climb(project: Project, item: Due, python: str | None, folder: Path) -> Iterator[tuple[Result, Path]]:
+    """Run the rungs of one release; yield each result once it is written, with the log that has the output."""
+    release = load_lock(project.lock)[item.version]
+    stamp = {"commit": commit_of(project.root), "inputs": inputs(project, release, load_series(project.patches))}
+    interpreter, _ = engine_environment(project, item.version, python, folder / "environment")
+    for rung in item.rungs:
+        log = folder / "logs" / f"{item.version}-{rung}.log"
+        with report.step(f"  {rung}"):
+            result = run_rung(project.root, item.version, rung, interpreter, log, stamp)
+        save_results(project.results, {**load_results(project.results), (item.version, rung): result}.values())
+        yield result, log
 
 
 def describe(result: Result) -> str:
@@ -127,14 +132,16 @@ def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 3600} h {int(seconds) // 60 % 60:02} min"
 
 
-def _key(result: Result) -> tuple[str, str]:
-    return result.release, result.rung
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a run that was killed has left."""
-    shutil.rmtree(folder / "environment", ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _only_run(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise MatrixError(f"Another run is going on in {folder}.", hint="Wait for it, or end it.") from None
+    finally:
+        os.close(handle)
 
 
 def _check_room(folder: Path) -> None:

@@ -63,7 +63,12 @@ def load_results(path: Path) -> Results:
             value = getattr(result, field.name)
             if type(value).__name__ != str(field.type).replace("Sequence[str]", "list"):
                 raise OverlayError(f"{path}: {result.release} {result.rung}: {field.name} is {value!r}.", hint=_MEND)
-    return {(result.release, result.rung): result for result in results}
+        if not all(isinstance(reason, str) for reason in result.skipped):
+            raise OverlayError(f"{path}: {result.release} {result.rung}: skipped is {result.skipped!r}.", hint=_MEND)
+    by_rung = {(result.release, result.rung): result for result in results}
+    if len(by_rung) < len(results):
+        raise OverlayError(f"{path} holds two results of one rung of a release.", hint=_MEND)
+    return by_rung
 
 
 def save_results(path: Path, results: Iterable[Result]) -> None:

@@ -1,0 +1,202 @@
+"""`nox -s matrix` over a miniature project, with rungs of a few lines that pytest really runs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from overlay_tools import cli, matrix, rungs
+from overlay_tools.errors import MatrixError, OverlayError, ToolError
+from overlay_tools.project import Project
+from overlay_tools.results import Result, load_results
+from overlay_tools.rungs import RUNGS
+
+from unit.conftest import REPOSITORY, Miniature
+
+GREEN = "def test_a() -> None:\n    pass\n"
+
+
+def make_environment(project: Project, version: str, python: str | None, folder: Path) -> tuple[Path, bool]:
+    """Stand for the installation of a release, which takes minutes and gigabytes."""
+    folder.mkdir()
+    (folder / "release").write_text(version)
+    return Path(sys.executable), False
+
+
+@pytest.fixture
+def project(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
+    mini.write("tests/static/test_s.py", "import pytest\n\n@pytest.mark.parametrize('v', ['1.0', '1.1'])\n"
+               "def test_s(v: str) -> None:\n    pass\n")  # fmt: skip
+    mini.write("tests/engine/test_e.py", GREEN)
+    mini.write("ci/.keep", "")
+    mini.write(".gitignore", ".nox\n__pycache__\ndist\n.pytest_cache\n")
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "x"]):
+        subprocess.run(["git", *words], cwd=mini.root, check=True)
+    table = {"static": ("tests/static",), "engine": ("tests/engine/test_e.py",)}
+    monkeypatch.setattr(rungs, "RUNGS", table)
+    monkeypatch.setattr(matrix, "RUNGS", table)
+    monkeypatch.setattr(matrix, "NEEDED", 1.0)
+    monkeypatch.setattr(matrix, "engine_environment", make_environment)
+    monkeypatch.setenv("UV_CACHE_DIR", "elsewhere")
+    monkeypatch.chdir(mini.root)
+    return mini
+
+
+def run(mini: Miniature) -> int:
+    return cli.main(["matrix"])
+
+
+def results(mini: Miniature) -> dict[tuple[str, str], Result]:
+    return dict(load_results(mini.project.results))
+
+
+def test_every_rung_of_every_release_is_run_and_recorded(
+    project: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(project) == 0
+    head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=project.root, capture_output=True, text=True)
+    assert {key: (r.passed, r.failed, r.commit) for key, r in results(project).items()} == {
+        (version, rung): (1, 0, head.stdout.strip()) for version in ("1.0", "1.1") for rung in ("static", "engine")
+    }
+    said = capsys.readouterr().out
+    assert "[2/2] sglang 1.1" in said
+    assert "0 h 00 min left" in said
+    assert "GB of disk" in said
+    assert not (project.root / ".nox/releases/environment").exists()
+    assert "1 passed" in (project.root / ".nox/releases/logs/1.1-engine.log").read_text()
+
+
+def test_what_is_proven_is_not_run_again_until_what_is_built_changes(
+    project: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(project) == 0
+    before = project.project.results.read_bytes()
+    capsys.readouterr()
+    assert run(project) == 0
+    assert "Every rung is green" in capsys.readouterr().out
+    assert project.project.results.read_bytes() == before
+    project.write("overlay/sglang/models/ours.py", "OURS = 2\n")
+    assert [item.rungs for item in matrix.due(project.project, ["1.0"], again=False)] == [["static", "engine"]]
+    assert run(project) == 0
+    assert {result.commit[-1] for result in results(project).values()} == {"+"}  # the change is not committed
+
+
+def test_one_red_release_keeps_no_other_from_being_run(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_at_first(owner: Project, version: str, python: str | None, folder: Path) -> tuple[Path, bool]:
+        if version == "1.0":
+            folder.mkdir()
+            raise ToolError("uv pip install failed with status 2:\nno torch")
+        return make_environment(owner, version, python, folder)
+
+    monkeypatch.setattr(matrix, "engine_environment", fail_at_first)
+    project.write(
+        "tests/engine/test_e.py", "def test_a() -> None:\n    raise ValueError\n\n" + GREEN.replace("_a", "_b")
+    )
+    assert run(project) == 1
+    found = results(project)
+    assert found.keys() == {("1.1", "static"), ("1.1", "engine")}
+    assert (found["1.1", "engine"].passed, found["1.1", "engine"].failed) == (1, 1)
+    said = capsys.readouterr().err
+    assert "1.0: uv pip install failed" in said
+    assert "1.1 engine: 1 passed, 1 failed" in said
+    project.write("tests/engine/test_e.py", GREEN)
+    assert [(item.version, item.rungs) for item in matrix.due(project.project, ["1.0", "1.1"], again=False)] == [
+        ("1.0", ["static", "engine"]),
+        ("1.1", ["engine"]),
+    ]
+
+
+def test_a_skipped_test_is_not_green_and_its_reason_is_kept(project: Miniature) -> None:
+    project.write("tests/engine/test_e.py", "import pytest\n\ndef test_a() -> None:\n    pytest.skip('no GPU')\n\n"
+                  + GREEN.replace("_a", "_b"))  # fmt: skip
+    assert run(project) == 1
+    result = results(project)["1.0", "engine"]
+    assert (result.passed, result.skipped, result.green) == (1, ["no GPU"], False)
+
+
+@pytest.mark.parametrize("code", ["import nothing_of_this_name\n", "", "def test_a(x: int) -> None:\n    pass\n"])
+def test_what_pytest_cannot_run_is_never_green(project: Miniature, code: str) -> None:
+    project.write("tests/engine/test_e.py", code)
+    assert run(project) == 1
+    assert not results(project)["1.0", "engine"].green
+
+
+def test_a_run_that_is_cut_short_goes_on_where_it_was(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, ran = rungs.run_rung, []
+
+    def run_rung(root: Path, version: str, rung: str, *rest: object) -> Result:
+        ran.append(f"{version} {rung}")
+        if ran == ["1.0 static", "1.0 engine"]:
+            raise KeyboardInterrupt
+        return real(root, version, rung, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(matrix, "run_rung", run_rung)
+    assert run(project) == 130
+    assert results(project).keys() == {("1.0", "static")}
+    assert not (project.root / ".nox/releases/environment").exists()
+    ran.append("again")
+    assert run(project) == 0
+    assert ran[3:] == ["1.0 engine", "1.1 static", "1.1 engine"]
+
+
+def test_what_a_killed_run_left_is_cleared(project: Miniature) -> None:
+    (project.root / ".nox/releases/environment").mkdir(parents=True)
+    assert run(project) == 0
+
+
+def test_two_runs_at_once_are_refused(project: Miniature) -> None:
+    folder = project.root / ".nox/releases"
+    folder.mkdir(parents=True)
+    with matrix._only_run(folder), pytest.raises(MatrixError, match="Another run is going on"):
+        matrix.run_matrix(project.project, [], None)
+
+
+def test_a_disk_with_too_little_room_is_named_before_anything_is_done(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(matrix, "NEEDED", 1e18)
+    assert run(project) == 1
+    assert "need 1000000000 GB" in capsys.readouterr().err
+    assert results(project) == {}
+
+
+def test_the_cache_is_emptied_where_it_has_outgrown_its_bound(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = project.root / ".nox/releases/cache"
+    cache.mkdir(parents=True)
+    (cache / "wheel").write_bytes(bytes(10_000))
+    monkeypatch.setattr(matrix, "CACHE", 100_000.0)
+    assert run(project) == 0
+    assert (cache / "wheel").exists()
+    monkeypatch.setattr(matrix, "CACHE", 5_000.0)
+    assert cli.main(["matrix", "--again"]) == 0
+    assert not cache.exists()
+
+
+def test_results_name_a_commit(project: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(project.root / ".git")
+    assert run(project) == 1
+    assert "is no git checkout" in capsys.readouterr().err
+
+
+def test_a_release_that_is_not_locked_is_named(project: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["matrix", "9.9"]) == 1
+    assert "holds no release '9.9'" in capsys.readouterr().err
+
+
+def test_a_rung_without_a_report_is_an_error(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rungs, "run_logged", lambda *words, **options: 3)
+    with pytest.raises(OverlayError, match="pytest came to no result"):
+        rungs.run_rung(project.root, "1.0", "engine", Path(sys.executable), project.root / "log", {})
+
+
+def test_every_engine_test_is_on_one_rung() -> None:
+    listed = [name for rung, names in RUNGS.items() if rung != "static" for name in names]
+    found = [path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "tests/engine").glob("test_*.py")]
+    assert sorted(listed) == sorted(found)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from overlay_tools.errors import OverlayError, PatchError
+from overlay_tools.patchset import load_series
+from overlay_tools.process import run
+from overlay_tools.results import Result, commit_of, inputs, load_results, save_results
+
+from unit.conftest import LOADER, PATCH, Miniature, upstream_files
+
+GREEN = Result(
+    release="1.0",
+    rung="engine",
+    passed=3,
+    failed=0,
+    skipped=[],
+    seconds=1.5,
+    python="3.11.2",
+    machine="x86_64",
+    date="2026-11-23T18:44Z",
+    commit="895de74d1234",
+    inputs="0123456789abcdef",
+)
+
+
+def state(mini: Miniature, release: str = "1.0") -> str:
+    return inputs(mini.project, mini.lock[release], load_series(mini.root / "patches"))
+
+
+def committed(mini: Miniature) -> Callable[..., None]:
+    """Make the project a git checkout with one commit; return what runs git there."""
+
+    def git(*words: str) -> None:
+        who = {f"GIT_{role}_{what}": "a@b" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        run(["git", *words], cwd=mini.root, env={**who, "GIT_CONFIG_GLOBAL": os.devnull})
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message=first")
+    return git
+
+
+def test_only_a_rung_that_ran_whole_and_passed_is_green() -> None:
+    assert GREEN.green
+    for change in ({"passed": 0}, {"failed": 1}, {"skipped": ["no GPU"]}):
+        assert not replace(GREEN, **change).green
+
+
+def test_results_come_back_as_they_were_saved_in_any_order(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    assert load_results(path) == {}
+    several = [GREEN, replace(GREEN, rung="gpu", skipped=["größer"]), replace(GREEN, release="0.9", failed=2)]
+    save_results(path, several)
+    first = path.read_bytes()
+    assert list(load_results(path).values()) == [several[2], several[0], several[1]]
+    save_results(path, reversed(several))
+    assert path.read_bytes() == first
+    assert [item.name for item in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows[0].pop("inputs"),
+        lambda rows: rows[0].update(colour="green"),
+        lambda rows: rows[0].update(passed="3"),
+        lambda rows: rows[0].update(failed=True),
+        lambda rows: rows[0].update(seconds=None),
+        lambda rows: rows[0].update(skipped="no GPU"),
+        lambda rows: rows[0].update(skipped=[3]),
+        lambda rows: rows.append(rows[0]),
+        lambda rows: rows.append("a result"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_one_error(tmp_path: Path, change: Callable[[Any], object]) -> None:
+    path = tmp_path / "results.json"
+    save_results(path, [GREEN])
+    rows = json.loads(path.read_text())
+    change(rows)
+    path.write_text(json.dumps(rows))
+    with pytest.raises(OverlayError, match=r"results\.json") as caught:
+        load_results(path)
+    assert "nox -s matrix" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", [b"", b"<<<<<<< ours\n", b"\xff\xfe", b"3", None])
+def test_a_file_that_is_no_json_is_one_error(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "results.json"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(OverlayError, match=r"results\.json holds no results"):
+        load_results(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mini: mini.write("overlay/sglang/models/ours.py", "OURS = 2\n"),
+        lambda mini: mini.write("overlay/sglang/models/more.py", ""),
+        lambda mini: (mini.root / "overlay/sglang/models/ours.py").rename(
+            mini.root / "overlay/sglang/models/theirs.py"
+        ),
+        lambda mini: mini.write("overlay/sgl_kernel/__init__.py", "KERNEL = 2\n"),
+        lambda mini: mini.patch.write_text(PATCH.replace("choose(config)", "pick(config)")),
+        lambda mini: mini.lock_release("1.0", {**upstream_files("1.0"), "sglang/loader.py": LOADER[1:].encode()}),
+    ],
+)
+def test_what_is_built_changes_the_state(mini: Miniature, change: Callable[[Miniature], object]) -> None:
+    before = state(mini)
+    assert state(mini) == before
+    change(mini)
+    assert state(mini) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mini: mini.patch.write_text(PATCH.replace("Why: because", "Why: for a better reason")),
+        lambda mini: mini.lock_release("1.2"),
+        lambda mini: mini.write("ci/results.json", "[]"),
+        lambda mini: mini.write("overlay/sglang/__pycache__/ours.pyc", ""),
+    ],
+)
+def test_what_is_not_built_does_not(mini: Miniature, change: Callable[[Miniature], object]) -> None:
+    mini.patch.write_text(PATCH.replace("<=1.1", "<=1.2"))
+    before = state(mini)
+    change(mini)
+    assert state(mini) == before
+
+
+def test_a_variant_of_one_release_leaves_the_state_of_another(mini: Miniature) -> None:
+    before = state(mini), state(mini, "1.1")
+    mini.patch.write_text(PATCH.replace("<=1.1", "<1.1"))
+    mini.write("patches/choose/1.1.patch", PATCH.replace("1.0,<=1.1", "1.1").replace("choose(", "pick("))
+    assert state(mini) == before[0]
+    assert state(mini, "1.1") != before[1]
+    (mini.root / "patches/choose/1.1.patch").unlink()
+    with pytest.raises(PatchError, match=r"no variant for sglang 1\.1"):
+        state(mini, "1.1")
+
+
+def test_the_commit_says_whether_there_are_changes_but_for_results(mini: Miniature) -> None:
+    git = committed(mini)
+    clean = commit_of(mini.root)
+    assert len(clean) == 12
+    mini.write("ci/results.json", "[]")
+    assert commit_of(mini.root) == clean
+    git("add", "ci/results.json")
+    assert commit_of(mini.root) == clean
+    mini.write("overlay/sglang/models/ours.py", "OURS = 2\n")
+    assert commit_of(mini.root) == f"{clean}+"
+    git("commit", "--quiet", "--all", "--message=second")
+    assert commit_of(mini.root).rstrip("+") == commit_of(mini.root) != clean
+    mini.write("overlay/sglang/models/more.py", "")
+    assert commit_of(mini.root).endswith("+")
+
+
+def test_there_is_no_commit_without_a_checkout_of_its_own(mini: Miniature) -> None:
+    with pytest.raises(OverlayError, match="is no git checkout with a commit"):
+        commit_of(mini.root)
+    committed(mini)
+    with pytest.raises(OverlayError, match="is no git checkout with a commit"):
+        commit_of(mini.root / "overlay")
