@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from overlay_tools import cli, status
+from overlay_tools.audit import Place
+from overlay_tools.contract import Finding
+from overlay_tools.errors import ContractError, OverlayError
+from overlay_tools.patchset import load_series
+from overlay_tools.project import Project
+from overlay_tools.results import Result, commit_of, inputs, save_results
+from overlay_tools.rungs import RUNGS
+from overlay_tools.sources import Sources
+from overlay_tools.status import Cell, State, Status, collect, show
+from rich.console import Console
+
+from unit.conftest import LOADER, PATCH, Miniature, upstream_files
+from unit.test_results import committed
+
+SECOND = """\
+Subject: Two hunks
+Why: because
+Applies: >=1.0
+Forwarded: no: ours alone
+Remove-When: never
+
+diff --git a/sglang/loader.py b/sglang/loader.py
+--- a/sglang/loader.py
++++ b/sglang/loader.py
+@@ -1,2 +1,3 @@
+ def other():
++    two = 2
+     return 1
+@@ -10,2 +11,1 @@
+ def last():
+-    return 3
+"""
+
+
+def now(mini: Miniature, *releases: str) -> Status:
+    lock = {version: release for version, release in mini.lock.items() if version in (releases or mini.lock)}
+    return collect(mini.project, lock, load_series(mini.root / "patches"), mini.cache)
+
+
+def cell_of(shown: Status, release: str, column: str) -> Cell:
+    return {
+        name: cell for matrix in shown.matrices for name, cell in zip(matrix.columns, matrix.rows[release], strict=True)
+    }[column]
+
+
+def terminal(shown: Status, width: int = 200) -> str:
+    said = StringIO()
+    show(shown, Console(file=said, width=width, highlight=False))
+    return said.getvalue()
+
+
+def result(mini: Miniature, release: str, rung: str) -> Result:
+    """Return a green result for what the files of the project say now."""
+    return Result(
+        release=release,
+        rung=rung,
+        passed=38,
+        failed=0,
+        skipped=[],
+        seconds=12.4,
+        python="3.11.2",
+        machine="x86_64",
+        date="2026-11-23T18:44Z",
+        commit="895de74d1234+",
+        inputs=inputs(mini.project, mini.lock[release], load_series(mini.root / "patches")),
+    )
+
+
+def prove(mini: Miniature, *others: Result) -> None:
+    """Write green results of every rung of every release, but for those of `others`."""
+    green = {(version, rung): result(mini, version, rung) for version in mini.lock for rung in RUNGS}
+    mini.project.results.parent.mkdir(exist_ok=True)
+    save_results(mini.project.results, {**green, **{(other.release, other.rung): other for other in others}}.values())
+
+
+@pytest.fixture
+def needs(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Finding], list[Place]], None]:
+    """Return what sets the findings and places of every release."""
+
+    def sets(findings: list[Finding], places: list[Place]) -> None:
+        def check_contract(project: Project, sources: Sources) -> list[Finding]:
+            return [finding for finding in findings if finding.release == sources.version]
+
+        def audit(project: Project, sources: Sources) -> list[Place]:
+            return [place for place in places if place.release == sources.version]
+
+        monkeypatch.setattr(status, "check_contract", check_contract)
+        monkeypatch.setattr(status, "audit", audit)
+
+    return sets
+
+
+def test_a_project_whose_rungs_have_passed_is_green(mini: Miniature) -> None:
+    prove(mini)
+    shown = now(mini)
+    assert shown.verdict == "2 of 2 releases green"
+    assert shown.not_green == []
+    assert [matrix.ok for matrix in shown.matrices] == [2, 2, 2]
+    said = terminal(shown)
+    assert said.count("✓ exact, +1/-0, line 3") == 2
+    assert said.count("✓ 38 passed, 12 s, 2026-11-23, 895de74+") == 8
+    assert said.endswith("✓ 2 of 2 releases green\n")
+
+
+def test_a_hook_that_stands_elsewhere_is_offset(mini: Miniature) -> None:
+    mini.lock_release("1.1", {**upstream_files("1.1"), "sglang/loader.py": f"\n\n{LOADER}".encode()})
+    cell = cell_of(now(mini), "1.1", "choose")
+    assert (cell.state, cell.word, cell.notes) == (State.GREEN, "offset +2", ["+1/-0", "line 5"])
+    assert cell.names == ["sglang/loader.py:5, offset +2"]
+
+
+def test_a_hook_of_many_hunks_names_each_as_it_stands_after_the_hooks_before(mini: Miniature) -> None:
+    mini.write("patches/series", "choose\nsecond\n")
+    mini.write("patches/second/1.0.patch", SECOND)
+    cell = cell_of(now(mini), "1.0", "second")
+    assert (cell.word, cell.notes) == ("offset +0 to +1", ["+1/-1", "2 hunks in 1 file"])
+    assert cell.names == ["sglang/loader.py:1", "sglang/loader.py:11, offset +1"]
+
+
+def test_a_hook_that_does_not_apply_says_why_and_keeps_no_other_from_being_tried(mini: Miniature) -> None:
+    prove(mini)
+    changed = LOADER.replace("name = config.name", "name = config.title")
+    mini.lock_release("1.1", {**upstream_files("1.1"), "sglang/loader.py": changed.encode()})
+    mini.write("patches/series", "choose\nsecond\n")
+    mini.write("patches/second/1.0.patch", SECOND)
+    shown = now(mini)
+    cell = cell_of(shown, "1.1", "choose")
+    assert (cell.state, cell.word) == (State.RED, "fails")
+    assert cell.problems == [
+        "patches/choose/1.0.patch:10: the lines that the hunk expects are not in sglang/loader.py of sglang 1.1.",
+        "Hunks apply exactly or not at all: add a variant for this release.",
+    ]
+    assert cell_of(shown, "1.0", "choose").word == "exact"
+    assert cell_of(shown, "1.1", "second").word == "exact"
+    assert shown.state("1.1") == State.RED
+    assert shown.not_green[1].startswith("1.1: choose fails, ")
+    assert "✗ choose: patches/choose/1.0.patch:10: the lines that" in terminal(shown)
+
+
+def test_a_hook_that_is_not_due_is_no_fault_and_one_without_a_variant_is(mini: Miniature) -> None:
+    mini.patch.write_text(PATCH.replace("<=1.1", "<1.1"))
+    mini.write("patches/series", "choose <1.1\n")
+    prove(mini)
+    shown = now(mini)
+    assert cell_of(shown, "1.1", "choose") == Cell(state=State.NEUTRAL, word="not due")
+    assert shown.verdict == "2 of 2 releases green"
+    mini.write("patches/series", "choose\n")
+    shown = now(mini)
+    assert cell_of(shown, "1.1", "choose").problems[0] == "Hook choose has no variant for sglang 1.1."
+    assert cell_of(shown, "1.1", "engine").word == "passed before"
+    assert shown.state("1.0") == State.GREEN
+
+
+def test_a_rung_that_passed_for_another_state_is_not_green(mini: Miniature) -> None:
+    prove(mini)
+    mini.write("overlay/sglang/models/ours.py", "OURS = 2\n")
+    shown = now(mini)
+    cell = cell_of(shown, "1.0", "engine")
+    assert (cell.state, cell.word, cell.notes) == (State.OPEN, "passed before", ["12 s", "2026-11-23", "895de74+"])
+    ran = "38 passed on 2026-11-23T18:44Z, at 895de74d1234+, with Python 3.11.2 on x86_64"
+    assert cell.problems == [f"{ran}; what is built has changed since."]
+    assert shown.verdict == "0 of 2 releases green, 2 open"
+    assert terminal(shown).count("has changed since. (all)") == len(RUNGS)
+
+
+def test_each_way_that_a_rung_can_end_is_told_apart(mini: Miniature) -> None:
+    green = result(mini, "1.0", "engine")
+    older = {"inputs": "of an older state"}
+    for change, state, word, notes, problem in (
+        ({"failed": 2}, State.RED, "2 failed", "38 passed", "2 failed, 38 passed on "),
+        ({"failed": 2, "passed": 0}, State.RED, "2 failed", "12 s", "2 failed on "),
+        ({"failed": 1, "skipped": ["no GPU"]}, State.RED, "1 failed", "38 passed", "skipped: no GPU"),
+        ({"skipped": ["no GPU"]}, State.OPEN, "skipped for 1 reason", "38 passed", "skipped: no GPU"),
+        ({"skipped": ["a", "b"], "passed": 0}, State.OPEN, "skipped for 2 reasons", "no test ran", "skipped: b"),
+        ({"passed": 0}, State.OPEN, "no test ran", "12 s", "no test ran on "),
+        ({"failed": 2, **older}, State.OPEN, "failed before", "12 s", "changed since"),
+        ({"skipped": ["no GPU"], **older}, State.OPEN, "incomplete before", "12 s", "skipped: no GPU"),
+    ):
+        prove(mini, replace(green, **change))
+        cell = cell_of(now(mini, "1.0"), "1.0", "engine")
+        assert (cell.state, cell.word, cell.notes[0]) == (state, word, notes)
+        assert problem in "\n".join(cell.problems)
+
+
+def test_a_rung_without_a_result_is_not_run(mini: Miniature) -> None:
+    shown = now(mini)
+    assert cell_of(shown, "1.0", "static") == Cell(state=State.OPEN, word="not run")
+    assert shown.verdict == "0 of 2 releases green, 2 open"
+    assert shown.not_green[0] == f"1.0: {', '.join(f'{rung} not run' for rung in RUNGS)}"
+    assert "○ engine: not run (all)" in terminal(shown)
+
+
+def test_a_rung_that_is_run_on_some_releases_only_is_shown_and_not_asked_of_the_others(mini: Miniature) -> None:
+    prove(mini, result(mini, "1.1", "gpu"), replace(result(mini, "1.0", "old"), release="0.9"))
+    shown = now(mini)
+    assert shown.matrices[1].columns == [*RUNGS, "gpu"]
+    assert cell_of(shown, "1.1", "gpu").word == "38 passed"
+    assert cell_of(shown, "1.0", "gpu") == Cell(state=State.NEUTRAL, word="not run")
+    assert shown.verdict == "2 of 2 releases green"
+    prove(mini, replace(result(mini, "1.1", "gpu"), failed=1))
+    assert now(mini).verdict == "1 of 2 releases green, 1 red"
+
+
+def test_contract_and_audit_count_what_is_right_and_name_the_rest(
+    mini: Miniature, needs: Callable[[list[Finding], list[Place]], None]
+) -> None:
+    prove(mini)
+    finding = Finding(release="1.0", where="overlay/a.py:3", kind="call", what="forward")
+    place = Place(release="1.0", file="sglang/b.py", line=7, scope="B.run", what="'Base'")
+    waived = [replace(finding, problem="gone", waived="not used here"), replace(place, waived="only logs")]
+    needs([finding, finding, waived[0]], [replace(place, handled="the base"), waived[1]])  # type: ignore[list-item]
+    shown = now(mini)
+    contract, audit = cell_of(shown, "1.0", "contract"), cell_of(shown, "1.0", "audit")
+    assert (contract.state, contract.word, contract.notes) == (State.GREEN, "2 fit", ["1 waived"])
+    assert contract.names == ["overlay/a.py:3: call of forward: gone; waived: not used here"]
+    assert (audit.state, audit.word, audit.notes) == (State.GREEN, "1 handled", ["1 waived"])
+    assert audit.names == ["sglang/b.py:7, B.run: 'Base': the base", "sglang/b.py:7, B.run: 'Base': waived: only logs"]
+    assert cell_of(shown, "1.1", "contract").word == "0 fit"
+    needs([finding, replace(finding, problem="takes `is_mtp`")], [replace(place, handled="the base"), place])
+    shown = now(mini)
+    contract, audit = cell_of(shown, "1.0", "contract"), cell_of(shown, "1.0", "audit")
+    assert (contract.state, contract.word, contract.notes) == (State.RED, "1 changed", ["1 fit"])
+    assert contract.problems == ["overlay/a.py:3: call of forward: takes `is_mtp`"]
+    assert (audit.state, audit.word, audit.notes) == (State.RED, "1 unclassified", ["1 handled"])
+    assert audit.problems == ["sglang/b.py:7, B.run: 'Base'"]
+    assert shown.verdict == "1 of 2 releases green, 1 red"
+
+
+def test_what_cannot_be_checked_is_red_with_the_reason(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(project: Project, sources: Sources) -> list[Finding]:
+        raise ContractError(f"{project.root}/ci/contract.toml:3: no reason.", hint="Give one.")
+
+    monkeypatch.setattr(status, "check_contract", unreadable)
+    cell = cell_of(now(mini, "1.0"), "1.0", "contract")
+    assert cell == Cell(state=State.RED, word="not checked", problems=["ci/contract.toml:3: no reason.", "Give one."])
+
+
+def test_a_release_whose_wheel_is_damaged_keeps_no_other_from_being_shown(mini: Miniature) -> None:
+    prove(mini)
+    made = mini.root / mini.lock["1.1"].wheels[0].name
+    made.write_bytes(b"no zip")
+    mini.lock_wheel("1.1", made)
+    shown = now(mini)
+    assert {cell_of(shown, "1.1", column).word for column in ("choose", "contract", "audit")} == {"no sources"}
+    assert made.name in cell_of(shown, "1.1", "choose").problems[0]
+    assert shown.state("1.0") == State.GREEN
+
+
+def test_results_that_cannot_be_read_are_an_error(mini: Miniature) -> None:
+    mini.write("ci/results.json", "[{}]")
+    with pytest.raises(OverlayError, match=r"results\.json"):
+        now(mini)
+
+
+def test_a_project_without_hooks_has_no_table_of_them(mini: Miniature) -> None:
+    mini.write("patches/series", "")
+    mini.patch.unlink()
+    mini.patch.parent.rmdir()
+    assert [matrix.name for matrix in now(mini).matrices] == ["Rungs", "Contract and audit"]
+
+
+def test_the_commit_is_that_of_the_checkout(mini: Miniature) -> None:
+    assert now(mini).commit == ""
+    committed(mini)
+    assert now(mini).commit == commit_of(mini.root)
+
+
+@pytest.fixture
+def inside(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
+    monkeypatch.chdir(mini.root)
+    return mini
+
+
+def test_the_command_writes_text_and_page(inside: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "✓ exact, +1/-0, line 3" in said
+    assert "✗" not in said
+    assert "○ 0 of 2 releases green, 2 open" in said
+    page = (inside.root / "dist" / "status.html").read_bytes()
+    assert "○ 0 of 2 releases green, 2 open".encode() in page
+    assert str(inside.root).encode() not in page
+    assert cli.main(["status", "--html", "elsewhere/page.html"]) == 0
+    assert (inside.root / "elsewhere" / "page.html").read_bytes() == page
+
+
+def test_check_fails_where_anything_is_not_green(inside: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    prove(inside)
+    assert cli.main(["status", "--check"]) == 0
+    rows = json.loads(inside.project.results.read_text())
+    rows[0]["failed"] = 3
+    inside.project.results.write_text(json.dumps(rows))
+    assert cli.main(["status"]) == 0
+    capsys.readouterr()
+    assert cli.main(["status", "--check"]) == 1
+    said = capsys.readouterr().err
+    assert f"error: 1.0: {rows[0]['rung']} 3 failed\n" in said
+    assert "1.1" not in said
+    assert str(Path("dist") / "status.html") in said
+
+
+def test_a_page_that_cannot_be_written_is_one_error(inside: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "--html", "overlay"]) == 1
+    assert "error: overlay: Is a directory." in capsys.readouterr().err
