@@ -32,7 +32,7 @@ def test_every_session_that_is_named_exists(path: Path, sessions: set[str]) -> N
     text = path.read_text(encoding="utf-8")
     named = set(re.findall(r"nox -s \"?([a-z][a-z0-9.-]*[a-z0-9])\b(?!-[$<])", text))
     versions = re.findall(r"\"(0\.5\.[0-9a-z.]+)\"", text)
-    to_be_locked = {f"test-{version}" for version in re.findall(r"nox -s lock -- (\S+)", text)}
+    to_be_locked = {f"test-{version}" for version in re.findall(r"nox -s (?:lock|port) -- (\S+)", text)}
     assert (named | {f"test-{version}" for version in versions}) - to_be_locked <= sessions
     assert named or ".ci/run" in text
 
