@@ -277,7 +277,7 @@ class _Follower:
         if not after:
             hint = f"Change it, {_GO_ON}. If the hook is not needed: `nox -s port -- --continue --drop {hook.name}`."
             raise PortError(f"Hook {hook.name}: no file in {tree.folder} has an uncommitted change.", hint=hint)
-        compile_all(after)
+        compile_all({str(tree.folder / name): data for name, data in after.items()})
         return after
 
     def _renew(self, hook: Hook, patch: Patch, after: dict[str, bytes]) -> None:

@@ -39,7 +39,7 @@ def around(lines: Sequence[str], index: int) -> list[str]:
 def range_of(lines: Sequence[str], scope: str) -> range | None:
     """Return the lines of a scope, counted from 0, of "" all of them; None if there is no such scope."""
     if not scope:
-        return range(len(lines))
+        return range(len(lines) - (lines[-1] == ""))  # but for what comes after the last line end
     return next((range(s.first, s.end) for s in scopes("\n".join(lines)) if s.name == scope), None)
 
 

@@ -20,7 +20,7 @@ from overlay_tools.patchset import Hook
 from overlay_tools.wheel import BaseWheel
 
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-_HELD: dict[tuple[str, ...], dict[tuple[int, int], bool]] = {}  # by CRC and size: releases share most files
+_HELD: dict[tuple[bytes, ...], dict[tuple[int, int], bool]] = {}  # by CRC and size: releases share most files
 
 
 class Sources:
@@ -63,14 +63,14 @@ class Sources:
 
     def holding(self, *words: str) -> list[str]:
         """Return the names of the Python files that hold one of some words, anywhere in their text."""
-        few = sorted(word for word in words if not any(other in word for other in words if other != word))
+        few = sorted(word.encode() for word in words if not any(other in word for other in words if other != word))
         held, found = _HELD.setdefault(tuple(few), {}), []
         for name in self.names:
             info = self._wheel.members[name]
             key = (info.CRC, info.file_size)
             if key not in held:
                 data = self.read(name) or b""
-                held[key] = any(word.encode() in data for word in few)
+                held[key] = any(word in data for word in few)
             if held[key]:
                 found.append(name)
         return found

@@ -1,0 +1,272 @@
+"""What the overlay's tables and the hooks need of a release, and the names of ours that upstream must not have."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+
+from overlay_tools.bindings import FUNCTION
+from overlay_tools.errors import ContractError
+from overlay_tools.patchset import Hook, Patch, load_series, target_of
+from overlay_tools.project import Project
+from overlay_tools.signatures import signature_of
+from overlay_tools.symbols import Module, Symbol, World
+from overlay_tools.uses import Use, code_uses
+
+REGISTRY = "sglang/srt/overlay_registry.py"
+FIXUPS = "sgl_kernel/fixups.py"
+_MODELS, _PROCESSORS = "sglang/srt/models/", "sglang/srt/multimodal/processors/"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A model's row in the overlay's registry: its line, and the texts that it says."""
+
+    line: int
+    fields: Mapping[str, str]
+
+    @property
+    def architecture(self) -> str:
+        """Return the name by which a checkpoint asks for the model."""
+        return self.fields["model"].rpartition(":")[2]
+
+    @property
+    def draft(self) -> str:
+        """Return the name of the draft's class, or nothing if it has none."""
+        return self.fields.get("draft", "").rpartition(":")[2]
+
+
+def read_rows(project: Project, world: World) -> list[Row]:
+    """Return the rows of MODELS in the overlay's registry, none if it has no registry.
+
+    Raises ContractError on a row that does not say literally what it says.
+    """
+    rows, faults = [], []
+    for item in _table(world.overlay.trees.get(REGISTRY), "MODELS"):
+        said = {word.arg: word.value for word in item.keywords} if isinstance(item, ast.Call) else {}
+        literal = {name: value.value for name, value in said.items() if isinstance(value, ast.Constant)}
+        fields = {name: value for name, value in literal.items() if name and isinstance(value, str)}
+        if len(literal) < len(said) or ":" not in fields.get("model", ""):
+            faults.append(f"{project.overlay / REGISTRY}:{item.lineno}: this row of MODELS cannot be read.")
+        rows.append(Row(line=item.lineno, fields=fields))
+    if faults:
+        raise ContractError(*faults, hint="Write it as OverlayModel(model='module:Class', ...), all of it literal.")
+    return rows
+
+
+def named_class(world: World, reference: str) -> Symbol | None:
+    """Return the class that `module:name` points at, or None if there is none."""
+    module, _, name = reference.partition(":")
+    return next((symbol for symbol in world.imported(module, name) if isinstance(symbol.node, ast.ClassDef)), None)
+
+
+def model_type(world: World, cls: Symbol) -> str:
+    """Return the model type of a configuration class, or nothing if it has none."""
+    held = (value for holder in world.holders(cls, "model_type") for value in world.members(holder)["model_type"])
+    return next((str(value.value) for value in held if isinstance(value, ast.Constant)), "")
+
+
+def row_uses(project: Project, world: World) -> Iterator[Use]:
+    """Yield what each row of the registry names, of the overlay and of the release."""
+    for row in read_rows(project, world):
+        where, own = f"overlay/{REGISTRY}:{row.line}", row.architecture
+        for field in ("model", "draft", "config", "on_install"):
+            if reference := row.fields.get(field):
+                problem = _lacking(world, reference, listed=field in ("model", "draft"))
+                yield Use(where=where, kind="row", what=f"{own}: {field} {reference}", problem=problem)
+        if base := row.fields.get("base"):
+            listed = any(base in _entries(world.sources.tree(path)) for path in _upstream(world, _MODELS, base))
+            problem = "" if listed else f"upstream has no model {base}"
+            yield Use(where=where, kind="row", what=f"{own}: base {base}", problem=problem)
+
+
+def collision_uses(project: Project, world: World) -> Iterator[Use]:
+    """Yield the names of the overlay's own: upstream would load its one of such a name beside ours."""
+    owned = []
+    for row in read_rows(project, world):
+        where = f"overlay/{REGISTRY}:{row.line}"
+        owned += [(where, "architecture", name) for name in (row.architecture, row.draft) if name]
+        config = named_class(world, row.fields.get("config", ""))
+        owned += [(where, "model_type", kind) for kind in ([model_type(world, config)] if config else []) if kind]
+    for path, tree in world.overlay.trees.items():
+        for node in tree.body if path.startswith(_PROCESSORS) else []:
+            owned += [(f"overlay/{path}:{node.lineno}", "processor", name) for name in _processed(node)]
+    files = _upstream(world, "sglang/", *(name for _, _, name in owned))
+    nodes = [(path, node) for path in files for node in ast.walk(world.sources.tree(path) or ast.Pass())]
+    for where, kind, name in owned:
+        taken = (f"{path}:{getattr(node, 'lineno', 0)}" for path, node in nodes if _takes(kind, name, path, node))
+        place = next(taken, "")
+        yield Use(where=where, kind="collision", what=f"{kind} {name}", problem=place and f"upstream has one: {place}")
+
+
+def _takes(kind: str, name: str, path: str, node: ast.AST) -> bool:
+    """Say whether a node of upstream's makes a name its own."""
+    if kind == "model_type":
+        value = getattr(node, "value", None)
+        return _assigns(node, "model_type") and isinstance(value, ast.Constant) and value.value == name
+    if kind == "processor":
+        return path.startswith(_PROCESSORS) and name in _processed(node)
+    defined = isinstance(node, ast.ClassDef) and node.name == name and path.startswith(_MODELS)
+    return defined or (isinstance(node, ast.Constant) and node.value == name)
+
+
+def _table(tree: ast.Module | None, name: str) -> list[ast.expr]:
+    """Return the items of a tuple or list that a module has under a name."""
+    for node in tree.body if tree else []:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if any(isinstance(item, ast.Name) and item.id == name for item in targets):
+            return value.elts if isinstance(value, (ast.Tuple, ast.List)) else [value] if value else []
+    return []
+
+
+def _lacking(world: World, reference: str, *, listed: bool) -> str:
+    module, _, name = reference.partition(":")
+    found = world.module(module)
+    if found is None or not found.ours:
+        return f"the overlay has no module {module}"
+    if name not in found.names:
+        return f"{module} has no `{name}`"
+    return f"{module} does not list it in EntryClass" if listed and name not in _entries(found.tree) else ""
+
+
+def _entries(tree: ast.Module | None) -> set[str]:
+    """Return the names that a file of models lists as its EntryClass."""
+    nodes = [node for node in (tree.body if tree else []) if _assigns(node, "EntryClass")]
+    return {item.id for node in nodes for item in ast.walk(node) if isinstance(item, ast.Name)}
+
+
+def _assigns(node: ast.AST, name: str) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return getattr(node, "value", None) is not None and name in (getattr(item, "id", None) for item in targets)
+
+
+def _upstream(world: World, folder: str, *words: str) -> list[str]:
+    """Return upstream's files in a folder that hold one of some words."""
+    held = world.sources.holding(*words) if words else []
+    return [path for path in held if path.startswith(folder) and path not in world.overlay.trees]
+
+
+def _processed(node: ast.AST) -> list[str]:
+    """Return the name of a processor and those of the models that it serves."""
+    if not isinstance(node, ast.ClassDef):
+        return []
+    served = [item for item in node.body if _assigns(item, "models")]
+    models = [name.id for item in served for name in ast.walk(item) if isinstance(name, ast.Name)]
+    return [node.name, *(name for name in models if name != "models")]
+
+
+def hook_uses(project: Project, world: World) -> Iterator[Use]:
+    """Yield what the lines that the hooks add need of the release and of the overlay.
+
+    Lines that are no statements by themselves, without upstream's around them, are left to the tests of the wheel.
+    """
+    files = tuple((path, path.stat().st_mtime_ns) for path in sorted(project.patches.rglob("*")) if path.is_file())
+    for patch in (patch for hook in _series(project.patches, files) for patch in hook.variants):
+        if patch.applies.contains(world.sources.version, prereleases=True):
+            for module in _added(patch):
+                yield from code_uses(world, module, patch.path.relative_to(project.root).as_posix(), hook=True)
+
+
+@lru_cache(maxsize=1)
+def _series(folder: Path, files: tuple[tuple[Path, int], ...]) -> tuple[Hook, ...]:  # read once, while no file changes
+    return load_series(folder)
+
+
+def _added(patch: Patch) -> Iterator[Module]:
+    """Yield the lines that each hunk adds, as modules whose line numbers are those of the patch."""
+    for file in patch.files:
+        for hunk in file:
+            lines = {patch.first_line + line.diff_line_no - 1: line.value for line in hunk if line.is_added}
+            text = textwrap.dedent("".join(lines.values()))
+            try:
+                tree = ast.parse(text)
+            except SyntaxError:
+                continue
+            numbers = list(lines)
+            for node in ast.walk(tree):
+                if hasattr(node, "lineno"):
+                    node.lineno = numbers[node.lineno - 1]
+            name = target_of(file).removesuffix(".py").replace("/", ".")
+            yield Module(name=name, path=target_of(file), ours=True, tree=tree)
+
+
+def fixup_uses(world: World) -> Iterator[Use]:
+    """Yield what the CPU kernels change of upstream's modules, each in the releases that its row names."""
+    module = world.module("sgl_kernel.fixups")
+    for call, values in _fixups(module.tree) if module else ():
+        makers = module.names.get(ast.unparse(call.func), []) if module else []
+        for maker in (maker for maker in makers if isinstance(maker, FUNCTION)):
+            said = {key: _text(value, values) for key, value in signature_of(maker).bind(*call.args).arguments.items()}
+            if SpecifierSet(said["releases"]).contains(world.sources.version, prereleases=True):
+                what = f"{said['module']}:{said['symbol']}"
+                problem = _unfixed(world, said["module"], said["symbol"], said.get("old", ""))
+                yield Use(where=f"overlay/{FIXUPS}:{call.lineno}", kind="row", what=what, problem=problem)
+
+
+def _fixups(tree: ast.Module) -> Iterator[tuple[ast.Call, Mapping[str, ast.expr]]]:
+    """Yield the calls that make the rows of FIXUPS, each with the values of the names in its arguments."""
+    values = {
+        target.id: value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for names in node.targets
+        for target, value in _pairs(names, node.value)
+    }
+    for item in _table(tree, "FIXUPS"):
+        if isinstance(item, ast.Call):
+            yield item, values
+        elif isinstance(item, ast.Starred) and isinstance(item.value, ast.GeneratorExp):
+            loop, row = item.value.generators[0], item.value.elt
+            for each in loop.iter.elts if isinstance(loop.iter, ast.Tuple) else []:
+                if isinstance(row, ast.Call):
+                    yield row, values | {name.id: value for name, value in _pairs(loop.target, each)}
+
+
+def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.Name, ast.expr]]:
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        for name, part in zip(target.elts, value.elts, strict=True):
+            yield from _pairs(name, part)
+    elif isinstance(target, ast.Name):
+        yield target, value
+
+
+def _text(node: ast.expr, values: Mapping[str, ast.expr]) -> str:
+    """Return the text that an expression of constants makes; of others, nothing."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text(part, values) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return _text(node.value, values)
+    if isinstance(node, ast.Name) and node.id in values:
+        return _text(values[node.id], values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def _unfixed(world: World, name: str, symbol: str, old: str) -> str:
+    source = world.sources.read(f"{name.replace('.', '/')}.py")
+    if source is None:
+        return f"there is no module {name}"
+    text = source.decode("utf-8")
+    if old:
+        return "" if text.count(old) == 1 else f"{old!r} is in {name} {text.count(old)} times, not once"
+    found = [] if _defines(text, symbol) else world.imported(name, None)
+    for part in symbol.split(".") if found else ():
+        found = world.attribute(found, part)
+    return "" if found or _defines(text, symbol) else f"{name} has no `{symbol}`"
+
+
+def _defines(text: str, symbol: str) -> bool:
+    """Say whether a text defines a name, or a method of a class, in so many words: most of these files are large."""
+    for part in symbol.split("."):
+        block = re.search(rf"^ *(?:class|(?:async )?def) {part}\b.*(?:\n(?!\w|@).*)*|^{part} *[:=]", text, re.MULTILINE)
+        if block is None:
+            return False
+        text = block[0].partition("\n")[2]
+    return True
