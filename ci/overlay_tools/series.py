@@ -7,7 +7,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -210,11 +210,13 @@ def undo(root: Path) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
-    """Write files by path, each whole or not at all; None removes one."""
+    """Write files by path, each whole or not at all; None removes one, and its folder if no other is in it."""
     for name, data in files.items():
         path = folder / name
         if data is None:
             path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             _part(path).write_bytes(data)

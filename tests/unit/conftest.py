@@ -17,6 +17,7 @@ from overlay_tools.fetch import fetch
 from overlay_tools.lock import Lock, LockedWheel, Release, dump_lock, load_lock, tags_of
 from overlay_tools.patchset import load_series
 from overlay_tools.project import Project, load_project
+from overlay_tools.series import make_diff
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,13 +35,15 @@ def get_model(config):
 def last():
     return 3
 """
-PATCH = """\
+HEADER = """\
 Subject: Let the overlay choose
 Why: because
 Applies: >=1.0,<=1.1
 Forwarded: no: ours alone
 Remove-When: never
 
+"""
+DIFF = """\
 diff --git a/sglang/loader.py b/sglang/loader.py
 --- a/sglang/loader.py
 +++ b/sglang/loader.py
@@ -52,6 +55,48 @@ diff --git a/sglang/loader.py b/sglang/loader.py
      name = config.name
      return name
 """.replace("{}", " ")  # lines of context that are empty; an editor would take their blank away
+PATCH = HEADER + DIFF
+ENGINE = """\
+import os
+
+
+class Cache:
+    size = 4
+
+    def get(self, key):
+        entry = self.table[key]
+        self.hits += 1
+        return entry
+
+    def put(self, key, value):
+        entry = self.make(key, value)
+        self.table[key] = entry
+        return entry
+
+
+class Engine:
+    @property
+    def name(self):
+        return "engine"
+
+    def step(self, batch):
+        out = self.model(batch)
+        self.count += 1
+        self.log(out)
+        return out
+
+
+def load(path, strict=True):
+    config = read(path)
+    model = build(config)
+    check(model, strict)
+    return model
+
+
+def unload(model):
+    model.close()
+    return None
+"""  # what a release may have besides: classes, methods, a decorator, functions
 
 
 def upstream_files(version: str) -> dict[str, bytes]:
@@ -147,6 +192,30 @@ class Miniature:
         )
         self.write("upstream.lock", dump_lock(self.releases))
         return cached
+
+    def publish(self, version: str, files: Mapping[str, bytes] | None = None) -> Release:
+        """Make an upstream release and put it into the cache, not into the lock; return what the index says of it."""
+        lock = (self.root / "upstream.lock").read_bytes()
+        self.lock_release(version, files)
+        (self.root / "upstream.lock").write_bytes(lock)
+        return self.releases.pop(version)
+
+    def add_hook(self, name: str, before: Mapping[str, str], after: Mapping[str, str], applies: str = "") -> Path:
+        """Add a hook to the end of the series that makes `after` of the files `before`, from release 1.0 on."""
+        files = [{path: text.encode() for path, text in side.items()} for side in (before, after)]
+        header = HEADER.replace("Let the overlay choose", f"What {name} does")
+        header = header.replace(">=1.0,<=1.1", applies) if applies else header
+        series = (self.root / "patches" / "series").read_text()
+        self.write("patches/series", f"{series}{name}\n")
+        return self.write(f"patches/{name}/1.0.patch", header + make_diff(*files))
+
+    def content(self) -> dict[str, bytes]:
+        """Return every file of the checkout that belongs in its repository."""
+        return {
+            path.relative_to(self.root).as_posix(): path.read_bytes()
+            for path in self.root.rglob("*")
+            if path.is_file() and path.relative_to(self.root).parts[0] not in (".nox", "dist")
+        }
 
     def build(self, version: str = "1.0") -> Built:
         """Build one release from what the files of the project say now."""

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from overlay_tools.errors import ToolError, WorktreeError
+from overlay_tools.patchset import load_series
+from overlay_tools.worktree import OVERLAY, UPSTREAM, Worktree, message_of, read_message
+
+from unit.conftest import LOADER, Miniature, upstream_files
+
+LOADER_FILE, TEXT_FILE = "sglang/loader.py", "sglang/übersetzung.txt"
+
+
+@pytest.fixture
+def tree(mini: Miniature) -> Worktree:
+    wheel = mini.releases["1.0"].wheels[0]
+    overlay = {"sglang/models/ours.py": b"OURS = 1\r\n"}
+    return Worktree.create(mini.root / "a folder" / "wörk", mini.cache / wheel.sha256 / wheel.name, overlay)
+
+
+def commit(tree: Worktree, message: str = "more", **files: str | None) -> str:
+    for name, text in files.items():
+        path = tree.folder / f"sglang/{name}.py"
+        path.unlink() if text is None else path.write_text(text)
+    tree.git("add", "--all")
+    tree.git(
+        "-c", "user.name=me", "-c", "user.email=me@here", "commit", "--quiet", "--allow-empty", f"--message={message}"
+    )
+    return tree.git("rev-parse", "HEAD").strip()
+
+
+def test_it_holds_upstreams_files_then_the_overlays(tree: Worktree) -> None:
+    files = upstream_files("1.0")
+    assert tree.names(UPSTREAM) == {*files, "sglang-1.0.dist-info/RECORD"}
+    assert tree.names(OVERLAY) - tree.names(UPSTREAM) == {"sglang/models/ours.py"}
+    assert {name: tree.read("HEAD", name) for name in files} == files
+    assert tree.read("HEAD", "sglang/models/ours.py") == b"OURS = 1\r\n"
+    assert {name: (tree.folder / name).read_bytes() for name in files} == files
+    assert (tree.commits(), tree.uncommitted(), tree.markers()) == ([], [], [])
+    assert tree.read("HEAD", "sglang/absent.py") is None
+    assert [path.name for path in tree.folder.parent.iterdir()] == ["wörk"]
+
+
+def test_it_runs_from_where_it_is_and_leaves_no_trace(tree: Worktree) -> None:
+    env = {**os.environ, "PYTHONPATH": str(tree.folder), "PYTHONDONTWRITEBYTECODE": ""}
+    subprocess.run([sys.executable, "-c", "import sglang.loader as it; it.last()"], env=env, check=True)
+    assert list(tree.folder.rglob("__pycache__"))
+    assert tree.uncommitted() == []
+
+
+def test_one_that_was_broken_off_is_made_anew(mini: Miniature, tree: Worktree, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = mini.releases["1.1"].wheels[0]
+    base, folder = mini.cache / wheel.sha256 / wheel.name, mini.root / "other"
+    with monkeypatch.context() as patched:
+        patched.setattr(Worktree, "write", lambda *words: os.kill(os.getpid(), 2))
+        with pytest.raises(KeyboardInterrupt):
+            Worktree.create(folder, base, {})
+    assert not folder.exists()
+    assert Worktree.create(folder, base, {}).names("HEAD") == {*upstream_files("1.1"), "sglang-1.1.dist-info/RECORD"}
+
+
+def test_a_commit_says_what_it_does(tree: Worktree) -> None:
+    commit(tree, "One\n\nbecause\nof this\n\nHook: a\nRemove-When: never,\n ever", loader=LOADER + "x = 1\n")
+    (tree.folder / TEXT_FILE).write_text("schöner\n")
+    (tree.folder / "sglang" / "with blank.txt").write_text("x\n")
+    commit(tree, "Two", loader=None)
+    one, two = tree.commits()
+    assert (one.subject, one.body, one.parents) == ("One", "because of this", 1)
+    assert one.trailers == {"Hook": "a", "Remove-When": "never, ever"}
+    assert one.changed == {LOADER_FILE: "M"}
+    assert (two.subject, two.body, two.trailers) == ("Two", "", {})
+    assert two.changed == {LOADER_FILE: "D", TEXT_FILE: "M", "sglang/with blank.txt": "A"}
+    assert tree.read(one.sha, LOADER_FILE) == (LOADER + "x = 1\n").encode()
+    assert tree.read(f"{one.sha}~", LOADER_FILE) == LOADER.encode()
+
+
+def test_a_merge_has_two_parents(tree: Worktree) -> None:
+    tree.git("checkout", "--quiet", "-b", "side")
+    commit(tree, "Side", loader=LOADER + "x = 1\n")
+    tree.git("checkout", "--quiet", "main")
+    commit(tree, "Main")
+    tree.git("-c", "user.name=me", "-c", "user.email=me@here", "merge", "--quiet", "--no-edit", "side")
+    assert sorted(commit.parents for commit in tree.commits()) == [1, 1, 2]
+
+
+def test_commits_that_do_not_stand_on_the_overlays_are_refused(tree: Worktree) -> None:
+    tree.git("checkout", "--quiet", "--orphan", "other")
+    commit(tree, "Alone")
+    with pytest.raises(WorktreeError, match="is not among those of HEAD") as caught:
+        tree.commits()
+    assert "rebase overlay" in caught.value.hint
+
+
+def test_what_is_not_committed_is_named(tree: Worktree) -> None:
+    (tree.folder / TEXT_FILE).write_text("schöner\n")
+    (tree.folder / "sglang" / "with blank.py").write_text("x = 1\n")
+    tree.git("mv", LOADER_FILE, "sglang/loader2.py")
+    assert sorted(tree.uncommitted()) == [LOADER_FILE, "sglang/loader2.py", "sglang/with blank.py", TEXT_FILE]
+
+
+@pytest.mark.parametrize("line", ["<<<<<<< sglang 1.1", "||||||| sglang 1.0", "=======", ">>>>>>> choose", "<<<<<<<"])
+def test_markers_that_are_left_are_named(tree: Worktree, line: str) -> None:
+    (tree.folder / TEXT_FILE).write_text(f"schön\n\n{line}\n{line}\n")
+    assert tree.markers() == [f"{tree.folder / TEXT_FILE}, lines 3, 4"]
+
+
+def test_what_only_looks_like_a_marker_is_none(tree: Worktree) -> None:
+    text = 'TEXT = """\n=======\nTitle\n=======\n"""\n'
+    commit(tree, "a text of upstream's", loader=text)
+    (tree.folder / LOADER_FILE).write_text(f"{text}# <<<<<<< x\n<<<<<<<<\n >>>>>>> x\n========\n")
+    assert tree.markers() == []
+    (tree.folder / LOADER_FILE).unlink()
+    (tree.folder / TEXT_FILE).write_bytes(b"\xff\n<<<<<<< x\r\n")
+    assert tree.markers() == [f"{tree.folder / TEXT_FILE}, lines 2"]
+
+
+def test_a_hooks_header_is_its_message_and_back(mini: Miniature, tree: Worktree) -> None:
+    patch = load_series(mini.root / "patches")[0].variants[0]
+    (tree.folder / LOADER_FILE).write_text(LOADER + "x = 1\n")
+    (tree.folder / "sglang" / "new.py").write_text("x = 1\n")
+    tree.commit_hook(patch)
+    (made,) = tree.commits()
+    assert (made.subject, made.body) == ("Let the overlay choose", "because")
+    assert made.trailers == {"Hook": "choose", "Forwarded": "no: ours alone", "Remove-When": "never"}
+    assert made.changed == {LOADER_FILE: "M"}
+    assert tree.uncommitted() == ["sglang/new.py"]
+    assert read_message(message_of(patch)) == (made.subject, made.body, made.trailers)
+
+
+@pytest.mark.parametrize(
+    ("message", "read"),
+    [
+        ("Subject", ("Subject", "", {})),
+        ("Subject\n\nNote: this is a body of one line", ("Subject", "", {"Note": "this is a body of one line"})),
+        ("Subject\n\nwhy\n\nhow: so\nand more", ("Subject", "why how: so and more", {})),
+        (
+            "Subject\nWhy\n\nHook: a\nForwarded: https://x.org/a:b",
+            ("Subject", "Why", {"Hook": "a", "Forwarded": "https://x.org/a:b"}),
+        ),
+        ("Subject\n\nwhy\n\n\nHook: a\n folded\n\tagain\n", ("Subject", "why", {"Hook": "a folded again"})),
+    ],
+)
+def test_a_message_is_read(message: str, read: tuple[str, str, dict[str, str]]) -> None:
+    assert read_message(message) == read
+
+
+def test_the_users_configuration_and_a_hook_of_gits_do_not_matter(
+    mini: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text(
+        "[core]\n\tautocrlf = true\n[commit]\n\tgpgSign = true\n[status]\n\trelativePaths = true\n"
+    )
+    for name, value in {
+        "GIT_CONFIG_GLOBAL": tmp_path / "config",
+        "GIT_DIR": tmp_path / "x",
+        "GIT_INDEX_FILE": tmp_path,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    wheel = mini.releases["1.0"].wheels[0]
+    tree = Worktree.create(tmp_path / "tree", mini.cache / wheel.sha256 / wheel.name, {"sglang/a.py": b"a = 1\r\n"})
+    assert tree.read("HEAD", "sglang/a.py") == b"a = 1\r\n"
+    for name in ("GIT_DIR", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name)
+    # Nor to what a person commits there.
+    (tree.folder / "sglang" / "a.py").write_bytes(b"a = 2\r\n")
+    subprocess.run(
+        ["git", "-c", "user.name=me", "-c", "user.email=me@here", "commit", "--no-gpg-sign", "--quiet", "-am", "x"],
+        cwd=tree.folder, check=True,
+    )  # fmt: skip
+    assert tree.read("HEAD", "sglang/a.py") == b"a = 2\r\n"
+
+
+def test_a_git_that_fails_is_shown(tree: Worktree) -> None:
+    with pytest.raises(ToolError, match=r"git checkout nowhere failed:\n.*nowhere"):
+        tree.git("checkout", "nowhere")
