@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 from overlay_tools.bindings import FUNCTION, Binding, Imported, Names, Typed, bound, kind_of, members
 from overlay_tools.sources import Sources, parse
@@ -35,6 +36,7 @@ class Symbol:
 
 
 UNKNOWN = Symbol()
+_OF_MODULES = {*dir(ModuleType("")), "__file__", "__path__", "__builtins__"}
 
 
 @dataclass(eq=False, kw_only=True)
@@ -150,7 +152,7 @@ class World:
                 return found
         if module.path.endswith("__init__.py") and (inner := self.module(f"{module.name}.{name}")):
             return [Symbol(module=inner, node=inner.tree)]
-        return [UNKNOWN] if "__getattr__" in module.names or _is_dunder(name) else []
+        return [UNKNOWN] if "__getattr__" in module.names or name in _OF_MODULES else []
 
     def _resolve(self, scope: Scope, bindings: Iterable[Binding]) -> list[Symbol]:
         found: list[Symbol] = []
@@ -242,7 +244,7 @@ class World:
     def _member(self, owner: Symbol, name: str) -> list[Symbol]:
         holder = next(self.holders(owner, name), None)
         if holder is None or holder.module is None:
-            return [UNKNOWN] if _is_dunder(name) or any(self.holders(owner, "__getattr__")) else []
+            return [UNKNOWN] if hasattr(type, name) or any(self.holders(owner, "__getattr__")) else []
         found = []
         scope = Scope(module=holder.module, owner=holder)
         for symbol in self._resolve(scope, self.members(holder)[name]):
@@ -291,10 +293,6 @@ class World:
 def is_sglang(module: str) -> bool:
     """Say whether a module is one that the release or the overlay must have."""
     return module.partition(".")[0] == "sglang"
-
-
-def _is_dunder(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
 
 
 def _exports(module: Module, name: str) -> bool:

@@ -1,0 +1,51 @@
+"""Every locked release, from its sources alone: the overlay fits it, and each place that names a base is classified."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+from overlay_tools import audit as audits
+from overlay_tools import contract as contracts
+from overlay_tools.audit import Place, audit
+from overlay_tools.contract import Finding, check_contract
+from overlay_tools.lock import load_lock
+from overlay_tools.project import cache_dir, load_project
+from overlay_tools.sources import open_sources
+
+ROOT = Path(__file__).parents[2]
+LOCK = load_lock(ROOT / "upstream.lock")
+PROJECT = load_project(ROOT)
+
+
+@cache
+def looked_at(version: str) -> tuple[list[Finding], list[Place]]:
+    with open_sources(LOCK[version], cache_dir()) as sources:
+        return check_contract(PROJECT, sources), audit(PROJECT, sources)
+
+
+@pytest.mark.parametrize("version", LOCK)
+def test_the_overlay_fits(version: str) -> None:
+    findings, _ = looked_at(version)
+    assert [finding for finding in findings if finding.problem and not finding.waived] == []
+    kinds = {finding.kind for finding in findings if not finding.problem}
+    assert kinds == set(contracts.KINDS)
+
+
+@pytest.mark.parametrize("version", LOCK)
+def test_each_place_that_names_a_base_is_classified(version: str) -> None:
+    _, places = looked_at(version)
+    assert [place for place in places if not place.classified] == []
+    named = {
+        "string 'Qwen3NextForCausalLM' compared with self.hf_config.architectures[0]",
+        "isinstance Qwen3NextConfig",
+    }
+    assert named <= {place.what for place in places}
+
+
+def test_no_waiver_or_classification_is_left_over() -> None:
+    every = [looked_at(version) for version in LOCK]
+    findings = [finding for found, _ in every for finding in found]
+    places = [place for _, found in every for place in found]
+    assert contracts.unused(PROJECT, findings) + audits.unused(PROJECT, places) == []

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from unit.conftest import Miniature
+from unit.derived import UPSTREAM, changed, check, derive, misfits
+
+VERSION = "import sglang\nfrom packaging.version import Version\n"
+INSPECT = "import inspect\nfrom sglang.srt.layers.head import make_head\n"
+
+
+@pytest.fixture
+def ours(mini: Miniature) -> Miniature:
+    return derive(mini)
+
+
+def test_each_place_is_listed_with_its_line(ours: Miniature) -> None:
+    found = check(ours)
+    assert misfits(found) == []
+    places = {(item.kind, item.what): item.where for item in found}
+    file = "overlay/sglang/srt/models/ours.py"
+    assert places["import", "sglang.srt.layers.router.Kind"] == f"{file}:3"
+    assert places["override", "OursForCausalLM.forward"] == f"{file}:19"
+    assert places["call", "route: Router()"] == f"{file}:8"
+    assert places["call", "route: block.router.bind()"] == f"{file}:9"
+    assert places["call", "OursForCausalLM.describe: Info()"] == f"{file}:28"
+    assert places["attribute", "OursForCausalLM.__init__: layers.head.SCALE"] == f"{file}:17"
+    assert places["attribute", "OursForCausalLM.__init__: self.processor ="] == f"{file}:17"
+    assert places["row", "OursForCausalLM: base BaseForCausalLM"] == "overlay/sglang/srt/overlay_registry.py:2"
+    assert ("attribute", "OursForCausalLM.__init__: self.own =") not in places  # no one else's
+
+
+@pytest.mark.parametrize(
+    ("upstream", "said"),
+    [
+        (
+            changed("def make_head", "def build_head", "sglang/srt/layers/head.py"),
+            "import sglang.srt.layers.make_head: sglang.srt.layers has no `make_head`",
+        ),
+        (
+            changed("class Info", "class Details"),
+            "import sglang.srt.models.base.Info: sglang.srt.models.base has no `Info`",
+        ),
+        (
+            changed("class Kind", "class _K", "sglang/srt/layers/router.py")
+            | {"sglang/srt/kinds.py": "class Kind:\n    SOFTMAX = 1\n"},
+            "import sglang.srt.layers.router.Kind: sglang.srt.layers.router has no `Kind`; moved to sglang.srt.kinds?",
+        ),
+        (
+            {"sglang/srt/layers/router.py": "", "sglang/srt/routing.py": UPSTREAM["sglang/srt/layers/router.py"]},
+            "import sglang.srt.layers.router.Router: sglang.srt.layers.router has no `Router`; moved to sglang.srt.ro",
+        ),
+        (
+            changed("SOFTMAX", "SOFT_MAX", "sglang/srt/layers/router.py"),
+            "attribute route: Kind.SOFTMAX: Kind has no `SOFTMAX`; now `SOFT_MAX`?",
+        ),
+        (
+            changed("SCALE =", "SCALES =", "sglang/srt/layers/head.py"),
+            "attribute route: head.SCALE: sglang.srt.layers.head has no `SCALE`; now `SCALES`?",
+        ),
+        (
+            changed("bias=None", "biases=None", "sglang/srt/layers/router.py"),
+            "call route: Router(): sglang.srt.layers.router.Router: got an unexpected keyword",
+        ),
+        (
+            changed("(self, backend)", "(self, backend, kind)", "sglang/srt/layers/router.py"),
+            "call route: block.router.bind(): sglang.srt.layers.router.bind: missing a required argument: 'kind'",
+        ),
+        (
+            changed("layers: int\n", "layers: int\n            groups: int\n"),
+            "call OursForCausalLM.describe: Info(): sglang.srt.models.base.Info: missing a required",
+        ),
+        (
+            changed("config, quant_config=None, prefix", "config, server, quant_config=None, prefix"),
+            "call OursForCausalLM.__init__: super().__init__(): sglang.srt.models.base.__init__: "
+            "`quant_config` is passed where it takes `server`; it takes (config, server, quant_config=, prefix=)",
+        ),
+        (
+            changed('quant_config=None, prefix=""', 'prefix="", quant_config=None'),
+            "override OursForCausalLM.__init__: upstream's argument 2 is `prefix`, here it is `quant_config`",
+        ),
+        (
+            changed("input_ids, positions", "input_ids, positions, batch"),
+            "override OursForCausalLM.forward: upstream also takes `batch`",
+        ),
+        (
+            changed("input_ids, positions", "input_ids, positions=None"),
+            "override OursForCausalLM.forward: `positions` is required here and optional upstream",
+        ),
+        (
+            changed("input_ids, positions", "input_ids"),
+            "override OursForCausalLM.forward: upstream does not pass `positions`",
+        ),
+        (
+            changed("input_ids, positions", "input_ids, places"),
+            "override OursForCausalLM.forward: upstream's argument 2 is `places`, here it is `positions`",
+        ),
+        (
+            changed("def forward", "async def forward"),
+            "override OursForCausalLM.forward: only one of ours and upstream's is async",
+        ),
+        (
+            changed("def describe", "def describe_experts"),
+            "override OursForCausalLM.describe: BaseForCausalLM has no `describe`; now `describe_experts`?",
+        ),
+        (
+            changed("@classmethod", "@staticmethod"),
+            "override OursForCausalLM.describe: it is a classmethod here and a staticmethod upstream",
+        ),
+        (
+            changed("            @property\n", ""),
+            "override OursForCausalLM.kinds: it is a property here and a method upstream",
+        ),
+        (
+            changed("self.config", "self.settings"),
+            "attribute OursForCausalLM.__init__: self.config: OursForCausalLM has no `config`",
+        ),
+        (
+            changed("self.processor", "self.head"),
+            "attribute OursForCausalLM.__init__: self.processor =: BaseForCausalLM has no `processor`",
+        ),
+        (changed("self.router", "self.gate"), "attribute route: block.router =: Block has no `router`"),
+        (
+            changed("EntryClass =", "Entry ="),
+            "row OursForCausalLM: base BaseForCausalLM: upstream has no model BaseForCausalLM",
+        ),
+    ],
+)
+def test_what_upstream_changed_is_said(ours: Miniature, upstream: dict[str, str], said: str) -> None:
+    assert any(text.startswith(said) for text in misfits(check(ours, upstream)))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        "from sglang.srt.layers.head import make_head\n",
+        "from .head import make_head\n",
+        "from sglang.srt.layers.head import make_head as make_head\n",
+        "from sglang.srt.layers import head\nmake_head = head.make_head\n",
+        "try:\n    from fast import make_head\nexcept ImportError:\n    from sglang.srt.layers.head import make_head\n",
+        "import sys\nif sys.argv:\n    from sglang.srt.layers.head import make_head\nelse:\n    make_head = None\n",
+        "with open('x') as f:\n    def make_head(config, scale):\n        pass\n",
+        "def make_head(config):\n    pass\ndef make_head(config, scale):\n    pass\n",
+        "def __getattr__(name):\n    return 1\n",
+        "from fast import *\n",
+    ],
+)
+def test_a_name_is_followed_to_where_it_is_defined(ours: Miniature, layers: str) -> None:
+    assert misfits(check(ours, {"sglang/srt/layers/__init__.py": layers})) == []
+
+
+def test_a_star_takes_along_only_what_is_listed(ours: Miniature) -> None:
+    listed = UPSTREAM["sglang/srt/layers/head.py"] + "\n\n        __all__ = ['SCALE']\n"
+    assert misfits(check(ours, {"sglang/srt/layers/head.py": listed})) == [
+        "import sglang.srt.layers.make_head: sglang.srt.layers has no `make_head`; moved to sglang.srt.layers.head?"
+    ]
+
+
+def test_a_name_for_type_checkers_alone_is_none(ours: Miniature) -> None:
+    text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sglang.srt.layers.head import make_head\n"
+    assert misfits(check(ours, {"sglang/srt/layers/__init__.py": text})) == [
+        "import sglang.srt.layers.make_head: sglang.srt.layers has no `make_head`; moved to sglang.srt.layers.head?"
+    ]
+
+
+def test_a_folder_without_init_is_a_package(ours: Miniature) -> None:
+    ours.write(
+        "overlay/sglang/srt/models/other.py", "import sglang.srt.models.base\nfrom sglang.srt.models import base\n"
+    )
+    assert misfits(check(ours)) == []
+    ours.write(
+        "overlay/sglang/srt/models/other.py", "import sglang.srt.model.base\nfrom sglang.srt.models import bass\n"
+    )
+    assert misfits(check(ours)) == [
+        "import sglang.srt.model.base: there is no module sglang.srt.model.base",
+        "import sglang.srt.models.bass: sglang.srt.models has no `bass`",
+    ]
+
+
+def test_bases_are_followed_through_files_of_upstream_and_of_the_overlay(ours: Miniature) -> None:
+    grandchild = """\
+        from sglang.srt.models.ours import OursForCausalLM
+
+        class Grandchild(OursForCausalLM):
+            def forward(self, input_ids):
+                return self.block.router.top_k
+        """
+    ours.write("overlay/sglang/srt/models/other.py", textwrap.dedent(grandchild))
+    middle = """\
+        from sglang.srt.models.deep import Deep
+
+        class Block:
+            pass
+
+        class Info:
+            def __init__(self, layers, experts): ...
+
+        class BaseForCausalLM(Deep):
+            def describe(cls, config): ...
+            describe = classmethod(describe)
+
+        EntryClass = [BaseForCausalLM]
+        """
+    upstream = {
+        "sglang/srt/models/base.py": middle,
+        "sglang/srt/models/deep.py": UPSTREAM["sglang/srt/models/base.py"].replace("BaseForCausalLM", "Deep"),
+    }
+    found = check(ours, upstream)
+    assert "override Grandchild.forward: upstream also takes `positions`" in misfits(found)
+    assert "override OursForCausalLM.forward" in [f"{item.kind} {item.what}" for item in found if not item.problem]
+    assert ("attribute", "Grandchild.forward: self.block.router.top_k") in [(item.kind, item.what) for item in found]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "try:\n    from sglang.srt.new import thing\nexcept ImportError:\n    thing = None\n",
+        "try:\n    from sglang.srt.layers.head import thing\nexcept (ImportError, AttributeError):\n    thing = None\n",
+        "from sglang.srt.layers import head\nif hasattr(head, 'thing'):\n    head.thing(1)\n",
+        "from sglang.srt.layers import head\nthing = head.thing if hasattr(head, 'thing') else head.SCALE\n",
+        "from sglang.srt.layers import head\nthing = hasattr(head, 'thing') and head.thing\n",
+        "from sglang.srt.layers import head\nthing = not hasattr(head, 'thing') or head.thing\n",
+        "from sglang.srt.layers import head\nthing = getattr(head, 'thing', None)\n",
+        "from sglang.srt.layers import head\ntry:\n    head.thing()\nexcept AttributeError:\n    pass\n",
+        VERSION
+        + "from sglang.srt.layers import head\nif Version(sglang.__version__) >= Version('2.0'):\n    head.thing()\n",
+        INSPECT
+        + "if 'out' in inspect.signature(make_head).parameters:\n    make_head(out=3)\nelse:\n    make_head(1, 2)\n",
+        INSPECT + "make_head() if 'scale' not in inspect.signature(make_head).parameters else make_head(1, scale=2)\n",
+        "from sglang.srt.layers import head\nhead = object()\nhead.thing\n",
+        "from sglang.srt.layers.head import make_head\ndef call(make_head):\n    make_head(1, 2, 3)\n",
+    ],
+)
+def test_what_a_release_does_not_run_is_not_held_against_it(ours: Miniature, code: str) -> None:
+    ours.write("overlay/sglang/srt/layers/own.py", code)
+    assert misfits(check(ours)) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            "try:\n    from sglang.srt.new import thing\nexcept ImportError as e:\n    raise ValueError from e\n",
+            "there is no module sglang.srt.new",
+        ),
+        (
+            "try:\n    from sglang.srt.new import thing\nexcept KeyError:\n    pass\n",
+            "there is no module sglang.srt.new",
+        ),
+        (
+            "from sglang.srt.layers import head\nif not hasattr(head, 'thing'):\n    head.thing(1)\n",
+            "sglang.srt.layers.head has no `thing`",
+        ),
+        ("from sglang.srt.layers import head\ngetattr(head, 'thing')\n", "sglang.srt.layers.head has no `thing`"),
+        (
+            VERSION
+            + "from sglang.srt.layers import head\nif Version(sglang.__version__) < Version('2'):\n    head.thing()\n",
+            "sglang.srt.layers.head has no `thing`",
+        ),
+        (
+            INSPECT + "if 'scale' in inspect.signature(make_head).parameters:\n    make_head(1)\n",
+            "missing a required argument: 'scale'",
+        ),
+        (
+            "from sglang.srt.layers.head import make_head\nmake_head(*[1], scales=2)\n",
+            "got an unexpected keyword argument 'scales'",
+        ),
+        ("from sglang.srt.layers.head import make_head\nmake_head(1, 2, 3)\n", "too many positional arguments"),
+        (
+            "import importlib\nimportlib.import_module('sglang.srt.layers.head').thing\n",
+            "sglang.srt.layers.head has no `thing`",
+        ),
+        ("import sglang\nsglang.__versions__\n", "sglang has no `__versions__`; now `__version__`?"),
+        ("def late():\n    from sglang.srt.layers.head import thing\n", "sglang.srt.layers.head has no `thing`"),
+        (
+            "from sglang.srt.layers.head import make_head\nasync def late():\n    return [make_head() for _ in 'ab']\n",
+            "missing a required argument: 'config'",
+        ),
+    ],
+)
+def test_what_it_does_run_is(ours: Miniature, code: str, said: str) -> None:
+    ours.write("overlay/sglang/srt/layers/own.py", code)
+    found = misfits(check(ours))
+    assert len(found) == 1
+    assert said in found[0]
