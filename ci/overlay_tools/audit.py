@@ -51,7 +51,7 @@ class Place:
 def audit(project: Project, sources: Sources) -> list[Place]:
     """Return every place of a release that names a base, classified as ci/contract.toml says.
 
-    Raises ContractError if ci/contract.toml or the overlay's registry cannot be read.
+    Raises ContractError if ci/contract.toml or the overlay cannot be read.
     """
     world = World(sources, read_overlay(project.overlay))
     names = frozenset(_names(project, world))

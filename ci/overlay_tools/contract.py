@@ -94,7 +94,7 @@ class Contract:
 def check_contract(project: Project, sources: Sources) -> list[Finding]:
     """Check the overlay, its tables and the hooks against one release, and return every place, also those that fit.
 
-    Raises ContractError if ci/contract.toml or the overlay's registry cannot be read, PatchError if patches/ cannot.
+    Raises ContractError if ci/contract.toml or the overlay cannot be read, PatchError if patches/ cannot.
     """
     contract = load_contract(contract_path(project))
     world = World(sources, read_overlay(project.overlay))
@@ -102,7 +102,7 @@ def check_contract(project: Project, sources: Sources) -> list[Finding]:
         *overlay_uses(world),
         *row_uses(project, world),
         *collision_uses(project, world),
-        *fixup_uses(world),
+        *fixup_uses(project, world),
         *hook_uses(project, world),
     ]
     findings = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from overlay_tools.place import Tree, place
 from overlay_tools.project import Project
 from overlay_tools.series import Queue, make_diff, stage, undo, write_patches
 from overlay_tools.sources import open_sources, source_wheel
-from overlay_tools.worktree import OVERLAY, UPSTREAM, Commit, Worktree
+from overlay_tools.worktree import OVERLAY, UPSTREAM, Commit, Worktree, message_of
 
 ASKED = ("Why", "Forwarded", "Remove-When")
 Ask = Callable[[str, str], str]  # what a hook is called, and which field of its header is wanted
@@ -130,8 +131,13 @@ def _work(tree: Worktree) -> list[str]:
 
 def _remember(tree: Worktree, patches: Sequence[Patch]) -> None:
     """Note in the worktree which commit patches/ and overlay/ agree with, and the variants that this holds for."""
-    memory = {"exported": tree.git("rev-parse", "HEAD").strip(), "patches": {p.hook: p.sha256 for p in patches}}
+    memory = {"exported": tree.git("rev-parse", "HEAD").strip(), "patches": {p.hook: _digest(p) for p in patches}}
     (tree.folder / ".git" / "sglang-overlay.json").write_text(json.dumps(memory), encoding="utf-8")
+
+
+def _digest(patch: Patch) -> str:
+    """Return the hash of what a patch says and does, whichever releases it applies to."""
+    return hashlib.sha256((message_of(patch) + patch.diff).encode()).hexdigest()
 
 
 def _memory(tree: Worktree) -> dict[str, object]:
@@ -142,7 +148,7 @@ def _memory(tree: Worktree) -> dict[str, object]:
 
 
 def _check_memory(tree: Worktree, version: str, hooks: Sequence[Hook]) -> None:
-    now = {patch.hook: patch.sha256 for hook in hooks if (patch := hook.variant(version))}
+    now = {patch.hook: _digest(patch) for hook in hooks if (patch := hook.variant(version))}
     if _memory(tree).get("patches") != now:
         raise WorktreeError(
             f"patches/ has changed since {tree.folder} was made.",

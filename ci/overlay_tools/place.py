@@ -16,7 +16,7 @@ from unidiff import Hunk
 from overlay_tools.apply import places
 from overlay_tools.merge import Merged, Region, merge
 from overlay_tools.patchset import Patch, locate, sides, target_of
-from overlay_tools.scopes import around, innermost, lines_of, part_of, range_of, scopes
+from overlay_tools.scopes import around, lines_of, part_of, range_of, scopes
 from overlay_tools.sources import Sources
 
 _TELLING = 8  # how many of a function's lines, the longest, tell whether a file may hold it
@@ -310,17 +310,16 @@ def _compare(old: Sequence[str], new: Sequence[str], scope: str) -> str:
 
 
 def _scope_at(lines: Sequence[str], at: int, hunk: Hunk) -> str:
-    """Return the name of the innermost scope around what a hunk changes at a line, of those there before it."""
+    """Return the name of the innermost scope around all that a hunk changes at a line, of those there before it."""
     before, after = sides(hunk)
-    lines_after = [line for line in hunk if not line.is_removed]
-    added = [n for n, line in enumerate(lines_after) if line.is_added]
-    if added:
-        first = next((n for n in added if after[n].strip()), added[0])
-        there = {scope.name for scope in scopes("\n".join(lines))}
-        names = around([*lines[:at], *after, *lines[at + len(before) :]], at + first)
-        return next((name for name in reversed(names) if name in there), "")
-    lines_before = [line for line in hunk if not line.is_added]
-    return innermost(lines, at + next(n for n, line in enumerate(lines_before) if line.is_removed))
+    patched = [*lines[:at], *after, *lines[at + len(before) :]]
+    added = [n for n, line in enumerate(line for line in hunk if not line.is_removed) if line.is_added]
+    removed = [n for n, line in enumerate(line for line in hunk if not line.is_added) if line.is_removed]
+    changed = [(patched, at + n) for n in added] + [(lines, at + n) for n in removed]
+    changed = [(text, n) for text, n in changed if text[n].strip()] or changed
+    names = [around(text, n) for text, n in changed]
+    common = {scope.name for scope in scopes("\n".join(lines))}.intersection(*names)
+    return next((name for name in reversed(names[0]) if name in common), "")
 
 
 def _joined(lines: Iterable[str]) -> bytes:

@@ -182,7 +182,7 @@ class Port:
                 lines = _broken(project, sources)
             if lines:
                 self._save(state)
-                raise PortError(*lines, hint=f"Change overlay/ or classify it in ci/contract.toml, {_GO_ON}.")
+                raise PortError(*lines, hint=f"Change overlay/, a hook or ci/contract.toml, {_GO_ON}.")
             with report.step(f"Build and verify sglang {release.version}+overlay.{project.revision}"):
                 built = build_sglang(project, release, wheel, fetch(release, wheel, self.cache), hooks)
                 if differences := verify_wheel(built.path).differences:

@@ -198,20 +198,25 @@ def _added(patch: Patch) -> Iterator[Module]:
             yield Module(name=name, path=target_of(file), ours=True, tree=tree)
 
 
-def fixup_uses(world: World) -> Iterator[Use]:
-    """Yield what the CPU kernels change of upstream's modules, each in the releases that its row names."""
+def fixup_uses(project: Project, world: World) -> Iterator[Use]:
+    """Yield what the CPU kernels change of upstream's modules, each in the releases that its row names.
+
+    Raises ContractError on a row that cannot be read.
+    """
     module = world.module("sgl_kernel.fixups")
-    for call, values in _fixups(module.tree) if module else ():
+    for call, values in _fixups(project, module.tree) if module else ():
+        given = {word.arg: word.value for word in call.keywords if word.arg}
         makers = module.names.get(ast.unparse(call.func), []) if module else []
         for maker in (maker for maker in makers if isinstance(maker, FUNCTION)):
-            said = {key: _text(value, values) for key, value in signature_of(maker).bind(*call.args).arguments.items()}
+            taken = signature_of(maker).bind_partial(*call.args, **given).arguments
+            said = {key: _text(value, values) for key, value in taken.items()}
             if SpecifierSet(said["releases"]).contains(world.sources.version, prereleases=True):
                 what = f"{said['module']}:{said['symbol']}"
                 problem = _unfixed(world, said["module"], said["symbol"], said.get("old", ""))
                 yield Use(where=f"overlay/{FIXUPS}:{call.lineno}", kind="row", what=what, problem=problem)
 
 
-def _fixups(tree: ast.Module) -> Iterator[tuple[ast.Call, Mapping[str, ast.expr]]]:
+def _fixups(project: Project, tree: ast.Module) -> Iterator[tuple[ast.Call, Mapping[str, ast.expr]]]:
     """Yield the calls that make the rows of FIXUPS, each with the values of the names in its arguments."""
     values = {
         target.id: value
@@ -221,13 +226,22 @@ def _fixups(tree: ast.Module) -> Iterator[tuple[ast.Call, Mapping[str, ast.expr]
         for target, value in _pairs(names, node.value)
     }
     for item in _table(tree, "FIXUPS"):
+        loop = item.value if isinstance(item, ast.Starred) else None
         if isinstance(item, ast.Call):
             yield item, values
-        elif isinstance(item, ast.Starred) and isinstance(item.value, ast.GeneratorExp):
-            loop, row = item.value.generators[0], item.value.elt
-            for each in loop.iter.elts if isinstance(loop.iter, ast.Tuple) else []:
-                if isinstance(row, ast.Call):
-                    yield row, values | {name.id: value for name, value in _pairs(loop.target, each)}
+        elif (
+            isinstance(loop, ast.GeneratorExp)
+            and isinstance(loop.elt, ast.Call)
+            and isinstance(loop.generators[0].iter, ast.Tuple)
+        ):
+            for each in loop.generators[0].iter.elts:
+                pairs = _pairs(loop.generators[0].target, each)
+                yield loop.elt, values | {name.id: value for name, value in pairs}
+        else:
+            raise ContractError(
+                f"{project.overlay / FIXUPS}:{item.lineno}: this row of FIXUPS cannot be read.",
+                hint="Write it as a call, or as *(a call for ... in (...)).",
+            )
 
 
 def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.Name, ast.expr]]:

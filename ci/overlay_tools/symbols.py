@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from overlay_tools.bindings import FUNCTION, Binding, Imported, Names, Typed, bound, kind_of, members
+from overlay_tools.errors import ContractError, WheelError
 from overlay_tools.sources import Sources, parse
 
 
@@ -82,7 +83,7 @@ class Overlay:
 def read_overlay(folder: Path) -> Overlay:
     """Return the overlay's files: those under sglang/, and others that name it.
 
-    Raises WheelError if one is no Python.
+    Raises ContractError if one is no Python.
     """
     files = ((path.relative_to(folder).as_posix(), path.read_bytes()) for path in sorted(folder.rglob("*.py")))
     return _overlay(tuple((name, data) for name, data in files if name.startswith("sglang/") or b"sglang" in data))
@@ -90,15 +91,18 @@ def read_overlay(folder: Path) -> Overlay:
 
 @lru_cache(maxsize=1)
 def _overlay(files: tuple[tuple[str, bytes], ...]) -> Overlay:
-    trees = {name: parse(data, f"overlay/{name}") for name, data in files}
-    reads, makes = set(), set()
+    try:
+        trees = {name: parse(data, f"overlay/{name}") for name, data in files}
+    except WheelError as error:
+        raise ContractError(*error.problems, hint="Mend the file.") from None
+    reads, makes = set[str](), set[str]()
     for node in (node for tree in trees.values() for node in ast.walk(tree)):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and ast.unparse(node.value) != "super()":
             reads.add(node.attr)
         if isinstance(node, ast.Call):
             makes.add(called := ast.unparse(node.func).rpartition(".")[2])
-            if called in ("getattr", "hasattr") and isinstance(node.args[1], ast.Constant):
-                reads.add(str(node.args[1].value))
+            if called in ("getattr", "hasattr"):
+                reads |= {str(item.value) for item in node.args[1:2] if isinstance(item, ast.Constant)}
     return Overlay(trees=trees, reads=frozenset(reads), makes=frozenset(makes))
 
 
@@ -204,7 +208,7 @@ class World:
         called = ast.unparse(node.func)
         if called == "super" and not node.args and scope.owner is not None:
             return [Symbol(module=scope.owner.module, node=scope.owner.node, instance=True, above=True)]
-        if called == "importlib.import_module" and isinstance(node.args[0], ast.Constant):
+        if called == "importlib.import_module" and node.args and isinstance(node.args[0], ast.Constant):
             return self.imported(str(node.args[0].value), None)
         return [
             Symbol(module=symbol.module, node=symbol.node, instance=True)

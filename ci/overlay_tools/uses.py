@@ -185,7 +185,7 @@ class _Reader(ast.NodeVisitor):
             decides = isinstance(test.op, ast.Or)
             truths = [self._truth(value) for value in test.values]
             return decides if decides in truths else None if None in truths else not decides
-        if isinstance(test, ast.Call) and ast.unparse(test.func) == "hasattr":
+        if isinstance(test, ast.Call) and ast.unparse(test.func) == "hasattr" and len(test.args) == 2:
             owner, name = test.args
             found = self.world.attribute(self.world.evaluate(self.scope, owner), getattr(name, "value", ""))
             return None if UNKNOWN in found or not isinstance(name, ast.Constant) else bool(found)

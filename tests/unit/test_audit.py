@@ -141,6 +141,11 @@ def test_what_decides_nothing_is_no_place(ours: Miniature, code: str) -> None:
     assert told(look(ours, {"sglang/srt/args.py": code + "\n"})) == []
 
 
+def test_a_file_that_the_overlay_replaces_is_upstreams_no_more(ours: Miniature) -> None:
+    ours.write("overlay/sglang/srt/args.py", 'ARCHS = ["BaseForCausalLM"]\n')
+    assert told(look(ours, {"sglang/srt/args.py": 'ARCHS = ["BaseForCausalLM"]\n'})) == []
+
+
 def test_places_have_their_lines_in_the_order_of_the_files(ours: Miniature) -> None:
     code = '\nA = ["BaseForCausalLM"]\n\n\ndef f(c):\n    return c == "BaseForCausalLM"\n'
     found = look(ours, {"sglang/srt/b.py": code, "sglang/a.py": code})

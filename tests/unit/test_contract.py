@@ -128,8 +128,16 @@ def test_the_lines_of_a_hook_must_fit_the_overlay(ours: Miniature) -> None:
     ]
 
 
-def test_a_hook_with_no_variant_for_a_release_is_not_the_contracts_affair(ours: Miniature) -> None:
+def test_a_hook_is_read_in_the_releases_that_take_it(ours: Miniature) -> None:
+    lines = "+    from sglang.srt import registry\n"
+    ours.patch.write_text(PATCH.replace("+    config = choose(config)\n", lines))
+    assert misfits(check(ours)) == ["import sglang.srt.registry: sglang.srt has no `registry`"]
     assert misfits(check(ours, version="1.2")) == []
+
+
+def test_a_line_of_a_hook_that_is_no_statement_by_itself_is_left_out(ours: Miniature) -> None:
+    ours.patch.write_text(PATCH.replace("+    config = choose(config)\n", "+    config=(\n"))
+    assert misfits(check(ours)) == []
 
 
 FIXUPS = """\
@@ -171,6 +179,18 @@ FIXUPS = """\
 def test_the_places_that_the_kernels_change(ours: Miniature, upstream: dict[str, str], said: list[str]) -> None:
     ours.write("overlay/sgl_kernel/fixups.py", textwrap.dedent(FIXUPS))
     assert [text for text in misfits(check(ours, upstream)) if text.startswith("row")] == said
+
+
+def test_a_row_of_the_kernels_that_cannot_be_read_is_named_with_its_line(ours: Miniature) -> None:
+    ours.write("overlay/sgl_kernel/fixups.py", textwrap.dedent(FIXUPS).replace("*(", "*more, *("))
+    with pytest.raises(ContractError, match=r"fixups\.py:9: this row of FIXUPS cannot be read"):
+        check(ours)
+
+
+def test_a_file_of_the_overlay_that_is_no_python_is_named_with_its_line(ours: Miniature) -> None:
+    ours.write("overlay/sglang/srt/models/ours.py", "import sglang\nclass (\n")
+    with pytest.raises(ContractError, match=r"overlay/sglang/srt/models/ours\.py: .*line 2"):
+        check(ours)
 
 
 def test_a_place_of_another_release_is_not_looked_for(ours: Miniature) -> None:
@@ -215,6 +235,13 @@ def test_a_waiver_that_waives_nothing_is_named_with_its_line(ours: Miniature) ->
         ours, changed("input_ids, positions", "input_ids, positions, batch=None"), version="1.1"
     )
     assert unused(ours.project, found) == [f"{path}:3: the waiver of OursForCausalLM.backward waives nothing."]
+
+
+def test_what_fits_is_not_waived(ours: Miniature) -> None:
+    path = waive(ours, WAIVER.replace("*takes `batch`", "*"))
+    found = check(ours)
+    assert [item.waived for item in found if item.waived] == []
+    assert unused(ours.project, found) == [f"{path}:2: the waiver of OursForCausalLM.forward waives nothing."]
 
 
 @pytest.mark.parametrize(

@@ -449,6 +449,14 @@ def test_it_is_exported_again_and_again(mini: Miniature) -> None:
     assert (mini.root / "overlay" / OURS).read_text() == "OURS = 1\n"
 
 
+def test_a_release_locked_in_the_meantime_is_no_hindrance(mini: Miniature) -> None:
+    amend(mini, loader=CHOSEN)
+    mini.lock_release("1.2")
+    mini.patch.write_text(PATCH.replace("<=1.1", "<=1.2"))  # as `port` does
+    assert written(mini) == ["patches/choose/1.0.patch"]
+    assert "Applies: >=1.0,<=1.2\n" in mini.patch.read_text()
+
+
 def test_a_worktree_with_work_is_not_replaced(mini: Miniature) -> None:
     opened(mini)  # there is none yet
     write(mini, loader=COUNTED)

@@ -38,8 +38,8 @@ HOOK: Change = (CHECK, CHECK + OURS)
 
 def resolve(marked: bytes, side: str) -> bytes:
     """Settle every conflict by taking upstream's lines, or the hook's."""
-    conflict = rb"<{7} [^\n]*\n(?P<ours>.*?)(?:\|{7} [^\n]*\n.*?)?={7}\n(?P<theirs>.*?)>{7} [^\n]*\n"
-    return re.sub(conflict, rb"\g<" + side.encode() + rb">", marked, flags=re.DOTALL)
+    conflict = rb"^<{7} [^\n]*\n(?P<ours>.*?)(?:^\|{7} [^\n]*\n.*?)?^={7}\n(?P<theirs>.*?)^>{7} [^\n]*\n"
+    return re.sub(conflict, rb"\g<" + side.encode() + rb">", marked, flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -90,6 +90,7 @@ def only(placed: Placed) -> Placement:
         ([("    size = 4\n\n", "")], "offset -2", "load unchanged"),
         ([("def unload(model):", "def unload(model, now=True):")], "exact", "load unchanged"),
         ([("strict=True):\n", "strict=True, *, fast=False):\n    path = str(path)\n")], "offset 1", "+2/-1"),
+        ([("strict=True):\n", "strict=True):\n    path = str(path)\n")], "offset 1", "load changed, +1/-0"),
     ],
 )
 def test_a_hunk_that_stands_in_its_function_is_settled(
@@ -192,6 +193,15 @@ def test_the_same_line_elsewhere_in_the_file_is_not_taken_for_upstreams(follow: 
     assert only(placed).outcome == "conflict"
 
 
+def test_a_line_that_the_function_had_before_is_not_taken_for_upstreams(follow: Follow) -> None:
+    again = (BUILD, BUILD + CHECK)
+    placed = follow_one(follow, again, ("    config = read(path)", "    config = read(path, strict)"))
+    assert only(placed).outcome == "conflict"
+    old = sub(ENGINE, (BUILD, BUILD + CHECK + BUILD))
+    placed = follow_one(follow, (BUILD + CHECK + BUILD, BUILD + BUILD), (BUILD + CHECK + BUILD, BUILD + BUILD), old=old)
+    assert only(placed).outcome == "upstream"
+
+
 def test_a_block_that_fits_twice_is_proposed_in_its_function(follow: Follow) -> None:
     placed = follow_one(
         follow, HOOK, ("def unload(model):\n", LOAD.replace("load", "reload") + "\n\ndef unload(model):\n")
@@ -251,6 +261,15 @@ def test_what_has_moved_is_proposed_where_it_is_now(
     assert placement.line <= line
 
 
+def test_a_function_that_became_a_method_takes_its_indentation(follow: Follow) -> None:
+    load = LOAD.replace("    check", "\n    check")
+    method = re.sub("(?m)^(?=.)", "    ", load).replace("def load(path", "def load(self, path")
+    new = sub(ENGINE, ("def load", "class Loader:\n" + method + "\n\ndef load"), (LOAD, ""))
+    placed = follow({FILE: sub(ENGINE, (LOAD, load))}, {FILE: sub(ENGINE, (LOAD, load), HOOK)}, {FILE: new})
+    assert (only(placed).outcome, only(placed).scope) == ("moved", "Loader.load")
+    assert placed.files[FILE].decode() == sub(new, ("    " + CHECK, f"    {CHECK}    {OURS}"))
+
+
 def test_a_method_that_became_a_function_takes_its_indentation(follow: Follow) -> None:
     text = '        text = """\nat the margin\n"""\n'
     old = sub(ENGINE, ("        self.log(out)\n", text + "        self.log(out)\n"))
@@ -275,6 +294,11 @@ def test_a_method_that_became_a_function_takes_its_indentation(follow: Follow) -
         ),
         ({}, f"{FILE} is gone"),
         ({"sglang/io.py": "def load(other):\n    return nothing_alike\n"}, f"{FILE} is gone"),
+        (
+            {"sglang/io.py": LOAD.replace(CHECK, "    inspect(model)\n").replace("return model", "return model, None")},
+            f"{FILE} is gone",
+        ),
+        ({"sglang/io.py": LOAD + "".join(f"    also({n})\n" for n in range(20))}, f"{FILE} is gone"),
     ],
 )
 def test_without_a_place_the_target_is_gone(follow: Follow, new: dict[str, str], note: str) -> None:
@@ -286,8 +310,8 @@ def test_without_a_place_the_target_is_gone(follow: Follow, new: dict[str, str],
 
 def test_two_places_in_other_files_are_no_place(follow: Follow) -> None:
     placed = follow({FILE: ENGINE}, {FILE: sub(ENGINE, HOOK)}, {"sglang/a.py": "x = 1\n" + LOAD, "sglang/b.py": LOAD})
-    # Neither stands for the lines; the function that is most like it is shown.
-    assert only(placed).outcome == "moved"
+    # Neither stands for the lines; a function that is like the old one is shown.
+    assert (only(placed).outcome, only(placed).note) == ("moved", f"from {FILE}, load")
     assert not placed.settled
 
 
@@ -374,6 +398,31 @@ def test_a_hunk_belongs_to_the_innermost_function_or_class_that_was_there(
     assert changed.files[FILE].decode() == sub(sub(ENGINE, hook), (near, f"{near}  # changed"))
 
 
+def test_a_hunk_across_two_functions_is_proposed_whole(follow: Follow) -> None:
+    hook = (
+        "    return model\n\n\ndef unload(model):\n",
+        "    return ours(model)\n\n\ndef unload(model):\n    ours.stop()\n",
+    )
+    placed = follow_one(follow, hook)
+    assert (only(placed).outcome, only(placed).scope) == ("exact", "")
+    near = ("    model = build(config)\n", "    model = build(config, path)\n")
+    placed = follow_one(follow, hook, near)
+    assert only(placed).outcome == "conflict"
+    assert placed.files[FILE].decode() == sub(ENGINE, hook, near)
+    method = (
+        "        return entry\n\n    def put(self, key, value):\n",
+        "        return 0\n\n    def put(self, key, value):\n        pass\n",
+    )
+    assert only(follow_one(follow, method)).scope == "Cache"
+
+
+def test_blank_lines_and_a_decorator_belong_to_the_function(follow: Follow) -> None:
+    placed = follow_one(follow, ("def load(", "\n@cached\ndef load("))
+    assert (only(placed).outcome, only(placed).scope) == ("exact", "load")
+    assert only(follow_one(follow, ("    return model\n", "    ours(model)\n    return model\n\n"))).scope == "load"
+    assert only(follow_one(follow, (CHECK, "\n" + CHECK))).scope == "load"
+
+
 def test_the_second_of_two_functions_of_one_name_is_its_own(follow: Follow) -> None:
     setter = "    @name.setter\n    def name(self, value):\n        self.log(value)\n        self.title = value\n\n"
     old = sub(ENGINE, ("    def step(", setter + "    def step("))
@@ -432,6 +481,19 @@ def test_text_at_the_margin_of_a_method_stays_there(follow: Follow) -> None:
         assert clean.files[FILE].decode() == sub(old, new, (count, count + "        out = ours(out)\n"))
         both = follow_one(follow, ("        out = self.model(batch)\n", "        out = ours(batch)\n"), new, old=old)
         assert resolve(both.marked[FILE], "theirs").decode() == sub(old, (new[0], "        out = ours(batch)\n"))
+
+
+def test_a_row_of_signs_is_no_marker_of_the_merges(follow: Follow) -> None:
+    text = '    """\n{}\n' + "=" * 50 + "\n" + "<" * 50 + '\n    """\n    config = read(path)\n'
+    old = sub(ENGINE, ("    config = read(path)\n", text.format("Title")))
+    placed = follow_one(
+        follow,
+        ("\nTitle\n" + "=" * 50, "\nOurs\n" + "=" * 40),
+        ("\nTitle\n" + "=" * 50, "\nA title\n" + "=" * 60),
+        old=old,
+    )
+    assert only(placed).outcome == "conflict"
+    assert resolve(placed.marked[FILE], "theirs").decode() == sub(old, ("\nTitle\n" + "=" * 50, "\nOurs\n" + "=" * 40))
 
 
 def test_the_scope_of_a_line() -> None:

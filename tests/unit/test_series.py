@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -291,7 +290,11 @@ def test_a_write_that_is_stopped_leaves_what_was_there(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
         undo(mini.root)
     else:
-        stop_at(monkeypatch, number, lambda: signal.raise_signal(signal.SIGINT))
+
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        stop_at(monkeypatch, number, interrupt)
         with pytest.raises(KeyboardInterrupt):
             write_patches(mini.root / "patches", NEW, BESIDE)
     assert mini.content() == before

@@ -7,6 +7,8 @@ import pytest
 from unit.conftest import Miniature
 from unit.derived import UPSTREAM, changed, check, derive, misfits
 
+LAYERS = "sglang/srt/layers/__init__.py"
+HEAD = "from sglang.srt.layers import head\n"
 VERSION = "import sglang\nfrom packaging.version import Version\n"
 INSPECT = "import inspect\nfrom sglang.srt.layers.head import make_head\n"
 
@@ -122,6 +124,15 @@ def test_each_place_is_listed_with_its_line(ours: Miniature) -> None:
             "attribute OursForCausalLM.__init__: self.processor =: BaseForCausalLM has no `processor`",
         ),
         (changed("self.router", "self.gate"), "attribute route: block.router =: Block has no `router`"),
+        (changed("def forward", "def run"), "override OursForCausalLM.forward: BaseForCausalLM has no `forward`"),
+        (
+            changed("experts: int = 0", "experts: int = 0\n            groups: int = field(repr=False)"),
+            "call OursForCausalLM.describe: Info(): sglang.srt.models.base.Info: missing a required argument: 'groups'",
+        ),
+        (
+            {LAYERS: "if x:\n    def make_head(x): ...\nelse:\n    from .head import make_head\n"},
+            "call OursForCausalLM.__init__: make_head(): sglang.srt.layers.make_head: got an unexpected keyword",
+        ),
         (
             changed("EntryClass =", "Entry ="),
             "row OursForCausalLM: base BaseForCausalLM: upstream has no model BaseForCausalLM",
@@ -138,17 +149,19 @@ def test_what_upstream_changed_is_said(ours: Miniature, upstream: dict[str, str]
         "from sglang.srt.layers.head import make_head\n",
         "from .head import make_head\n",
         "from sglang.srt.layers.head import make_head as make_head\n",
-        "from sglang.srt.layers import head\nmake_head = head.make_head\n",
+        HEAD + "make_head = head.make_head\n",
         "try:\n    from fast import make_head\nexcept ImportError:\n    from sglang.srt.layers.head import make_head\n",
         "import sys\nif sys.argv:\n    from sglang.srt.layers.head import make_head\nelse:\n    make_head = None\n",
         "with open('x') as f:\n    def make_head(config, scale):\n        pass\n",
         "def make_head(config):\n    pass\ndef make_head(config, scale):\n    pass\n",
+        "def make_head(config):\n    pass\nwith open('x'):\n    def make_head(config, scale):\n        pass\n",
+        "from typing import overload\nfrom .head import make_head\n@overload\ndef make_head(config): ...\n",
         "def __getattr__(name):\n    return 1\n",
         "from fast import *\n",
     ],
 )
 def test_a_name_is_followed_to_where_it_is_defined(ours: Miniature, layers: str) -> None:
-    assert misfits(check(ours, {"sglang/srt/layers/__init__.py": layers})) == []
+    assert misfits(check(ours, {LAYERS: layers})) == []
 
 
 def test_a_star_takes_along_only_what_is_listed(ours: Miniature) -> None:
@@ -160,7 +173,7 @@ def test_a_star_takes_along_only_what_is_listed(ours: Miniature) -> None:
 
 def test_a_name_for_type_checkers_alone_is_none(ours: Miniature) -> None:
     text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sglang.srt.layers.head import make_head\n"
-    assert misfits(check(ours, {"sglang/srt/layers/__init__.py": text})) == [
+    assert misfits(check(ours, {LAYERS: text})) == [
         "import sglang.srt.layers.make_head: sglang.srt.layers has no `make_head`; moved to sglang.srt.layers.head?"
     ]
 
@@ -218,18 +231,23 @@ def test_bases_are_followed_through_files_of_upstream_and_of_the_overlay(ours: M
     [
         "try:\n    from sglang.srt.new import thing\nexcept ImportError:\n    thing = None\n",
         "try:\n    from sglang.srt.layers.head import thing\nexcept (ImportError, AttributeError):\n    thing = None\n",
-        "from sglang.srt.layers import head\nif hasattr(head, 'thing'):\n    head.thing(1)\n",
-        "from sglang.srt.layers import head\nthing = head.thing if hasattr(head, 'thing') else head.SCALE\n",
-        "from sglang.srt.layers import head\nthing = hasattr(head, 'thing') and head.thing\n",
-        "from sglang.srt.layers import head\nthing = not hasattr(head, 'thing') or head.thing\n",
-        "from sglang.srt.layers import head\nthing = getattr(head, 'thing', None)\n",
-        "from sglang.srt.layers import head\ntry:\n    head.thing()\nexcept AttributeError:\n    pass\n",
-        VERSION
-        + "from sglang.srt.layers import head\nif Version(sglang.__version__) >= Version('2.0'):\n    head.thing()\n",
+        HEAD + "if hasattr(head, 'thing'):\n    head.thing(1)\n",
+        HEAD + "thing = head.thing if hasattr(head, 'thing') else head.SCALE\n",
+        HEAD + "thing = hasattr(head, 'thing') and head.thing\n",
+        HEAD + "thing = not hasattr(head, 'thing') or head.thing\n",
+        HEAD + "thing = getattr(head, 'thing', None)\n",
+        "import importlib\nif hasattr(*'ab'):\n    getattr(*'ab')\nimportlib.import_module(name='a')\n",
+        HEAD + "if hasattr(head, 'thing') and hasattr(head, 'SCALE'):\n    head.thing()\n",
+        "from sglang.srt.layers.router import Router\nclass R(Router):\n    def f(self):\n        self.extra = 1\n"
+        "R.f\ngetattr(R(1), 'extra', 0)\n",
+        HEAD + "def f(heads):\n    return [head.thing for head in heads]\n",
+        "from sglang.srt.layers.router import Router\nRouter.bind(Router(1), 2)\n",
+        HEAD + "try:\n    head.thing()\nexcept AttributeError:\n    pass\n",
+        VERSION + HEAD + "if Version(sglang.__version__) >= Version('2.0'):\n    head.thing()\n",
         INSPECT
         + "if 'out' in inspect.signature(make_head).parameters:\n    make_head(out=3)\nelse:\n    make_head(1, 2)\n",
         INSPECT + "make_head() if 'scale' not in inspect.signature(make_head).parameters else make_head(1, scale=2)\n",
-        "from sglang.srt.layers import head\nhead = object()\nhead.thing\n",
+        HEAD + "head = object()\nhead.thing\n",
         "from sglang.srt.layers.head import make_head\ndef call(make_head):\n    make_head(1, 2, 3)\n",
     ],
 )
@@ -250,13 +268,12 @@ def test_what_a_release_does_not_run_is_not_held_against_it(ours: Miniature, cod
             "there is no module sglang.srt.new",
         ),
         (
-            "from sglang.srt.layers import head\nif not hasattr(head, 'thing'):\n    head.thing(1)\n",
+            HEAD + "if not hasattr(head, 'thing'):\n    head.thing(1)\n",
             "sglang.srt.layers.head has no `thing`",
         ),
-        ("from sglang.srt.layers import head\ngetattr(head, 'thing')\n", "sglang.srt.layers.head has no `thing`"),
+        (HEAD + "getattr(head, 'thing')\n", "sglang.srt.layers.head has no `thing`"),
         (
-            VERSION
-            + "from sglang.srt.layers import head\nif Version(sglang.__version__) < Version('2'):\n    head.thing()\n",
+            VERSION + HEAD + "if Version(sglang.__version__) < Version('2'):\n    head.thing()\n",
             "sglang.srt.layers.head has no `thing`",
         ),
         (
@@ -272,6 +289,17 @@ def test_what_a_release_does_not_run_is_not_held_against_it(ours: Miniature, cod
             "import importlib\nimportlib.import_module('sglang.srt.layers.head').thing\n",
             "sglang.srt.layers.head has no `thing`",
         ),
+        (
+            HEAD + "if hasattr(head, 'SCALE') or hasattr(head, 'thing'):\n    head.thing()\n",
+            "sglang.srt.layers.head has no `thing`",
+        ),
+        (
+            "try:\n    import new\nexcept ImportError:\n    pass\nfrom sglang.srt.new import thing\n",
+            "there is no module sglang.srt.new",
+        ),
+        ("from .head import thing\n", "sglang.srt.layers.head has no `thing`"),
+        ("from ..layers import thing\n", "sglang.srt.layers has no `thing`"),
+        ("from sglang.srt.layers.router import Router\nRouter.bind(2)\n", "missing a required argument: 'backend'"),
         ("import sglang\nsglang.__versions__\n", "sglang has no `__versions__`; now `__version__`?"),
         ("def late():\n    from sglang.srt.layers.head import thing\n", "sglang.srt.layers.head has no `thing`"),
         (
@@ -285,3 +313,60 @@ def test_what_it_does_run_is(ours: Miniature, code: str, said: str) -> None:
     found = misfits(check(ours))
     assert len(found) == 1
     assert said in found[0]
+
+
+def test_a_name_with_an_underscore_is_not_taken_along(ours: Miniature) -> None:
+    hidden = UPSTREAM["sglang/srt/layers/head.py"] + "\n        _hidden = 1\n"
+    ours.write("overlay/sglang/srt/layers/own.py", "from sglang.srt.layers import _hidden\n")
+    assert misfits(check(ours, {"sglang/srt/layers/head.py": hidden})) == [
+        "import sglang.srt.layers._hidden: sglang.srt.layers has no `_hidden`; moved to sglang.srt.layers.head?"
+    ]
+
+
+def test_a_base_of_two_bases_comes_after_both(ours: Miniature) -> None:
+    bases = """\
+        class Root(nn.Module):
+            def forward(self, input_ids): ...
+
+        class Left(Root): ...
+
+        class Right(Root):
+            def forward(self, input_ids, positions): ...
+        """
+    forward = "            def forward(self, input_ids, positions):\n                return self.block(input_ids)\n"
+    ((name, text),) = changed(forward, "").items()
+    text = textwrap.dedent(text).replace("BaseForCausalLM(nn.Module)", "BaseForCausalLM(Left, Right)")
+    text = text.replace("class Base", textwrap.dedent(bases) + "\nclass Base")
+    assert misfits(check(ours, {name: text})) == []
+
+
+def test_a_property_that_can_be_set_is_one(ours: Miniature) -> None:
+    setter = "            @kinds.setter\n            def kinds(self, value): ...\n\n            @classmethod\n"
+    assert misfits(check(ours, changed("            @classmethod\n", setter))) == []
+
+
+def test_a_constructor_that_only_the_overlay_calls_is_its_own(ours: Miniature) -> None:
+    code = """\
+        from sglang.srt.layers.router import Router
+
+        class OwnRouter(Router):
+            def __init__(self, kind):
+                super().__init__(2)
+        """
+    ours.write("overlay/sglang/srt/layers/own.py", textwrap.dedent(code))
+    assert misfits(check(ours)) == [
+        "override OwnRouter.__init__: upstream's argument 1 is `top_k`, here it is `kind`",
+        "override OwnRouter.__init__: upstream also takes `bias`",
+    ]
+    ours.write("overlay/sglang/srt/layers/own.py", textwrap.dedent(code) + "\nROUTER = OwnRouter(1)\n")
+    assert misfits(check(ours)) == []
+
+
+def test_of_what_may_be_another_thing_nothing_is_said(ours: Miniature) -> None:
+    code = "from sglang.srt.models.base import BaseForCausalLM\ndef f(m: BaseForCausalLM):\n    m.block.thing\n"
+    ours.write("overlay/sglang/srt/layers/own.py", code)
+    assert misfits(check(ours)) == ["attribute f: m.block.thing: Block has no `thing`"]
+    wrapped = "self.block = Block(config)\n                self.block = wrap(self.block)\n"
+    assert "f: m.block.thing" not in [
+        item.what for item in check(ours, changed("self.block = Block(config)\n", wrapped))
+    ]
