@@ -17,7 +17,13 @@ os.environ.update(cpu_engine.ENV)  # before anything imports torch or sglang
 from reference.checkpoints import make_checkpoint
 from reference.greedy import answers
 
-from engine.harness import CASES, MAX_NEW_TOKENS, PROMPTS, Model
+from engine.harness import CASES, MAX_NEW_TOKENS, PROMPTS, Model, run_first
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quicker_starts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let all Python processes that the tests start collect garbage seldom."""
+    os.environ.update(run_first("", tmp_path_factory.mktemp("first")))
 
 
 @pytest.fixture(scope="session")

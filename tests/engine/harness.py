@@ -91,9 +91,13 @@ def speculative(steps: int) -> tuple[dict[str, object], dict[str, str]]:
     return arguments | EXTRA_BUFFER, {"SGLANG_ENABLE_SPEC_V2": "1"}
 
 
+# A start makes a million objects, nearly all to stay: looking for garbage among them takes an eighth of its time.
+SELDOM_COLLECT = "import gc\n\ngc.set_threshold(100_000)\n"
+
+
 def run_first(code: str, folder: Path) -> dict[str, str]:
     """Give an environment in which every Python process runs `code`, kept in `folder`, before anything else."""
-    (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
+    (folder / "sitecustomize.py").write_text(SELDOM_COLLECT + code, encoding="utf-8")
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 

@@ -380,7 +380,7 @@ def test_the_version_is_that_of_the_installed_distribution(name: str, monkeypatc
 def test_a_grammar_masks_logits_on_the_cpu() -> None:
     """Call what the installed release calls, as it does, in a CPU process."""
     code = """
-import torch, xgrammar
+import sgl_kernel, torch, xgrammar  # sgl_kernel first, as in all processes of a server
 from sglang.srt.constrained import xgrammar_backend as x
 masked = xgrammar.apply_token_bitmask_inplace
 mask = torch.zeros(1, 2, dtype=torch.int32)

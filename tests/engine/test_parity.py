@@ -24,6 +24,17 @@ def generate(engine: Any, model: Model, **options: object) -> list[dict[str, Any
     return list(engine.generate(input_ids=prompts, sampling_params=SAMPLING, return_logprob=True, **options))
 
 
+def test_a_prompt_continues_from_one_that_is_its_start(served: tuple[Any, Model], models: dict[str, Model]) -> None:
+    engine, model = served  # the first test of a model: nothing is cached yet
+    answer = max(model.answers, key=lambda answer: len(answer.prompt))
+    start = answer.prompt[:200]
+    engine.generate(input_ids=start, sampling_params=SAMPLING)
+    output = engine.generate(input_ids=answer.prompt, sampling_params=SAMPLING, return_logprob=True)
+    assert_answers([output], [answer])
+    # Qwen3-Next's state is kept where the prompt ends, or the last chunk of 64 tokens.
+    assert output["meta_info"]["cached_tokens"] in ([200, 192] if model is models["Qwen3-Next"] else [200])
+
+
 def test_one_by_one_then_again_from_the_prefix_cache(served: tuple[Any, Model], models: dict[str, Model]) -> None:
     engine, model = served
     first, second = (
