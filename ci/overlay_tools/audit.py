@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from overlay_tools.bindings import FUNCTION
+from overlay_tools.bindings import FUNCTION, last_name
 from overlay_tools.contract import Entry, contract_path, load_contract
 from overlay_tools.project import Project
-from overlay_tools.rows import model_type, named_class, read_rows
+from overlay_tools.rows import base_names, naming
 from overlay_tools.sources import Sources
-from overlay_tools.symbols import Symbol, World, read_overlay
+from overlay_tools.symbols import World, read_overlay
 
 MODULE = "<module>"
 _SHOWN = 40
@@ -54,9 +54,8 @@ def audit(project: Project, sources: Sources) -> list[Place]:
     Raises ContractError if ci/contract.toml or the overlay cannot be read.
     """
     world = World(sources, read_overlay(project.overlay))
-    names = frozenset(_names(project, world))
-    files = [file for file in sources.holding(*names) if file not in world.overlay.trees] if names else []
-    found = [place for file in sorted(files) for place in _places(sources, file, names)]
+    names = base_names(project, world)
+    found = [place for file in sorted(naming(project, world, names)) for place in _places(sources, file, names)]
     left = {entry: entry.times for entry in load_contract(contract_path(project)).places}
     for index, place in enumerate(found):
         entry = next((entry for entry, times in left.items() if times and _fits(entry, place)), None)
@@ -80,38 +79,19 @@ def _fits(entry: Entry, place: Place) -> bool:
     return entry.fits(place.release, file=place.file, scope=place.scope, what=place.what)
 
 
-def _names(project: Project, world: World) -> Iterator[str]:
-    """Yield what names a base: its architecture, its draft's, its configuration class and its model type."""
-    for row in read_rows(project, world):
-        if not row.fields.get("base"):
-            continue
-        yield row.fields["base"]
-        if draft := _upstreams(world, row.fields.get("draft", "")):
-            yield draft.name
-        if config := _upstreams(world, row.fields.get("config", "")):
-            yield config.name
-            yield from filter(None, [model_type(world, config)])
-
-
-def _upstreams(world: World, reference: str) -> Symbol | None:
-    """Return the class of upstream's that a class of ours derives from first."""
-    ours = named_class(world, reference) if reference else None
-    bases = world.mro(ours) if ours else []
-    return next((base for base in bases if base.module is not None and not base.module.ours), None)
-
-
-def _places(sources: Sources, file: str, names: frozenset[str]) -> Iterator[Place]:
+def _places(sources: Sources, file: str, names: Collection[str]) -> Iterator[Place]:
     named = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(names)))})\b")
     text = (sources.read(file) or b"").decode("utf-8", "replace")
-    hits = [line for line in enumerate(text.split("\n"), 1) if any(name in line[1] for name in names)]
-    lines = {number for number, line in hits if named.search(line) and not _IDLE.match(line)}
+    rows, hits = text.split("\n"), [hit.start() for name in names for hit in re.finditer(re.escape(name), text)]
+    numbers = {text.count("\n", 0, hit) for hit in hits}
+    lines = {number + 1 for number in numbers if named.search(rows[number]) and not _IDLE.match(rows[number])}
     tree = sources.tree(file) if lines else None
     for node, parents in _near(tree, lines, ()) if tree is not None else ():
-        said, where = _said(node, named, names), _put(node, parents)
-        if said and where != " in __all__":
+        what, where = _said(node, named, names), _put(node, parents)
+        if what and where != " in __all__":
             scope = ".".join(item.name for item in parents if isinstance(item, (*FUNCTION, ast.ClassDef)))
             line: int = getattr(node, "lineno", 0)
-            what = where + said.partition(" ")[2] if where == "isinstance " else said + where
+            what = where + what.partition(" ")[2] if where == "isinstance " else what + where
             yield Place(release=sources.version, file=file, line=line, scope=scope or MODULE, what=what)
 
 
@@ -138,7 +118,7 @@ def _near(
                 yield from _near(child, lines, (*parents, node))
 
 
-def _said(node: ast.AST, named: re.Pattern[str], names: frozenset[str]) -> str:
+def _said(node: ast.AST, named: re.Pattern[str], names: Collection[str]) -> str:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         if node.value in names:
             return f"string {node.value!r}"
@@ -154,7 +134,7 @@ def _put(node: ast.AST, parents: tuple[ast.AST, ...]) -> str:
             other = parent.comparators[0] if node is parent.left else parent.left
             return f" compared with {ast.unparse(other)}"
         if isinstance(parent, ast.Call) and node is not parent.func:
-            called = ast.unparse(parent.func).rpartition(".")[2]
+            called = last_name(parent.func)
             if called in _TESTS:
                 return "isinstance "
             if called not in _CONTAINERS:

@@ -90,8 +90,12 @@ def kind_of(node: object) -> str:
 
 def decorators_of(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
     """Return the last names of what decorates a function or a class."""
-    calls = (item.func if isinstance(item, ast.Call) else item for item in node.decorator_list)
-    return {item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "") for item in calls}
+    return {last_name(item.func if isinstance(item, ast.Call) else item) for item in node.decorator_list}
+
+
+def last_name(node: ast.expr) -> str:
+    """Return the name that an expression ends with, as `c` of `a.b.c`, or nothing if it ends with none."""
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 def _bind(body: Iterable[ast.stmt], names: Names, package: str, conditional: bool) -> list[str]:
@@ -119,7 +123,7 @@ def _bind(body: Iterable[ast.stmt], names: Names, package: str, conditional: boo
                     put(name, value)
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             put(node.target.id, Typed(annotation=node.annotation))
-        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        elif isinstance(node, ast.If) and last_name(node.test) == "TYPE_CHECKING":
             stars += _bind(node.orelse, names, package, conditional)
         else:
             targets = [getattr(node, "target", None)]  # of a loop

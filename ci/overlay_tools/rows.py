@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -82,13 +82,44 @@ def row_uses(project: Project, world: World) -> Iterator[Use]:
                 problem = _lacking(world, reference, listed=field in ("model", "draft"))
                 yield Use(where=where, kind="row", what=f"{own}: {field} {reference}", problem=problem)
         if base := row.fields.get("base"):
-            listed = any(base in _entries(world.sources.tree(path)) for path in _upstream(world, _MODELS, base))
+            models = [path for path in naming(project, world, {base}) if path.startswith(_MODELS)]
+            listed = any(base in _entries(world.sources.tree(path)) for path in models)
             problem = "" if listed else f"upstream has no model {base}"
             yield Use(where=where, kind="row", what=f"{own}: base {base}", problem=problem)
 
 
 def collision_uses(project: Project, world: World) -> Iterator[Use]:
     """Yield the names of the overlay's own: upstream would load its one of such a name beside ours."""
+    owned = _owned(project, world)
+    files = naming(project, world, {name for _, _, name in owned})
+    nodes = [(path, node) for path in files for node in ast.walk(world.sources.tree(path) or ast.Pass())]
+    for where, kind, name in owned:
+        taken = (f"{path}:{getattr(node, 'lineno', 0)}" for path, node in nodes if _takes(kind, name, path, node))
+        place = next(taken, "")
+        yield Use(where=where, kind="collision", what=f"{kind} {name}", problem=place and f"upstream has one: {place}")
+
+
+def base_names(project: Project, world: World) -> set[str]:
+    """Return what names a base: its architecture, its draft's, its configuration class and its model type."""
+    names = set()
+    for row in (row for row in read_rows(project, world) if row.fields.get("base")):
+        draft, config = (_base(world, row.fields.get(field, "")) for field in ("draft", "config"))
+        names |= {row.fields["base"], draft.name if draft else "", config.name if config else ""}
+        names.add(model_type(world, config) if config else "")
+    return names - {""}
+
+
+def naming(project: Project, world: World, names: Collection[str]) -> list[str]:
+    """Return upstream's files that hold one of some names of rows or of their bases."""
+    every = {name for _, _, name in _owned(project, world)} | base_names(project, world)
+    held = world.sources.holding(*every) if names else []  # one search for all that is ever asked for
+    words = [name.encode() for name in names]
+    held = [path for path in held if any(word in (world.sources.read(path) or b"") for word in words)]
+    return [path for path in held if path not in world.overlay.trees]
+
+
+def _owned(project: Project, world: World) -> list[tuple[str, str, str]]:
+    """Return where the overlay gives something a name of its own, of which kind it is, and the name."""
     owned = []
     for row in read_rows(project, world):
         where = f"overlay/{REGISTRY}:{row.line}"
@@ -98,12 +129,14 @@ def collision_uses(project: Project, world: World) -> Iterator[Use]:
     for path, tree in world.overlay.trees.items():
         for node in tree.body if path.startswith(_PROCESSORS) else []:
             owned += [(f"overlay/{path}:{node.lineno}", "processor", name) for name in _processed(node)]
-    files = _upstream(world, "sglang/", *(name for _, _, name in owned))
-    nodes = [(path, node) for path in files for node in ast.walk(world.sources.tree(path) or ast.Pass())]
-    for where, kind, name in owned:
-        taken = (f"{path}:{getattr(node, 'lineno', 0)}" for path, node in nodes if _takes(kind, name, path, node))
-        place = next(taken, "")
-        yield Use(where=where, kind="collision", what=f"{kind} {name}", problem=place and f"upstream has one: {place}")
+    return owned
+
+
+def _base(world: World, reference: str) -> Symbol | None:
+    """Return the class of upstream's that a class of ours derives from first."""
+    ours = named_class(world, reference)
+    bases = world.mro(ours) if ours else []
+    return next((base for base in bases if base.module is not None and not base.module.ours), None)
 
 
 def _takes(kind: str, name: str, path: str, node: ast.AST) -> bool:
@@ -146,12 +179,6 @@ def _entries(tree: ast.Module | None) -> set[str]:
 def _assigns(node: ast.AST, name: str) -> bool:
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     return getattr(node, "value", None) is not None and name in (getattr(item, "id", None) for item in targets)
-
-
-def _upstream(world: World, folder: str, *words: str) -> list[str]:
-    """Return upstream's files in a folder that hold one of some words."""
-    held = world.sources.holding(*words) if words else []
-    return [path for path in held if path.startswith(folder) and path not in world.overlay.trees]
 
 
 def _processed(node: ast.AST) -> list[str]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
-from overlay_tools.bindings import FUNCTION, Binding, Imported, Names, Typed, bound, kind_of, members
+from overlay_tools.bindings import FUNCTION, Binding, Imported, Names, Typed, bound, kind_of, last_name, members
 from overlay_tools.errors import ContractError, WheelError
 from overlay_tools.sources import Sources, parse
 
@@ -100,7 +100,7 @@ def _overlay(files: tuple[tuple[str, bytes], ...]) -> Overlay:
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and ast.unparse(node.value) != "super()":
             reads.add(node.attr)
         if isinstance(node, ast.Call):
-            makes.add(called := ast.unparse(node.func).rpartition(".")[2])
+            makes.add(called := last_name(node.func))
             if called in ("getattr", "hasattr"):
                 reads |= {str(item.value) for item in node.args[1:2] if isinstance(item, ast.Constant)}
     return Overlay(trees=trees, reads=frozenset(reads), makes=frozenset(makes))
@@ -205,10 +205,10 @@ class World:
         return self.find(scope.module, name) or [UNKNOWN]  # a builtin, or a fault that ruff finds
 
     def _call(self, scope: Scope, node: ast.Call) -> list[Symbol]:
-        called = ast.unparse(node.func)
+        called = last_name(node.func)
         if called == "super" and not node.args and scope.owner is not None:
             return [Symbol(module=scope.owner.module, node=scope.owner.node, instance=True, above=True)]
-        if called == "importlib.import_module" and node.args and isinstance(node.args[0], ast.Constant):
+        if called == "import_module" and node.args and isinstance(node.args[0], ast.Constant):
             return self.imported(str(node.args[0].value), None)
         return [
             Symbol(module=symbol.module, node=symbol.node, instance=True)

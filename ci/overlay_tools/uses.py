@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from packaging.version import Version
 
-from overlay_tools.bindings import FUNCTION, Binding, absolute, bound, bound_locally, kind_of
+from overlay_tools.bindings import FUNCTION, Binding, absolute, bound, bound_locally, kind_of, last_name
 from overlay_tools.signatures import misbound, misfits, signature, signature_of
 from overlay_tools.symbols import UNKNOWN, Module, Scope, Symbol, World, is_sglang
 
@@ -185,7 +185,7 @@ class _Reader(ast.NodeVisitor):
             decides = isinstance(test.op, ast.Or)
             truths = [self._truth(value) for value in test.values]
             return decides if decides in truths else None if None in truths else not decides
-        if isinstance(test, ast.Call) and ast.unparse(test.func) == "hasattr" and len(test.args) == 2:
+        if isinstance(test, ast.Call) and last_name(test.func) == "hasattr" and len(test.args) == 2:
             owner, name = test.args
             found = self.world.attribute(self.world.evaluate(self.scope, owner), getattr(name, "value", ""))
             return None if UNKNOWN in found or not isinstance(name, ast.Constant) else bool(found)
@@ -211,7 +211,7 @@ class _Reader(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
-        if ast.unparse(node.func) == "getattr" and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):
+        if last_name(node.func) == "getattr" and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):
             self._take(node, node.args[0], str(node.args[1].value))
         problems = []
         for symbol in self.world.evaluate(self.scope, node.func):
