@@ -260,6 +260,8 @@ def test_files_of_the_overlay_are_written_added_and_removed(mini: Miniature) -> 
     commit(mini, "Ours", ours="OURS = 2\n")
     commit(mini, "More", models_gone=None, layers_new="NEW = 1\n")
     mini.write("overlay/sglang/models/theirs.py", "THEIRS = 2\n")  # here alone
+    commit(mini, "Both", both="BOTH = 1\n")
+    mini.write("overlay/sglang/both.py", "BOTH = 1\n")
     assert written(mini) == ["overlay/sglang/layers/new.py", "overlay/sglang/models/gone.py", f"overlay/{OURS}"]
     assert (mini.root / "overlay" / OURS).read_text() == "OURS = 2\n"
     assert (mini.root / "overlay/sglang/layers/new.py").read_text() == "NEW = 1\n"
