@@ -265,9 +265,10 @@ def test_a_function_that_became_a_method_takes_its_indentation(follow: Follow) -
     load = LOAD.replace("    check", "\n    check")
     method = re.sub("(?m)^(?=.)", "    ", load).replace("def load(path", "def load(self, path")
     new = sub(ENGINE, ("def load", "class Loader:\n" + method + "\n\ndef load"), (LOAD, ""))
-    placed = follow({FILE: sub(ENGINE, (LOAD, load))}, {FILE: sub(ENGINE, (LOAD, load), HOOK)}, {FILE: new})
+    hook = (CHECK, f"{CHECK}\n{OURS}")
+    placed = follow({FILE: sub(ENGINE, (LOAD, load))}, {FILE: sub(ENGINE, (LOAD, load), hook)}, {FILE: new})
     assert (only(placed).outcome, only(placed).scope) == ("moved", "Loader.load")
-    assert placed.files[FILE].decode() == sub(new, ("    " + CHECK, f"    {CHECK}    {OURS}"))
+    assert placed.files[FILE].decode() == sub(new, ("    " + CHECK, f"    {CHECK}\n    {OURS}"))
 
 
 def test_a_method_that_became_a_function_takes_its_indentation(follow: Follow) -> None:
@@ -309,7 +310,9 @@ def test_without_a_place_the_target_is_gone(follow: Follow, new: dict[str, str],
 
 
 def test_two_places_in_other_files_are_no_place(follow: Follow) -> None:
-    placed = follow({FILE: ENGINE}, {FILE: sub(ENGINE, HOOK)}, {"sglang/a.py": "x = 1\n" + LOAD, "sglang/b.py": LOAD})
+    placed = follow(
+        {FILE: ENGINE}, {FILE: sub(ENGINE, HOOK)}, {"sglang/a.py": "x = 1\n" + LOAD + LAST, "sglang/b.py": LOAD + LAST}
+    )
     # Neither stands for the lines; a function that is like the old one is shown.
     assert (only(placed).outcome, only(placed).note) == ("moved", f"from {FILE}, load")
     assert not placed.settled

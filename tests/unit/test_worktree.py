@@ -71,13 +71,13 @@ def test_a_commit_says_what_it_does(tree: Worktree) -> None:
     commit(tree, "One\n\nbecause\nof this\n\nHook: a\nRemove-When: never,\n ever", loader=LOADER + "x = 1\n")
     (tree.folder / TEXT_FILE).write_text("schöner\n")
     (tree.folder / "sglang" / "with blank.txt").write_text("x\n")
-    commit(tree, "Two", loader=None)
+    commit(tree, "Two", loader=None, loader2=LOADER + "x = 1\n")
     one, two = tree.commits()
     assert (one.subject, one.body, one.parents) == ("One", "because of this", 1)
     assert one.trailers == {"Hook": "a", "Remove-When": "never, ever"}
     assert one.changed == {LOADER_FILE: "M"}
     assert (two.subject, two.body, two.trailers) == ("Two", "", {})
-    assert two.changed == {LOADER_FILE: "D", TEXT_FILE: "M", "sglang/with blank.txt": "A"}
+    assert two.changed == {LOADER_FILE: "D", TEXT_FILE: "M", "sglang/with blank.txt": "A", "sglang/loader2.py": "A"}
     assert tree.read(one.sha, LOADER_FILE) == (LOADER + "x = 1\n").encode()
     assert tree.read(f"{one.sha}~", LOADER_FILE) == LOADER.encode()
 
@@ -170,12 +170,11 @@ def test_the_users_configuration_and_a_hook_of_gits_do_not_matter(
     for name in ("GIT_DIR", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name)
     # Nor to what a person commits there.
-    (tree.folder / "sglang" / "a.py").write_bytes(b"a = 2\r\n")
-    subprocess.run(
-        ["git", "-c", "user.name=me", "-c", "user.email=me@here", "commit", "--no-gpg-sign", "--quiet", "-am", "x"],
-        cwd=tree.folder, check=True,
-    )  # fmt: skip
-    assert tree.read("HEAD", "sglang/a.py") == b"a = 2\r\n"
+    (tree.folder / "sglang" / "b.py").write_bytes(b"b = 1\r\n")
+    who = ["-c", "user.name=me", "-c", "user.email=me@here"]
+    for words in (["add", "--all"], [*who, "commit", "--no-gpg-sign", "--quiet", "--message=x"]):
+        subprocess.run(["git", *words], cwd=tree.folder, check=True)
+    assert tree.read("HEAD", "sglang/b.py") == b"b = 1\r\n"
 
 
 def test_a_git_that_fails_is_shown(tree: Worktree) -> None:
