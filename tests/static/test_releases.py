@@ -17,6 +17,11 @@ from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).parents[2]
 LOCK = load_lock(ROOT / "upstream.lock")
+# Where a release's own fault is mended besides: how many lines more are added and removed, and in which files.
+MENDED = {
+    "0.5.8": (1, 0, {"sglang/srt/server_args.py"}),
+    "0.5.13.post1": (1, 1, {"sglang/srt/layers/attention/hybrid_linear_attn_backend.py"}),
+}
 
 
 @pytest.fixture
@@ -37,7 +42,9 @@ def test_the_wheel_is_upstreams_and_six_lines(project: Project, version: str) ->
     wheel = source_wheel(release)
     base = fetch(release, wheel, cache_dir())
     built = build_sglang(project, release, wheel, base, load_series(ROOT / "patches"))
-    assert (sum(patch.added for patch in built.patches), sum(patch.removed for patch in built.patches)) == (6, 0)
+    added, removed, where = MENDED.get(version, (0, 0, set()))
+    assert sum(patch.added for patch in built.patches) == 6 + added
+    assert sum(patch.removed for patch in built.patches) == removed
     assert verify_wheel(built.path).differences == []
     with zipfile.ZipFile(base) as before, zipfile.ZipFile(built.path) as after:
         old = {info.filename: info.CRC for info in before.infolist() if ".dist-info/" not in info.filename}
@@ -48,7 +55,7 @@ def test_the_wheel_is_upstreams_and_six_lines(project: Project, version: str) ->
             "sglang/_version.py",
             "sglang/srt/configs/model_config.py",
             "sglang/srt/model_loader/utils.py",
-        }
+        } | where
         for name in ("entry_points.txt", "WHEEL", "top_level.txt"):
             assert _dist_info(before, version, name) == _dist_info(after, f"{version}+overlay.{project.revision}", name)
         assert _dist_info(before, version, "METADATA").replace(
