@@ -27,7 +27,7 @@ class Server:
     Parameters: `python`, the interpreter of its environment; `model`, the checkpoint's folder; `flags`, further flags
     of `sglang.launch_server`; `env`, added to this process's environment; `log`, the file that takes its output;
     `port`, the port to listen on, or a free one; `timeout`, seconds it may take to come up; `waiting`, called every
-    second until then with the seconds waited.
+    second until then with the seconds waited; `grace`, seconds it may take to end by itself when it is stopped.
     Raises ServeError, with the server's own last lines, if it dies or does not come up in time.
     """
 
@@ -42,10 +42,11 @@ class Server:
         port: int | None = None,
         timeout: float = 600.0,
         waiting: Callable[[int], None] = lambda seconds: None,
+        grace: float = _GRACE,
     ) -> None:
         self.python, self.model, self.flags, self.env, self.log = python, model, flags, env, log
         self.port = port if port is not None else _free_port()
-        self.timeout, self.waiting = timeout, waiting
+        self.timeout, self.waiting, self.grace = timeout, waiting, grace
 
     @property
     def url(self) -> str:
@@ -92,7 +93,7 @@ class Server:
         """End the server and every process that it started."""
         self._signal(signal.SIGTERM)
         try:
-            self.process.wait(_GRACE)
+            self.process.wait(self.grace)
         except subprocess.TimeoutExpired:
             pass
         finally:

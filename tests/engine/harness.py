@@ -70,7 +70,8 @@ def server(
 ) -> Server:
     """Describe a server of a checkpoint, its output in the file `log`, to be started by `with`."""
     flags = cpu_engine.flags({**cpu_engine.ARGS, **(arguments or {})})
-    return Server(Path(sys.executable), path, flags, env={**cpu_engine.ENV, **(env or {})}, log=log)
+    # Left to end by itself, a server takes 4 to 6 seconds, nearly all of them asleep.
+    return Server(Path(sys.executable), path, flags, env={**cpu_engine.ENV, **(env or {})}, log=log, grace=0)
 
 
 RELEASE = Version(version("sglang"))
