@@ -417,6 +417,8 @@ def test_a_hunk_across_two_functions_is_proposed_whole(follow: Follow) -> None:
         "        return 0\n\n    def put(self, key, value):\n        pass\n",
     )
     assert only(follow_one(follow, method)).scope == "Cache"
+    moved = (CHECK + "    return model\n\n\ndef unload(model):\n", "    return model\n\n\ndef unload(model):\n" + OURS)
+    assert only(follow_one(follow, moved)).scope == ""
 
 
 def test_blank_lines_and_a_decorator_belong_to_the_function(follow: Follow) -> None:
