@@ -35,6 +35,12 @@ def build(session: nox.Session) -> None:
 
 
 @nox.session
+def plugin(session: nox.Session) -> None:
+    """Build the plugin wheel, which brings the models to an unmodified sglang."""
+    tool(session, "plugin")
+
+
+@nox.session
 def verify(session: nox.Session) -> None:
     """Compare a wheel or an environment with its manifest: WHEEL ... | --env PYTHON."""
     tool(session, "verify")

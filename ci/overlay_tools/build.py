@@ -26,18 +26,21 @@ from overlay_tools.project import Project
 from overlay_tools.wheel import BaseWheel, Row, WheelWriter, format_record, record_row
 
 _VERSION_FILE = "sglang/_version.py"
+_PACKAGES = ("sglang", "sgl_kernel", "sglang_overlay_plugin")
 _KERNEL_METADATA = """\
+Summary: CPU reference kernels for SGLang, in plain PyTorch
+Requires-Dist: torch
+"""
+_OWN_METADATA = """\
 Metadata-Version: 2.4
 Name: {name}
 Version: {version}
-Summary: CPU reference kernels for SGLang, in plain PyTorch
 License-Expression: Apache-2.0
 License-File: LICENSE
 License-File: NOTICE
 Requires-Python: >=3.10
-Requires-Dist: torch
 """
-_KERNEL_WHEEL = """\
+_OWN_WHEEL = """\
 Wheel-Version: 1.0
 Generator: sglang-overlay-tools
 Root-Is-Purelib: true
@@ -134,17 +137,29 @@ def build_kernel(project: Project, release: Release) -> Built:
 
     Raises BuildError if the overlay has no kernels or one of its files does not compile.
     """
-    started = time.perf_counter()
-    version = f"{release.kernel_version}+cpu.{project.revision}"
-    stem = f"{canonicalize_name(release.kernel.name).replace('-', '_')}-{version}"
-    dist_info = f"{stem}.dist-info"
     content = collect(project.overlay, "sgl_kernel")
     if not content:
         raise BuildError(f"{project.overlay / 'sgl_kernel'} holds no file.", hint="Restore the CPU kernels.")
     compile_all(content)
+    version = f"{release.kernel_version}+cpu.{project.revision}"
+    return build_own(project, release.kernel.name, version, content, _KERNEL_METADATA, {})
+
+
+def build_own(
+    project: Project, name: str, version: str, content: Mapping[str, bytes], metadata: str, beside: Mapping[str, bytes]
+) -> Built:
+    """Build a wheel that holds nothing of upstream's, for every Python and machine.
+
+    Parameters: `content`, its files; `metadata`, the lines of METADATA that are its own; `beside`, further files of its
+    .dist-info.
+    """
+    started = time.perf_counter()
+    stem = f"{canonicalize_name(name).replace('-', '_')}-{version}"
+    dist_info = f"{stem}.dist-info"
     own = {
-        f"{dist_info}/METADATA": _KERNEL_METADATA.format(name=release.kernel.name, version=version).encode(),
-        f"{dist_info}/WHEEL": _KERNEL_WHEEL.encode(),
+        f"{dist_info}/METADATA": (_OWN_METADATA.format(name=name, version=version) + metadata).encode(),
+        f"{dist_info}/WHEEL": _OWN_WHEEL.encode(),
+        **{f"{dist_info}/{file}": data for file, data in beside.items()},
         f"{dist_info}/licenses/LICENSE": _read(project.root / "LICENSE"),
         f"{dist_info}/licenses/NOTICE": _read(project.root / "NOTICE"),
     }
@@ -153,12 +168,12 @@ def build_kernel(project: Project, release: Release) -> Built:
         rows: list[Row] = []
         _add(writer, rows, content)
         manifest = Manifest(
-            distribution=release.kernel.name,
+            distribution=name,
             version=version,
             base=None,
             patches=[],
             files=_describe(content, dict.fromkeys(content, "added")),
-            tree=tree_hash([*rows, *(record_row(name, data) for name, data in own.items())]),
+            tree=tree_hash([*rows, *(record_row(path, data) for path, data in own.items())]),
         )
         _finish(writer, rows, {**own, f"{dist_info}/{MANIFEST}": manifest.dump()}, dist_info)
 
@@ -180,7 +195,7 @@ def collect(overlay: Path, package: str) -> dict[str, bytes]:
     Hidden files and Python's caches are left out.
     Raises BuildError if a file is a link, or the overlay has a package that goes into no wheel.
     """
-    strange = [path for path in overlay.iterdir() if path.name not in ("sglang", "sgl_kernel") and path.name[0] != "."]
+    strange = [path for path in overlay.iterdir() if path.name not in _PACKAGES and path.name[0] != "."]
     if strange:
         raise BuildError(*(f"{path} goes into no wheel." for path in strange), hint="overlay/ mirrors site-packages.")
     content = {}

@@ -28,14 +28,22 @@ from overlay_tools.lock import PLATFORMS, PYTHONS, Lock, Release, dump_lock, get
 from overlay_tools.matrix import due, run_matrix
 from overlay_tools.page import write_page
 from overlay_tools.patchset import lint, load_series
+from overlay_tools.plugin import build_plugin
 from overlay_tools.port import Port
 from overlay_tools.process import run
 from overlay_tools.project import Project, cache_dir, load_project
+from overlay_tools.rungs import RUNGS
 from overlay_tools.serve import ask
 from overlay_tools.server import Server
 from overlay_tools.sources import THIS_PYTHON
 from overlay_tools.status import collect, show
 from overlay_tools.verify import verify_environment, verify_wheel
+
+# What is tested of upstream's wheel with the plugin: all of the engine but its kernels and the drop-in wheel itself.
+_PLUGIN_TESTS = [
+    *(file for file in (*RUNGS["twin"], *RUNGS["engine"]) if not file.endswith(("test_install.py", "test_wheel.py"))),
+    "tests/plugin",
+]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +88,11 @@ def build_command(project: Project, arguments: argparse.Namespace) -> None:
     for release in [get_release(lock, version, project.lock) for version in versions]:
         for built in build_release(project, release, hooks, arguments.python, arguments.platform):
             _summary(project, built)
+
+
+def plugin_command(project: Project, arguments: argparse.Namespace) -> None:
+    """Build the plugin wheel."""
+    _summary(project, build_plugin(project))
 
 
 def verify_command(project: Project, arguments: argparse.Namespace) -> None:
@@ -152,9 +165,15 @@ def adopt_command(project: Project, arguments: argparse.Namespace) -> None:
 
 def test_command(project: Project, arguments: argparse.Namespace) -> int:
     """Run the engine tests of one release in its environment."""
-    python, _ = _engine(project, arguments.version, arguments.python)
+    python, _ = _engine(project, arguments.version, arguments.python, plugin=arguments.plugin)
     os.environ.update(cpu_engine.ENV)
-    where = [] if any(word.startswith("tests/") for word in arguments.pytest) else ["tests/engine"]
+    where = (
+        []
+        if any(word.startswith("tests/") for word in arguments.pytest)
+        else _PLUGIN_TESTS
+        if arguments.plugin
+        else ["tests/engine"]
+    )
     words = [str(python), "-m", "pytest", "-W", "default", *where, *arguments.pytest]
     return os.spawnv(os.P_WAIT, words[0], words)
 
@@ -247,9 +266,9 @@ def bench_port_command(project: Project, arguments: argparse.Namespace) -> None:
         raise PortError(f"{wrong} insertions came out at a wrong place.")
 
 
-def _engine(project: Project, version: str, python: str | None) -> tuple[Path, bool]:
-    folder = project.root / ".nox" / "engines" / f"{version}-py{python or THIS_PYTHON}"
-    return engine_environment(project, version, python, folder)
+def _engine(project: Project, version: str, python: str | None, plugin: bool = False) -> tuple[Path, bool]:
+    name = f"{version}-py{python or THIS_PYTHON}{'-plugin' if plugin else ''}"
+    return engine_environment(project, version, python, project.root / ".nox" / "engines" / name, plugin)
 
 
 def tiny_checkpoint(project: Project, python: Path) -> Path:
@@ -311,6 +330,9 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--python", default=THIS_PYTHON, choices=PYTHONS, help="CPython to build for")
     build.add_argument("--platform", default=platform.machine(), choices=PLATFORMS, help="machine to build for")
     build.set_defaults(command=build_command)
+
+    plugin = commands.add_parser("plugin", help="build the plugin wheel for an unmodified sglang into dist/")
+    plugin.set_defaults(command=plugin_command)
 
     verify = commands.add_parser("verify", help="compare a wheel or an environment with its manifest")
     verify.add_argument("wheels", nargs="*", type=Path, metavar="WHEEL")
@@ -389,6 +411,7 @@ def _parser() -> argparse.ArgumentParser:
     test = commands.add_parser("test-engine", help="run the engine tests of one release in its environment")
     test.add_argument("version", metavar="VERSION")
     test.add_argument("--python", choices=PYTHONS, help="CPython to test with")
+    test.add_argument("--plugin", action="store_true", help="with upstream's own wheel and the plugin")
     test.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="arguments for pytest, after --")
     test.set_defaults(command=test_command)
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shutil
 import sys
@@ -14,6 +15,7 @@ from overlay_tools.fetch import fetch
 from overlay_tools.index import uv
 from overlay_tools.lock import Release, get_release, load_lock
 from overlay_tools.patchset import Hook, load_series
+from overlay_tools.plugin import build_plugin
 from overlay_tools.process import run
 from overlay_tools.project import Project, cache_dir
 from overlay_tools.sources import THIS_PYTHON
@@ -31,7 +33,7 @@ def has_cuda() -> bool:
 
 
 def ensure_environment(
-    folder: Path, python: str, wheels: Sequence[Built], extras: Sequence[str], left_out: Sequence[str] = ()
+    folder: Path, python: str, wheels: Sequence[Path], extras: Sequence[str], left_out: Sequence[str] = ()
 ) -> Path:
     """Make an environment that holds `wheels`, what they pin and `extras`, or bring an older one up to date.
 
@@ -42,7 +44,9 @@ def ensure_environment(
     """
     interpreter = folder / "bin" / "python"
     stamp = folder / _STAMP
-    wanted = "\n".join([*(built.sha256 for built in wheels), *extras, *left_out, python])
+    wanted = "\n".join(
+        [*(hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels), *extras, *left_out, python]
+    )
     if stamp.exists() and interpreter.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return interpreter
     if not stamp.exists() or stamp.read_text(encoding="utf-8").splitlines()[-1] != python:
@@ -53,7 +57,7 @@ def ensure_environment(
     command: list[str | Path] = [*uv(), "pip", "install", "--quiet", "--prerelease=allow", "--python", interpreter]
     overrides = folder / "overrides.txt"
     overrides.write_text("".join(f"{name} ; python_version < '3'\n" for name in left_out), encoding="utf-8")
-    run([*command, "--overrides", overrides, *(built.path for built in wheels), *extras])
+    run([*command, "--overrides", overrides, *wheels, *extras])
     stamp.write_text(wanted, encoding="utf-8")
     return interpreter
 
@@ -69,21 +73,28 @@ def build_release(project: Project, release: Release, hooks: Sequence[Hook], pyt
         return [sglang, build_kernel(project, release)]
 
 
-def engine_environment(project: Project, version: str, python: str | None, folder: Path) -> tuple[Path, bool]:
+def engine_environment(
+    project: Project, version: str, python: str | None, folder: Path, plugin: bool = False
+) -> tuple[Path, bool]:
     """Build a release's wheels and make the environment that its engine runs in.
 
-    Parameters: `python`, as "3.12", this one's if None; `folder`, where the environment is or is to be.
+    Parameters: `python`, as "3.12", this one's if None; `folder`, where the environment is or is to be; `plugin`,
+    whether it holds upstream's own sglang and the plugin in place of the drop-in wheel.
     Returns the environment's interpreter, and whether it has upstream's kernels for a GPU.
     Raises OverlayError of the kind that fits.
     """
     release = get_release(load_lock(project.lock), version, project.lock)
     gpu = has_cuda()
     hooks = load_series(project.patches)
-    wheels = build_release(project, release, hooks, python or THIS_PYTHON, platform.machine())
+    machine = platform.machine()
+    sglang, kernel = (built.path for built in build_release(project, release, hooks, python or THIS_PYTHON, machine))
+    wheels = [sglang] if gpu else [sglang, kernel]
+    if plugin:
+        with report.step("Build the plugin"):
+            added = build_plugin(project).path
+        wheels = [fetch(release, release.select(python or THIS_PYTHON, machine), cache_dir()), added, *wheels[1:]]
     left_out = () if gpu else cpu_engine.LEFT_OUT.get(version, ())
     with report.step(f"Install them and what they pin into {folder.relative_to(project.root)}"):
         extras = (*_TEST_EXTRAS, *BOUNDS.get(version, ()))
-        interpreter = ensure_environment(
-            folder, python or sys.executable, wheels[:1] if gpu else wheels, extras, left_out
-        )
+        interpreter = ensure_environment(folder, python or sys.executable, wheels, extras, left_out)
     return interpreter, gpu

@@ -16,17 +16,22 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_SETTINGS = {"default": str, "revision": int, "replaces": list}
+_SETTINGS = {"default": str, "revision": int, "replaces": list, "plugin": list}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Project:
-    """A checkout: `default` release, `revision` N of `X+overlay.N`, upstream files that the overlay `replaces`."""
+    """A checkout and its settings.
+
+    `default`: a release; `revision`: N of `X+overlay.N`; `replaces`: upstream files in whose place the overlay has its
+    own; `plugin`: the releases on which the plugin is proven.
+    """
 
     root: Path
     default: str
     revision: int
     replaces: frozenset[str]
+    plugin: tuple[str, ...]
 
     @property
     def lock(self) -> Path:
@@ -82,6 +87,7 @@ def load_project(root: Path) -> Project:
         default=table["default"],
         revision=table["revision"],
         replaces=frozenset(table["replaces"]),
+        plugin=tuple(table["plugin"]),
     )
 
 

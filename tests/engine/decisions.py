@@ -161,7 +161,7 @@ def _parts(value: object) -> dict[Any, Any] | None:
     if isinstance(value, list | tuple):
         return dict(enumerate(value))
     kind = type(value)
-    if kind.__module__.partition(".")[0] not in ("sglang", "transformers"):
+    if kind.__module__.partition(".")[0] not in ("sglang", "sglang_overlay_plugin", "transformers"):
         return None
     fields = getattr(value, "__struct_fields__", ())  # of msgspec's records: ServerArgs from 0.5.20 on
     parts = {**{name: getattr(value, name) for name in fields}, **getattr(value, "__dict__", {})}
@@ -203,6 +203,8 @@ def decide_all(cases: Mapping[str, Any], device: str, out: Path) -> None:
 
 def main() -> None:
     """Decide the cases on all devices at once."""
+    if importlib.util.find_spec("sglang_overlay_plugin") is not None:
+        importlib.import_module("sglang_overlay_plugin").register()
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     decide(cases["warm_up"], {"device": "cpu"})
     workers = [_fork.Process(target=decide_all, args=(cases, device, Path(sys.argv[2]))) for device in sys.argv[3:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -10,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -53,11 +56,26 @@ class Model:
         return self.answers[PROMPTS.index(prompt)]
 
 
+RELEASE = Version(version("sglang"))
+# Whether sglang is upstream's own, and the overlay's models are in the plugin beside it.
+PLUGIN = find_spec("sglang_overlay_plugin") is not None
+PACKAGE = "sglang_overlay_plugin" if PLUGIN else "sglang.srt"
+# From 0.5.11 on, upstream finds the plugin by itself.
+FINDS_PLUGIN = Version("0.5.11") <= RELEASE
+
+
+def ours(name: str) -> ModuleType:
+    """Import a module of the overlay, named as below `sglang.srt`."""
+    return importlib.import_module(f"{PACKAGE}.{name}")
+
+
 @contextmanager
 def running_engine(path: Path) -> Iterator[Any]:
     """Run `sglang.Engine` on a checkpoint."""
     import sglang
 
+    if PLUGIN and not FINDS_PLUGIN:
+        importlib.import_module("sglang_overlay_plugin").register()
     engine = sglang.Engine(model_path=str(path), log_level="error", **cpu_engine.ARGS)
     try:
         yield engine
@@ -70,11 +88,11 @@ def server(
 ) -> Server:
     """Describe a server of a checkpoint, its output in the file `log`, to be started by `with`."""
     flags = cpu_engine.flags({**cpu_engine.ARGS, **(arguments or {})})
+    named = {"SGLANG_EXTERNAL_MODEL_PACKAGE": f"{PACKAGE}.models"} if PLUGIN and not FINDS_PLUGIN else {}
     # Left to end by itself, a server takes 4 to 6 seconds, nearly all of them asleep.
-    return Server(Path(sys.executable), path, flags, env={**cpu_engine.ENV, **(env or {})}, log=log, grace=0)
+    return Server(Path(sys.executable), path, flags, env={**cpu_engine.ENV, **named, **(env or {})}, log=log, grace=0)
 
 
-RELEASE = Version(version("sglang"))
 EXTRA_BUFFER = {
     "mamba_scheduler_strategy" if Version("0.5.14") > RELEASE else "mamba_radix_cache_strategy": "extra_buffer"
 }

@@ -6,7 +6,7 @@ import pytest
 from reference.checkpoints import TRAINED, make_variant
 from reference.greedy import encode
 
-from engine.harness import post, run_first, server
+from engine.harness import PACKAGE, post, run_first, server
 from engine.test_qwen3_next_ext import OFF
 
 # In the server, upstream's class is made and loaded beside ours. It answers while the file SWITCH is there.
@@ -15,7 +15,7 @@ import importlib.abc, importlib.machinery, pathlib, sys
 
 class Beside(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name != "sglang.srt.models.qwen3_next_ext":
+        if name != OURS:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         execute = spec.loader.exec_module
@@ -53,7 +53,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]
     folder = tmp_path_factory.mktemp("off")
     make_variant(folder, OFF)
     switch = folder / "switch"
-    environment = run_first(f"SWITCH = {str(switch)!r}\n" + BESIDE, folder)
+    environment = run_first(
+        f"OURS = {PACKAGE + '.models.qwen3_next_ext'!r}\nSWITCH = {str(switch)!r}\n" + BESIDE, folder
+    )
     text = encode((TRAINED / "heldout.txt").read_text(encoding="utf-8"))
     prompts = [text[500 * i : 500 * i + length] for i, length in enumerate((1, 2, 17, 64, 100, 129, 300))]
     sampling = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}

@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
-from sglang.srt.layers.logit_shaping import logit_transform
-from sglang.srt.models.llama_logit_shaping import checkpoint_shapes
 from transformers import LlamaConfig
+
+from engine.harness import ours
+
+logit_transform = ours("layers.logit_shaping").logit_transform
+checkpoint_shapes = ours("models.llama_logit_shaping").checkpoint_shapes
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from reference.checkpoints import TRAINED
 from safetensors import safe_open
-from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
-from sglang.srt.models.qwen3_next_ext import checkpoint_shapes
-from sglang.srt.models.qwen3_next_ext_mtp import draft_shapes
+
+from engine.harness import ours
+
+Qwen3NextExtConfig = ours("configs.qwen3_next_ext").Qwen3NextExtConfig
+checkpoint_shapes = ours("models.qwen3_next_ext").checkpoint_shapes
+draft_shapes = ours("models.qwen3_next_ext_mtp").draft_shapes
 
 SIGMOID = {"scoring_func": "sigmoid", "num_experts": 8, "num_experts_per_tok": 2}
 LAYERS = ["linear_attention", "full_attention"]

@@ -14,7 +14,7 @@ from packaging.version import Version
 from reference.checkpoints import change_tensors, make_checkpoint, make_variant
 from safetensors.torch import load_file, save_file
 
-from engine.harness import RELEASE, run_first, server, speculative
+from engine.harness import PACKAGE, RELEASE, run_first, server, speculative
 
 DRAFT = speculative(1)[0]
 
@@ -33,7 +33,7 @@ sys.meta_path.insert(0, Breaker())
 def break_import(folder: Path) -> dict[str, str]:
     """Make a checkpoint, and give an environment in which its model's module cannot be imported."""
     make_checkpoint("llama-logit-shaping", folder)
-    return broken_import("sglang.srt.models.llama_logit_shaping", folder)
+    return broken_import(f"{PACKAGE}.models.llama_logit_shaping", folder)
 
 
 def broken_import(module: str, folder: Path) -> dict[str, str]:
@@ -61,7 +61,7 @@ def break_config(folder: Path) -> dict[str, str]:
 def break_ext_import(folder: Path) -> dict[str, str]:
     """Make a checkpoint of Qwen3-Next-Ext, and give an environment in which its module cannot be imported."""
     make_variant(folder, {})
-    return broken_import("sglang.srt.models.qwen3_next_ext", folder)
+    return broken_import(f"{PACKAGE}.models.qwen3_next_ext", folder)
 
 
 def break_ext_draft(folder: Path) -> dict[str, str]:

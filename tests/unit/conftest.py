@@ -244,6 +244,7 @@ def make_miniature(root: Path, monkeypatch: pytest.MonkeyPatch) -> Miniature:
             default = "1.0"
             revision = 3
             replaces = []
+            plugin = []
             """
         ),
     )

@@ -119,9 +119,9 @@ def test_outside_a_checkout_it_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("[tool.sglang-overlay]\ndefault = 1\nrevision = 1\nreplaces = []\n", "default must be a str"),
-        ("[tool.sglang-overlay]\ndefault = '1'\nrevision = 0\nreplaces = []\n", "revision must be 1 or more"),
-        ("[tool.sglang-overlay]\ndefault = '1'\nrevision = 1\nreplaces = []\nx = 1\n", "knows no 'x'"),
+        ("[tool.sglang-overlay]\nplugin = []\ndefault = 1\nrevision = 1\nreplaces = []\n", "default must be a str"),
+        ("[tool.sglang-overlay]\nplugin = []\ndefault = '1'\nrevision = 0\nreplaces = []\n", "must be 1 or more"),
+        ("[tool.sglang-overlay]\nplugin = []\ndefault = '1'\nrevision = 1\nreplaces = []\nx = 1\n", "knows no 'x'"),
         ("[tool]\n", "has no table"),
         ("[tool", "pyproject.toml: "),
     ],

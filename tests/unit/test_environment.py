@@ -15,9 +15,7 @@ from unit.conftest import Miniature
 @pytest.fixture
 def wheel(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Built:
     """Return a kernel wheel that requires nothing, so that no index is needed."""
-    monkeypatch.setattr(
-        "overlay_tools.build._KERNEL_METADATA", "Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n"
-    )
+    monkeypatch.setattr("overlay_tools.build._KERNEL_METADATA", "")
     monkeypatch.setenv("UV_OFFLINE", "1")
     return build_kernel(mini.project, mini.lock["1.0"])
 
@@ -29,13 +27,13 @@ def kernel_of(python: Path) -> str:
 
 def test_it_is_made_once_and_follows_its_wheels(mini: Miniature, wheel: Built) -> None:
     folder = mini.root / ".env"
-    python = ensure_environment(folder, sys.executable, [wheel], [])
+    python = ensure_environment(folder, sys.executable, [wheel.path], [])
     assert kernel_of(python) == "1"
     made = python.lstat().st_mtime_ns
     (folder / "mark").write_text("kept while the environment is")
-    assert ensure_environment(folder, sys.executable, [wheel], []) == python
+    assert ensure_environment(folder, sys.executable, [wheel.path], []) == python
     mini.write("overlay/sgl_kernel/__init__.py", "KERNEL = 2\n")
-    ensure_environment(folder, sys.executable, [build_kernel(mini.project, mini.lock["1.0"])], [])
+    ensure_environment(folder, sys.executable, [build_kernel(mini.project, mini.lock["1.0"]).path], [])
     assert kernel_of(python) == "2"
     assert (folder / "mark").exists()
     assert python.lstat().st_mtime_ns == made
@@ -45,17 +43,17 @@ def test_one_whose_making_was_cut_short_is_made_anew(mini: Miniature, wheel: Bui
     folder = mini.root / ".env"
     (folder / "lib").mkdir(parents=True)
     (folder / "lib" / "half").write_text("")
-    assert kernel_of(ensure_environment(folder, sys.executable, [wheel], [])) == "1"
+    assert kernel_of(ensure_environment(folder, sys.executable, [wheel.path], [])) == "1"
     assert not (folder / "lib" / "half").exists()
 
 
 def test_what_cannot_be_installed_is_said_and_tried_again(mini: Miniature, wheel: Built) -> None:
     folder = mini.root / ".env"
     with pytest.raises(ToolError, match="no-such-distribution"):
-        ensure_environment(folder, sys.executable, [wheel], ["no-such-distribution"])
-    assert kernel_of(ensure_environment(folder, sys.executable, [wheel], [])) == "1"
+        ensure_environment(folder, sys.executable, [wheel.path], ["no-such-distribution"])
+    assert kernel_of(ensure_environment(folder, sys.executable, [wheel.path], [])) == "1"
 
 
 def test_an_interpreter_that_is_none_is_said(mini: Miniature, wheel: Built) -> None:
     with pytest.raises(ToolError, match=r"uv venv .*absent/python"):
-        ensure_environment(mini.root / ".env", str(mini.root / "absent/python"), [wheel], [])
+        ensure_environment(mini.root / ".env", str(mini.root / "absent/python"), [wheel.path], [])

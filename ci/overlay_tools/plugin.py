@@ -1,0 +1,149 @@
+"""The plugin: the overlay's own files as a package of their own, for an SGLang as it was published."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+
+from overlay_tools.build import Built, build_own, collect, compile_all
+from overlay_tools.errors import BuildError
+from overlay_tools.lock import load_lock
+from overlay_tools.project import Project
+
+PACKAGE = "sglang_overlay_plugin"
+_UPSTREAM = ("sglang/srt/", "sglang/")
+_METADATA = """\
+Summary: The models of sglang-overlay for an SGLang as it was published
+Keywords: {keywords}
+Requires-Dist: sglang
+"""
+_ENTRY_POINTS = f"[sglang.srt.plugins]\n{PACKAGE} = {PACKAGE}.attach:serve_plugin\n"
+# Python runs this line whenever it starts; without the variable it looks no further than at that.
+_STARTUP = (
+    f"import os; os.environ.get('SGLANG_EXTERNAL_MODEL_PACKAGE', '').startswith('{PACKAGE}')"
+    f" and __import__('{PACKAGE}.attach').attach.at_python_start()\n"
+)
+
+
+def build_plugin(project: Project) -> Built:
+    """Build the plugin wheel from the overlay's files.
+
+    Raises BuildError if a file cannot be moved into the plugin's package, or a release that the plugin is said to be
+    proven on is not locked.
+    """
+    lock = load_lock(project.lock)
+    if unknown := [version for version in project.plugin if version not in lock]:
+        raise BuildError(
+            *(f"pyproject.toml: plugin names {version}, which is not locked." for version in unknown),
+            hint="These are the releases that the plugin is proven on: `nox -s test-plugin-VERSION`.",
+        )
+    content = collect(project.overlay, PACKAGE)
+    moved = _moved(project)
+    if taken := sorted(content.keys() & set(moved.values())):
+        raise BuildError(*(f"overlay/{name} is in the way of another file." for name in taken), hint="Rename it.")
+    modules = {_module(name): _module(new) for name, new in moved.items() if name.endswith(".py")}
+    for name, data in collect(project.overlay, "sglang").items():
+        content[moved[name]] = rewrite(data, modules, f"overlay/{name}") if name.endswith(".py") else data
+    folders = {str(parent) for name in content for parent in PurePosixPath(name).parents if str(parent) != "."}
+    content |= {file: b"" for folder in folders if (file := f"{folder}/__init__.py") not in content}
+    compile_all(content)
+    return build_own(
+        project,
+        PACKAGE.replace("_", "-"),
+        str(project.revision),
+        {**content, f"{PACKAGE}.pth": _STARTUP.encode()},
+        _METADATA.format(keywords=",".join(f"sglang=={version}" for version in project.plugin)),
+        {"entry_points.txt": _ENTRY_POINTS.encode()},
+    )
+
+
+def rewrite(data: bytes, modules: Mapping[str, str], path: str) -> bytes:
+    """Return a file's code with the overlay's modules under their names in the plugin.
+
+    Parameters: `modules`, their names in the wheel and in the plugin; `path`, what an error calls the file.
+    Dotted names in code are renamed, and strings that name a module, alone or before a colon.
+    Raises BuildError, with the line, on an import or a string that still leads to the old name.
+    """
+    text = data.decode("utf-8")
+    lines = text.splitlines(keepends=True)
+    faults = [f"{path}:{line}: {fault}" for line, fault in _imports_left(ast.parse(text), modules)]
+    for (row, start), (_, end), new in reversed(list(_renamed(text, modules))):
+        line = lines[row - 1]
+        lines[row - 1] = line[:start] + new + line[end:]
+    text = "".join(lines)
+    faults += [f"{path}:{line}: {fault}" for line, fault in _names_left(ast.parse(text), modules)]
+    if faults:
+        raise BuildError(*faults, hint="Import the overlay's own modules as `from sglang.srt.models.name import Name`.")
+    return text.encode("utf-8")
+
+
+def _moved(project: Project) -> dict[str, str]:
+    if project.replaces:
+        raise BuildError(
+            *(f"overlay/{name} replaces a file of upstream." for name in sorted(project.replaces)),
+            hint="A plugin leaves upstream's files as they are: there is none for this overlay.",
+        )
+    moved = {}
+    for name in collect(project.overlay, "sglang"):
+        prefix = next(prefix for prefix in _UPSTREAM if name.startswith(prefix))
+        moved[name] = f"{PACKAGE}/{name.removeprefix(prefix)}"
+    return moved
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _renamed(text: str, modules: Mapping[str, str]) -> Iterator[tuple[tuple[int, int], tuple[int, int], str]]:
+    """Yield where a name stands, from and to, and what is to stand there instead."""
+    chain: list[tokenize.TokenInfo] = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if chain and token.start == chain[-1].end and (token.string == ".") != (chain[-1].string == "."):
+            chain.append(token)
+            continue
+        yield from _renamed_chain(chain, modules)
+        chain = [token] if token.type == tokenize.NAME else []
+        if token.type == tokenize.STRING and (found := re.fullmatch(r"""(["'])([\w.]+)(:\w+)?\1""", token.string)):
+            quote, name, rest = found.groups()
+            if name in modules:
+                yield token.start, token.end, f"{quote}{modules[name]}{rest or ''}{quote}"
+
+
+def _renamed_chain(
+    chain: list[tokenize.TokenInfo], modules: Mapping[str, str]
+) -> Iterator[tuple[tuple[int, int], tuple[int, int], str]]:
+    for length in range(len(chain), 0, -1):
+        if (name := "".join(token.string for token in chain[:length])) in modules:
+            yield chain[0].start, chain[length - 1].end, modules[name]
+            return
+
+
+def _imports_left(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """Yield the imports that lead to a module of the overlay by another way than its whole name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                yield node.lineno, "a relative import."
+            for alias in node.names:
+                if f"{node.module}.{alias.name}" in modules:
+                    yield node.lineno, f"it imports the module {alias.name} from its package."
+
+
+def _names_left(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """Yield the strings, other than docstrings, that name a module of the overlay by its old name."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    old = re.compile("|".join(rf"(?<![\w.]){re.escape(name)}(?!\w)" for name in modules) or r"(?!)")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in docstrings:
+            continue
+        if found := old.search(node.value):
+            yield node.lineno, f"a string names {found.group()}."
