@@ -19,7 +19,7 @@ nox.options.reuse_venv = "yes"
 
 ROOT = Path(__file__).parent
 VERSIONS = list(tomllib.loads((ROOT / "upstream.lock").read_text(encoding="utf-8"))["release"])
-DEFAULT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["sglang-overlay"]["default"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["sglang-overlay"]
 
 
 def tool(session: nox.Session, command: str, *extras: str) -> None:
@@ -122,7 +122,7 @@ def test(session: nox.Session) -> None:
     session.install("-e", ".[test]")
     session.run("python", "tests/unit/browser.py")
     session.run("pytest", *session.posargs)
-    session.run("overlay-tools", "test-engine", DEFAULT)
+    session.run("overlay-tools", "test-engine", SETTINGS["default"])
 
 
 def add_test(version: str) -> None:
@@ -137,5 +137,18 @@ def add_test(version: str) -> None:
     nox.session(name=f"test-{version}")(test_release)
 
 
+def add_plugin_test(version: str) -> None:
+    """Add the session that tests the plugin on one release."""
+
+    def test_plugin(session: nox.Session) -> None:
+        session.install("-e", ".[test]")
+        session.run("overlay-tools", "test-engine", "--plugin", version, "--", *session.posargs)
+
+    test_plugin.__doc__ = f"Test the plugin beside upstream's own sglang {version} (arguments go to that pytest)."
+    nox.session(name=f"test-plugin-{version}")(test_plugin)
+
+
 for _version in VERSIONS:
     add_test(_version)
+for _version in SETTINGS["plugin"]:
+    add_plugin_test(_version)

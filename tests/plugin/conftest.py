@@ -1,0 +1,7 @@
+"""The engine's fixtures, in an environment with upstream's own sglang and the plugin beside it."""
+
+from __future__ import annotations
+
+from engine.conftest import models, quicker_starts
+
+__all__ = ["models", "quicker_starts"]

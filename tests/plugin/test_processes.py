@@ -1,0 +1,105 @@
+"""The models are there in every process of a server, however many and of whatever kind these are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import distribution, version
+from pathlib import Path
+
+import pytest
+from engine.harness import FINDS_PLUGIN, SAMPLING, Model, assert_answers, post, server
+
+PLUGINS_OFF = {"SGLANG_PLUGINS": "none"} if FINDS_PLUGIN else {"SGLANG_EXTERNAL_MODEL_PACKAGE": ""}
+
+
+def test_sglang_is_upstreams_own() -> None:
+    assert "+" not in version("sglang")
+
+
+@pytest.mark.parametrize("arguments", [{"tokenizer_worker_num": 2}, {"dp_size": 2}], ids=str)
+def test_a_server_of_more_processes_answers_as_the_twin(
+    arguments: dict[str, object], models: dict[str, Model], tmp_path: Path
+) -> None:
+    model = models["LlamaLogitShaping, softcap"]
+    with server(model.path, tmp_path / "log", arguments, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}) as running:
+        prompts = [answer.prompt for answer in model.answers]
+        # One at a time, so that each goes to the worker whose turn it is.
+        outputs = [
+            post(running.url, "/generate", input_ids=prompt, sampling_params=SAMPLING, return_logprob=True)
+            for prompt in prompts
+        ]
+    assert_answers(outputs, model.answers)
+
+
+def test_the_doctor_finds_nothing_wrong() -> None:
+    environment = {} if FINDS_PLUGIN else {"SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_overlay_plugin.models"}
+    status, said = doctor(environment)
+    assert status == 0, said
+    assert "FAILED" not in said
+    for what in ("LlamaLogitShapingForCausalLM", "Qwen3NextExtConfig", "Qwen3NextExtForCausalLMMTP"):
+        assert sum(line.startswith("ok") and line.endswith(what) for line in said.splitlines()) == 1
+
+
+def test_the_doctor_says_that_nothing_loads_the_plugin() -> None:
+    status, said = doctor(PLUGINS_OFF)
+    assert status == 1
+    (fault,) = (line for line in said.splitlines() if line.startswith("FAILED"))
+    assert ("SGLANG_PLUGINS=none leaves" if FINDS_PLUGIN else "set SGLANG_EXTERNAL_MODEL_PACKAGE=") in fault
+
+
+def doctor(environment: dict[str, str]) -> tuple[int, str]:
+    """Ask the doctor in an environment; give its status and what it printed."""
+    words = [sys.executable, "-m", "sglang_overlay_plugin", "doctor"]
+    done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def test_a_stock_model_starts_as_quickly_as_without_the_plugin(models: dict[str, Model], tmp_path: Path) -> None:
+    seconds: dict[str, list[float]] = {"with the plugin": [], "without": []}
+    for repeat in range(3):
+        for name, environment in (("with the plugin", {}), ("without", PLUGINS_OFF)):
+            started = time.monotonic()
+            with server(models["Llama"].path, tmp_path / f"{name} {repeat}", env=environment):
+                seconds[name].append(time.monotonic() - started)
+    print(f"\nsglang {version('sglang')}, seconds to health:", json.dumps(seconds))
+    assert statistics.median(seconds["with the plugin"]) < statistics.median(seconds["without"]) + 4
+
+
+def run(*words: str | Path) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Give the sha256 of every file in a folder by its path there."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_uninstalling_leaves_upstream_as_it_was(tmp_path: Path) -> None:
+    (plugin,) = (Path(__file__).parents[2] / "dist").glob("sglang_overlay_plugin-*.whl")
+    python = tmp_path / "env" / "bin" / "python"
+    uv = [sys.executable, "-m", "uv"]
+    site = Path(str(distribution("sglang").locate_file("")))
+    run(*uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "env")
+    (folder,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    for name in ("sglang", f"sglang-{version('sglang')}.dist-info"):
+        shutil.copytree(site / name, folder / name)
+    before = digests(folder)
+    run(*uv, "pip", "install", "--quiet", "--no-deps", "--no-cache", "--python", python, plugin)
+    installed = digests(folder)
+    assert {name.split("/")[0] for name in installed.keys() - before.keys()} == {
+        "sglang_overlay_plugin",
+        "sglang_overlay_plugin.pth",
+        f"{plugin.name.partition('-py3')[0]}.dist-info",
+    }
+    assert {name: installed[name] for name in before} == before
+    run(*uv, "pip", "uninstall", "--quiet", "--python", python, "sglang-overlay-plugin")
+    assert digests(folder) == before
