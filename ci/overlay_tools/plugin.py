@@ -43,8 +43,9 @@ def build_plugin(project: Project) -> Built:
         )
     content = collect(project.overlay, PACKAGE)
     moved = _moved(project)
-    if taken := sorted(content.keys() & set(moved.values())):
-        raise BuildError(*(f"overlay/{name} is in the way of another file." for name in taken), hint="Rename it.")
+    places = [*content, *moved.values()]
+    if taken := sorted({name for name in places if places.count(name) > 1}):
+        raise BuildError(*(f"overlay: two files of it would be {name}." for name in taken), hint="Rename one of them.")
     modules = {_module(name): _module(new) for name, new in moved.items() if name.endswith(".py")}
     for name, data in collect(project.overlay, "sglang").items():
         content[moved[name]] = rewrite(data, modules, f"overlay/{name}") if name.endswith(".py") else data
@@ -66,10 +67,14 @@ def rewrite(data: bytes, modules: Mapping[str, str], path: str) -> bytes:
 
     Parameters: `modules`, their names in the wheel and in the plugin; `path`, what an error calls the file.
     Dotted names in code are renamed, and strings that name a module, alone or before a colon.
-    Raises BuildError, with the line, on an import or a string that still leads to the old name.
+    Raises BuildError, with the line, on a syntax error and on whatever would still lead to the old name.
     """
-    text = data.decode("utf-8")
-    lines = text.splitlines(keepends=True)
+    compile_all({path: data})
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BuildError(f"{path} is not UTF-8.", hint="Save it as UTF-8.") from None
+    lines = io.StringIO(text).readlines()  # as the tokenizer counts them: a form feed ends none
     faults = [f"{path}:{line}: {fault}" for line, fault in _imports_left(ast.parse(text), modules)]
     for (row, start), (_, end), new in reversed(list(_renamed(text, modules))):
         line = lines[row - 1]
@@ -101,12 +106,14 @@ def _module(name: str) -> str:
 def _renamed(text: str, modules: Mapping[str, str]) -> Iterator[tuple[tuple[int, int], tuple[int, int], str]]:
     """Yield where a name stands, from and to, and what is to stand there instead."""
     chain: list[tokenize.TokenInfo] = []
+    before = ""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if chain and token.start == chain[-1].end and (token.string == ".") != (chain[-1].string == "."):
             chain.append(token)
             continue
         yield from _renamed_chain(chain, modules)
-        chain = [token] if token.type == tokenize.NAME else []
+        chain = [token] if token.type == tokenize.NAME and before != "." else []
+        before = token.string
         if token.type == tokenize.STRING and (found := re.fullmatch(r"""(["'])([\w.]+)(:\w+)?\1""", token.string)):
             quote, name, rest = found.groups()
             if name in modules:
@@ -123,7 +130,11 @@ def _renamed_chain(
 
 
 def _imports_left(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str]]:
-    """Yield the imports that lead to a module of the overlay by another way than its whole name."""
+    """Yield what leads to a module of the overlay and cannot be renamed.
+
+    Python's tokenizer finds the names in an f-string from 3.12 on only.
+    """
+    old = _any_of(modules)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             if node.level:
@@ -131,6 +142,8 @@ def _imports_left(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tupl
             for alias in node.names:
                 if f"{node.module}.{alias.name}" in modules:
                     yield node.lineno, f"it imports the module {alias.name} from its package."
+        elif isinstance(node, ast.JoinedStr) and (found := old.search(ast.unparse(node))):
+            yield node.lineno, f"an f-string names {found.group()}."
 
 
 def _names_left(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str]]:
@@ -141,9 +154,13 @@ def _names_left(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[
         for node in ast.walk(tree)
         if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
     }
-    old = re.compile("|".join(rf"(?<![\w.]){re.escape(name)}(?!\w)" for name in modules) or r"(?!)")
+    old = _any_of(modules)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in docstrings:
             continue
         if found := old.search(node.value):
             yield node.lineno, f"a string names {found.group()}."
+
+
+def _any_of(modules: Mapping[str, str]) -> re.Pattern[str]:
+    return re.compile("|".join(rf"(?<![\w.]){re.escape(name)}(?!\w)" for name in modules) or r"(?!)")

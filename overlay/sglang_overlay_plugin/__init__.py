@@ -11,6 +11,9 @@ for whoever prefers it, `SGLANG_EXTERNAL_MODEL_PACKAGE=sglang_overlay_plugin.mod
 `python -m sglang_overlay_plugin doctor` says what took.
 """
 
-from sglang_overlay_plugin.attach import PluginError, register
+try:
+    from sglang_overlay_plugin.attach import PluginError, register
+except Exception as error:  # upstream would log it, and serve on without the plugin
+    raise SystemExit(f"{__name__} is not whole; install it anew: {type(error).__name__}: {error}") from error
 
 __all__ = ["PluginError", "register"]

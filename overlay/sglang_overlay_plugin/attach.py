@@ -5,6 +5,7 @@ module of sglang is imported for it: this runs before anything else in a spawned
 """
 
 import ast
+import csv
 import functools
 import importlib.abc
 import importlib.machinery
@@ -72,7 +73,11 @@ def external_package() -> str | None:
 def check() -> None:
     """Raise PluginError where `register` would, before anything is changed."""
     own = own_distribution()
-    missing = [str(file) for file in own.files or () if not file.locate().exists()]
+    # From Python 3.12 on, `files` leaves out what is missing. Caches may come and go.
+    recorded = [row[0] for row in csv.reader((own.read_text("RECORD") or "").splitlines()) if row]
+    missing = [name for name in recorded if "__pycache__" not in name and not Path(own.locate_file(name)).exists()]
+    if not recorded:
+        missing = ["its RECORD"]
     if missing:
         raise PluginError(f"{DISTRIBUTION} lacks {', '.join(missing)}; install it anew")
     version, folder = upstream()
@@ -137,9 +142,10 @@ def _names_defined_in(file: Path) -> set[str]:
     return names
 
 
-@functools.cache
 def attach() -> None:
     """Attach to the modules of TARGETS: to those already imported now, to others when they are."""
+    if any(isinstance(finder, _Watch) for finder in sys.meta_path):
+        return
     sys.meta_path.insert(0, _Watch())
     preparation_data = spawn.get_preparation_data
 
@@ -218,7 +224,7 @@ def _register_models(module: ModuleType) -> None:
 
 # The modules that the plugin attaches to: the name that each must define, and what is done once it is imported.
 TARGETS: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
+    "sglang.srt.model_loader.utils": ("get_model_architecture", _resolve),  # before configurations that need it
     "sglang.srt.configs.model_config": ("multimodal_model_archs", _install),
-    "sglang.srt.model_loader.utils": ("get_model_architecture", _resolve),
     "sglang.srt.models.registry": ("ModelRegistry", _register_models),
 }

@@ -205,6 +205,8 @@ def main() -> None:
     """Decide the cases on all devices at once."""
     if importlib.util.find_spec("sglang_overlay_plugin") is not None:
         importlib.import_module("sglang_overlay_plugin").register()
+    if importlib.util.find_spec("sglang.srt.configs.hybrid_arch") is None:
+        importlib.import_module("sglang.srt.model_executor.model_runner")  # `kinds` asks it, on a simulated GPU as well
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     decide(cases["warm_up"], {"device": "cpu"})
     workers = [_fork.Process(target=decide_all, args=(cases, device, Path(sys.argv[2]))) for device in sys.argv[3:]]

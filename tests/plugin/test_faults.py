@@ -103,6 +103,7 @@ def change_distribution(folder: Path, name: str, text: str) -> None:
     changed.mkdir()
     for file in ("METADATA", "entry_points.txt"):
         (changed / file).write_text(own.read_text(file) or "", encoding="utf-8")
+    (changed / "RECORD").write_text(f"{changed.name}/METADATA,,\n", encoding="utf-8")
     (changed / name).write_text(text, encoding="utf-8")
 
 
@@ -144,8 +145,8 @@ UNKNOWN = {llama: "LlamaLogitShapingForCausalLM", qwen: "qwen3_next_ext"}
 CASES: dict[str, tuple[Fault, Callable[[Path], None], str]] = {
     "nothing loads it, llama": (nothing_loads_it, llama, UNKNOWN[llama]),
     "nothing loads it, qwen": (nothing_loads_it, qwen, UNKNOWN[qwen]),
-    "unreadable, llama": (unreadable, llama, "Permission denied"),
-    "unreadable, qwen": (unreadable, qwen, "Permission denied"),
+    "unreadable, llama": (unreadable, llama, "is not whole; install it anew: PermissionError"),
+    "unreadable, qwen": (unreadable, qwen, "is not whole; install it anew: PermissionError"),
     "file missing": (file_missing, llama, "lacks sglang_overlay_plugin/absent.py; install it anew"),
     "unproven": (unproven, llama, f"is not proven on sglang {version('sglang')}"),
     "target renamed": (target_renamed, qwen, f"of sglang {RELEASE} defines no get_model_architecture"),

@@ -1,0 +1,102 @@
+"""Stand-ins for sglang as it was published and for transformers, each a few lines."""
+
+# As upstream's own behave: errors of plugins are logged, and what cannot be found falls back to another class.
+SGLANG = {
+    "sglang/__init__.py": "",
+    "sglang/srt/__init__.py": "",
+    "sglang/srt/configs/__init__.py": "",
+    "sglang/srt/configs/model_config.py": """\
+from transformers import CONFIG_MAPPING
+multimodal_model_archs = ["UpstreamVLForCausalLM"]
+class ModelConfig:
+    model_impl, is_draft_model = "auto", False
+    def __init__(self, model_type, architecture):
+        self.hf_config = CONFIG_MAPPING[model_type](architecture)
+""",
+    "sglang/srt/model_loader/__init__.py": "",
+    "sglang/srt/model_loader/utils.py": """\
+def get_model_architecture(model_config):
+    from sglang.srt.models.registry import ModelRegistry
+    for name in (*model_config.hf_config.architectures, "TransformersForCausalLM"):
+        if name in ModelRegistry.models:
+            return ModelRegistry.models[name], name
+""",
+    "sglang/srt/model_loader/loader.py": """\
+from sglang.srt.model_loader.utils import get_model_architecture
+def load(model_config):
+    cls, name = get_model_architecture(model_config)
+    return f"{cls.__module__}.{cls.__name__}"
+""",
+    "sglang/srt/models/__init__.py": "",
+    "sglang/srt/models/base.py": """\
+class BaseForCausalLM: pass
+class TransformersForCausalLM: pass
+EntryClass = [BaseForCausalLM, TransformersForCausalLM]
+""",
+    "sglang/srt/models/registry.py": """\
+import importlib, logging, os, pkgutil
+def classes(package):
+    found = {}
+    for _, name, _ in pkgutil.iter_modules(importlib.import_module(package).__path__, package + "."):
+        try:
+            entry = getattr(importlib.import_module(name), "EntryClass", [])
+        except Exception as error:
+            logging.warning("Ignored: %s", error)
+            continue
+        found.update((cls.__name__, cls) for cls in (entry if isinstance(entry, list) else [entry]))
+    return found
+class Registry:
+    def __init__(self):
+        self.models = {}
+    def register(self, package, overwrite=False):
+        for name, cls in classes(package).items():
+            if name in self.models and not overwrite:
+                raise ValueError(f"{name} already registered")
+            self.models[name] = cls
+    def get_supported_archs(self):
+        return self.models.keys()
+ModelRegistry = Registry()
+ModelRegistry.register("sglang.srt.models")
+if external := os.environ.get("SGLANG_EXTERNAL_MODEL_PACKAGE"):
+    ModelRegistry.register(external, overwrite=True)
+""",
+    "sglang/srt/plugins/__init__.py": """\
+import logging
+from importlib.metadata import entry_points
+def load_plugins():
+    for point in sorted(entry_points(group="sglang.srt.plugins"), key=lambda point: point.name):
+        try:
+            point.load()()
+        except Exception:
+            logging.exception("Failed: %s", point.name)
+""",
+    "sglang/launch_server.py": """\
+import sys
+def serve(name):
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.model_loader.loader import load
+    return "came up with " + load(ModelConfig("ext" if name.startswith("Ext") else "llama", name))
+if __name__ == "__main__":
+    try:
+        from sglang.srt.plugins import load_plugins
+    except ImportError:
+        pass
+    else:
+        load_plugins()
+    print(serve(sys.argv[1]))
+""",
+    "sglang-1.0.dist-info/METADATA": "Metadata-Version: 2.4\nName: sglang\nVersion: 1.0\n",
+    "transformers.py": """\
+class LlamaConfig:
+    model_type = "llama"
+    def __init__(self, architecture):
+        self.architectures = [architecture]
+CONFIG_MAPPING = {"llama": LlamaConfig}
+class AutoConfig:
+    @staticmethod
+    def register(model_type, config, exist_ok=False):
+        if model_type in CONFIG_MAPPING and not exist_ok:
+            raise ValueError(model_type)
+        CONFIG_MAPPING[model_type] = config
+""",
+}

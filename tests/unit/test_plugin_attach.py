@@ -1,0 +1,370 @@
+"""The installed plugin beside stand-ins for sglang and transformers, each case in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from overlay_tools.plugin import build_plugin
+
+from unit.conftest import REPOSITORY, make_miniature
+from unit.published import SGLANG
+
+OVERLAY = {
+    "configs/ext.py": """\
+from sglang.srt.overlay_registry import alias
+class ExtConfig:
+    model_type = "ext"
+    def __init__(self, architecture):
+        self.architectures = [architecture]
+        alias(self)
+""",
+    "models/plain.py": "class PlainForCausalLM: pass\nEntryClass = PlainForCausalLM\n",
+    "models/ext.py": "class ExtForCausalLM: pass\nEntryClass = [ExtForCausalLM]\n",
+}
+ROWS = """\
+MODELS: tuple[OverlayModel, ...] = (
+    OverlayModel(model="sglang.srt.models.plain:PlainForCausalLM"),
+    OverlayModel(
+        model="sglang.srt.models.ext:ExtForCausalLM",
+        base="BaseForCausalLM",
+        config="sglang.srt.configs.ext:ExtConfig",
+        multimodal=True,
+    ),
+)
+"""
+OURS = {
+    "PlainForCausalLM": "came up with sglang_overlay_plugin.models.plain.PlainForCausalLM\n",
+    "ExtForCausalLM": "came up with sglang_overlay_plugin.models.ext.ExtForCausalLM\n",
+}
+REGISTER = "import sglang_overlay_plugin\nsglang_overlay_plugin.register()\n"
+SERVE = "from sglang.launch_server import serve\nprint(serve('PlainForCausalLM'), flush=True)\n"
+VARIABLE = {"SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_overlay_plugin.models"}
+LAUNCH = ("-m", "sglang.launch_server", "PlainForCausalLM")
+PLUGIN = "sglang_overlay_plugin"
+DIST_INFO = f"{PLUGIN}-3.dist-info"
+
+
+@dataclass
+class Site:
+    """An environment with sglang, transformers and the plugin."""
+
+    folder: Path
+
+    @property
+    def packages(self) -> Path:
+        (folder,) = self.folder.glob("lib/python*/site-packages")
+        return folder
+
+    def write(self, name: str, text: str | None) -> None:
+        """Write a file of the environment, or with None take it away."""
+        path = self.packages / name
+        if text is None:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run its Python as nothing but `environment` says."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SGLANG", "PYTHON"))}
+        env = kept | {"PYTHONDONTWRITEBYTECODE": "1"} | environment
+        python = str(self.folder / "bin" / "python")
+        return subprocess.run(
+            [python, *words], env=env, cwd=self.folder, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    def printed(self, *words: str, **environment: str) -> str:
+        done = self.run(*words, **environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the plugin from the checkout's own attaching code and three small files, and install it."""
+    folder = tmp_path_factory.mktemp("attach")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        mini = make_miniature(folder / "project", monkeypatch)
+    text = (mini.root / "pyproject.toml").read_text()
+    mini.write("pyproject.toml", text.replace("plugin = []", 'plugin = ["1.0", "1.1"]'))
+    shutil.copytree(
+        REPOSITORY / "overlay" / PLUGIN, mini.root / "overlay" / PLUGIN, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    registry = (REPOSITORY / "overlay/sglang/srt/overlay_registry.py").read_text(encoding="utf-8")
+    registry, count = re.subn(r"(?ms)^MODELS: .*?^\)\n", ROWS, registry)
+    assert count == 1
+    for name, content in {**OVERLAY, "overlay_registry.py": registry}.items():
+        mini.write(f"overlay/sglang/srt/{name}", content)
+    site = Site(folder / "env")
+    venv.EnvBuilder(symlinks=True).create(site.folder)
+    for name, content in SGLANG.items():
+        site.write(name, content)
+    uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--no-cache", "--python"]
+    subprocess.run([*uv, site.folder / "bin" / "python", build_plugin(mini.project).path], check=True)
+    return site.folder
+
+
+@pytest.fixture
+def site(whole: Path, tmp_path: Path) -> Site:
+    return Site(shutil.copytree(whole, tmp_path / "env", symlinks=True))
+
+
+def ways(name: str = "PlainForCausalLM") -> Mapping[str, tuple[tuple[str, ...], dict[str, str]]]:
+    """Give the words and the environment of each way in which the plugin is loaded."""
+    by_hand = REGISTER + SERVE.replace("PlainForCausalLM", name)
+    launch = (*LAUNCH[:2], name)
+    return {"entry point": (launch, {}), "variable": (launch, VARIABLE), "by hand": (("-c", by_hand), {})}
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("way", ["entry point", "variable", "by hand"])
+def test_our_class_serves(site: Site, way: str, name: str) -> None:
+    words, environment = ways(name)[way]
+    assert site.printed(*words, **environment) == OURS[name]
+    if way != "entry point":  # before 0.5.11 there is none
+        site.write("sglang/srt/plugins", None)
+        assert site.printed(*words, **environment) == OURS[name]
+
+
+def test_a_model_of_upstream_is_served_as_ever(site: Site) -> None:
+    assert site.printed("-m", "sglang.launch_server", "BaseForCausalLM") == (
+        "came up with sglang.srt.models.base.BaseForCausalLM\n"
+    )
+
+
+def test_without_the_variable_python_starts_without_the_plugin(site: Site) -> None:
+    code = "import sys; print([name for name in sys.modules if name.startswith(('sglang', 'multiprocessing'))])"
+    assert site.printed("-c", code) == "[]\n"
+    assert site.printed("-c", code, SGLANG_EXTERNAL_MODEL_PACKAGE="another.models") == "[]\n"
+    assert "sglang_overlay_plugin.attach" in site.printed("-c", code, **VARIABLE)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sglang.srt.model_loader.loader\nimport sglang.srt.models.registry\n" + REGISTER,
+        "import sglang.srt.configs.model_config\n" + REGISTER * 2,
+        REGISTER * 2 + "from sglang.srt.plugins import load_plugins\nload_plugins()\n",
+    ],
+)
+def test_registering_late_or_twice_serves_our_class(site: Site, code: str) -> None:
+    for name, served in OURS.items():  # without the hook, upstream serves the second one's base
+        assert site.printed("-c", code + SERVE.replace("PlainForCausalLM", name)) == served
+
+
+TREE = """\
+import multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+from sglang.launch_server import serve
+
+def child(method, depth):
+    print(serve("PlainForCausalLM"), serve("ExtForCausalLM"), flush=True)
+    if depth:
+        process = multiprocessing.get_context(method).Process(target=child, args=(method, depth - 1))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+
+if __name__ == "__main__":
+    if sys.argv[2:] == ["by hand"]:
+        import sglang_overlay_plugin
+        sglang_overlay_plugin.register()
+    elif sys.argv[2:] == ["entry point"]:
+        from sglang.srt.plugins import load_plugins
+        load_plugins()
+    child(sys.argv[1], 2)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(sys.argv[1])) as pool:
+        print(*pool.map(serve, ["PlainForCausalLM", "ExtForCausalLM"]))
+"""
+
+
+@pytest.mark.parametrize("way", ["entry point", "variable", "by hand"])
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_every_process_below_serves_our_classes(site: Site, method: str, way: str) -> None:
+    (site.folder / "tree.py").write_text(TREE)
+    environment = VARIABLE if way == "variable" else {}
+    line = " ".join(served.strip() for served in OURS.values()) + "\n"
+    assert site.printed("tree.py", method, way, **environment) == line * 4
+
+
+def test_a_process_that_lacks_the_plugin_does_not_serve(site: Site) -> None:
+    code = f"""\
+import multiprocessing, shutil, sys
+from sglang.launch_server import serve
+def child():
+    print(serve("PlainForCausalLM"))
+if __name__ == "__main__":
+    {REGISTER.replace(chr(10), "; ")}
+    shutil.rmtree({str(site.packages / PLUGIN)!r})
+    process = multiprocessing.get_context("spawn").Process(target=child)
+    process.start()
+    process.join()
+    sys.exit(process.exitcode)
+"""
+    (site.folder / "tree.py").write_text(code)
+    done = site.run("tree.py")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"No module named '{PLUGIN}'" in done.stderr
+
+
+def renamed(name: str) -> str:
+    """Give the one file of sglang that defines a name, with that name changed everywhere in it."""
+    return next(text for text in SGLANG.values() if re.search(rf"^(def )?{name}\b", text, re.M)).replace(name, "gone")
+
+
+MODEL_CONFIG, UTILS, REGISTRY = (
+    f"sglang/srt/{name}.py" for name in ("configs/model_config", "model_loader/utils", "models/registry")
+)
+METADATA = "sglang-1.0.dist-info/METADATA"
+UNPROVEN = SGLANG[METADATA].replace("1.0", "1.2")
+SAYS_UNPROVEN = "3 is not proven on sglang 1.2, but on 1.0, 1.1"
+ANOTHER = "class PlainForCausalLM: pass\nEntryClass = PlainForCausalLM\n"
+REGISTERS = """\
+def load():
+    from sglang.srt.models.registry import ModelRegistry
+    ModelRegistry.register('another.models'{})
+"""
+CONFIG = "def load():\n    import transformers\n    transformers.CONFIG_MAPPING['ext'] = transformers.LlamaConfig\n"
+
+
+def another(load: str, name: str) -> dict[str, str | None]:
+    """Give the files of another plugin, which upstream loads before ours or after it by its name."""
+    return {
+        "another/__init__.py": load,
+        "another/models/__init__.py": "",
+        "another/models/plain.py": ANOTHER,
+        "another-1.dist-info/METADATA": "Metadata-Version: 2.4\nName: another\nVersion: 1\n",
+        "another-1.dist-info/entry_points.txt": f"[sglang.srt.plugins]\n{name} = another:load\n",
+    }
+
+
+@dataclass
+class Fault:
+    """What is changed in the environment, what is set, what is said, and by which ways it is met."""
+
+    says: str
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ways: tuple[str, ...] = ("entry point", "variable", "by hand")
+
+
+ENTRY, NOT_NAMED = ("entry point",), ("entry point", "by hand")
+WHOLE = f"{PLUGIN} is not whole; install it anew"
+UNREADABLE = "utils.py, where sglang-overlay-plugin attaches, cannot be read"
+NAMED = "SGLANG_EXTERNAL_MODEL_PACKAGE"
+FAULTS = {
+    "unproven": Fault(SAYS_UNPROVEN, {METADATA: UNPROVEN}),
+    "unproven, 0": Fault(SAYS_UNPROVEN, {METADATA: UNPROVEN}, {"SGLANG_OVERLAY_ALLOW_UNPROVEN": "0"}),
+    "unproven, yes": Fault(SAYS_UNPROVEN, {METADATA: UNPROVEN}, {"SGLANG_OVERLAY_ALLOW_UNPROVEN": "yes"}),
+    "sglang not installed": Fault("sglang is not installed", {"sglang-1.0.dist-info": None}),
+    "sglang missing": Fault("sglang 1.0 is installed, but cannot be imported", {"sglang": None}, ways=("by hand",)),
+    "own wheel": Fault("is the overlay's own wheel", {"sglang/srt/overlay_registry.py": ""}),
+    "model deleted": Fault(f"lacks {PLUGIN}/models/plain.py; install it anew", {f"{PLUGIN}/models/plain.py": None}),
+    "registry deleted": Fault(f"lacks {PLUGIN}/overlay_registry.py", {f"{PLUGIN}/overlay_registry.py": None}),
+    "init deleted": Fault(
+        f"lacks {PLUGIN}/__init__.py", {f"{PLUGIN}/__init__.py": None}, ways=("entry point", "variable")
+    ),
+    "attach deleted": Fault(f"{WHOLE}: ModuleNotFoundError", {f"{PLUGIN}/attach.py": None}),
+    "attach unreadable": Fault(f"{WHOLE}: SyntaxError", {f"{PLUGIN}/attach.py": "def f(:"}),
+    "record deleted": Fault("lacks its RECORD", {f"{DIST_INFO}/RECORD": None}),
+    "dist-info missing": Fault("is not installed; install its wheel", {DIST_INFO: None}, ways=("variable", "by hand")),
+    "list renamed": Fault("defines no multimodal_model_archs", {MODEL_CONFIG: renamed("multimodal_model_archs")}),
+    "function renamed": Fault("defines no get_model_architecture", {UTILS: renamed("get_model_architecture")}),
+    "registry renamed": Fault("defines no ModelRegistry", {REGISTRY: renamed("ModelRegistry")}),
+    "file gone": Fault(UNREADABLE, {UTILS: None}, ways=NOT_NAMED),
+    "file unparsable": Fault(UNREADABLE, {UTILS: "def f(:"}),
+    "another before": Fault("has a model of this name", another(REGISTERS.format(""), "a"), ways=ENTRY),
+    "another instead": Fault(
+        "registry holds the class of another.models.plain",
+        another(REGISTERS.format(", overwrite=True"), "z"),
+        ways=ENTRY,
+    ),
+    "another's configuration": Fault("model_type 'ext' is that of", another(CONFIG, "a"), ways=ENTRY),
+    "broken model": Fault("ValueError: no kernel", {f"{PLUGIN}/models/plain.py": "raise ValueError('no kernel')"}),
+    "another external package": Fault(
+        "has a model of this name", another("", "a"), {NAMED: "another.models"}, ways=NOT_NAMED
+    ),
+    "variable too short": Fault("it must be sglang_overlay_plugin.models", {}, {NAMED: PLUGIN}, ways=NOT_NAMED),
+    "variable mistyped": Fault(f"{PLUGIN}s", {}, {NAMED: f"{PLUGIN}s.models"}, ways=NOT_NAMED),
+}
+
+
+@pytest.mark.parametrize(("name", "way"), [(name, way) for name, fault in FAULTS.items() for way in fault.ways])
+def test_a_server_that_would_be_wrong_does_not_come_up(site: Site, name: str, way: str) -> None:
+    fault = FAULTS[name]
+    for file, text in fault.files.items():
+        site.write(file, text)
+    words, environment = ways()[way]
+    done = site.run(*words, **{**environment, **fault.environment})
+    assert "came up" not in done.stdout
+    assert done.returncode != 0
+    assert fault.says in done.stderr
+
+
+@pytest.mark.parametrize("way", ["entry point", "variable", "by hand"])
+def test_an_unproven_release_serves_where_that_is_allowed(site: Site, way: str) -> None:
+    site.write(METADATA, UNPROVEN)
+    words, environment = ways()[way]
+    done = site.run(*words, **environment, SGLANG_OVERLAY_ALLOW_UNPROVEN="1")
+    assert (done.returncode, done.stdout) == (0, OURS["PlainForCausalLM"])
+    assert f"{SAYS_UNPROVEN}; SGLANG_OVERLAY_ALLOW_UNPROVEN=1 lets it serve" in done.stderr
+
+
+def test_another_plugin_that_comes_late_does_not_take_our_place(site: Site) -> None:
+    for file, text in another(REGISTERS.format(""), "z").items():
+        site.write(file, text)
+    assert site.printed(*LAUNCH) == OURS["PlainForCausalLM"]
+
+
+def test_a_cache_that_was_cleared_is_no_fault(site: Site) -> None:
+    record = (site.packages / DIST_INFO / "RECORD").read_text()
+    site.write(f"{DIST_INFO}/RECORD", f"{record}{PLUGIN}/__pycache__/attach.cpython-311.pyc,,\n")
+    assert site.printed(*LAUNCH) == OURS["PlainForCausalLM"]
+
+
+def test_the_doctor_finds_nothing_wrong(site: Site) -> None:
+    said = site.printed("-m", PLUGIN, "doctor").splitlines()
+    assert [line for line in said if not line.startswith(("ok ", "       "))] == []
+    assert "       sglang-overlay-plugin 3, proven on sglang 1.0, 1.1" in said
+    for target in ("model_config.multimodal_model_archs", "utils.get_model_architecture", "registry.ModelRegistry"):
+        assert sum(line.startswith("ok     hook:") and line.endswith(target) for line in said) == 1
+    assert f"ok     model: {PLUGIN}.models.plain:PlainForCausalLM" in said
+    assert f"ok     configuration: {PLUGIN}.configs.ext:ExtConfig" in said
+    assert "ok     multimodal architecture: ExtForCausalLM" in said
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (FAULTS["unproven"], SAYS_UNPROVEN),
+        (FAULTS["function renamed"], "defines no get_model_architecture"),
+        (FAULTS["model deleted"], "models/plain.py"),
+        (FAULTS["broken model"], "ValueError: no kernel"),
+        (FAULTS["another before"], "has a model of this name"),
+        (FAULTS["another's configuration"], "model_type 'ext'"),
+        (Fault("", {"sglang/srt/plugins": None}), "nothing loads it: set SGLANG_EXTERNAL_MODEL_PACKAGE="),
+        (
+            Fault("", {f"{DIST_INFO}/entry_points.txt": "", f"{DIST_INFO}/RECORD": f"{PLUGIN}/attach.py,,\n"}),
+            "entry point in",
+        ),
+        (
+            Fault("", environment={"SGLANG_PLUGINS": "another"}),
+            "SGLANG_PLUGINS=another leaves sglang_overlay_plugin out",
+        ),
+    ],
+)
+def test_the_doctor_says_what_is_wrong(site: Site, fault: Fault, says: str) -> None:
+    for file, text in fault.files.items():
+        site.write(file, text)
+    done = site.run("-m", PLUGIN, "doctor", **fault.environment)
+    assert done.returncode == 1
+    assert any(line.startswith("FAILED") and says in line for line in done.stdout.splitlines()), done.stdout
