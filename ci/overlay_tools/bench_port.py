@@ -102,7 +102,7 @@ def bench_port(lock: Lock, cache: Path, old: str, new: str, count: int) -> Mappi
 
 
 def replay(project: Project, lock: Lock, cache: Path) -> Counter[str]:
-    """Port the series from the oldest release alone to each later one in turn, and print what became of its hunks.
+    """Port the oldest release's hooks from it alone to each later one in turn, and print what became of their hunks.
 
     Returns how many hunks came out how.
     Raises PortError at the first release that needs a person.
@@ -114,12 +114,13 @@ def replay(project: Project, lock: Lock, cache: Path) -> Counter[str]:
         for name in ("overlay", "ci", "NOTICE", "LICENSE", "pyproject.toml"):
             (root / name).symlink_to(project.root / name)
         (root / "upstream.lock").write_text(dump_lock({oldest: lock[oldest]}), encoding="utf-8")
-        hooks = load_series(project.patches)
+        hooks = [hook for hook in load_series(project.patches) if hook.variant(oldest)]  # the others came later
         queue = Queue(hooks, list(lock))
         for hook in hooks:
             for version in later:
                 queue.drop(hook.name, version)
-        write_patches(root / "patches", queue.files((project.patches / "series").read_text(encoding="utf-8")))
+        names = "".join(f"{hook.name}\n" for hook in hooks)  # due in every release, as when they were written
+        write_patches(root / "patches", queue.files("") | {"series": names})
         for version in later:
             rows = Port(load_project(root), cache).start(version, lock.__getitem__)
             counts.update(outcome.split()[0] for _, _, outcome, _ in rows)

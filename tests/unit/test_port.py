@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from overlay_tools.audit import Place
+from overlay_tools.bench_port import replay
 from overlay_tools.errors import FetchError, LockError, OverlayError, PatchError, PortError
 from overlay_tools.lock import Release
 from overlay_tools.patchset import lint, load_series
@@ -126,6 +127,18 @@ def test_a_hook_that_is_not_due_is_not_asked_for(mini: Miniature) -> None:
     assert start(mini, loader="") == []
     assert mini.patch.read_text() == PATCH
     holds(mini)
+
+
+def test_a_replay_carries_the_oldest_release_s_hooks_through_all_the_others(mini: Miniature) -> None:
+    moved = "# more\n" + LOADER
+    mini.lock_release("1.2", upstream_files("1.2") | {FILE: moved.encode()})
+    mini.patch.write_text(PATCH.replace("<=1.1", "<=1.2"))
+    mini.add_hook("later", {FILE: moved}, {FILE: moved.replace("# more", "# most")}, "==1.2")
+    mini.write("patches/series", "choose\nlater ==1.2\n")  # what is due later is not the oldest release's
+    mini.write("ci/nothing", "")
+    before = mini.content()
+    assert replay(mini.project, mini.lock, mini.cache) == {"exact": 1, "offset": 1}
+    assert mini.content() == before
 
 
 def test_a_hook_that_a_person_must_settle_opens_a_worktree(mini: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
