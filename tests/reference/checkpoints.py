@@ -29,6 +29,18 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# Of checkpoints that take pictures: what encloses a picture and stands for it, and a template of messages with pictures.
+PICTURE_TOKENS = ("<|picture_start|>", "<|picture|>", "<|picture_end|>")
+PICTURE_VOCAB_SIZE = VOCAB_SIZE + len(PICTURE_TOKENS)
+PICTURE_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}" + "".join(PICTURE_TOKENS) + "{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 128,
@@ -76,6 +88,48 @@ _QWEN3_NEXT = _COMMON | {
     "mlp_only_layers": [],
 }
 
+_QWEN3_NEXT_EXT_VL: dict[str, Any] = {
+    "architectures": ["Qwen3NextExtVLForConditionalGeneration"],
+    "model_type": "qwen3_next_ext_vl",
+    "text_config": _QWEN3_NEXT
+    | {
+        "architectures": ["Qwen3NextExtForCausalLM"],
+        "model_type": "qwen3_next_ext",
+        "vocab_size": PICTURE_VOCAB_SIZE,
+        "num_hidden_layers": 4,
+        "full_attention_interval": 2,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention", "nope_attention"],
+        "partial_rotary_factor": 0.5,
+        "num_experts": 8,
+        "moe_intermediate_size": 48,
+        "scoring_func": "sigmoid",
+        "n_group": 4,
+        "topk_group": 2,
+        "head_adapter_rank": 8,
+        "logit_transform": "softcap",
+        "logit_softcap": 15.0,
+    },
+    "vision_config": {
+        "hidden_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "patch_size": 8,
+        "merge_size": 2,
+        "layer_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "min_pixels": 32 * 32,
+        "max_pixels": 128 * 128,
+    },
+    "image_token_id": VOCAB_SIZE + 1,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "dtype": "float32",
+    "torch_dtype": "float32",
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "llama-logit-shaping": _LLAMA
@@ -86,6 +140,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "qwen3-next": _QWEN3_NEXT,
 }
+
+PICTURE_CONFIG = _QWEN3_NEXT_EXT_VL  # its weights are trained: tests/data/qwen3-next-ext-vl
 
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,14 +192,15 @@ def change_tensors(
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def write_tokenizer(out: Path) -> None:
-    """Write a byte-level tokenizer with a ChatML template into the folder `out`."""
+def write_tokenizer(out: Path, pictures: bool = False) -> None:
+    """Write a byte-level tokenizer with a ChatML template, for text or for pictures too, into the folder `out`."""
     characters = byte_characters()
-    vocab = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *characters))}
+    special = (*SPECIAL_TOKENS, *(PICTURE_TOKENS if pictures else ()))
+    vocab = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *characters, *special[len(SPECIAL_TOKENS) :]))}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
     tokenizer.save(str(out / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -152,7 +209,7 @@ def write_tokenizer(out: Path) -> None:
         "bos_token": SPECIAL_TOKENS[1],
         "eos_token": SPECIAL_TOKENS[0],
         "pad_token": SPECIAL_TOKENS[0],
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": PICTURE_CHAT_TEMPLATE if pictures else CHAT_TEMPLATE,
     }
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -1,0 +1,222 @@
+"""Train a tiny byte-level Qwen3-Next-Ext-VL checkpoint on generated pictures (`pictures.py`).
+
+    python tests/reference/train_qwen3_next_ext_vl.py OUT_DIR --minutes 7 --device cuda
+    python tests/reference/train_qwen3_next_ext_vl.py OUT_DIR --steps 300 --batch 16 --kinds name
+
+It learns to name a colour and a shape, to count squares, to name one of several pictures, and to repeat words. OUT_DIR
+gets the checkpoint and a README.md with its origin and its accuracy on pictures that it was not trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import random
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.functional import cross_entropy, interpolate
+
+from reference.checkpoints import PICTURE_CONFIG, PICTURE_TOKENS, SPECIAL_TOKENS, VOCAB_SIZE, write_tokenizer
+from reference.greedy import encode
+from reference.pictures import Task, draw, make_task
+from reference.qwen3_next_ext_vl import Qwen3NextExtVL, fitted
+from reference.train_qwen3_next_ext import LoadBalancer
+
+END, BEGIN, IM_START, IM_END = range(len(SPECIAL_TOKENS))
+START, PICTURE, STOP = range(VOCAB_SIZE, VOCAB_SIZE + len(PICTURE_TOKENS))
+KINDS = {"name": 0.3, "count": 0.4, "several": 0.2, "repeat": 0.1}  # and their share of the training
+SIZES = ((64, 64), (80, 48), (48, 80), (96, 64), (64, 96), (57, 71), (90, 75), (48, 48), (112, 96))  # width, height
+HELD_OUT_SEED = 1_000_000  # training draws from seeds below
+
+PEAK_RATE, FINAL_RATE, WARMUP = 2e-3, 2e-5, 0.05
+WEIGHT_DECAY = 0.05
+
+
+def prompt(task: Task, picture_tokens: int = 1) -> list[int]:
+    """Give the tokens of a question as the chat template has them, each picture's token so many times."""
+    pictures = [START, *[PICTURE] * picture_tokens, STOP] * len(task.pictures)
+    question = encode(task.question)
+    content = [*pictures, *question] if task.first else [*question, *pictures]
+    return [IM_START, *encode("user\n"), *content, IM_END, *encode("\n"), IM_START, *encode("assistant\n")]
+
+
+def make_tasks(seed: int, count: int, kinds: Sequence[str]) -> list[Task]:
+    """Draw up tasks, the same for a seed on every run."""
+    stream = random.Random(seed)
+    weights = [KINDS[kind] for kind in kinds]
+    return [make_task(stream, kind) for kind in stream.choices(kinds, weights, k=count)]
+
+
+def render(tasks: Sequence[Task], size: tuple[int, int], seed: int, device: str) -> torch.Tensor:
+    """Draw the pictures of tasks at one size and bring them to the size and range that the model takes."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = draw([things for task in tasks for things in task.pictures], *size, generator, device)
+    width, height = fitted(*size, PICTURE_CONFIG["vision_config"])
+    if drawn.shape[-2:] != (height, width):
+        drawn = interpolate(drawn, (height, width), mode="bicubic", antialias=True).round().clamp(0, 255)
+    return drawn / 127.5 - 1
+
+
+def batch_of(tasks: Sequence[Task], size: tuple[int, int], seed: int, device: str) -> tuple[torch.Tensor, ...]:
+    """Give tokens [tasks, length], which of them belong to answers, and the pictures."""
+    pictures = render(tasks, size, seed, device)
+    unit = PICTURE_CONFIG["vision_config"]["patch_size"] * PICTURE_CONFIG["vision_config"]["merge_size"]
+    each = pictures.shape[-2] * pictures.shape[-1] // unit**2
+    asked = [prompt(task, each) for task in tasks]
+    answers = [[*encode(task.answer), IM_END] for task in tasks]
+    length = max(len(a) + len(b) for a, b in zip(asked, answers, strict=True))
+    tokens = torch.full((len(tasks), length), END)
+    counted = torch.zeros(len(tasks), length, dtype=torch.bool)
+    for i, (question, answer) in enumerate(zip(asked, answers, strict=True)):
+        end = len(question) + len(answer)
+        tokens[i, :end] = torch.tensor(question + answer)
+        counted[i, len(question) : end] = True
+    return tokens.to(device), counted.to(device), pictures
+
+
+def check(model: Qwen3NextExtVL, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the cross entropy of the answers, in nats a token, and which answers are right, every token of them.
+
+    An answer is right if each of its tokens is the best after the right ones before it: then greedy decoding gives it.
+    """
+    tokens, counted, pictures = batch
+    wanted, counted = tokens[:, 1:], counted[:, 1:]
+    hidden = model(tokens, pictures)[:, :-1]
+    logits = model.language_model.head(hidden[counted])
+    loss = cross_entropy(logits, wanted[counted])
+    wrong = torch.zeros_like(counted)
+    wrong[counted] = logits.argmax(-1) != wanted[counted]
+    return loss, ~wrong.any(1)
+
+
+def held_out_accuracy(model: Qwen3NextExtVL, kinds: Sequence[str], device: str) -> dict[str, float]:
+    """Give the share of right answers to 200 tasks of each kind that were not trained on."""
+    found = {}
+    with torch.no_grad():
+        for kind in kinds:
+            right = []
+            for i in range(8):
+                tasks = make_tasks(HELD_OUT_SEED + i, 25, [kind])
+                right.append(check(model, batch_of(tasks, SIZES[i % len(SIZES)], HELD_OUT_SEED + i, device))[1])
+            found[kind] = torch.cat(right).float().mean().item()
+    return found
+
+
+def learning_rate(progress: float) -> float:
+    """Rise linearly over the share WARMUP of the run, then fall along a cosine. `progress` goes from 0 to 1."""
+    if progress < WARMUP:
+        return PEAK_RATE * progress / WARMUP
+    fall = (1 + math.cos(math.pi * min(progress - WARMUP, 1 - WARMUP) / (1 - WARMUP))) / 2
+    return FINAL_RATE + (PEAK_RATE - FINAL_RATE) * fall
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train until the given number of steps or minutes is over, whichever comes first, and write the folder."""
+    torch.manual_seed(arguments.seed)
+    torch.set_float32_matmul_precision("high")
+    device, kinds = arguments.device, arguments.kinds
+    model = Qwen3NextExtVL(PICTURE_CONFIG).to(device)
+    balancer = LoadBalancer([model])
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+    vectors = [weight for weight in model.parameters() if weight.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        fused=device != "cpu",
+    )
+    print(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", flush=True)
+
+    start = last_report = time.monotonic()
+    step, progress = 0, 0.0
+    while progress < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(progress)
+        seed = arguments.seed * 100_000 + step
+        tasks = make_tasks(seed, arguments.batch, kinds)
+        loss, right = check(model, batch_of(tasks, SIZES[step % len(SIZES)], seed, device))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        balancer.step()
+        step += 1
+        now = time.monotonic()
+        progress = max(step / (arguments.steps or math.inf), (now - start) / (60 * arguments.minutes))
+        if now - last_report > 5 or progress >= 1:
+            last_report = now
+            print(
+                f"{now - start:6.0f} s, step {step}: {loss.item():.3f} nats, {right.float().mean():.0%} right",
+                flush=True,
+            )
+
+    seconds = time.monotonic() - start
+    accuracy = held_out_accuracy(model.eval(), kinds, device)
+    print("held out:", ", ".join(f"{kind} {share:.1%}" for kind, share in accuracy.items()))
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    _write(arguments.out_dir, tensors, _readme(arguments, step, seconds, accuracy))
+
+
+def _write(out: Path, tensors: dict[str, torch.Tensor], readme: str) -> None:
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / "config.json").write_text(json.dumps(PICTURE_CONFIG, indent=2) + "\n", encoding="utf-8")
+    (partial / "README.md").write_text(readme, encoding="utf-8")
+    write_tokenizer(partial, pictures=True)
+    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+    partial.rename(out)
+
+
+def _readme(arguments: argparse.Namespace, steps: int, seconds: float, accuracy: dict[str, float]) -> str:
+    options = {name: value for name, value in vars(arguments).items() if name != "out_dir" and value is not None}
+    options["kinds"] = " ".join(options["kinds"])
+    command = " ".join(
+        ["python tests/reference/train_qwen3_next_ext_vl.py", arguments.out_dir.name]
+        + [f"--{name} {value}" for name, value in options.items()]
+    )
+    rows = "\n".join(f"| {kind} | {share:.1%} |" for kind, share in accuracy.items())
+    return f"""# A tiny Qwen3-Next-Ext-VL, trained
+
+Byte-level, in float32: a vision tower before Qwen3-Next-Ext with every extension on, without a draft.
+
+- Data: pictures drawn by `tests/reference/pictures.py` and questions about them; nothing from elsewhere.
+- Command: `{command}`
+- Versions: Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}
+- Training: {steps} steps of {arguments.batch} questions in {seconds:.0f} s
+
+| kind of question | right of 200 held out |
+|---|---|
+{rows}
+"""
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Train a tiny Qwen3-Next-Ext-VL checkpoint.")
+    parser.add_argument("out_dir", type=Path, help="the folder to write; must not exist")
+    parser.add_argument("--minutes", type=float, default=7.0, help="training ends after so long (default 7)")
+    parser.add_argument("--steps", type=int, help="training ends after so many (default: no limit)")
+    parser.add_argument("--batch", type=int, default=256, help="questions a step (default 256)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of questions (default: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    arguments = parser.parse_args()
+    if arguments.out_dir.exists():
+        parser.error(f"{arguments.out_dir}: exists already; name another folder, or remove it")
+    train(arguments)
+
+
+if __name__ == "__main__":
+    main()
