@@ -29,14 +29,16 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# Of checkpoints that take pictures: what encloses a picture and stands for it, and a template of messages with pictures.
+# Of checkpoints that take pictures: what encloses a picture and stands for it, and a template of such messages.
 PICTURE_TOKENS = ("<|picture_start|>", "<|picture|>", "<|picture_end|>")
 PICTURE_VOCAB_SIZE = VOCAB_SIZE + len(PICTURE_TOKENS)
 PICTURE_CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}" + "".join(PICTURE_TOKENS) + "{% endif %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'image' %}"
+    + "".join(PICTURE_TOKENS)
+    + "{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -124,7 +126,7 @@ _QWEN3_NEXT_EXT_VL: dict[str, Any] = {
     "image_token_id": VOCAB_SIZE + 1,
     "tie_word_embeddings": False,
     "bos_token_id": 1,
-    "eos_token_id": 0,
+    "eos_token_id": [0, 3],  # an answer ends with <|im_end|>
     "pad_token_id": 0,
     "dtype": "float32",
     "torch_dtype": "float32",

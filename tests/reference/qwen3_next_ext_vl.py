@@ -53,7 +53,7 @@ class Qwen3NextExtVL(nn.Module):  # type: ignore[misc]  # torch has no types
         return expanded
 
     def forward(self, tokens: torch.Tensor, pictures: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-        """Give the hidden states of every position, [batch, length, hidden]; `language_model.head` makes logits of them.
+        """Give the hidden states of every position, [batch, length, hidden], which `language_model.head` turns into logits.
 
         - `tokens`: [batch, length], expanded.
         - `pictures`: of the whole batch in the order of their tokens, each [3, height, width] from -1 to 1, both
