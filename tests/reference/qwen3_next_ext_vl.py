@@ -39,7 +39,8 @@ class Qwen3NextExtVL(nn.Module):  # type: ignore[misc]  # torch has no types
         for shard in sorted(folder.glob("*.safetensors")):
             tensors |= load_file(shard)
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-        return model.eval()
+        model.eval()
+        return model
 
     def expand(self, tokens: Sequence[int], pictures: Sequence[torch.Tensor]) -> list[int]:
         """Repeat each picture's token as often as the picture has tokens. `pictures` are as in `forward`."""
@@ -53,7 +54,7 @@ class Qwen3NextExtVL(nn.Module):  # type: ignore[misc]  # torch has no types
         return expanded
 
     def forward(self, tokens: torch.Tensor, pictures: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-        """Give the hidden states of every position, [batch, length, hidden], which `language_model.head` turns into logits.
+        """Give the hidden states of every position, [batch, length, hidden], for `language_model.head`.
 
         - `tokens`: [batch, length], expanded.
         - `pictures`: of the whole batch in the order of their tokens, each [3, height, width] from -1 to 1, both
@@ -88,7 +89,7 @@ class VisionTower(nn.Module):  # type: ignore[misc]
 
     def tokens(self, picture: torch.Tensor) -> int:
         """Say how many tokens a picture, [3, height, width], becomes."""
-        return picture.shape[-2] * picture.shape[-1] // (self.patch * self.merge) ** 2
+        return int(picture.shape[-2] * picture.shape[-1] // (self.patch * self.merge) ** 2)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Turn [pictures, 3, height, width] into [pictures, tokens, width of the text model]."""

@@ -51,11 +51,21 @@ MODELS: tuple[OverlayModel, ...] = (
         draft="sglang.srt.models.qwen3_next_ext_mtp:Qwen3NextExtForCausalLMMTP",
         config="sglang.srt.configs.qwen3_next_ext:Qwen3NextExtConfig",
     ),
+    OverlayModel(
+        model="sglang.srt.models.qwen3_next_ext_vl:Qwen3NextExtVLForConditionalGeneration",
+        base="Qwen3NextForCausalLM",
+        config="sglang.srt.configs.qwen3_next_ext_vl:Qwen3NextExtVLConfig",
+        multimodal=True,
+        on_install="sglang.srt.configs.qwen3_next_ext_vl:register_chat_template",
+    ),
 )
 
 
 def alias(config: Any) -> None:
     """Show `config` to upstream as its base architecture and keep its own in `overlay_architecture`.
+
+    Of a multimodal model both are shown, the base first: upstream's lists go by the first, but by any of them when it
+    asks whether a model is multimodal and which processor is its own. So the base may be the text model's.
 
     The `__init__` of a configuration class whose row names a `base` ends with this call. It changes nothing on a
     configuration that is aliased already (saved and read back, or copied), nor on one that is not ours.
@@ -63,7 +73,7 @@ def alias(config: Any) -> None:
     row = _row_of(config)
     if row is not None and row.base is not None:
         config.overlay_architecture = row.architecture
-        config.architectures = [row.base]
+        config.architectures = [row.base, row.architecture] if row.multimodal else [row.base]
 
 
 def install(multimodal_model_archs: list[str]) -> None:
@@ -100,6 +110,8 @@ def resolve_model(model_config: Any) -> tuple[type, str] | None:
     implementation = getattr(model_config.model_impl, "value", model_config.model_impl)
     if implementation not in ("auto", "sglang"):
         raise OverlayError(f"{row.architecture} has no {implementation} implementation; leave --model-impl out")
+    if model_config.is_draft_model and row.multimodal and row.draft is None:
+        raise OverlayError(f"{row.architecture} has no draft model; leave --speculative-algorithm out")
     reference = row.draft if row.draft is not None and model_config.is_draft_model else row.model
     architecture = reference.rpartition(":")[2]
     # The row's module comes before the registry, which imports every module and keeps no errors: the second import of

@@ -1,0 +1,252 @@
+"""Qwen3-Next-Ext-VL: a vision tower before Qwen3-Next-Ext. It takes pictures, of any size, and no videos.
+
+A picture is cut into patches, which see each other and only each other, at rotary positions in two dimensions. Each
+`merge_size` x `merge_size` of them become one token of the text, which counts positions in one dimension as always.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from sglang.srt.configs.qwen3_next_ext_vl import Qwen3NextExtVisionConfig, Qwen3NextExtVLConfig
+from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
+from sglang.srt.layers.attention.vision import VisionAttention
+from sglang.srt.layers.linear import ColumnParallelLinear, RowParallelLinear
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.managers.mm_utils import general_mm_embed_routine
+from sglang.srt.managers.schedule_batch import MultimodalDataItem, MultimodalInputs
+from sglang.srt.model_loader.strict_loading import checked_weights
+from sglang.srt.model_loader.weight_utils import default_weight_loader
+from sglang.srt.models.qwen3_next_ext import Qwen3NextExtForCausalLM, Shapes, Weights, checkpoint_shapes
+from sglang.srt.multimodal.mm_utils import run_dp_sharded_mrope_vision_model
+from sglang.srt.utils import add_prefix
+from torch import nn
+
+try:
+    from sglang.srt.runtime_context import get_mm as multimodal_settings
+except ImportError:  # releases that have the server's arguments in one piece
+    from sglang.srt.server_args import get_global_server_args as multimodal_settings
+
+
+class VisionMlp(nn.Module):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, size: int, inner: int, out: int, sharding: dict, prefix: str = "") -> None:
+        super().__init__()
+        self.fc1 = ColumnParallelLinear(size, inner, prefix=add_prefix("fc1", prefix), **sharding)
+        self.act = nn.GELU()
+        self.fc2 = RowParallelLinear(inner, out, prefix=add_prefix("fc2", prefix), **sharding)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [..., size] to [..., out]."""
+        return self.fc2(self.act(self.fc1(x)[0]))[0]
+
+
+class VisionBlock(nn.Module):
+    """Attention and an MLP, each behind a norm."""
+
+    def __init__(self, config: Qwen3NextExtVisionConfig, whole: bool, sharding: dict, prefix: str = "") -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attn = VisionAttention(
+            embed_dim=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            projection_size=config.hidden_size,
+            use_qkv_parallel=True,
+            flatten_batch=True,
+            prefix=add_prefix("attn", prefix),
+            use_data_parallel=whole,
+        )
+        inner = config.intermediate_size
+        self.mlp = VisionMlp(config.hidden_size, inner, config.hidden_size, sharding, add_prefix("mlp", prefix))
+
+    def forward(self, x: torch.Tensor, ends: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Map the patches of some pictures, [1, patches, hidden], where each picture's end in `ends`."""
+        x = x + self.attn(self.norm1(x), cu_seqlens=ends, position_embeddings=rotary)
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionMerger(nn.Module):
+    """Makes tokens of the text of neighbouring patches."""
+
+    def __init__(self, config: Qwen3NextExtVisionConfig, out: int, sharding: dict, prefix: str = "") -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.merged = config.hidden_size * config.merge_size**2
+        self.mlp = VisionMlp(self.merged, 2 * out, out, sharding, add_prefix("mlp", prefix))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [patches, hidden], those of a token one after another, to [tokens, out]."""
+        return self.mlp(self.norm(x).view(-1, self.merged))
+
+
+class VisionTower(nn.Module):
+    """Turns the patches of pictures into tokens of the text. Never quantised.
+
+    With `whole`, each rank has all of it and takes other pictures; otherwise the ranks share its weights.
+    """
+
+    def __init__(self, config: Qwen3NextExtVisionConfig, out_size: int, whole: bool, prefix: str = "") -> None:
+        super().__init__()
+        sharding = {"tp_rank": 0, "tp_size": 1} if whole else {}
+        self.rotary_size = config.hidden_size // config.num_attention_heads // 2
+        self.theta = config.rope_theta
+        self.spatial_merge_size, self.out_hidden_size = config.merge_size, out_size  # upstream's names for them
+        self.patch_embed = nn.Linear(3 * config.patch_size**2, config.hidden_size)
+        self.blocks = nn.ModuleList(
+            VisionBlock(config, whole, sharding, add_prefix(f"blocks.{i}", prefix))
+            for i in range(config.num_hidden_layers)
+        )
+        self.merger = VisionMerger(config, out_size, sharding, add_prefix("merger", prefix))
+
+    def forward(self, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+        """Turn pictures, one after another, into tokens, [tokens, out_size].
+
+        - `patches`: [patches, values], those of a token one after another, tokens in rows from the top left.
+        - `grid_thw`: [pictures, 3], 1 and the rows and columns of patches of each picture.
+        """
+        grids = [(rows, columns) for _, rows, columns in grid_thw.tolist()]
+        ends = [0]
+        for rows, columns in grids:
+            ends.append(ends[-1] + rows * columns)
+        x = self.patch_embed(patches.to(self.patch_embed.weight))[None]
+        angles = torch.cat([self.angles(rows, columns) for rows, columns in grids]).to(x.device)
+        angles = torch.cat((angles, angles), dim=-1)
+        rotary = angles.cos(), angles.sin()
+        ends = torch.tensor(ends, dtype=torch.int32, device=x.device)
+        for block in self.blocks:
+            x = block(x, ends, rotary)
+        return self.merger(x[0])
+
+    def angles(self, rows: int, columns: int) -> torch.Tensor:
+        """Give the angles by which a head turns at each patch of a picture, [patches, half a head], float32."""
+        steps = torch.arange(0, self.rotary_size, 2, dtype=torch.float32, device="cpu") / self.rotary_size
+        merge = self.spatial_merge_size
+        axes = torch.meshgrid(*(torch.arange(n, device="cpu") for n in (rows, columns)), indexing="ij")
+        order = [axis.view(rows // merge, merge, columns // merge, merge).transpose(1, 2).flatten() for axis in axes]
+        return torch.cat([axis[:, None] / self.theta**steps for axis in order], dim=-1)
+
+
+def vision_shapes(config: Qwen3NextExtVisionConfig, out_size: int) -> Shapes:
+    """List the tensors of a vision tower in a checkpoint: name to shape, before any sharding."""
+    hidden, inner, merged = config.hidden_size, config.intermediate_size, config.hidden_size * config.merge_size**2
+
+    def linear(name: str, out: int, size: int) -> Shapes:
+        return {f"{name}.weight": (out, size), f"{name}.bias": (out,)}
+
+    def norm(name: str) -> Shapes:
+        return {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
+
+    block = {
+        **norm("norm1"),
+        **norm("norm2"),
+        **linear("attn.qkv_proj", 3 * hidden, hidden),
+        **linear("attn.proj", hidden, hidden),
+        **linear("mlp.fc1", inner, hidden),
+        **linear("mlp.fc2", hidden, inner),
+    }
+    return {
+        **linear("patch_embed", hidden, 3 * config.patch_size**2),
+        **{f"blocks.{i}.{name}": shape for i in range(config.num_hidden_layers) for name, shape in block.items()},
+        **norm("merger.norm"),
+        **linear("merger.mlp.fc1", 2 * out_size, merged),
+        **linear("merger.mlp.fc2", out_size, 2 * out_size),
+    }
+
+
+class TextModel(Qwen3NextExtForCausalLM):
+    """The text model as upstream's routine for embeddings calls it in every release."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embedding of tokens."""
+        return self.model.embed_tokens
+
+    def forward(self, input_ids, positions, forward_batch, inputs_embeds=None, **kwargs):
+        """Run on tokens or on embeddings, which the routine calls `input_embeds`."""
+        return super().forward(input_ids, positions, forward_batch, kwargs.pop("input_embeds", inputs_embeds), **kwargs)
+
+
+class Qwen3NextExtVLForConditionalGeneration(nn.Module):
+    """A vision tower (`visual.*`) before the text model (`language_model.*`)."""
+
+    def __init__(
+        self, config: Qwen3NextExtVLConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
+    ) -> None:
+        super().__init__()
+        config.check_pictures()
+        self.config, self.quant_config = config, quant_config
+        self.sharded_by_picture = multimodal_settings().mm_enable_dp_encoder
+        out_size = config.text_config.hidden_size
+        self.visual = VisionTower(
+            config.vision_config, out_size, self.sharded_by_picture, prefix=add_prefix("visual", prefix)
+        )
+        self.language_model = TextModel(config.text_config, quant_config, prefix=add_prefix("language_model", prefix))
+
+    def pad_input_ids(self, input_ids, mm_inputs: MultimodalInputs):
+        """Replace each picture's tokens by numbers that stand for its content, by which prefixes are compared."""
+        padded = input_ids[:]
+        for item in mm_inputs.mm_items:
+            values = getattr(item, "pad_values", None) or (item.pad_value,)
+            for start, last in item.offsets:
+                for place in range(start, last + 1):
+                    padded[place] = values[(place - start) % len(values)]
+        return padded
+
+    def get_image_feature(self, items: list[MultimodalDataItem]) -> torch.Tensor:
+        """Give the tokens of pictures, one after another, [tokens, hidden]."""
+        patches = torch.cat([item.feature for item in items]).to(self.visual.patch_embed.weight)
+        grids = [[1, *item.model_specific_data["grid"]] for item in items]
+        if self.sharded_by_picture:
+            return run_dp_sharded_mrope_vision_model(self.visual, patches, grids, rope_type="rope_3d")
+        return self.visual(patches, torch.tensor(grids))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embedding of tokens."""
+        return self.language_model.get_input_embeddings()
+
+    @torch.no_grad()
+    def forward(self, input_ids, positions, forward_batch, **kwargs):
+        """Run a batch: pictures become embeddings in the place of their tokens."""
+        return general_mm_embed_routine(
+            input_ids=input_ids,
+            forward_batch=forward_batch,
+            language_model=self.language_model,
+            multimodal_model=self,
+            positions=positions,
+        )
+
+    def load_weights(self, weights: Weights) -> set[str]:
+        """Load a checkpoint. Raises ValueError naming each tensor that `checked_weights` finds fault with."""
+        text = self.config.text_config
+        shapes = {f"visual.{name}": shape for name, shape in self._vision_shapes().items()}
+        quantised = self.quant_config is not None  # then the text model's names are its format's
+        if not quantised:
+            shapes |= {f"language_model.{name}": shape for name, shape in checkpoint_shapes(text).items()}
+        rest = self._rest(checked_weights(weights, shapes, self.config, ("language_model.mtp.",), others=quantised))
+        # A list is an update of some weights, to the text model too.
+        return self.language_model.load_weights(list(rest) if isinstance(weights, list) else rest)
+
+    def _vision_shapes(self) -> Shapes:
+        return vision_shapes(self.config.vision_config, self.config.text_config.hidden_size)
+
+    def _rest(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+        """Load the vision tower's tensors and pass on the text model's, under their names there."""
+        for name, tensor in weights:
+            if name.startswith("visual."):
+                parameter = self.get_parameter(name)
+                getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
+            else:
+                yield name.removeprefix("language_model."), tensor
+
+    @property
+    def routed_experts_weights_of_layer(self):
+        """Give the experts' weights by layer, for expert-parallel load balancing."""
+        return self.language_model.routed_experts_weights_of_layer
+
+    @classmethod
+    def get_model_config_for_expert_location(cls, config: Qwen3NextExtVLConfig) -> ModelConfigForExpertLocation:
+        """Describe the experts for expert-parallel load balancing."""
+        return Qwen3NextExtForCausalLM.get_model_config_for_expert_location(config.text_config)
+
+
+EntryClass = Qwen3NextExtVLForConditionalGeneration
