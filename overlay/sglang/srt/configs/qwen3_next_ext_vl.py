@@ -81,6 +81,9 @@ class Qwen3NextExtVLConfig(PretrainedConfig):
         super().__init__(**kwargs)
         alias(self)
 
+    def validate(self) -> None:
+        """Leave it to the parts: upstream copies the text model's layer types here, which transformers 5 refuses."""
+
     def check_pictures(self) -> None:
         """Raise ValueError, naming the key of config.json, on a value out of range of those that concern pictures."""
         vision, vocabulary = self.vision_config, self.text_config.vocab_size

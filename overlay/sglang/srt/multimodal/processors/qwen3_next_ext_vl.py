@@ -74,7 +74,7 @@ def _bytes(source: object) -> bytes:
     if isinstance(source, bytes):
         return source
     if not isinstance(source, str) or not source:
-        raise ValueError(f"a picture is a path, an address or base64, not {type(source).__name__}")
+        raise ValueError(f"it must be a path, an address or base64, not {source and type(source).__name__!r}")
     if source.startswith(("http://", "https://")):
         return get_image_bytes(source)  # upstream's rules for addresses
     if source.startswith("data:"):
