@@ -143,7 +143,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3-next": _QWEN3_NEXT,
 }
 
-PICTURE_CONFIG = _QWEN3_NEXT_EXT_VL  # its weights are trained: tests/data/qwen3-next-ext-vl
+PICTURE_CONFIG = _QWEN3_NEXT_EXT_VL  # of a checkpoint whose weights are trained, TRAINED_ON_PICTURES
 
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,6 +164,7 @@ def make_checkpoint(name: str, out: Path, changes: Mapping[str, Any] | None = No
 
 
 TRAINED = Path(__file__).parents[1] / "data" / "qwen3-next-ext"  # its README.md says what it is
+TRAINED_ON_PICTURES = Path(__file__).parents[1] / "data" / "qwen3-next-ext-vl"  # its README.md says what it is
 
 
 def make_variant(out: Path, changes: Mapping[str, Any]) -> None:

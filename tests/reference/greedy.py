@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3NextForCausalLM
 from reference.checkpoints import SPECIAL_TOKENS, VOCAB_SIZE
 from reference.llama_logit_shaping import LlamaLogitShaping
 from reference.qwen3_next_ext import Qwen3NextExt, Router
+from reference.qwen3_next_ext_vl import Qwen3NextExtVL, prepared
 
 TWINS: dict[str, type[PreTrainedModel]] = {
     "llama": LlamaForCausalLM,
@@ -92,25 +94,51 @@ def judge(checkpoint: Path, runs: Sequence[tuple[Sequence[int], Sequence[int]]])
     torch.set_num_threads(1)
     model = Qwen3NextExt.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
     routers = [module for module in model.modules() if isinstance(module, Router)]
+    with torch.no_grad():
+        return [
+            _verdict(prompt, tokens, routers, lambda all_tokens: model(all_tokens, use_cache=False).logits)
+            for prompt, tokens in runs
+        ]
+
+
+def judge_pictures(
+    checkpoint: Path, runs: Sequence[tuple[Sequence[int], Sequence[bytes], Sequence[int]]]
+) -> list[Verdict]:
+    """Let the twin of a Qwen3-Next-Ext-VL checkpoint judge prompts, their pictures as files, and their continuations.
+
+    A prompt has one token a picture, as the server is sent it. Otherwise as `judge`.
+    """
+    torch.set_num_threads(1)
+    model = Qwen3NextExtVL.load(checkpoint)
+    routers = [module for module in model.modules() if isinstance(module, Router)]
     verdicts = []
-    for prompt, tokens in runs:
-        for router in routers:
-            router.margin = torch.inf
-        with torch.no_grad():
-            logits = model(torch.tensor([[*prompt, *tokens]]), use_cache=False).logits[0, :-1]
-        logprobs = logits.log_softmax(dim=-1)
-        best = logits[len(prompt) - 1 :].topk(2, dim=-1)
-        given = logprobs.gather(-1, torch.tensor([[*prompt, *tokens][1:]]).T)[:, 0].tolist()
-        verdicts.append(
-            Verdict(
-                tokens=best.indices[:, 0].tolist(),
-                logprobs=given[len(prompt) - 1 :],
-                prompt_logprobs=given[: len(prompt) - 1],
-                margin=min((best.values[:, 0] - best.values[:, 1]).tolist(), default=math.inf),
-                router_margin=min(router.margin for router in routers),
-            )
-        )
+    with torch.no_grad():
+        for prompt, files, tokens in runs:
+            pictures = [prepared(file, model.config["vision_config"]) for file in files]
+            logits = functools.partial(model.logits, pictures=pictures)
+            verdicts.append(_verdict(model.expand(prompt, pictures), tokens, routers, logits))
     return verdicts
+
+
+def _verdict(
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    routers: Sequence[Router],
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+) -> Verdict:
+    for router in routers:
+        router.margin = torch.inf
+    logits = logits_of(torch.tensor([[*prompt, *tokens]]))[0, :-1]
+    logprobs = logits.log_softmax(dim=-1)
+    best = logits[len(prompt) - 1 :].topk(2, dim=-1)
+    given = logprobs.gather(-1, torch.tensor([[*prompt, *tokens][1:]]).T)[:, 0].tolist()
+    return Verdict(
+        tokens=best.indices[:, 0].tolist(),
+        logprobs=given[len(prompt) - 1 :],
+        prompt_logprobs=given[: len(prompt) - 1],
+        margin=min((best.values[:, 0] - best.values[:, 1]).tolist(), default=math.inf),
+        router_margin=min(router.margin for router in routers),
+    )
 
 
 def complete(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) -> Completion:

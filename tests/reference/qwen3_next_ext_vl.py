@@ -6,6 +6,7 @@ token of the text for each `merge_size` x `merge_size` patches. Tensors are name
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -175,3 +176,18 @@ def fitted(width: int, height: int, config: Mapping[str, Any]) -> tuple[int, int
     columns = min(max(round(width * scale / unit), 1), most)
     rows = min(max(round(height * scale / unit), 1), most // columns)
     return columns * unit, rows * unit
+
+
+def prepared(file: bytes, config: Mapping[str, Any]) -> torch.Tensor:
+    """Read a picture's file as the model takes it: on white where it is transparent, resized, from -1 to 1."""
+    from PIL import Image  # training does without
+
+    picture = Image.open(io.BytesIO(file))
+    if picture.mode == "I;16":
+        values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.int16).int() % 2**16 // 257
+        picture = Image.frombytes("L", picture.size, bytes(values.tolist()))
+    picture = picture.convert("RGBA")
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    picture = picture.resize(fitted(picture.width, picture.height, config), Image.Resampling.BICUBIC)
+    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return values.view(picture.height, picture.width, 3).permute(2, 0, 1).float() / 127.5 - 1

@@ -1,0 +1,381 @@
+"""Qwen3-Next-Ext-VL on the real engine gives what its Transformers twin gives, whatever the pictures and their order.
+
+The checkpoint is a trained one (`tests/data/qwen3-next-ext-vl`): it names and counts what pictures show. A run counts
+where the twin itself is decided.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from openai import OpenAI
+from overlay_tools.server import Server
+from PIL import Image
+from reference.checkpoints import TRAINED_ON_PICTURES
+from reference.greedy import decode, encode, judge_pictures
+from reference.pictures import Task, draw, make_task
+from reference.train_qwen3_next_ext_vl import HELD_OUT_SEED, IM_END, KINDS, PICTURE, SIZES, START, STOP, make_tasks
+from reference.train_qwen3_next_ext_vl import prompt as prompt_of
+
+from engine.harness import EXTRA_BUFFER, RELEASE, post, post_request, server
+
+CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
+Request = tuple[list[int], list[bytes]]  # a prompt with one token a picture, and the pictures' files
+
+SERVERS: dict[str, dict[str, object]] = {
+    "extra_buffer": {**EXTRA_BUFFER, "max_mamba_cache_size": 128},
+    "small chunks": {
+        **dict.fromkeys(EXTRA_BUFFER, "no_buffer"),
+        "disable_overlap_schedule": True,  # what 0.5.13 and later ask for with no_buffer
+        "chunked_prefill_size": 24,  # divides the 16 tokens of a small picture, and others, anywhere
+        "max_mamba_cache_size": 64,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """A running server with the twin of its checkpoint."""
+
+    name: str
+    server: Server
+    judge: Callable[[list[tuple[list[int], list[bytes], list[int]]]], Any]
+
+    def generate(self, requests: Sequence[Request], tokens: int = 16, **options: object) -> list[dict[str, Any]]:
+        """Continue prompts greedily by so many tokens, sent at once."""
+        sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+
+        def send(request: Request) -> dict[str, Any]:
+            prompt, files = request
+            body: dict[str, Any] = {"input_ids": prompt, "sampling_params": sampling, "return_logprob": True, **options}
+            if files:
+                body["image_data"] = [base64.b64encode(file).decode() for file in files]
+            return dict(post(self.server.url, "/generate", **body))
+
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            return list(pool.map(send, requests))
+
+    def flush(self) -> None:
+        """Empty the caches, as soon as the server is idle."""
+        for _ in range(50):
+            try:
+                post(self.server.url, "/flush_cache")
+            except urllib.error.HTTPError:
+                time.sleep(0.1)
+            else:
+                return
+        pytest.fail("the server does not flush its cache")
+
+    def assert_right(self, requests: Sequence[Request], outputs: Sequence[dict[str, Any]]) -> None:
+        """Assert that outputs are what the twin gives: tokens, and logprobs within 1e-3, where the twin is decided."""
+        runs = [(*request, tokens_of(output)) for request, output in zip(requests, outputs, strict=True)]
+        decided = 0
+        for (prompt, files, tokens), output, twin in zip(runs, outputs, self.judge(runs), strict=True):
+            assert output["meta_info"]["prompt_tokens"] == len(twin.prompt_logprobs) + 1  # pictures have as many tokens
+            if twin.margin < 1e-3 or twin.router_margin < 2e-6:
+                continue
+            decided += 1
+            what = f"prompt of {len(prompt)} tokens, {len(files)} pictures, {cached([output])[0]} cached"
+            assert tokens == twin.tokens, what
+            got = [logprob for logprob, *_ in output["meta_info"]["output_token_logprobs"]]
+            assert got == pytest.approx(twin.logprobs, abs=1e-3, rel=0), what
+        assert decided >= len(outputs) * 6 // 7
+
+
+def tokens_of(output: Mapping[str, Any]) -> list[int]:
+    """List the tokens of an output."""
+    return [token for _, token, *_ in output["meta_info"]["output_token_logprobs"]]
+
+
+def cached(outputs: Sequence[Mapping[str, Any]]) -> list[int]:
+    """List how many tokens of each prompt came from the cache."""
+    return [output["meta_info"]["cached_tokens"] for output in outputs]
+
+
+def answer_of(output: Mapping[str, Any]) -> str:
+    """Give the text before the end of the answer."""
+    tokens = tokens_of(output)
+    return decode(tokens[: tokens.index(IM_END)] if IM_END in tokens else tokens)
+
+
+def request_of(*parts: str | bytes) -> Request:
+    """Make a prompt of text and pictures, in their order, as the chat template does."""
+    middle: list[int] = []
+    for part in parts:
+        middle += encode(part) if isinstance(part, str) else [START, PICTURE, STOP]
+    before, after = prompt_of(Task(question="", answer="", pictures=[], first=True))[:6], [IM_END, *encode("\n")]
+    prompt = [*before, *middle, *after, before[0], *encode("assistant\n")]
+    return prompt, [part for part in parts if isinstance(part, bytes)]
+
+
+def file_of(picture: Image.Image, kind: str = "PNG") -> bytes:
+    """Write a picture as a file."""
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+def drawn(width: int, height: int, seed: int) -> Image.Image:
+    """Draw a picture of several things."""
+    import random
+
+    [things] = make_task(random.Random(seed), "count").pictures
+    [pixels] = draw([things], width, height, torch.Generator().manual_seed(seed))
+    return Image.frombytes("RGB", (width, height), bytes(pixels.permute(1, 2, 0).to(torch.uint8).flatten().tolist()))
+
+
+def ramp(mode: str) -> Image.Image:
+    """Make a picture of another mode than RGB, with transparency where the mode has it."""
+    grey = Image.linear_gradient("L").resize((60, 50))
+    if mode == "I;16":
+        return Image.frombytes("I;16", grey.size, b"".join(struct.pack("<H", value * 257) for value in grey.tobytes()))
+    if mode == "LA":
+        return Image.merge("LA", (grey, grey.rotate(180)))
+    if mode == "RGBA":
+        picture = drawn(60, 50, 3)
+        picture.putalpha(grey)
+        return picture
+    return grey.convert(mode)
+
+
+@pytest.fixture(scope="module")
+def twin() -> Iterator[ProcessPoolExecutor]:
+    """Run the twin in a process of its own: sglang changes transformers for all that is loaded after it."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def served(
+    request: pytest.FixtureRequest, twin: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """Run one server after the other."""
+    log = tmp_path_factory.mktemp("vl") / "log"
+    with server(TRAINED_ON_PICTURES, log, SERVERS[request.param]) as running:
+        yield Served(
+            name=request.param,
+            server=running,
+            judge=lambda runs: twin.submit(judge_pictures, TRAINED_ON_PICTURES, runs).result(),
+        )
+
+
+def requests() -> dict[str, Request]:
+    """Give a request for each way in which pictures may come."""
+    a, b, c = (file_of(drawn(64, 64, seed)) for seed in (1, 2, 3))
+    sizes = [(64, 64), (57, 71), (33, 17), (1, 1), (5, 200), (400, 3), (300, 200), (16_384, 2), (31, 129)]
+    ask = "How many squares?"
+    return {
+        "no picture": request_of("Repeat: blue circle"),
+        **{f"{w} x {h}": request_of(file_of(drawn(w, h, w)), ask) for w, h in sizes},
+        **{mode: request_of(file_of(ramp(mode)), "What is this?") for mode in ("L", "LA", "RGBA", "P", "1", "I;16")},
+        "JPEG": request_of(file_of(drawn(90, 75, 9), "JPEG"), ask),
+        "three": request_of(a, b, c, "What is picture 2?"),
+        "side by side, of other sizes": request_of(a, file_of(drawn(96, 48, 4)), file_of(drawn(20, 30, 5)), ask),
+        "interleaved": request_of("First ", a, " then ", b, " and this: ", c, " What is picture 3?"),
+        "the same twice": request_of(a, a, "What is picture 1?"),
+        "at the end": request_of("How many squares? " * 6, b),
+    }
+
+
+def test_tokens_and_logprobs_are_the_twins(served: Served) -> None:
+    served.flush()
+    asked = list(requests().values())
+    one_by_one = [served.generate([request])[0] for request in asked]
+    served.assert_right(asked, one_by_one)
+    at_once = served.generate(asked)  # and from the cache, where it holds them
+    served.assert_right(asked, at_once)
+    assert len({tuple(tokens_of(output)) for output in one_by_one}) > 5
+
+
+def test_the_same_picture_is_found_in_the_cache(served: Served) -> None:
+    served.flush()
+    request = request_of("Look well at this. " * 5, file_of(drawn(128, 96, 6)), "How many squares are there? " * 4)
+    [first] = served.generate([request])
+    [second] = served.generate([request])
+    served.assert_right([request, request], [first, second])
+    length = first["meta_info"]["prompt_tokens"]
+    assert cached([first]) == [0]
+    if served.name == "extra_buffer":
+        assert cached([second]) == [(length - 1) // CHUNK * CHUNK]
+    assert tokens_of(first) == tokens_of(second)
+
+
+def test_another_picture_of_the_same_size_never_is(served: Served) -> None:
+    served.flush()
+    before, after = "Look well at this. " * 5, "How many squares are there? " * 4
+    start = len(request_of(before)[0])
+    pictures = [file_of(drawn(128, 96, seed)) for seed in (11, 12, 13, 14)]
+    asked = [request_of(before, picture, after) for picture in pictures]
+    outputs = [served.generate([request])[0] for request in asked]
+    served.assert_right(asked, outputs)
+    assert max(cached(outputs)) <= start
+    assert cached(outputs)[0] == 0
+
+
+def test_plain_pictures_of_other_proportions_are_not_mixed_up(served: Served) -> None:
+    served.flush()
+    # As many patches, all of them alike: only where they stand tells the two from each other.
+    wide, high = (file_of(Image.new("RGB", size, "red")) for size in ((128, 64), (64, 128)))
+    before = "Look well at this. " * 5
+    asked = [request_of(before, picture, "What is this? " * 8) for picture in (wide, high)]
+    outputs = [served.generate([request])[0] for request in asked]
+    served.assert_right(asked, outputs)
+    assert max(cached(outputs)) <= len(request_of(before)[0])
+    logprobs = [[logprob for logprob, *_ in output["meta_info"]["output_token_logprobs"]] for output in outputs]
+    assert logprobs[0] != logprobs[1]
+
+
+def held_out() -> tuple[list[Request], list[str]]:
+    """Give requests with 200 held-out pictures at least, and the right answers."""
+    tasks = make_tasks(HELD_OUT_SEED + 99, 200, [kind for kind in KINDS if kind != "repeat"])
+    asked = []
+    for i, task in enumerate(tasks):
+        width, height = SIZES[i % len(SIZES)]
+        pixels = draw(task.pictures, width, height, torch.Generator().manual_seed(HELD_OUT_SEED + i))
+        whole = pixels.permute(0, 2, 3, 1).to(torch.uint8)
+        files = [file_of(Image.frombytes("RGB", (width, height), bytes(one.flatten().tolist()))) for one in whole]
+        asked.append((prompt_of(task), files))
+    return asked, [task.answer for task in tasks]
+
+
+@pytest.mark.parametrize("served", ["extra_buffer"], indirect=True)
+def test_held_out_pictures_are_answered(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    served.flush()
+    asked, right = held_out()
+    started = time.monotonic()
+    outputs = served.generate(asked)
+    seconds = time.monotonic() - started
+    served.assert_right(asked, outputs)
+    found = sum(answer_of(output) == answer for output, answer in zip(outputs, right, strict=True))
+    assert found / len(asked) > 0.95
+    served.flush()
+    started = time.monotonic()
+    served.generate(asked, tokens=1)
+    prefill = time.monotonic() - started
+    pictures = sum(len(files) for _, files in asked)
+    with capsys.disabled():
+        print(
+            f"\nsglang {RELEASE} on the CPU: {found} of {len(asked)} right; {pictures / prefill:.0f} pictures/s",
+            end=" ",
+        )
+        print(f"prepared and prefilled, {len(asked) / seconds:.1f} answers/s")
+
+
+@pytest.mark.parametrize("served", ["extra_buffer"], indirect=True)
+@pytest.mark.parametrize("source", ["base64", "path", "file address"])
+def test_the_openai_client_sends_a_picture(served: Served, source: str, tmp_path: Path) -> None:
+    request = request_of(file_of(drawn(64, 64, 21)), "How many squares?")
+    path = tmp_path / "picture.png"
+    path.write_bytes(request[1][0])
+    urls = {
+        "base64": f"data:image/png;base64,{base64.b64encode(request[1][0]).decode()}",
+        "path": str(path),
+        "file address": path.as_uri(),
+    }
+    client = OpenAI(base_url=f"{served.server.url}/v1", api_key="none", max_retries=0, timeout=120)
+    content: Any = [
+        {"type": "image_url", "image_url": {"url": urls[source]}},
+        {"type": "text", "text": "How many squares?"},
+    ]
+    completion = client.chat.completions.create(
+        model=str(served.server.model), messages=[{"role": "user", "content": content}], temperature=0, max_tokens=16
+    )
+    [wanted] = served.generate([request])
+    assert completion.choices[0].message.content == answer_of(wanted)
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.usage is not None
+    assert completion.usage.prompt_tokens == wanted["meta_info"]["prompt_tokens"]
+
+
+def bomb() -> bytes:
+    """Write a PNG of few bytes that says it is 60,000 pixels wide and high."""
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(bytes(9))) + part(b"IEND", b"")
+
+
+def zero() -> bytes:
+    """Write a GIF that says it has no pixels."""
+    return (
+        b"GIF89a" + struct.pack("<HHBBB", 0, 0, 0, 0, 0) + b"\x2c" + struct.pack("<HHHHB", 0, 0, 0, 0, 0) + b"\x02\x00;"
+    )
+
+
+def coded(file: bytes) -> str:
+    """Write a file as base64."""
+    return base64.b64encode(file).decode()
+
+
+GOOD = coded(file_of(Image.new("RGB", (32, 32), "blue")))
+BAD: dict[str, tuple[int, list[str], str]] = {  # places in the prompt, pictures, and what the answer says
+    "broken": (1, [coded(file_of(drawn(64, 64, 1))[:900])], "picture 1 is broken"),
+    "no pixels": (1, [coded(zero())], "picture 1"),
+    "20,000 pixels wide": (1, [coded(file_of(Image.new("RGB", (20_000, 8))))], "too large: it is 20000 x 8"),
+    "bomb": (1, [coded(bomb())], "too large"),
+    "too few": (2, [GOOD], "places for 2 pictures, and 1 were given"),
+    "too many": (1, [GOOD, GOOD], "places for 1 pictures, and 2 were given"),
+    "no place": (0, [GOOD], "places for 0 pictures, and 1 were given"),
+    "no such file": (1, ["/nowhere/at/all.png"], "picture 1 cannot be read: No such file"),
+    "no base64": (1, ["!!!"], "picture 1 cannot be read"),
+    "the second": (2, [GOOD, coded(b"GIF89a")], "picture 2"),
+    "an address that does not answer": (1, ["http://127.0.0.1:9/x.png"], "picture 1 cannot be read"),
+}
+
+
+def refused(served: Served, path: str, **body: object) -> str:
+    """Send what must be refused with a 4xx and give the answer's message."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(post_request(served.server.url, path, body), timeout=120)
+    assert 400 <= caught.value.code < 500
+    answer = json.loads(caught.value.read())
+    return str(answer.get("message") or answer["error"]["message"])
+
+
+@pytest.mark.parametrize("served", ["extra_buffer"], indirect=True)
+@pytest.mark.parametrize("name", BAD)
+def test_bad_pictures_are_refused(served: Served, name: str) -> None:
+    places, pictures, message = BAD[name]
+    prompt, _ = request_of(*[b""] * places, "What is this?")
+    sampling = {"temperature": 0, "max_new_tokens": 4}
+    said = refused(served, "/generate", input_ids=prompt, image_data=pictures, sampling_params=sampling)
+    assert message in said
+    assert len(said) < 400
+    good = request_of(base64.b64decode(GOOD), "What is this?")
+    served.assert_right([good], served.generate([good]))
+
+
+@pytest.mark.parametrize("served", ["extra_buffer"], indirect=True)
+def test_bad_pictures_in_a_chat_are_refused(served: Served, tmp_path: Path) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("no picture at all", encoding="utf-8")
+    for url, message in (
+        (str(text), "picture 1 is not a picture"),
+        (f"data:image/png;base64,{coded(bomb())}", "too large"),
+    ):
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
+        messages = [{"role": "user", "content": content}]
+        body = {"model": str(served.server.model), "messages": messages, "max_tokens": 4}
+        assert message in refused(served, "/v1/chat/completions", **body)
+    video = [{"type": "video_url", "video_url": {"url": str(text)}}, {"type": "text", "text": "What is this?"}]
+    said = refused(
+        served, "/v1/chat/completions", model=str(served.server.model), messages=[{"role": "user", "content": video}]
+    )
+    assert "neither sound nor video" in said
