@@ -17,7 +17,8 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,6 +28,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from reference.checkpoints import PICTURE_CONFIG, PICTURE_TOKENS, SPECIAL_TOKENS, VOCAB_SIZE, write_tokenizer
 from reference.greedy import encode
@@ -59,19 +61,19 @@ def make_tasks(seed: int, count: int, kinds: Sequence[str]) -> list[Task]:
     return [make_task(stream, kind) for kind in stream.choices(kinds, weights, k=count)]
 
 
-def render(tasks: Sequence[Task], size: tuple[int, int], seed: int, device: str) -> torch.Tensor:
+def render(tasks: Sequence[Task], size: tuple[int, int], seed: int) -> torch.Tensor:
     """Draw the pictures of tasks at one size and bring them to the size and range that the model takes."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = draw([things for task in tasks for things in task.pictures], *size, generator, device)
+    drawn = draw([things for task in tasks for things in task.pictures], *size, generator)
     width, height = fitted(*size, PICTURE_CONFIG["vision_config"])
     if drawn.shape[-2:] != (height, width):
         drawn = interpolate(drawn, (height, width), mode="bicubic", antialias=True).round().clamp(0, 255)
     return drawn / 127.5 - 1
 
 
-def batch_of(tasks: Sequence[Task], size: tuple[int, int], seed: int, device: str) -> tuple[torch.Tensor, ...]:
+def batch_of(tasks: Sequence[Task], size: tuple[int, int], seed: int) -> tuple[torch.Tensor, ...]:
     """Give tokens [tasks, length], which of them belong to answers, and the pictures."""
-    pictures = render(tasks, size, seed, device)
+    pictures = render(tasks, size, seed)
     unit = PICTURE_CONFIG["vision_config"]["patch_size"] * PICTURE_CONFIG["vision_config"]["merge_size"]
     each = pictures.shape[-2] * pictures.shape[-1] // unit**2
     asked = [prompt(task, each) for task in tasks]
@@ -83,7 +85,23 @@ def batch_of(tasks: Sequence[Task], size: tuple[int, int], seed: int, device: st
         end = len(question) + len(answer)
         tokens[i, :end] = torch.tensor(question + answer)
         counted[i, len(question) : end] = True
-    return tokens.to(device), counted.to(device), pictures
+    return tokens, counted, pictures
+
+
+class Batches(IterableDataset[tuple[torch.Tensor, ...]]):  # type: ignore[misc]
+    """What is trained on, step by step, drawn by processes of their own: the model's leaves no time for it."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        torch.set_num_threads(1)
+        worker = get_worker_info()
+        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for step in count(first, stride):
+            seed = self.arguments.seed * 100_000 + step
+            tasks = make_tasks(seed, self.arguments.batch, self.arguments.kinds)
+            yield batch_of(tasks, SIZES[step % len(SIZES)], seed)
 
 
 def check(model: Qwen3NextExtVL, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,7 +127,8 @@ def held_out_accuracy(model: Qwen3NextExtVL, kinds: Sequence[str], device: str) 
             right = []
             for i in range(8):
                 tasks = make_tasks(HELD_OUT_SEED + i, 25, [kind])
-                right.append(check(model, batch_of(tasks, SIZES[i % len(SIZES)], HELD_OUT_SEED + i, device))[1])
+                batch = batch_of(tasks, SIZES[i % len(SIZES)], HELD_OUT_SEED + i)
+                right.append(check(model, tuple(part.to(device) for part in batch))[1])
             found[kind] = torch.cat(right).float().mean().item()
     return found
 
@@ -138,14 +157,13 @@ def train(arguments: argparse.Namespace) -> None:
     )
     print(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", flush=True)
 
+    batches = iter(DataLoader(Batches(arguments), batch_size=None, num_workers=arguments.workers))
     start = last_report = time.monotonic()
     step, progress = 0, 0.0
     while progress < 1:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress)
-        seed = arguments.seed * 100_000 + step
-        tasks = make_tasks(seed, arguments.batch, kinds)
-        loss, right = check(model, batch_of(tasks, SIZES[step % len(SIZES)], seed, device))
+        loss, right = check(model, tuple(part.to(device) for part in next(batches)))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -211,6 +229,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="questions a step (default 256)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of questions (default: all)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures (default: this one draws)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     arguments = parser.parse_args()
     if arguments.out_dir.exists():
