@@ -48,7 +48,7 @@ def verify(session: nox.Session) -> None:
 
 @nox.session
 def serve(session: nox.Session) -> None:
-    """Build, install and serve a model, and ask it: [VERSION] [--model PATH] [--port N] [--keep]."""
+    """Build, install and serve a model, and ask it: [VERSION] [--model PATH] [--image FILE] [--port N] [--keep]."""
     tool(session, "serve", "serve")
 
 

@@ -33,7 +33,7 @@ from overlay_tools.port import Port
 from overlay_tools.process import run
 from overlay_tools.project import Project, cache_dir, load_project
 from overlay_tools.rungs import RUNGS
-from overlay_tools.serve import ask
+from overlay_tools.serve import ask, takes_pictures
 from overlay_tools.server import Server
 from overlay_tools.sources import THIS_PYTHON
 from overlay_tools.status import collect, show
@@ -126,6 +126,9 @@ def serve_command(project: Project, arguments: argparse.Namespace) -> None:
     model = arguments.model or tiny_checkpoint(project, python)
     if not (model / "config.json").is_file():
         raise ServeError(f"{model} is no checkpoint: it has no config.json.", hint="Name a folder with --model.")
+    if arguments.image is not None and not (arguments.image.is_file() and takes_pictures(model)):
+        why = "is no file" if not arguments.image.is_file() else f"cannot be shown: {model} takes no pictures"
+        raise ServeError(f"{arguments.image} {why}.", hint="Leave --image out, or name a picture and a model for it.")
     log = python.parent.parent / "server.log"
     server = Server(
         python,
@@ -140,7 +143,7 @@ def serve_command(project: Project, arguments: argparse.Namespace) -> None:
     report.line(f"Start sglang.launch_server on {model}")
     with server:
         report.line(f"Serving at {server.url}", style="green")
-        ask(server)
+        ask(server, arguments.image)
         if arguments.keep:
             report.line("Serving until Ctrl-C.")
             while True:
@@ -355,6 +358,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("version", nargs="?", metavar="VERSION")
     serve.add_argument(
         "--model", type=Path, metavar="PATH", help="checkpoint to serve (default: a tiny one, made here)"
+    )
+    serve.add_argument(
+        "--image", type=Path, metavar="FILE", help="picture to show a model that takes some (default: a red square)"
     )
     serve.add_argument("--port", type=int, help="port to listen on (default: a free one)")
     serve.add_argument("--keep", action="store_true", help="keep serving until Ctrl-C")

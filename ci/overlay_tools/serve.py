@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import mimetypes
 import time
+from pathlib import Path
 
 from overlay_tools import report
 from overlay_tools.errors import ServeError
 from overlay_tools.server import Server
 
 _PROMPT = "The capital of France is"
+_QUESTION = "What is this?"
 _TOKENS = 32
 
 
-def ask(server: Server) -> None:
-    """Send a completion and a streamed chat; show prompt, answer and timings.
+def ask(server: Server, picture: Path | None = None) -> None:
+    """Send a completion, a streamed chat and, if the model takes them, a picture; show prompt, answer and timings.
 
+    Parameters: `picture`, its file; without one a red square is drawn into the folder of the server's log.
     Raises ServeError if an answer is an error or empty, or the server dies.
     """
     import openai
@@ -24,9 +30,39 @@ def ask(server: Server) -> None:
         model = client.models.list().data[0].id
         _complete(client, model)
         _chat(client, model)
+        if picture is not None or takes_pictures(server.model):
+            _look(client, model, picture or _red_square(server.log.with_name("picture.png")))
     except openai.OpenAIError as error:
         server.check()
         raise server.failure(f"The server answered with an error: {error}") from None
+
+
+def takes_pictures(model: Path) -> bool:
+    """Say whether a checkpoint's configuration has a vision tower."""
+    return "vision_config" in json.loads((model / "config.json").read_text(encoding="utf-8"))
+
+
+def _red_square(path: Path) -> Path:
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (64, 64), "gray")
+    ImageDraw.Draw(image).rectangle((16, 16, 47, 47), fill=(220, 30, 30))
+    image.save(path)
+    return path
+
+
+def _look(client, model: str, picture: Path) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    data = base64.b64encode(picture.read_bytes()).decode()
+    kind, _ = mimetypes.guess_type(picture.name)
+    for name, url in {"base64": f"data:{kind};base64,{data}", "path": str(picture.resolve())}.items():
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": _QUESTION}]
+        started = time.perf_counter()
+        answer = client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": content}], max_tokens=_TOKENS, temperature=0
+        )
+        seconds = time.perf_counter() - started
+        text, tokens = answer.choices[0].message.content, answer.usage.completion_tokens
+        _show(f"picture, by {name}", f"{picture.name}: {_QUESTION}", text, tokens, seconds, None)
 
 
 def _complete(client, model: str) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001

@@ -52,7 +52,7 @@ def doctor() -> bool:
     for name, (place, _) in attach.TARGETS.items():
         with found.finding(f"hook: {name}.{place}"):
             module = importlib.import_module(name)
-            if place == "get_model_architecture" and not hasattr(module.get_model_architecture, "__wrapped__"):
+            if place in attach.REPLACED and not hasattr(getattr(module, place), "__wrapped__"):
                 raise attach.PluginError("it is upstream's own function")
     if found.healthy:
         _say_of_models(found)
@@ -82,6 +82,7 @@ def _say_how_it_is_loaded(found: Doctor) -> None:
 def _say_of_models(found: Doctor) -> None:
     """Say of each row of the overlay whether upstream finds its configuration and classes."""
     from sglang.srt.configs.model_config import multimodal_model_archs
+    from sglang.srt.managers import multimodal_processor
     from sglang.srt.models.registry import ModelRegistry
     from transformers import CONFIG_MAPPING
 
@@ -95,6 +96,9 @@ def _say_of_models(found: Doctor) -> None:
                     raise attach.PluginError(f"model_type {config.model_type} is that of another class")
         if row.multimodal:
             found.say(row.architecture in multimodal_model_archs, f"multimodal architecture: {row.architecture}")
+            multimodal_processor.import_processors(attach.UPSTREAMS_PROCESSORS)
+            taken = {model.__name__ for model in multimodal_processor.PROCESSOR_MAPPING}
+            found.say(row.architecture in taken, f"processor of {row.architecture}")
         for reference in filter(None, (row.model, row.draft)):
             with found.finding(f"model: {reference}"):
                 model = resolve_name(reference)

@@ -22,6 +22,7 @@ from types import ModuleType
 DISTRIBUTION = "sglang-overlay-plugin"
 PACKAGE = __name__.partition(".")[0]
 ENTRY_POINTS = "sglang.srt.plugins"
+UPSTREAMS_PROCESSORS = "sglang.srt.multimodal.processors"
 ALLOW_UNPROVEN = "SGLANG_OVERLAY_ALLOW_UNPROVEN"
 
 _log = logging.getLogger(__name__)
@@ -209,9 +210,7 @@ def _resolve(module: ModuleType) -> None:
     def get_model_architecture(model_config: object) -> tuple[type, str]:
         return overlay_registry.resolve_model(model_config) or upstreams(model_config)
 
-    for name, user in list(sys.modules.items()):  # some may have taken it from the module already
-        if name.startswith("sglang.") and vars(user).get("get_model_architecture") is upstreams:
-            user.get_model_architecture = get_model_architecture
+    _replace(upstreams, get_model_architecture)
 
 
 def _register_models(module: ModuleType) -> None:
@@ -222,9 +221,31 @@ def _register_models(module: ModuleType) -> None:
             raise PluginError(f"another plugin, or sglang itself, has a model of this name: {error}") from error
 
 
+def _import_processors(module: ModuleType) -> None:
+    upstreams = module.import_processors
+
+    @functools.wraps(upstreams)
+    def import_processors(package_name: str, overwrite: bool = False) -> None:
+        upstreams(package_name, overwrite)
+        if package_name == UPSTREAMS_PROCESSORS and (Path(__file__).parent / "multimodal" / "processors").is_dir():
+            upstreams(f"{PACKAGE}.multimodal.processors", overwrite)
+
+    _replace(upstreams, import_processors)
+
+
+def _replace(upstreams: Callable[..., object], ours: Callable[..., object]) -> None:
+    name = upstreams.__name__
+    for place, user in list(sys.modules.items()):  # some may have taken it from its module already
+        if place.startswith("sglang.") and vars(user).get(name) is upstreams:
+            setattr(user, name, ours)
+
+
+REPLACED = ("get_model_architecture", "import_processors")
+
 # The modules that the plugin attaches to: the name that each must define, and what is done once it is imported.
 TARGETS: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
     "sglang.srt.model_loader.utils": ("get_model_architecture", _resolve),  # before configurations that need it
     "sglang.srt.configs.model_config": ("multimodal_model_archs", _install),
     "sglang.srt.models.registry": ("ModelRegistry", _register_models),
+    "sglang.srt.managers.multimodal_processor": ("import_processors", _import_processors),
 }

@@ -7,6 +7,7 @@ where the twin itself is decided.
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import struct
@@ -23,10 +24,10 @@ from typing import Any
 
 import pytest
 import torch
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 from overlay_tools.server import Server
 from PIL import Image
-from reference.checkpoints import TRAINED_ON_PICTURES
+from reference.checkpoints import TRAINED, TRAINED_ON_PICTURES
 from reference.greedy import decode, encode, judge_pictures
 from reference.pictures import Task, draw, make_task
 from reference.train_qwen3_next_ext_vl import HELD_OUT_SEED, IM_END, KINDS, PICTURE, SIZES, START, STOP, make_tasks
@@ -81,8 +82,11 @@ class Served:
                 return
         pytest.fail("the server does not flush its cache")
 
-    def assert_right(self, requests: Sequence[Request], outputs: Sequence[dict[str, Any]]) -> None:
-        """Assert that outputs are what the twin gives: tokens, and logprobs within 1e-3, where the twin is decided."""
+    def assert_right(self, requests: Sequence[Request], outputs: Sequence[dict[str, Any]], least: float = 0.85) -> None:
+        """Assert that outputs are what the twin gives: tokens, and logprobs within 1e-3, where the twin is decided.
+
+        It must be so in a share of `least` of them. It seldom is in a long prompt: each token must have clear experts.
+        """
         runs = [(*request, tokens_of(output)) for request, output in zip(requests, outputs, strict=True)]
         decided = 0
         for (prompt, files, tokens), output, twin in zip(runs, outputs, self.judge(runs), strict=True):
@@ -94,7 +98,7 @@ class Served:
             assert tokens == twin.tokens, what
             got = [logprob for logprob, *_ in output["meta_info"]["output_token_logprobs"]]
             assert got == pytest.approx(twin.logprobs, abs=1e-3, rel=0), what
-        assert decided >= len(outputs) * 6 // 7
+        assert decided >= int(len(outputs) * least)
 
 
 def tokens_of(output: Mapping[str, Any]) -> list[int]:
@@ -202,42 +206,50 @@ def test_tokens_and_logprobs_are_the_twins(served: Served) -> None:
     assert len({tuple(tokens_of(output)) for output in one_by_one}) > 5
 
 
+BEFORE, AFTER = "Look well at this. " * 5, "How many squares are there? " * 4
+BEFORE_PICTURE = len(request_of(BEFORE)[0])  # tokens that a prompt shares with one of another picture
+
+
 def test_the_same_picture_is_found_in_the_cache(served: Served) -> None:
-    served.flush()
-    request = request_of("Look well at this. " * 5, file_of(drawn(128, 96, 6)), "How many squares are there? " * 4)
-    [first] = served.generate([request])
-    [second] = served.generate([request])
-    served.assert_right([request, request], [first, second])
-    length = first["meta_info"]["prompt_tokens"]
-    assert cached([first]) == [0]
-    if served.name == "extra_buffer":
-        assert cached([second]) == [(length - 1) // CHUNK * CHUNK]
-    assert tokens_of(first) == tokens_of(second)
+    asked, outputs = [], []
+    for seed in range(6):
+        served.flush()
+        request = request_of(BEFORE, file_of(drawn(128, 96, seed)), AFTER)
+        [first] = served.generate([request])
+        [second] = served.generate([request])
+        assert cached([first]) == [0]
+        if served.name == "extra_buffer":
+            assert cached([second]) == [(first["meta_info"]["prompt_tokens"] - 1) // CHUNK * CHUNK]
+        assert tokens_of(first) == tokens_of(second)
+        asked += [request, request]
+        outputs += [first, second]
+    served.assert_right(asked, outputs, 0.3)
 
 
 def test_another_picture_of_the_same_size_never_is(served: Served) -> None:
     served.flush()
-    before, after = "Look well at this. " * 5, "How many squares are there? " * 4
-    start = len(request_of(before)[0])
-    pictures = [file_of(drawn(128, 96, seed)) for seed in (11, 12, 13, 14)]
-    asked = [request_of(before, picture, after) for picture in pictures]
+    asked = [request_of(BEFORE, file_of(drawn(128, 96, seed)), AFTER) for seed in range(10, 20)]
     outputs = [served.generate([request])[0] for request in asked]
-    served.assert_right(asked, outputs)
-    assert max(cached(outputs)) <= start
+    assert max(cached(outputs)) <= BEFORE_PICTURE
     assert cached(outputs)[0] == 0
+    served.assert_right(asked, outputs, 0.3)
 
 
-def test_plain_pictures_of_other_proportions_are_not_mixed_up(served: Served) -> None:
+def test_the_same_patches_in_other_rows_are_another_picture(served: Served) -> None:
     served.flush()
-    # As many patches, all of them alike: only where they stand tells the two from each other.
-    wide, high = (file_of(Image.new("RGB", size, "red")) for size in ((128, 64), (64, 128)))
-    before = "Look well at this. " * 5
-    asked = [request_of(before, picture, "What is this? " * 8) for picture in (wide, high)]
+    asked = []
+    for seed in range(3):
+        tiles = [drawn(16, 16, 100 * seed + i) for i in range(32)]
+        for columns in (8, 4):
+            picture = Image.new("RGB", (16 * columns, 16 * (32 // columns)))
+            for i, tile in enumerate(tiles):
+                picture.paste(tile, (16 * (i % columns), 16 * (i // columns)))
+            asked.append(request_of(BEFORE, file_of(picture), "What is this?"))
     outputs = [served.generate([request])[0] for request in asked]
-    served.assert_right(asked, outputs)
-    assert max(cached(outputs)) <= len(request_of(before)[0])
+    assert max(cached(outputs)) <= BEFORE_PICTURE
+    served.assert_right(asked, outputs, 0.3)
     logprobs = [[logprob for logprob, *_ in output["meta_info"]["output_token_logprobs"]] for output in outputs]
-    assert logprobs[0] != logprobs[1]
+    assert len(set(map(tuple, logprobs))) == len(logprobs)
 
 
 def held_out() -> tuple[list[Request], list[str]]:
@@ -360,6 +372,21 @@ def test_bad_pictures_are_refused(served: Served, name: str) -> None:
     assert len(said) < 400
     good = request_of(base64.b64decode(GOOD), "What is this?")
     served.assert_right([good], served.generate([good]))
+
+
+def test_a_picture_for_a_model_of_text_is_refused(tmp_path: Path) -> None:
+    url = f"data:image/png;base64,{GOOD}"
+    content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}]
+    with server(TRAINED, tmp_path / "log", {}) as text:
+        client = OpenAI(base_url=f"{text.url}/v1", api_key="none", max_retries=0, timeout=120)
+        create = functools.partial(client.chat.completions.create, model=str(text.model), max_tokens=4, temperature=0)
+        messages: Any = [{"role": "user", "content": content}]
+        with pytest.raises(BadRequestError, match="takes text, and no image"):
+            create(messages=messages)
+        messages[0]["content"] = content[:1]
+        by_parts = create(messages=messages).choices[0].message.content
+        messages[0]["content"] = "What is this?"
+        assert create(messages=messages).choices[0].message.content == by_parts
 
 
 @pytest.mark.parametrize("served", ["extra_buffer"], indirect=True)

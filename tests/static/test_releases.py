@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 LOCK = load_lock(ROOT / "upstream.lock")
 # Where a release's own fault is mended besides: how many lines more are added and removed, and in which files.
 MENDED = {
-    "0.5.8": (1, 0, {"sglang/srt/server_args.py"}),
+    "0.5.7": (1, 1, {"sglang/srt/model_executor/model_runner.py"}),
+    "0.5.8": (2, 1, {"sglang/srt/model_executor/model_runner.py", "sglang/srt/server_args.py"}),
     "0.5.13.post1": (1, 1, {"sglang/srt/layers/attention/hybrid_linear_attn_backend.py"}),
 }
 

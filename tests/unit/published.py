@@ -60,6 +60,29 @@ ModelRegistry.register("sglang.srt.models")
 if external := os.environ.get("SGLANG_EXTERNAL_MODEL_PACKAGE"):
     ModelRegistry.register(external, overwrite=True)
 """,
+    "sglang/srt/managers/__init__.py": "",
+    "sglang/srt/managers/multimodal_processor.py": """\
+import importlib, pkgutil
+PROCESSOR_MAPPING = {}
+def import_processors(package_name, overwrite=False):
+    package = importlib.import_module(package_name)
+    for _, name, _ in pkgutil.iter_modules(package.__path__, package_name + "."):
+        processor = importlib.import_module(name).Processor
+        PROCESSOR_MAPPING.update((model, processor) for model in processor.models)
+""",
+    "sglang/srt/managers/tokenizer_manager.py": """\
+from sglang.srt.managers.multimodal_processor import PROCESSOR_MAPPING, import_processors
+def start():
+    import_processors("sglang.srt.multimodal.processors")
+    for model, processor in PROCESSOR_MAPPING.items():
+        print(model.__name__, processor.__module__)
+""",
+    "sglang/srt/multimodal/__init__.py": "",
+    "sglang/srt/multimodal/processors/__init__.py": "",
+    "sglang/srt/multimodal/processors/base.py": """\
+from sglang.srt.models.base import BaseForCausalLM
+class Processor: models = (BaseForCausalLM,)
+""",
     "sglang/srt/plugins/__init__.py": """\
 import logging
 from importlib.metadata import entry_points

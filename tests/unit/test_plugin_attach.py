@@ -27,6 +27,10 @@ class ExtConfig:
         self.architectures = [architecture]
         alias(self)
 """,
+    "multimodal/processors/ext.py": """\
+from sglang.srt.models.ext import ExtForCausalLM
+class Processor: models = (ExtForCausalLM,)
+""",
     "models/plain.py": "class PlainForCausalLM: pass\nEntryClass = PlainForCausalLM\n",
     "models/ext.py": "class ExtForCausalLM: pass\nEntryClass = [ExtForCausalLM]\n",
 }
@@ -133,6 +137,18 @@ def test_our_class_serves(site: Site, way: str, name: str) -> None:
     if way != "entry point":  # before 0.5.11 there is none
         site.write("sglang/srt/plugins", None)
         assert site.printed(*words, **environment) == OURS[name]
+
+
+@pytest.mark.parametrize("before", ["", "import sglang.srt.managers.tokenizer_manager\n"])
+def test_our_processor_is_found_after_upstreams(site: Site, before: str) -> None:
+    start = "from sglang.srt.managers.tokenizer_manager import start\nstart()\n"
+    upstreams = "BaseForCausalLM sglang.srt.multimodal.processors.base\n"
+    ours = f"ExtForCausalLM {PLUGIN}.multimodal.processors.ext\n"
+    assert site.printed("-c", before + REGISTER + start) == upstreams + ours
+    site.write(f"{PLUGIN}/multimodal", None)  # a plugin of text models only
+    record = (site.packages / DIST_INFO / "RECORD").read_text().splitlines(keepends=True)
+    site.write(f"{DIST_INFO}/RECORD", "".join(line for line in record if "/multimodal/" not in line))
+    assert site.printed("-c", before + REGISTER + start) == upstreams
 
 
 def test_a_model_of_upstream_is_served_as_ever(site: Site) -> None:
@@ -335,11 +351,17 @@ def test_the_doctor_finds_nothing_wrong(site: Site) -> None:
     said = site.printed("-m", PLUGIN, "doctor").splitlines()
     assert [line for line in said if not line.startswith(("ok ", "       "))] == []
     assert "       sglang-overlay-plugin 3, proven on sglang 1.0, 1.1" in said
-    for target in ("model_config.multimodal_model_archs", "utils.get_model_architecture", "registry.ModelRegistry"):
+    for target in (
+        "model_config.multimodal_model_archs",
+        "utils.get_model_architecture",
+        "registry.ModelRegistry",
+        "multimodal_processor.import_processors",
+    ):
         assert sum(line.startswith("ok     hook:") and line.endswith(target) for line in said) == 1
     assert f"ok     model: {PLUGIN}.models.plain:PlainForCausalLM" in said
     assert f"ok     configuration: {PLUGIN}.configs.ext:ExtConfig" in said
     assert "ok     multimodal architecture: ExtForCausalLM" in said
+    assert "ok     processor of ExtForCausalLM" in said
 
 
 @pytest.mark.parametrize(

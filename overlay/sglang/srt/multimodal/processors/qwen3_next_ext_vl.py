@@ -8,6 +8,7 @@ import asyncio
 import base64
 import hashlib
 import io
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ def _bytes(source: object) -> bytes:
     if source.startswith("file://"):
         return Path(unquote(urlparse(source).path)).read_bytes()
     # Base64 of a JPEG begins with a slash too.
-    if source.lower().endswith(SUFFIXES) or (len(source) < 1024 and Path(source).is_file()):
+    if source.lower().endswith(SUFFIXES) or os.path.isfile(source):  # noqa: PTH113  # Path raises at long ones
         return Path(source).read_bytes()
     return base64.b64decode(source, validate=True)
 
