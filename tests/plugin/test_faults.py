@@ -142,11 +142,14 @@ def anothers_model(folder: Path) -> dict[str, str]:
 Fault = Callable[[Path], dict[str, str]]
 # What a server says where the plugin itself is not there to say more.
 UNKNOWN = {llama: "LlamaLogitShapingForCausalLM", qwen: "qwen3_next_ext"}
+NOT_READ = (
+    "is not whole; install it anew: PermissionError" if FINDS_PLUGIN else "Permission denied: 'sglang_overlay_plugin."
+)
 CASES: dict[str, tuple[Fault, Callable[[Path], None], str]] = {
     "nothing loads it, llama": (nothing_loads_it, llama, UNKNOWN[llama]),
     "nothing loads it, qwen": (nothing_loads_it, qwen, UNKNOWN[qwen]),
-    "unreadable, llama": (unreadable, llama, "is not whole; install it anew: PermissionError"),
-    "unreadable, qwen": (unreadable, qwen, "is not whole; install it anew: PermissionError"),
+    "unreadable, llama": (unreadable, llama, NOT_READ),
+    "unreadable, qwen": (unreadable, qwen, NOT_READ),
     "file missing": (file_missing, llama, "lacks sglang_overlay_plugin/absent.py; install it anew"),
     "unproven": (unproven, llama, f"is not proven on sglang {version('sglang')}"),
     "target renamed": (target_renamed, qwen, f"of sglang {RELEASE} defines no get_model_architecture"),
