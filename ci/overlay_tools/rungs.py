@@ -30,6 +30,7 @@ RUNGS: dict[str, tuple[str, ...]] = {
         "tests/engine/test_parity.py",
         "tests/engine/test_qwen3_next_ext.py",
         "tests/engine/test_qwen3_next_ext_config.py",
+        "tests/engine/test_qwen3_next_ext_vl.py",
         "tests/engine/test_refusals.py",
         "tests/engine/test_strict_loading.py",
         "tests/engine/test_wheel.py",
