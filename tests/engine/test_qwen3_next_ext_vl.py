@@ -45,6 +45,7 @@ SERVERS: dict[str, dict[str, object]] = {
         "disable_overlap_schedule": True,  # what 0.5.13 and later ask for with no_buffer
         "chunked_prefill_size": 24,  # divides the 16 tokens of a small picture, and others, anywhere
         "max_mamba_cache_size": 64,
+        "chat_template": "qwen3-next-ext-vl",  # the registered one, not the checkpoint's
     },
 }
 
@@ -288,10 +289,11 @@ def test_held_out_pictures_are_answered(served: Served, capsys: pytest.CaptureFi
         print(f"prepared and prefilled, {len(asked) / seconds:.1f} answers/s")
 
 
-@pytest.mark.parametrize("served", ["extra_buffer"], indirect=True)
 @pytest.mark.parametrize("source", ["base64", "path", "file address"])
 def test_the_openai_client_sends_a_picture(served: Served, source: str, tmp_path: Path) -> None:
-    request = request_of(file_of(drawn(64, 64, 21)), "How many squares?")
+    # Upstream itself adds a line break after a picture where a template is a registered one.
+    registered = "chat_template" in SERVERS[served.name]
+    request = request_of(file_of(drawn(64, 64, 21)), "\n" * registered + "How many squares?")
     path = tmp_path / "picture.png"
     path.write_bytes(request[1][0])
     urls = {
@@ -381,7 +383,7 @@ def test_a_picture_for_a_model_of_text_is_refused(tmp_path: Path) -> None:
         client = OpenAI(base_url=f"{text.url}/v1", api_key="none", max_retries=0, timeout=120)
         create = functools.partial(client.chat.completions.create, model=str(text.model), max_tokens=4, temperature=0)
         messages: Any = [{"role": "user", "content": content}]
-        with pytest.raises(BadRequestError, match="takes text, and no image"):
+        with pytest.raises(BadRequestError, match=r"takes text, and no image|only supports text input"):
             create(messages=messages)
         messages[0]["content"] = content[:1]
         by_parts = create(messages=messages).choices[0].message.content
