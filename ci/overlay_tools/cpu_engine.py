@@ -7,7 +7,7 @@ from collections.abc import Mapping
 ENV: dict[str, str] = {
     "SGLANG_USE_CPU_ENGINE": "1",
     "SGLANG_MAMBA_CONV_DTYPE": "float32",  # bfloat16 otherwise, whatever dtype the model has
-    "SGLANG_DISABLE_CUDNN_CHECK": "1",  # 0.5.7 to 0.5.9 ask multimodal models for a newer cuDNN, which a CPU has no use for
+    "SGLANG_DISABLE_CUDNN_CHECK": "1",  # to 0.5.9, multimodal models ask for a newer cuDNN, for which a CPU has no use
     "TORCHDYNAMO_DISABLE": "1",  # compiling takes minutes and gains nothing on models of this size
     "OMP_NUM_THREADS": "1",  # tiny matrices: more threads only wait for each other
     "PYTHONDONTWRITEBYTECODE": "",  # each start imports 10,000 modules in three processes: minutes without .pyc files
