@@ -30,7 +30,17 @@ from PIL import Image
 from reference.checkpoints import TRAINED, TRAINED_ON_PICTURES
 from reference.greedy import decode, encode, judge_pictures
 from reference.pictures import Task, draw, make_task
-from reference.train_qwen3_next_ext_vl import HELD_OUT_SEED, IM_END, KINDS, PICTURE, SIZES, START, STOP, make_tasks
+from reference.train_qwen3_next_ext_vl import (
+    HELD_OUT_SEED,
+    IM_END,
+    IM_START,
+    KINDS,
+    PICTURE,
+    SIZES,
+    START,
+    STOP,
+    make_tasks,
+)
 from reference.train_qwen3_next_ext_vl import prompt as prompt_of
 
 from engine.harness import EXTRA_BUFFER, RELEASE, post, post_request, server
@@ -293,7 +303,8 @@ def test_held_out_pictures_are_answered(served: Served, capsys: pytest.CaptureFi
 def test_the_openai_client_sends_a_picture(served: Served, source: str, tmp_path: Path) -> None:
     # Upstream itself adds a line break after a picture where a template is a registered one.
     registered = "chat_template" in SERVERS[served.name]
-    request = request_of(file_of(drawn(64, 64, 21)), "\n" * registered + "How many squares?")
+    prompt, files = request_of(file_of(drawn(64, 64, 21)), "\n" * registered + "How many squares?")
+    request = [IM_START, *encode("system\nLook well."), IM_END, *encode("\n"), *prompt], files
     path = tmp_path / "picture.png"
     path.write_bytes(request[1][0])
     urls = {
@@ -306,8 +317,9 @@ def test_the_openai_client_sends_a_picture(served: Served, source: str, tmp_path
         {"type": "image_url", "image_url": {"url": urls[source]}},
         {"type": "text", "text": "How many squares?"},
     ]
+    messages: Any = [{"role": "system", "content": "Look well."}, {"role": "user", "content": content}]
     completion = client.chat.completions.create(
-        model=str(served.server.model), messages=[{"role": "user", "content": content}], temperature=0, max_tokens=16
+        model=str(served.server.model), messages=messages, temperature=0, max_tokens=16
     )
     [wanted] = served.generate([request])
     assert completion.choices[0].message.content == answer_of(wanted)
