@@ -56,6 +56,7 @@ class Model:
         return self.answers[PROMPTS.index(prompt)]
 
 
+CORES = sorted(os.sched_getaffinity(0))
 RELEASE = Version(version("sglang"))
 # Whether sglang is upstream's own, and the overlay's models are in the plugin beside it.
 PLUGIN = find_spec("sglang_overlay_plugin") is not None

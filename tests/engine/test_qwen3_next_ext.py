@@ -7,7 +7,6 @@ where the twin itself is decided: where rounding chooses a token or an expert, t
 from __future__ import annotations
 
 import json
-import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from overlay_tools.server import Server
 from reference.checkpoints import TRAINED, make_variant
 from reference.greedy import Verdict, encode, judge
 
-from engine.harness import EXTRA_BUFFER, RELEASE, post, post_request, server, speculative
+from engine.harness import CORES, EXTRA_BUFFER, RELEASE, post, post_request, server, speculative
 
 CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
 
@@ -62,7 +61,6 @@ class Case:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-CORES = sorted(os.sched_getaffinity(0))
 SMALL_POOL: dict[str, object] = {
     **dict.fromkeys(EXTRA_BUFFER, "no_buffer"),
     "disable_overlap_schedule": True,  # what 0.5.13 and later ask for with no_buffer

@@ -43,7 +43,7 @@ from reference.train_qwen3_next_ext_vl import (
 )
 from reference.train_qwen3_next_ext_vl import prompt as prompt_of
 
-from engine.harness import EXTRA_BUFFER, RELEASE, post, post_request, server
+from engine.harness import CORES, EXTRA_BUFFER, RELEASE, post, post_request, server
 
 CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
 Request = tuple[list[int], list[bytes]]  # a prompt with one token a picture, and the pictures' files
@@ -219,6 +219,20 @@ def test_tokens_and_logprobs_are_the_twins(served: Served) -> None:
 
 BEFORE, AFTER = "Look well at this. " * 5, "How many squares are there? " * 4
 BEFORE_PICTURE = len(request_of(BEFORE)[0])  # tokens that a prompt shares with one of another picture
+
+
+@pytest.mark.parametrize("by_picture", [False, True], ids=["weights shared", "pictures shared"])
+def test_two_ranks_give_what_one_gives(twin: ProcessPoolExecutor, by_picture: bool, tmp_path: Path) -> None:
+    arguments = {**EXTRA_BUFFER, "tp_size": 2, "mm_enable_dp_encoder": by_picture}
+    binding = {"SGLANG_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[-1]}"}
+    with server(TRAINED_ON_PICTURES, tmp_path / "log", arguments, binding) as running:
+        served = Served(
+            name="TP=2",
+            server=running,
+            judge=lambda runs: twin.submit(judge_pictures, TRAINED_ON_PICTURES, runs).result(),
+        )
+        asked = list(requests().values())
+        served.assert_right(asked, served.generate(asked))
 
 
 def test_the_same_picture_is_found_in_the_cache(served: Served) -> None:
