@@ -10,7 +10,7 @@ import torch
 from sglang.srt.configs.qwen3_next_ext_vl import Qwen3NextExtVisionConfig, Qwen3NextExtVLConfig
 from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
 from sglang.srt.layers.attention.vision import VisionAttention
-from sglang.srt.layers.linear import ColumnParallelLinear, RowParallelLinear
+from sglang.srt.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.managers.mm_utils import general_mm_embed_routine
 from sglang.srt.managers.schedule_batch import MultimodalDataItem, MultimodalInputs
@@ -28,13 +28,14 @@ except ImportError:  # releases that have the server's arguments in one piece
 
 
 class VisionMlp(nn.Module):
-    """Two linear layers with GELU between."""
+    """Two linear layers with GELU between, `whole` on each rank or their weights shared among the ranks."""
 
-    def __init__(self, size: int, inner: int, out: int, sharding: dict, prefix: str = "") -> None:
+    def __init__(self, size: int, inner: int, out: int, whole: bool, prefix: str = "") -> None:
         super().__init__()
-        self.fc1 = ColumnParallelLinear(size, inner, prefix=add_prefix("fc1", prefix), **sharding)
+        first, second = (ReplicatedLinear, ReplicatedLinear) if whole else (ColumnParallelLinear, RowParallelLinear)
+        self.fc1 = first(size, inner, prefix=add_prefix("fc1", prefix))
         self.act = nn.GELU()
-        self.fc2 = RowParallelLinear(inner, out, prefix=add_prefix("fc2", prefix), **sharding)
+        self.fc2 = second(inner, out, prefix=add_prefix("fc2", prefix))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [..., size] to [..., out]."""
@@ -44,7 +45,7 @@ class VisionMlp(nn.Module):
 class VisionBlock(nn.Module):
     """Attention and an MLP, each behind a norm."""
 
-    def __init__(self, config: Qwen3NextExtVisionConfig, whole: bool, sharding: dict, prefix: str = "") -> None:
+    def __init__(self, config: Qwen3NextExtVisionConfig, whole: bool, prefix: str = "") -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -58,7 +59,7 @@ class VisionBlock(nn.Module):
             use_data_parallel=whole,
         )
         inner = config.intermediate_size
-        self.mlp = VisionMlp(config.hidden_size, inner, config.hidden_size, sharding, add_prefix("mlp", prefix))
+        self.mlp = VisionMlp(config.hidden_size, inner, config.hidden_size, whole, add_prefix("mlp", prefix))
 
     def forward(self, x: torch.Tensor, ends: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Map the patches of some pictures, [1, patches, hidden], where each picture's end in `ends`."""
@@ -69,11 +70,11 @@ class VisionBlock(nn.Module):
 class VisionMerger(nn.Module):
     """Makes tokens of the text of neighbouring patches."""
 
-    def __init__(self, config: Qwen3NextExtVisionConfig, out: int, sharding: dict, prefix: str = "") -> None:
+    def __init__(self, config: Qwen3NextExtVisionConfig, out: int, whole: bool, prefix: str = "") -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.merged = config.hidden_size * config.merge_size**2
-        self.mlp = VisionMlp(self.merged, 2 * out, out, sharding, add_prefix("mlp", prefix))
+        self.mlp = VisionMlp(self.merged, 2 * out, out, whole, add_prefix("mlp", prefix))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [patches, hidden], those of a token one after another, to [tokens, out]."""
@@ -88,16 +89,14 @@ class VisionTower(nn.Module):
 
     def __init__(self, config: Qwen3NextExtVisionConfig, out_size: int, whole: bool, prefix: str = "") -> None:
         super().__init__()
-        sharding = {"tp_rank": 0, "tp_size": 1} if whole else {}
         self.rotary_size = config.hidden_size // config.num_attention_heads // 2
         self.theta = config.rope_theta
         self.spatial_merge_size, self.out_hidden_size = config.merge_size, out_size  # upstream's names for them
         self.patch_embed = nn.Linear(3 * config.patch_size**2, config.hidden_size)
         self.blocks = nn.ModuleList(
-            VisionBlock(config, whole, sharding, add_prefix(f"blocks.{i}", prefix))
-            for i in range(config.num_hidden_layers)
+            VisionBlock(config, whole, add_prefix(f"blocks.{i}", prefix)) for i in range(config.num_hidden_layers)
         )
-        self.merger = VisionMerger(config, out_size, sharding, add_prefix("merger", prefix))
+        self.merger = VisionMerger(config, out_size, whole, add_prefix("merger", prefix))
 
     def forward(self, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
         """Turn pictures, one after another, into tokens, [tokens, out_size].
@@ -174,6 +173,10 @@ class Qwen3NextExtVLForConditionalGeneration(nn.Module):
     ) -> None:
         super().__init__()
         config.check_pictures()
+        text = config.text_config
+        for name in ("linear_num_key_heads", "linear_num_value_heads"):
+            if not hasattr(text, f"{name}_cpu"):  # 0.5.9 and 0.5.10 note it in the outer configuration at most
+                setattr(text, f"{name}_cpu", getattr(config, f"{name}_cpu", getattr(text, name)))
         self.config, self.quant_config = config, quant_config
         self.sharded_by_picture = multimodal_settings().mm_enable_dp_encoder
         out_size = config.text_config.hidden_size
