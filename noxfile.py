@@ -106,6 +106,12 @@ def bench_port(session: nox.Session) -> None:
     tool(session, "bench-port")
 
 
+@nox.session(name="bench-gpu")
+def bench_gpu(session: nox.Session) -> None:
+    """Measure kernels, overhead and speed on a CUDA GPU: [PART ...] [--release VERSION]."""
+    tool(session, "bench-gpu", "test")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Run ruff, mypy and the patch linter."""
@@ -137,6 +143,17 @@ def add_test(version: str) -> None:
     nox.session(name=f"test-{version}")(test_release)
 
 
+def add_gpu_test(version: str) -> None:
+    """Add the session that tests one release on a CUDA GPU."""
+
+    def test_gpu(session: nox.Session) -> None:
+        session.install("-e", ".[test]")
+        session.run("overlay-tools", "test-engine", "--gpu", version, "--", *session.posargs)
+
+    test_gpu.__doc__ = f"Test sglang {version} on a CUDA GPU, with upstream's kernels (arguments go to that pytest)."
+    nox.session(name=f"test-gpu-{version}")(test_gpu)
+
+
 def add_plugin_test(version: str) -> None:
     """Add the session that tests the plugin on one release."""
 
@@ -150,5 +167,6 @@ def add_plugin_test(version: str) -> None:
 
 for _version in VERSIONS:
     add_test(_version)
+    add_gpu_test(_version)
 for _version in SETTINGS["plugin"]:
     add_plugin_test(_version)

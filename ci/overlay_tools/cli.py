@@ -20,7 +20,7 @@ from overlay_tools.bench import Case, bench_build
 from overlay_tools.bench_port import bench_port, replay
 from overlay_tools.build import Built
 from overlay_tools.edit import edit, export, worktrees
-from overlay_tools.environment import build_release, engine_environment
+from overlay_tools.environment import build_release, engine_environment, has_cuda
 from overlay_tools.errors import LockError, OverlayError, PatchError, PortError, ServeError, VerifyError, WorktreeError
 from overlay_tools.fetch import fetch
 from overlay_tools.index import difference, query_release
@@ -39,6 +39,7 @@ from overlay_tools.sources import THIS_PYTHON
 from overlay_tools.status import collect, show
 from overlay_tools.verify import verify_environment, verify_wheel
 
+_ENGINE_TESTS = [file for rung, files in RUNGS.items() if rung != "static" for file in files]
 # What is tested of upstream's wheel with the plugin: all of the engine but its kernels and the drop-in wheel itself.
 _PLUGIN_TESTS = [
     *(file for file in (*RUNGS["twin"], *RUNGS["engine"]) if not file.endswith(("test_install.py", "test_wheel.py"))),
@@ -168,17 +169,30 @@ def adopt_command(project: Project, arguments: argparse.Namespace) -> None:
 
 def test_command(project: Project, arguments: argparse.Namespace) -> int:
     """Run the engine tests of one release in its environment."""
+    if arguments.gpu:
+        _check_cuda()
     python, _ = _engine(project, arguments.version, arguments.python, plugin=arguments.plugin)
-    os.environ.update(cpu_engine.ENV)
-    where = (
-        []
-        if any(word.startswith("tests/") for word in arguments.pytest)
-        else _PLUGIN_TESTS
-        if arguments.plugin
-        else ["tests/engine"]
-    )
+    if not arguments.gpu:
+        os.environ.update(cpu_engine.ENV)
+    where = ["tests/gpu"] if arguments.gpu else _PLUGIN_TESTS if arguments.plugin else _ENGINE_TESTS
+    if any(word.startswith("tests/") for word in arguments.pytest):
+        where = []
     words = [str(python), "-m", "pytest", "-W", "default", *where, *arguments.pytest]
     return os.spawnv(os.P_WAIT, words[0], words)
+
+
+def bench_gpu_command(project: Project, arguments: argparse.Namespace) -> int:
+    """Run the benchmarks on a GPU in the environment of a release."""
+    _check_cuda()
+    python, _ = _engine(project, arguments.release or project.default, arguments.python)
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(project.root / name) for name in ("ci", "tests"))
+    words = [str(python), "-m", "gpu.bench", *arguments.parts]
+    return os.spawnv(os.P_WAIT, words[0], words)
+
+
+def _check_cuda() -> None:
+    if not has_cuda():
+        raise OverlayError("No CUDA GPU answers on this machine.", hint="`nox -s test` needs none.")
 
 
 def port_command(project: Project, arguments: argparse.Namespace) -> None:
@@ -418,6 +432,13 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument("version", metavar="VERSION")
     test.add_argument("--python", choices=PYTHONS, help="CPython to test with")
     test.add_argument("--plugin", action="store_true", help="with upstream's own wheel and the plugin")
+    test.add_argument("--gpu", action="store_true", help="the tests that need a CUDA GPU, with upstream's kernels")
     test.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="arguments for pytest, after --")
     test.set_defaults(command=test_command)
+
+    bench_gpu = commands.add_parser("bench-gpu", help="measure kernels, overhead and speed on a CUDA GPU")
+    bench_gpu.add_argument("parts", nargs="*", metavar="PART", help="layers, overhead, transformers, drafts (all)")
+    bench_gpu.add_argument("--release", metavar="VERSION", help="a locked release (default: the project's default)")
+    bench_gpu.add_argument("--python", choices=PYTHONS, help="CPython to measure with")
+    bench_gpu.set_defaults(command=bench_gpu_command)
     return parser

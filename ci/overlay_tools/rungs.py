@@ -20,7 +20,7 @@ from overlay_tools.results import Result
 # sooner there.
 RUNGS: dict[str, tuple[str, ...]] = {
     "static": ("tests/static",),
-    "kernels": ("tests/engine/test_kernels.py", "tests/engine/test_kernels_fixups.py"),
+    "kernels": ("tests/engine/test_kernels.py", "tests/engine/test_kernels_fixups.py", "tests/gpu/test_layers.py"),
     "twin": ("tests/engine/test_twin.py",),
     "engine": (
         "tests/engine/test_extensions_off.py",

@@ -86,17 +86,25 @@ class Verdict:
     router_margin: float
 
 
-def judge(checkpoint: Path, runs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Verdict]:
-    """Let the twin of a Qwen3-Next-Ext checkpoint judge prompts and their continuations, in float32, a pass each.
+def judge(
+    checkpoint: Path,
+    runs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> list[Verdict]:
+    """Let the twin of a Qwen3-Next-Ext checkpoint judge prompts and their continuations, a pass each.
 
-    Tokens that equal the twin's choice at every place are its greedy continuation.
+    Tokens that equal the twin's choice at every place are its greedy continuation. Its logits become float32, whatever
+    the dtype in which it computes, as they do where transformers generates.
     """
     torch.set_num_threads(1)
-    model = Qwen3NextExt.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    model = Qwen3NextExt.from_pretrained(checkpoint, dtype=dtype, attn_implementation="eager").eval().to(device)
     routers = [module for module in model.modules() if isinstance(module, Router)]
     with torch.no_grad():
         return [
-            _verdict(prompt, tokens, routers, lambda all_tokens: model(all_tokens, use_cache=False).logits)
+            _verdict(
+                prompt, tokens, routers, lambda all_tokens: model(all_tokens.to(device), use_cache=False).logits.cpu()
+            )
             for prompt, tokens in runs
         ]
 
@@ -128,7 +136,7 @@ def _verdict(
 ) -> Verdict:
     for router in routers:
         router.margin = torch.inf
-    logits = logits_of(torch.tensor([[*prompt, *tokens]]))[0, :-1]
+    logits = logits_of(torch.tensor([[*prompt, *tokens]]))[0, :-1].float()
     logprobs = logits.log_softmax(dim=-1)
     best = logits[len(prompt) - 1 :].topk(2, dim=-1)
     given = logprobs.gather(-1, torch.tensor([[*prompt, *tokens][1:]]).T)[:, 0].tolist()

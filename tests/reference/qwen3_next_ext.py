@@ -46,6 +46,7 @@ class Qwen3NextExt(Qwen3NextForCausalLM):  # type: ignore[misc]
     """Qwen3-Next with the extensions that config.json switches on."""
 
     config_class = Qwen3NextExtConfig
+    _keep_in_fp32_modules_strict = ("e_score_correction_bias",)  # as transformers does for DeepSeek-V3
 
     def __init__(self, config: Qwen3NextExtConfig) -> None:
         super().__init__(config)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
 from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
-from sglang.srt.layers.linear import ReplicatedLinear
+from sglang.srt.layers.head_adapter import HeadAdapter
 from sglang.srt.layers.logit_shaping import LogitShapingProcessor
 from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.layers.moe.utils import RoutingMethodType
@@ -76,22 +76,6 @@ def use_sigmoid_router(block: Qwen2MoeSparseMoeBlock, config: Qwen3NextExtConfig
             holder.routing_method_type = RoutingMethodType.DeepSeekV3
     if hasattr(block.topk, "bind_runner_backend"):
         block.topk.bind_runner_backend(experts.runner_backend, routing_method_type=RoutingMethodType.DeepSeekV3)
-
-
-class HeadAdapter(nn.Module):
-    """A residual adapter of low rank on the hidden states that go to the head: h + up(down(h)).
-
-    Not sharded and never quantised: it is small, and `down` has fewer rows than a tensor parallel group may have ranks.
-    """
-
-    def __init__(self, hidden_size: int, rank: int) -> None:
-        super().__init__()
-        self.down = ReplicatedLinear(hidden_size, rank, bias=False)
-        self.up = ReplicatedLinear(rank, hidden_size, bias=False)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Adapt hidden states [rows, hidden_size]."""
-        return hidden_states + self.up(self.down(hidden_states)[0])[0]
 
 
 def extend(model: Qwen3NextForCausalLM, config: Qwen3NextExtConfig) -> None:

@@ -1,0 +1,45 @@
+"""Measure on one CUDA GPU, side by side; the report is Markdown.
+
+    python -m gpu.bench [PART ...]
+
+with the folders `ci` and `tests` on PYTHONPATH. Parts: layers, overhead, transformers, drafts; all of them by default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import sglang
+import torch
+
+from gpu.bench_layers import bench_layers
+from gpu.bench_models import bench_drafts, bench_overhead, bench_transformers, realistic_models
+
+PARTS = ("layers", "overhead", "transformers", "drafts")
+
+
+def main() -> None:
+    """Run the named parts, or all."""
+    parser = argparse.ArgumentParser(description="Measure on one CUDA GPU.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parts = parser.parse_args().parts or PARTS
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: known are {', '.join(PARTS)}")
+    print(f"sglang {sglang.__version__}, torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
+    if "layers" in parts:
+        bench_layers()
+    with tempfile.TemporaryDirectory() as name:
+        if {"overhead", "transformers"} & set(parts):
+            with realistic_models(Path(name)) as (stock, running):
+                if "overhead" in parts:
+                    bench_overhead(running)
+                if "transformers" in parts:
+                    bench_transformers(running, stock)
+        if "drafts" in parts:
+            bench_drafts(Path(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The derived model beside its base, beside Transformers, and with its drafts beside without."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine.harness import EXTRA_BUFFER, ours, post, speculative
+from engine.test_qwen3_next_ext import HELD_OUT
+from overlay_tools.adopt import adopt, read_stock
+from overlay_tools.server import Server
+from reference.checkpoints import CONFIGS, TRAINED, changed
+from safetensors.torch import save_file
+
+from gpu.servers import Wanted, graphs, servers
+from gpu.timing import figure, in_turns, ratios, table
+
+# 3.6 billion parameters, half a billion of them active: small enough for three engines and a twin on one GPU.
+REALISTIC: dict[str, Any] = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "full_attention_interval": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "partial_rotary_factor": 0.25,
+    "linear_num_key_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "vocab_size": 65_536,
+    "max_position_embeddings": 32_768,
+    "dtype": "bfloat16",
+    "torch_dtype": "bfloat16",
+}
+LAYER_TYPES = [*["linear_attention"] * 3, "full_attention", *["linear_attention"] * 3, "nope_attention"] * 2
+EVERYTHING = [
+    f"layer_types={json.dumps(LAYER_TYPES)}",
+    "scoring_func=sigmoid",
+    "n_group=8",
+    "topk_group=4",
+    "head_adapter_rank=16",
+    "logit_transform=softcap",
+    "logit_softcap=30.0",
+]
+BASE, OFF, ON = "Qwen3-Next", "Ext, all off", "Ext, all on"
+PROMPT, DECODED = 128, 192  # tokens of a prompt, and of its continuation after the first
+LONG, AT_ONCE = 4096, 4  # tokens of a long prompt, and how many are sent at once
+
+_random = torch.Generator().manual_seed(2)
+
+
+def random_prompts(count: int, length: int) -> list[list[int]]:
+    """Draw prompts, never the same twice: nothing comes from a cache."""
+    return torch.randint(10, REALISTIC["vocab_size"], (count, length), generator=_random).tolist()  # type: ignore[no-any-return]
+
+
+def make_stock(folder: Path) -> Path:
+    """Write a stock Qwen3-Next checkpoint of random weights, in shards, into a new folder."""
+    config = changed(CONFIGS["qwen3-next"], REALISTIC)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    derived = ours("configs.qwen3_next_ext").Qwen3NextExtConfig(**config)
+    shapes = ours("models.qwen3_next_ext").checkpoint_shapes(derived)
+    generator = torch.Generator("cuda").manual_seed(1)
+    weight_map: dict[str, str] = {}
+    for start in range(0, len(shapes), 512):
+        tensors = {}
+        for name in list(shapes)[start : start + 512]:
+            values = torch.randn(shapes[name], generator=generator, device="cuda", dtype=torch.bfloat16)
+            tensors[name] = (0.02 * values).cpu()
+        shard = f"model-{start:05}.safetensors"
+        save_file(tensors, folder / shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, shard)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def realistic_models(folder: Path) -> Iterator[tuple[Path, Mapping[str, Server]]]:
+    """Serve the base and its two derived models, on the same weights; give the base's checkpoint as well."""
+    stock = make_stock(folder / "stock")
+    adopt(read_stock(stock), folder / "off", [])
+    adopt(read_stock(stock), folder / "on", EVERYTHING)
+    arguments: dict[str, object] = {
+        "max_total_tokens": 40_960,
+        "max_running_requests": 64,
+        "max_mamba_cache_size": 128,
+        "disable_radix_cache": True,
+        "skip_tokenizer_init": True,
+        **graphs(64),
+    }
+    models = {BASE: stock, OFF: folder / "off", ON: folder / "on"}
+    with servers({name: Wanted(model, arguments) for name, model in models.items()}, folder) as running:
+        yield stock, running
+
+
+def generate(server: Server, prompts: Sequence[list[int]], tokens: int) -> tuple[float, list[dict[str, Any]]]:
+    """Continue prompts greedily by so many tokens, sent at once; give the seconds it took, and the outputs."""
+    sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+    started = time.perf_counter()
+    outputs = post(server.url, "/generate", input_ids=list(prompts), sampling_params=sampling)
+    return time.perf_counter() - started, outputs
+
+
+def decode_step(server: Server, *, batch: int) -> float:
+    """Give the milliseconds of a step of decoding: request and prefill taken out."""
+    prompts = random_prompts(batch, PROMPT)
+    return 1e3 * (generate(server, prompts, DECODED + 1)[0] - generate(server, prompts, 1)[0]) / DECODED
+
+
+def prefill(server: Server) -> float:
+    """Give the tokens a second of long prompts."""
+    return LONG * AT_ONCE / generate(server, random_prompts(AT_ONCE, LONG), 1)[0]
+
+
+def bench_overhead(running: Mapping[str, Server]) -> None:
+    """Compare the base, Ext with everything off and Ext with everything on."""
+    rows = []
+    runs: dict[str, tuple[Callable[[Server], float], str]] = {
+        **{f"decode step, batch {n}, ms": (partial(decode_step, batch=n), ".3f") for n in (1, 16, 64)},
+        f"prefill, {AT_ONCE} prompts of {LONG}, tokens a second": (prefill, ".0f"),
+    }
+    for name, (run, form) in runs.items():
+        times = in_turns({model: partial(run, server) for model, server in running.items()})
+        to_base = [figure(ratios(times[model], times[BASE]), ".4f") for model in (OFF, ON)]
+        rows.append([name, *(figure(taken, form) for taken in times.values()), *to_base])
+    title = f"Beside the base: {REALISTIC['num_hidden_layers']} layers of {REALISTIC['hidden_size']}, bfloat16"
+    table(title, ["", *running, f"{OFF} / base", f"{ON} / base"], rows)
+
+
+def bench_transformers(running: Mapping[str, Server], stock: Path) -> None:
+    """Compare Ext with everything off and Transformers' own Qwen3-Next on the same weights."""
+    from transformers import Qwen3NextForCausalLM
+
+    model = Qwen3NextForCausalLM.from_pretrained(stock, dtype=torch.bfloat16).to("cuda").eval()
+
+    def theirs(prompts: Sequence[list[int]], tokens: int) -> float:
+        ids = torch.tensor(prompts, device="cuda")
+        exactly = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **exactly)
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    rows = []
+    for batch in (1, 16):
+        for tokens in (1, 128):
+            times = in_turns(
+                {
+                    "engine": lambda: generate(running[OFF], random_prompts(batch, PROMPT), tokens)[0],  # noqa: B023
+                    "theirs": lambda: theirs(random_prompts(batch, PROMPT), tokens),  # noqa: B023
+                },
+                rounds=5,
+            )
+            if tokens == 1:
+                name, shown = "ms to the first token", [[1e3 * s for s in taken] for taken in times.values()]
+            else:
+                name, shown = "tokens a second", [[batch * tokens / s for s in taken] for taken in times.values()]
+            faster = figure(ratios(times["theirs"], times["engine"]), ".2f")
+            rows.append([f"batch {batch}, {name}", *(figure(values, ".1f") for values in shown), faster])
+    table(f"Beside Transformers' generate: {OFF}, same weights", ["", "engine", "Transformers", "times faster"], rows)
+
+
+def bench_drafts(folder: Path) -> None:
+    """Compare decoding with and without drafts on the trained checkpoint, at batch 1."""
+    arguments: dict[str, object] = {"max_total_tokens": 8192, "max_running_requests": 8, **graphs(8)}
+    wanted = {"no drafts": Wanted(TRAINED, arguments | EXTRA_BUFFER | {"max_mamba_cache_size": 64})}
+    for steps in (1, 3):
+        drafts, environment = speculative(steps)
+        wanted[f"drafts of {steps}"] = Wanted(TRAINED, arguments | drafts, environment)
+    tokens, steps_of = 256, dict.fromkeys(wanted, 0)
+    starts = {name: iter(range(0, 60_000, 331)) for name in wanted}  # each model continues the same places
+
+    with servers(wanted, folder) as running:
+
+        def run(name: str) -> float:
+            start = next(starts[name])
+            seconds, [output] = generate(running[name], [HELD_OUT[start : start + PROMPT]], tokens)
+            steps_of[name] += output["meta_info"].get("spec_verify_ct", 0)
+            return tokens / seconds
+
+        rounds = 18
+        speeds = in_turns({name: partial(run, name) for name in wanted}, rounds)
+    rows = [
+        [
+            name,
+            figure(speed, ".0f"),
+            figure(ratios(speed, speeds["no drafts"]), ".2f"),
+            f"{tokens * (rounds + 1) / steps_of[name]:.2f}" if steps_of[name] else "1",
+        ]
+        for name, speed in speeds.items()
+    ]
+    table("Drafts on the trained checkpoint, batch 1", ["", "tokens a second", "times faster", "tokens a step"], rows)

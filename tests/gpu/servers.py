@@ -1,0 +1,62 @@
+"""Servers on one GPU, several at a time: each takes a minute or two to start, so they start side by side."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from overlay_tools import cpu_engine
+from overlay_tools.server import Server
+from sglang.srt.server_args import ServerArgs
+
+# Sampling in PyTorch and no graphs of prefills: the same on every host, whatever kernels it can build.
+ARGS: dict[str, object] = {
+    "dtype": "bfloat16",
+    "attention_backend": "triton",
+    "sampling_backend": "pytorch",
+    "grammar_backend": "none",
+    "disable_prefill_cuda_graph": True,
+    "mem_fraction_static": 0.5,  # of what is free; `max_total_tokens` bounds what is taken of it
+    "random_seed": 1,
+    "skip_server_warmup": True,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A server to start: its checkpoint, and arguments and environment beside ARGS."""
+
+    model: Path
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def graphs(most: int) -> dict[str, object]:
+    """Give the arguments for CUDA graphs of up to so many requests, by the name that this release has for it."""
+    name = "cuda_graph_max_bs_decode"
+    return {name if name in ServerArgs.__dataclass_fields__ else "cuda_graph_max_bs": most}
+
+
+@contextmanager
+def servers(wanted: Mapping[str, Wanted], logs: Path) -> Iterator[dict[str, Server]]:
+    """Start servers side by side and stop them all at the end; their output goes to files in `logs`.
+
+    Raises ServeError, with a server's own last lines, if one does not come up.
+    """
+    known = ServerArgs.__dataclass_fields__
+    with ExitStack() as stack, ThreadPoolExecutor(max_workers=len(wanted)) as pool:
+
+        def start(name: str) -> Server:
+            asked = wanted[name]
+            arguments = {key: value for key, value in ARGS.items() if key in known} | dict(asked.arguments)
+            log = logs / f"{name.replace(' ', '-').replace(',', '')}.log"
+            flags = cpu_engine.flags(arguments)
+            return stack.enter_context(
+                Server(Path(sys.executable), asked.model, flags, env=asked.environment, log=log, grace=0)
+            )
+
+        yield dict(zip(wanted, pool.map(start, wanted), strict=True))
