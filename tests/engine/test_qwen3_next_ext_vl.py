@@ -231,8 +231,9 @@ def test_two_ranks_give_what_one_gives(twin: ProcessPoolExecutor, by_picture: bo
             server=running,
             judge=lambda runs: twin.submit(judge_pictures, TRAINED_ON_PICTURES, runs).result(),
         )
+        alone = request_of(file_of(drawn(48, 48, 11)), "How many squares?")  # shared by pictures, one rank has none
         asked = list(requests().values())
-        served.assert_right(asked, served.generate(asked))
+        served.assert_right([alone, *asked], [*served.generate([alone]), *served.generate(asked)])
 
 
 def test_the_same_picture_is_found_in_the_cache(served: Served) -> None:

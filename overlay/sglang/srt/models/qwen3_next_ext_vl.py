@@ -98,6 +98,11 @@ class VisionTower(nn.Module):
         )
         self.merger = VisionMerger(config, out_size, whole, add_prefix("merger", prefix))
 
+    @property
+    def device(self) -> torch.device:
+        """Tell where it is: from 0.5.17 on, a rank without a picture puts its empty share there."""
+        return self.patch_embed.weight.device
+
     def forward(self, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
         """Turn pictures, one after another, into tokens, [tokens, out_size].
 
