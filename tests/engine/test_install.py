@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -23,7 +24,8 @@ UV = [sys.executable, "-m", "uv", "pip"]
 
 
 def run(*words: str | Path) -> str:
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    env = {**os.environ, "PIP_CONFIG_FILE": os.devnull}  # pip's constraints here are not uv's
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
