@@ -101,10 +101,11 @@ class LogitShapingProcessor(LogitsProcessor):
             return logits
         return self.transform(logits, logits)
 
-    def _copy_logits_to_buffer(self, logits: torch.Tensor, logits_metadata, **options) -> torch.Tensor:
+    def _copy_logits_to_buffer(self, logits: torch.Tensor, logits_metadata, *args, **kwargs) -> torch.Tensor:
         if self.transform is None:
-            return super()._copy_logits_to_buffer(logits, logits_metadata, **options)
-        buffer = logits_metadata.next_token_logits_buffer if options.get("use_buffer", True) else None
+            return super()._copy_logits_to_buffer(logits, logits_metadata, *args, **kwargs)
+        use_buffer = args[0] if args else kwargs.get("use_buffer", True)  # which releases before 0.5.16 do not give
+        buffer = logits_metadata.next_token_logits_buffer if use_buffer else None
         logits = logits[:, : self.vocab_size]
         if buffer is None or buffer.shape != logits.shape:
             buffer = logits.new_empty(logits.shape, dtype=torch.float32)
