@@ -23,6 +23,7 @@ from overlay_tools.sources import THIS_PYTHON
 # Bounds that a release should have set: what it leaves open has moved on since and no longer works with what it pins.
 BOUNDS: dict[str, tuple[str, ...]] = dict.fromkeys(("0.5.11", "0.5.12.post1"), ("kernels<0.13",))
 _TEST_EXTRAS = ("pip", "pytest>=8", "uv")
+_GPU_EXTRAS = ("flash-linear-attention>=0.4",)  # what transformers' Qwen3-Next takes on a GPU
 _STAMP = "sglang-overlay-wheels"
 
 
@@ -95,6 +96,6 @@ def engine_environment(
         wheels = [fetch(release, release.select(python or THIS_PYTHON, machine), cache_dir()), added, *wheels[1:]]
     left_out = () if gpu else cpu_engine.LEFT_OUT.get(version, ())
     with report.step(f"Install them and what they pin into {folder.relative_to(project.root)}"):
-        extras = (*_TEST_EXTRAS, *BOUNDS.get(version, ()))
+        extras = (*_TEST_EXTRAS, *(_GPU_EXTRAS if gpu else ()), *BOUNDS.get(version, ()))
         interpreter = ensure_environment(folder, python or sys.executable, wheels, extras, left_out)
     return interpreter, gpu

@@ -15,9 +15,11 @@ import sglang
 import torch
 
 from gpu.bench_layers import bench_layers
-from gpu.bench_models import bench_drafts, bench_overhead, bench_transformers, realistic_models
+from gpu.bench_models import bench_drafts, bench_overhead, bench_transformers, draft_models, realistic_models
+from gpu.servers import servers
 
-PARTS = ("layers", "overhead", "transformers", "drafts")
+MODELS = {"overhead": bench_overhead, "transformers": bench_transformers, "drafts": bench_drafts}
+PARTS = ("layers", *MODELS)
 
 
 def main() -> None:
@@ -31,14 +33,13 @@ def main() -> None:
     if "layers" in parts:
         bench_layers()
     with tempfile.TemporaryDirectory() as name:
-        if {"overhead", "transformers"} & set(parts):
-            with realistic_models(Path(name)) as (stock, running):
-                if "overhead" in parts:
-                    bench_overhead(running)
-                if "transformers" in parts:
-                    bench_transformers(running, stock)
-        if "drafts" in parts:
-            bench_drafts(Path(name))
+        wanted = realistic_models(Path(name)) if {"overhead", "transformers"} & set(parts) else {}
+        wanted |= draft_models() if "drafts" in parts else {}
+        if wanted:
+            with servers(wanted, Path(name)) as running:
+                for part, bench in MODELS.items():
+                    if part in parts:
+                        bench(running)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from overlay_tools.server import Server
 from reference.checkpoints import CONFIGS, TRAINED, changed
 from safetensors.torch import save_file
 
-from gpu.servers import Wanted, graphs, servers
+from gpu.servers import Wanted, graphs
 from gpu.timing import figure, in_turns, ratios, table
 
 # 3.6 billion parameters, half a billion of them active: small enough for three engines and a twin on one GPU.
@@ -54,6 +53,7 @@ EVERYTHING = [
     "logit_softcap=30.0",
 ]
 BASE, OFF, ON = "Qwen3-Next", "Ext, all off", "Ext, all on"
+NO_DRAFTS = "no drafts"
 PROMPT, DECODED = 128, 192  # tokens of a prompt, and of its continuation after the first
 LONG, AT_ONCE = 4096, 4  # tokens of a long prompt, and how many are sent at once
 
@@ -87,9 +87,8 @@ def make_stock(folder: Path) -> Path:
     return folder
 
 
-@contextmanager
-def realistic_models(folder: Path) -> Iterator[tuple[Path, Mapping[str, Server]]]:
-    """Serve the base and its two derived models, on the same weights; give the base's checkpoint as well."""
+def realistic_models(folder: Path) -> dict[str, Wanted]:
+    """Describe servers of the base and its two derived models, on the same weights, which are made in `folder`."""
     stock = make_stock(folder / "stock")
     adopt(read_stock(stock), folder / "off", [])
     adopt(read_stock(stock), folder / "on", EVERYTHING)
@@ -101,9 +100,19 @@ def realistic_models(folder: Path) -> Iterator[tuple[Path, Mapping[str, Server]]
         "skip_tokenizer_init": True,
         **graphs(64),
     }
-    models = {BASE: stock, OFF: folder / "off", ON: folder / "on"}
-    with servers({name: Wanted(model, arguments) for name, model in models.items()}, folder) as running:
-        yield stock, running
+    return {
+        name: Wanted(model, arguments) for name, model in {BASE: stock, OFF: folder / "off", ON: folder / "on"}.items()
+    }
+
+
+def draft_models() -> dict[str, Wanted]:
+    """Describe servers of the trained checkpoint with and without drafts."""
+    arguments: dict[str, object] = {"max_total_tokens": 8192, "max_running_requests": 8, **graphs(8)}
+    wanted = {NO_DRAFTS: Wanted(TRAINED, arguments | EXTRA_BUFFER | {"max_mamba_cache_size": 64})}
+    for steps in (1, 3):
+        drafts, environment = speculative(steps)
+        wanted[f"drafts of {steps}"] = Wanted(TRAINED, arguments | drafts, environment)
+    return wanted
 
 
 def generate(server: Server, prompts: Sequence[list[int]], tokens: int) -> tuple[float, list[dict[str, Any]]]:
@@ -127,24 +136,24 @@ def prefill(server: Server) -> float:
 
 def bench_overhead(running: Mapping[str, Server]) -> None:
     """Compare the base, Ext with everything off and Ext with everything on."""
-    rows = []
+    models, rows = {name: running[name] for name in (BASE, OFF, ON)}, []
     runs: dict[str, tuple[Callable[[Server], float], str]] = {
         **{f"decode step, batch {n}, ms": (partial(decode_step, batch=n), ".3f") for n in (1, 16, 64)},
         f"prefill, {AT_ONCE} prompts of {LONG}, tokens a second": (prefill, ".0f"),
     }
     for name, (run, form) in runs.items():
-        times = in_turns({model: partial(run, server) for model, server in running.items()})
+        times = in_turns({model: partial(run, server) for model, server in models.items()})
         to_base = [figure(ratios(times[model], times[BASE]), ".4f") for model in (OFF, ON)]
         rows.append([name, *(figure(taken, form) for taken in times.values()), *to_base])
     title = f"Beside the base: {REALISTIC['num_hidden_layers']} layers of {REALISTIC['hidden_size']}, bfloat16"
-    table(title, ["", *running, f"{OFF} / base", f"{ON} / base"], rows)
+    table(title, ["", *models, f"{OFF} / base", f"{ON} / base"], rows)
 
 
-def bench_transformers(running: Mapping[str, Server], stock: Path) -> None:
+def bench_transformers(running: Mapping[str, Server]) -> None:
     """Compare Ext with everything off and Transformers' own Qwen3-Next on the same weights."""
     from transformers import Qwen3NextForCausalLM
 
-    model = Qwen3NextForCausalLM.from_pretrained(stock, dtype=torch.bfloat16).to("cuda").eval()
+    model = Qwen3NextForCausalLM.from_pretrained(running[BASE].model, dtype=torch.bfloat16).to("cuda").eval()
 
     def theirs(prompts: Sequence[list[int]], tokens: int) -> float:
         ids = torch.tensor(prompts, device="cuda")
@@ -174,33 +183,21 @@ def bench_transformers(running: Mapping[str, Server], stock: Path) -> None:
     table(f"Beside Transformers' generate: {OFF}, same weights", ["", "engine", "Transformers", "times faster"], rows)
 
 
-def bench_drafts(folder: Path) -> None:
+def bench_drafts(running: Mapping[str, Server]) -> None:
     """Compare decoding with and without drafts on the trained checkpoint, at batch 1."""
-    arguments: dict[str, object] = {"max_total_tokens": 8192, "max_running_requests": 8, **graphs(8)}
-    wanted = {"no drafts": Wanted(TRAINED, arguments | EXTRA_BUFFER | {"max_mamba_cache_size": 64})}
-    for steps in (1, 3):
-        drafts, environment = speculative(steps)
-        wanted[f"drafts of {steps}"] = Wanted(TRAINED, arguments | drafts, environment)
-    tokens, steps_of = 256, dict.fromkeys(wanted, 0)
-    starts = {name: iter(range(0, 60_000, 331)) for name in wanted}  # each model continues the same places
+    tokens, rounds, models = 256, 18, list(draft_models())
+    verified = dict.fromkeys(models, 0)
+    starts = {name: iter(range(0, len(HELD_OUT) - PROMPT, 331)) for name in models}  # all continue the same places
 
-    with servers(wanted, folder) as running:
+    def run(name: str) -> float:
+        start = next(starts[name])
+        seconds, [output] = generate(running[name], [HELD_OUT[start : start + PROMPT]], tokens)
+        verified[name] += output["meta_info"].get("spec_verify_ct", 0)
+        return tokens / seconds
 
-        def run(name: str) -> float:
-            start = next(starts[name])
-            seconds, [output] = generate(running[name], [HELD_OUT[start : start + PROMPT]], tokens)
-            steps_of[name] += output["meta_info"].get("spec_verify_ct", 0)
-            return tokens / seconds
-
-        rounds = 18
-        speeds = in_turns({name: partial(run, name) for name in wanted}, rounds)
-    rows = [
-        [
-            name,
-            figure(speed, ".0f"),
-            figure(ratios(speed, speeds["no drafts"]), ".2f"),
-            f"{tokens * (rounds + 1) / steps_of[name]:.2f}" if steps_of[name] else "1",
-        ]
-        for name, speed in speeds.items()
-    ]
+    speeds = in_turns({name: partial(run, name) for name in models}, rounds)
+    rows = []
+    for name, speed in speeds.items():
+        per_step = f"{tokens * (rounds + 1) / verified[name]:.2f}" if verified[name] else "1"
+        rows.append([name, figure(speed, ".0f"), figure(ratios(speed, speeds[NO_DRAFTS]), ".2f"), per_step])
     table("Drafts on the trained checkpoint, batch 1", ["", "tokens a second", "times faster", "tokens a step"], rows)

@@ -22,6 +22,7 @@ ARGS: dict[str, object] = {
     "disable_prefill_cuda_graph": True,
     "mem_fraction_static": 0.5,  # of what is free; `max_total_tokens` bounds what is taken of it
     "random_seed": 1,
+    "sleep_on_idle": True,
     "skip_server_warmup": True,
 }
 

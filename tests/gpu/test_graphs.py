@@ -14,22 +14,20 @@ logit_shaping, head_adapter = ours("layers.logit_shaping"), ours("layers.head_ad
 ROWS, SIZE, VOCABULARY, RANK = 64, 2048, 32_001, 16
 
 
-def adapter(hidden: torch.Tensor) -> torch.Tensor:
-    """Adapt with weights that are the same on each call."""
-    generator = torch.Generator("cuda").manual_seed(3)
+def adapter() -> Callable[[torch.Tensor], torch.Tensor]:
+    """Make an adapter with random weights."""
     down, up = (
-        torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16) / SIZE**0.5
-        for shape in ((RANK, SIZE), (SIZE, RANK))
+        torch.randn(shape, device="cuda", dtype=torch.bfloat16) / SIZE**0.5 for shape in ((RANK, SIZE), (SIZE, RANK))
     )
-    return head_adapter.adapt_triton(hidden, down, up)
+    return lambda hidden: head_adapter.adapt_triton(hidden, down, up)
 
 
-def shaper(cap: float | None, logits: torch.Tensor) -> torch.Tensor:
-    """Shape logits into a new tensor."""
-    return logit_shaping.shape_triton(logits, torch.empty(logits.shape, device="cuda"), cap)
+def shaper(cap: float | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Make what shapes logits into a new tensor."""
+    return lambda logits: logit_shaping.shape_triton(logits, torch.empty(logits.shape, device="cuda"), cap)
 
 
-LAYERS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], int]] = {
+LAYERS: dict[str, tuple[Callable[[], Callable[[torch.Tensor], torch.Tensor]], int]] = {
     "adapter": (adapter, SIZE),
     "softcap": (partial(shaper, 15.0), VOCABULARY),
     "sqrt_positive": (partial(shaper, None), VOCABULARY),
@@ -40,7 +38,8 @@ LAYERS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], int]] = {
 def layer(request: pytest.FixtureRequest) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
     """Give each layer with an input; it is compiled by then."""
     torch.manual_seed(5)
-    run, size = LAYERS[request.param]
+    make, size = LAYERS[request.param]
+    run = make()
     values = torch.randn(ROWS, size, device="cuda", dtype=torch.bfloat16)
     run(values)
     torch.cuda.synchronize()

@@ -107,7 +107,7 @@ ROUNDING = {torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 @pytest.mark.parametrize("way", ["adapt_triton", "adapt_torch"])
 @pytest.mark.parametrize("dtype", DOT_DTYPES)
 @pytest.mark.parametrize("rank", [1, 8, 16, 100, 128])
-@pytest.mark.parametrize(("rows", "size"), [(0, 128), (1, 128), (3, 200), (17, 130), (64, 512), (300, 96), (2, 2048)])
+@pytest.mark.parametrize(("rows", "size"), [(0, 128), (1, 128), (3, 208), (17, 144), (64, 512), (1100, 96), (2, 2048)])
 def test_adapter_of_any_size_and_dtype(rows: int, size: int, rank: int, dtype: torch.dtype, way: str) -> None:
     hidden = torch.randn(rows, size, device=DEVICE).to(dtype)
     kept = hidden.clone()
@@ -127,11 +127,12 @@ def test_fused_adapter_is_no_further_from_the_truth_than_three_operations(dtype:
         (way(hidden, down, up).double() - truth).norm() / truth.norm()
         for way in (head_adapter.adapt_triton, head_adapter.adapt_torch)
     )
-    assert fused <= 1.1 * apart
     assert fused < ROUNDING[dtype]
+    if dtype != torch.float32:  # there, both differ from the truth by the order of sums alone
+        assert fused < apart
 
 
-@pytest.mark.parametrize("rows", [1, 40, 300])
+@pytest.mark.parametrize("rows", [1, 40, 1100])
 def test_rows_of_an_adapter_do_not_depend_on_each_other(rows: int) -> None:
     wide = torch.randn(rows, 400, device=DEVICE).to(torch.float16)
     hidden = wide[:, 64:320]  # rows further apart than they are long
@@ -141,3 +142,8 @@ def test_rows_of_an_adapter_do_not_depend_on_each_other(rows: int) -> None:
     assert torch.equal(out, head_adapter.adapt_triton(hidden.contiguous(), down, up))
     hidden[1:] = torch.tensor([NAN, INF], device=DEVICE).repeat(128)  # what padding may hold
     assert torch.equal(out[0], head_adapter.adapt_triton(hidden, down, up)[0])
+
+
+def test_an_adapter_that_has_no_kernel_is_not_fused() -> None:
+    for size, rank, fused in ((2048, 128, True), (2048, 129, False), (200, 8, False), (16, 1, True)):
+        assert head_adapter.can_fuse(torch.empty(rank, size)) is fused

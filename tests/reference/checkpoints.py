@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch.nn import functional
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|begin|>", "<|im_start|>", "<|im_end|>")
 VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
@@ -183,6 +184,33 @@ def make_variant(out: Path, changes: Mapping[str, Any]) -> None:
     unused = [] if config.get("scoring_func") == "sigmoid" else ["e_score_correction_bias"]
     unused += [] if config.get("head_adapter_rank") else ["head_adapter"]
     change_tensors(out, lambda tensors: {k: v for k, v in tensors.items() if not any(part in k for part in unused)})
+
+
+def make_wide_heads(out: Path) -> None:
+    """Write the trained Qwen3-Next-Ext checkpoint into the folder `out`, its attention heads twice as wide.
+
+    It answers as before: the added values are 0, and the norm of the queries takes back what they change in scores.
+    FlashInfer has no kernels for heads as narrow as the trained ones.
+    """
+    config = json.loads((TRAINED / "config.json").read_text(encoding="utf-8"))
+    size = config["head_dim"]
+    make_variant(out, {"head_dim": 2 * size, "partial_rotary_factor": config["partial_rotary_factor"] / 2})
+
+    def widen(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        kind = name.split(".")[-2]
+        if kind in ("q_proj", "k_proj", "v_proj"):  # rows are those of one head after another
+            return functional.pad(tensor.unflatten(0, (-1, size)), (0, 0, 0, size)).flatten(0, 1)
+        if kind == "o_proj":
+            return functional.pad(tensor.unflatten(1, (-1, size)), (0, size)).flatten(1, 2)
+        if kind == "q_norm":
+            # Over twice as many values, normed queries and keys are sqrt(2) times as large each, and scores are divided
+            # by sqrt(2) times as much. Norms scale by 1 + weight.
+            tensor = (1 + tensor) / math.sqrt(2) - 1
+        return functional.pad(tensor, (0, size))
+
+    change_tensors(
+        out, lambda tensors: {k: widen(k, v).contiguous() if ".self_attn." in k else v for k, v in tensors.items()}
+    )
 
 
 def change_tensors(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3NextForCausalLM
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet, torch_chunk_gated_delta_rule
 
 from reference.checkpoints import SPECIAL_TOKENS, VOCAB_SIZE
 from reference.llama_logit_shaping import LlamaLogitShaping
@@ -99,6 +100,11 @@ def judge(
     """
     torch.set_num_threads(1)
     model = Qwen3NextExt.from_pretrained(checkpoint, dtype=dtype, attn_implementation="eager").eval().to(device)
+    if dtype == torch.float32:
+        # It is the truth then: the kernels of flash-linear-attention, if transformers finds them, would round to tf32.
+        for module in model.modules():
+            if isinstance(module, Qwen3NextGatedDeltaNet):
+                module.chunk_gated_delta_rule = torch_chunk_gated_delta_rule
     routers = [module for module in model.modules() if isinstance(module, Router)]
     with torch.no_grad():
         return [

@@ -171,8 +171,9 @@ class Router(nn.Linear):  # type: ignore[misc]
 class _SparseMoe(nn.Module):  # type: ignore[misc]
     """Experts behind a Router, and a shared expert behind a gate of its own.
 
-    Every expert sees every token: side by side they are one wide MLP, whose inner activations the router scales.
-    With the few small experts of a test that is quicker than to sort tokens, and it keeps an accelerator busy.
+    Every expert sees every token. With the few small experts of a test that is quicker than to sort tokens. In float32
+    they are one wide MLP side by side, whose inner activations the router scales, which keeps an accelerator busy. In
+    another dtype each expert's part is rounded by itself and they are added in that dtype, as transformers does.
     """
 
     def __init__(self, config: Qwen3NextExtConfig) -> None:
@@ -187,13 +188,18 @@ class _SparseMoe(nn.Module):  # type: ignore[misc]
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map [batch, length, hidden] to the same shape."""
         weights = self.gate(hidden.flatten(0, 1)).to(hidden.dtype).view(*hidden.shape[:-1], -1)
+        shared = self.shared_expert_gate(hidden).sigmoid() * self.shared_expert(hidden)
+        if hidden.dtype != torch.float32:
+            total = torch.zeros_like(hidden)
+            for expert, weight in zip(self.experts, weights.split(1, dim=-1), strict=True):
+                total += expert(hidden) * weight
+            return total + shared
         gate, up = (
             torch.cat([getattr(expert, name).weight for expert in self.experts]) for name in ("gate_proj", "up_proj")
         )
         down = torch.cat([expert.down_proj.weight for expert in self.experts], dim=1)
         inner = self.experts[0].act_fn(functional.linear(hidden, gate)) * functional.linear(hidden, up)
         scaled = inner.unflatten(-1, (len(self.experts), -1)) * weights[..., None]
-        shared = self.shared_expert_gate(hidden).sigmoid() * self.shared_expert(hidden)
         return functional.linear(scaled.flatten(-2), down) + shared
 
 

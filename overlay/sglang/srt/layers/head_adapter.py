@@ -1,5 +1,7 @@
 """A residual adapter of low rank on the hidden states that go to the head: h + up(down(h))."""
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -24,69 +26,84 @@ def _adapt_kernel(
     up,
     out,
     rows,
-    size,
-    rank,
     row_stride,
+    size: tl.constexpr,
+    rank: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    inside = row < rows
     of_rank = tl.arange(0, RANK)
     low = tl.full((ROWS, RANK), 0.0, dtype=tl.float32)
     for start in range(0, size, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        x = tl.load(
-            hidden_states + row * row_stride + column[None, :], mask=(row < rows) & (column < size)[None, :], other=0.0
-        )
-        weight = tl.load(
-            down + of_rank[None, :] * size + column[:, None],
-            mask=(of_rank < rank)[None, :] & (column < size)[:, None],
-            other=0.0,
-        )
+        source = hidden_states + row * row_stride + column[None, :]
+        x = tl.load(source, mask=inside, other=0.0, eviction_policy="evict_last")
+        source = down + of_rank[None, :] * size + column[:, None]
+        weight = tl.load(source) if rank == RANK else tl.load(source, mask=(of_rank < rank)[None, :], other=0.0)
         low = tl.dot(x, weight, low, input_precision="ieee")
     low = low.to(hidden_states.dtype.element_ty)
-    # The programs of the second axis share the columns of the result, each after the whole of the first product.
+    # The programs of the second axis share the columns of the result, each after the whole of the first product. The
+    # last columns come first: they were read last, and the cache holds them still.
     for start in range(tl.program_id(1) * COLUMNS, size, tl.num_programs(1) * COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
-        weight = tl.load(
-            up + column[None, :] * rank + of_rank[:, None],
-            mask=(of_rank < rank)[:, None] & (column < size)[None, :],
-            other=0.0,
-        )
-        inside = (row < rows) & (column < size)[None, :]
-        x = tl.load(hidden_states + row * row_stride + column[None, :], mask=inside)
+        column = size - COLUMNS - start + tl.arange(0, COLUMNS)
+        source = up + column[None, :] * rank + of_rank[:, None]
+        weight = tl.load(source) if rank == RANK else tl.load(source, mask=(of_rank < rank)[:, None], other=0.0)
+        source = hidden_states + row * row_stride + column[None, :]
+        x = tl.load(source, mask=inside, eviction_policy="evict_first")
         y = tl.dot(low, weight, x.to(tl.float32), input_precision="ieee")
-        tl.store(out + row * size + column[None, :], y.to(out.dtype.element_ty), mask=inside)
+        target = out + row * size + column[None, :]
+        tl.store(target, y.to(out.dtype.element_ty), mask=inside, eviction_policy="evict_first")
+
+
+def can_fuse(down: torch.Tensor) -> bool:
+    """Tell whether `adapt_triton` takes an adapter of this size: its matrix products need 16 columns at least."""
+    rank, size = down.shape
+    return rank <= MAX_FUSED_RANK and size % 16 == 0
 
 
 def adapt_triton(hidden_states: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Do what `adapt_torch` does in one kernel: sums in float32, `hidden_states` read from memory once.
 
     Each row of `hidden_states`, and both weights as a whole, have their values side by side. Rows do not depend on each
-    other. Rank is at most MAX_FUSED_RANK.
+    other. The size is one that `can_fuse` takes.
     """
     rows, size = hidden_states.shape
+    rank = down.shape[0]
     out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
-    few = rows <= 256  # then programs, not memory, are short
-    block = 16 if few else 64
-    columns = 128
-    _adapt_kernel[(triton.cdiv(rows, block), triton.cdiv(size, columns) if few else 1)](
+    few = rows <= 1024  # then programs, not memory, are short
+    padded = max(16, triton.next_power_of_2(rank))
+    # Blocks of columns divide the size, and four of them, of hidden states and weights, fit the largest GPUs' shared
+    # memory.
+    most = 16_384 // (padded * hidden_states.element_size())
+    columns = min(max(16, most // 2 if few else most), size & -size)
+    _adapt_kernel[(triton.cdiv(rows, 16), size // columns if few else 1)](
         hidden_states,
         down,
         up,
         out,
         rows,
-        size,
-        down.shape[0],
         hidden_states.stride(0),
-        ROWS=block,
+        size,
+        rank,
+        ROWS=16,
         COLUMNS=columns,
-        RANK=max(16, triton.next_power_of_2(down.shape[0])),
+        RANK=padded,
         num_warps=4,
-        num_stages=3,
+        num_stages=3 if few else _stages(hidden_states.device),
     )
     return out
+
+
+@functools.cache
+def _stages(device: torch.device) -> int:
+    """Choose how many blocks of columns are on their way at once."""
+    if device.type == "cpu":  # where tests interpret the kernel
+        return 1
+    memory = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return 4 if memory >= 160 * 1024 else 2
 
 
 class HeadAdapter(nn.Module):
@@ -99,5 +116,5 @@ class HeadAdapter(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Adapt hidden states [rows, hidden_size]."""
-        fused = hidden_states.is_cuda and self.down.out_features <= MAX_FUSED_RANK
+        fused = hidden_states.is_cuda and can_fuse(self.down.weight)
         return (adapt_triton if fused else adapt_torch)(hidden_states, self.down.weight, self.up.weight)

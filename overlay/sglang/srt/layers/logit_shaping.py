@@ -41,7 +41,7 @@ def _shape_kernel(
         y = cap * (1 - small) / (1 + small)
         y = tl.where(x < 0, -y, y)
     else:
-        y = tl.sqrt_rn(tl.where(x < 0, 0.0, x))
+        y = tl.sqrt(tl.where(x < 0, 0.0, x))
     tl.store(out + row * out_stride + column, y, mask=inside)
 
 

@@ -1,0 +1,34 @@
+"""What the tests of servers on a GPU share."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from gpu.near import Twins
+
+WORKERS = 4
+
+
+@pytest.fixture(scope="session")
+def twins() -> Iterator[Twins]:
+    """Start the processes of the twin; they import what they need while servers start."""
+    with ProcessPoolExecutor(max_workers=WORKERS, mp_context=get_context("spawn")) as pool:
+        for _ in range(WORKERS):
+            pool.submit(importlib.import_module, "reference.greedy")
+        yield Twins(pool, WORKERS)
+
+
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print a figure although pytest captures output."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n{text}")
+
+    return say

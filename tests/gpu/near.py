@@ -1,0 +1,103 @@
+"""How near an engine in bfloat16 is to its twin in float32, beside how near the twin in bfloat16 is."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from engine.harness import post
+from engine.test_qwen3_next_ext import tokens_of
+from overlay_tools.server import Server
+from reference.checkpoints import TRAINED
+from reference.greedy import Verdict, judge
+
+Runs = Sequence[tuple[Sequence[int], Sequence[int]]]
+Outputs = Sequence[dict[str, Any]]
+
+
+def generate(server: Server, prompts: Sequence[list[int]], tokens: int = 32, **options: object) -> list[dict[str, Any]]:
+    """Continue prompts greedily by so many tokens, sent at once."""
+    sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+    body = {"input_ids": list(prompts), "sampling_params": sampling, "return_logprob": True, **options}
+    return list(post(server.url, "/generate", **body))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distance:
+    """How far logprobs are from the twin's in float32, and the share of greedy tokens that are its own."""
+
+    mean: float
+    p99: float
+    agreement: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.5f} in the mean, {self.p99:.4f} at the 99th of 100, {self.agreement:.2%} of greedy tokens"
+
+
+def distance(got: Sequence[float], wanted: Sequence[float], same: Sequence[bool]) -> Distance:
+    """Measure the differences between two lists of logprobs."""
+    differences = sorted(abs(a - b) for a, b in zip(got, wanted, strict=True))
+    return Distance(
+        mean=statistics.fmean(differences),
+        p99=differences[len(differences) * 99 // 100],
+        agreement=statistics.fmean(same),
+    )
+
+
+class Twins:
+    """The twin in several processes on the GPU: one is mostly waiting for its own Python."""
+
+    def __init__(self, pool: ProcessPoolExecutor, workers: int) -> None:
+        self.pool, self.workers = pool, workers
+
+    def judge(self, runs: Runs, dtype: torch.dtype) -> list[Verdict]:
+        """Judge runs as `reference.greedy.judge` does."""
+        parts = [runs[i :: self.workers] for i in range(self.workers)]
+        futures = [self.pool.submit(judge, TRAINED, part, dtype, "cuda") for part in parts]
+        verdicts = [future.result() for future in futures]
+        return [verdicts[i % self.workers][i // self.workers] for i in range(len(runs))]
+
+    def distances(self, prompts: Sequence[list[int]], outputs: Outputs) -> tuple[Distance, Distance]:
+        """Measure the engine, and the twin in bfloat16 on the engine's tokens."""
+        runs = [(prompt, tokens_of(output)) for prompt, output in zip(prompts, outputs, strict=True)]
+        exact, rounded = (self.judge(runs, dtype) for dtype in (torch.float32, torch.bfloat16))
+        engine: list[float] = []
+        twin: list[float] = []
+        wanted: list[float] = []
+        for output, verdict, in_bfloat16 in zip(outputs, exact, rounded, strict=True):
+            meta = output["meta_info"]
+            # Where the prompt's own were not asked for, those of the continuation alone are compared.
+            got = [logprob for logprob, *_ in [*meta["input_token_logprobs"][1:], *meta["output_token_logprobs"]]]
+            engine += got
+            for values, of in ((twin, in_bfloat16), (wanted, verdict)):
+                values += [*of.prompt_logprobs, *of.logprobs][-len(got) :]
+        own = [token for verdict in exact for token in verdict.tokens]
+        of_engine = [token for _, tokens in runs for token in tokens]
+        of_twin = [token for verdict in rounded for token in verdict.tokens]
+        same_engine, same_twin = ([a == b for a, b in zip(of, own, strict=True)] for of in (of_engine, of_twin))
+        return distance(engine, wanted, same_engine), distance(twin, wanted, same_twin)
+
+    def assert_near(
+        self,
+        prompts: Sequence[list[int]],
+        outputs: Outputs,
+        show: Callable[[str], None],
+        what: str,
+        slack: float = 1.2,
+    ) -> None:
+        """Assert that answers are at most `slack` times as far from the twin in float32 as the twin in bfloat16 is.
+
+        And that at least 99 of 100 greedy tokens are the twin's own. Shows all figures.
+        """
+        engine, twin = self.distances(prompts, outputs)
+        show(f"{what}\n    engine        {engine}\n    transformers  {twin}")
+        assert engine.agreement >= 0.99
+        assert engine.mean <= slack * twin.mean
+        assert engine.p99 <= slack * twin.p99
+
+
+Servers = Mapping[str, Server]

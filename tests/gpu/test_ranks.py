@@ -1,0 +1,33 @@
+"""Qwen3-Next-Ext on two GPUs, its weights or its experts shared among them, is as near to its twin as on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from engine.harness import EXTRA_BUFFER
+from reference.checkpoints import TRAINED
+
+from gpu.near import Servers, Twins, generate
+from gpu.servers import Wanted, servers
+from gpu.test_parity import COMMON, POOL, PROMPTS
+
+RANKS: dict[str, dict[str, object]] = {"TP=2": {"tp_size": 2}, "EP=2": {"tp_size": 2, "ep_size": 2}}
+
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
+
+
+@pytest.fixture(scope="module")
+def running(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    wanted = {name: Wanted(TRAINED, {**COMMON, **POOL, **EXTRA_BUFFER, **ranks}) for name, ranks in RANKS.items()}
+    with servers(wanted, tmp_path_factory.mktemp("servers")) as started:
+        yield started
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_two_ranks_are_as_exact_as_transformers(
+    running: Servers, twins: Twins, name: str, show: Callable[[str], None]
+) -> None:
+    outputs = generate(running[name], PROMPTS, logprob_start_len=0)
+    twins.assert_near(PROMPTS, outputs, show, f"{name}, 256 prompts")
