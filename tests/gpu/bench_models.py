@@ -107,8 +107,9 @@ def realistic_models(folder: Path) -> dict[str, Wanted]:
 
 def draft_models() -> dict[str, Wanted]:
     """Describe servers of the trained checkpoint with and without drafts."""
-    arguments: dict[str, object] = {"max_total_tokens": 8192, "max_running_requests": 8, **graphs(8)}
-    wanted = {NO_DRAFTS: Wanted(TRAINED, arguments | EXTRA_BUFFER | {"max_mamba_cache_size": 64})}
+    arguments: dict[str, object] = {"max_total_tokens": 8192, "max_running_requests": 8, "max_mamba_cache_size": 128}
+    arguments |= graphs(8)
+    wanted = {NO_DRAFTS: Wanted(TRAINED, arguments | EXTRA_BUFFER)}
     for steps in (1, 3):
         drafts, environment = speculative(steps)
         wanted[f"drafts of {steps}"] = Wanted(TRAINED, arguments | drafts, environment)

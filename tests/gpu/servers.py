@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +21,12 @@ ARGS: dict[str, object] = {
     "sampling_backend": "pytorch",
     "grammar_backend": "none",
     "disable_prefill_cuda_graph": True,
-    "mem_fraction_static": 0.5,  # of what is free; `max_total_tokens` bounds what is taken of it
+    "mem_fraction_static": 0.85,  # never taken: all pools are given their sizes, so that servers fit beside each other
     "random_seed": 1,
     "sleep_on_idle": True,
     "skip_server_warmup": True,
 }
+KNOWN = inspect.signature(ServerArgs).parameters  # the arguments that this release has
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Wanted:
 def graphs(most: int) -> dict[str, object]:
     """Give the arguments for CUDA graphs of up to so many requests, by the name that this release has for it."""
     name = "cuda_graph_max_bs_decode"
-    return {name if name in ServerArgs.__dataclass_fields__ else "cuda_graph_max_bs": most}
+    return {name if name in KNOWN else "cuda_graph_max_bs": most}
 
 
 @contextmanager
@@ -48,12 +50,11 @@ def servers(wanted: Mapping[str, Wanted], logs: Path) -> Iterator[dict[str, Serv
 
     Raises ServeError, with a server's own last lines, if one does not come up.
     """
-    known = ServerArgs.__dataclass_fields__
     with ExitStack() as stack, ThreadPoolExecutor(max_workers=len(wanted)) as pool:
 
         def start(name: str) -> Server:
             asked = wanted[name]
-            arguments = {key: value for key, value in ARGS.items() if key in known} | dict(asked.arguments)
+            arguments = {key: value for key, value in ARGS.items() if key in KNOWN} | dict(asked.arguments)
             log = logs / f"{name.replace(' ', '-').replace(',', '')}.log"
             flags = cpu_engine.flags(arguments)
             return stack.enter_context(

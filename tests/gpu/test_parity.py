@@ -31,7 +31,7 @@ DRAFTS, DRAFTS_ENVIRONMENT = speculative(3)
 ARGUMENTS: dict[str, dict[str, object]] = {
     "triton": {**COMMON, **POOL, **EXTRA_BUFFER},
     "flashinfer": {**COMMON, **POOL, **NO_BUFFER, "attention_backend": "flashinfer"},
-    "drafts": {**COMMON, **DRAFTS},
+    "drafts": {**COMMON, **POOL, **DRAFTS},
 }
 # With `extra_buffer`, the state that upstream's kernels hand over at the end of a chunk, and that is kept, is bfloat16.
 KEPT_IN_BFLOAT16 = 2.5
