@@ -34,6 +34,7 @@ LAYERS = ["linear_attention", "full_attention"]
         ({"scoring_func": "tanh"}, "scoring_func must be"),
         ({"scoring_func": None}, "scoring_func must be"),
         ({"n_group": 2}, "n_group and topk_group have no effect"),
+        ({**SIGMOID, "norm_topk_prob": False}, "norm_topk_prob must be true"),
         ({**SIGMOID, "n_group": 0}, "n_group must divide num_experts"),
         ({**SIGMOID, "n_group": 3}, "n_group must divide num_experts"),
         ({**SIGMOID, "n_group": 8}, "n_group must divide num_experts"),

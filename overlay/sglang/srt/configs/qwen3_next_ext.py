@@ -101,6 +101,8 @@ class Qwen3NextExtConfig(Qwen3NextConfig):
             if (groups, kept) != (1, 1):
                 raise ValueError("config.json: n_group and topk_group have no effect with scoring_func 'softmax'")
             return
+        if not self.norm_topk_prob:  # upstream's fused routers on a GPU have no other way
+            raise ValueError("config.json: norm_topk_prob must be true with scoring_func 'sigmoid'")
         if not _is_count(groups, 1) or experts % groups != 0 or experts // groups < 2:
             raise ValueError(
                 f"config.json: n_group must divide num_experts ({experts}) into groups of two or more, not {groups!r}"

@@ -65,7 +65,7 @@ def use_sigmoid_router(block: Qwen2MoeSparseMoeBlock, config: Qwen3NextExtConfig
         use_grouped_topk=True,
         num_expert_group=config.n_group,
         topk_group=config.topk_group,
-        renormalize=config.norm_topk_prob,
+        renormalize=True,
         scoring_func="sigmoid",
         correction_bias=block.gate.e_score_correction_bias,
     )
