@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def bench_layers() -> None:
     """Time all cases, one after the other: they hold gigabytes."""
     rate = copy_rate()
     print(f"\nA copy of 1 GiB on the GPU: {rate / 1e6:.2f} TB/s, read and written.")
-    rows = [measured(logits_case(*size, cap), rate) for size in LOGITS for cap in (30.0, None)]
-    rows += [measured(adapter_case(*size), rate) for size in ADAPTERS]
+    logits = (measured(logits_case(*size, cap), rate) for size in LOGITS for cap in (30.0, None))
+    adapters = (measured(adapter_case(*size), rate) for size in ADAPTERS)
     head = ["layer, rows x columns", "fused, µs", "PyTorch, µs", "times faster", "floor, µs", "of the floor's speed"]
-    table("Fused layers, bfloat16", head, rows)
+    table("Fused layers, bfloat16", head, itertools.chain(logits, adapters))

@@ -137,17 +137,19 @@ def prefill(server: Server) -> float:
 
 def bench_overhead(running: Mapping[str, Server]) -> None:
     """Compare the base, Ext with everything off and Ext with everything on."""
-    models, rows = {name: running[name] for name in (BASE, OFF, ON)}, []
-    runs: dict[str, tuple[Callable[[Server], float], str]] = {
-        **{f"decode step, batch {n}, ms": (partial(decode_step, batch=n), ".3f") for n in (1, 16, 64)},
-        f"prefill, {AT_ONCE} prompts of {LONG}, tokens a second": (prefill, ".0f"),
-    }
-    for name, (run, form) in runs.items():
+    models = {name: running[name] for name in (BASE, OFF, ON)}
+
+    def row(name: str, run: Callable[[Server], float], form: str) -> list[str]:
         times = in_turns({model: partial(run, server) for model, server in models.items()})
         to_base = [figure(ratios(times[model], times[BASE]), ".4f") for model in (OFF, ON)]
-        rows.append([name, *(figure(taken, form) for taken in times.values()), *to_base])
+        return [name, *(figure(taken, form) for taken in times.values()), *to_base]
+
+    runs: list[tuple[str, Callable[[Server], float], str]] = [
+        *((f"decode step, batch {n}, ms", partial(decode_step, batch=n), ".3f") for n in (1, 16, 64)),
+        (f"prefill, {AT_ONCE} prompts of {LONG}, tokens a second", prefill, ".0f"),
+    ]
     title = f"Beside the base: {REALISTIC['num_hidden_layers']} layers of {REALISTIC['hidden_size']}, bfloat16"
-    table(title, ["", *models, f"{OFF} / base", f"{ON} / base"], rows)
+    table(title, ["", *models, f"{OFF} / base", f"{ON} / base"], (row(*run) for run in runs))
 
 
 def bench_transformers(running: Mapping[str, Server]) -> None:
@@ -156,8 +158,11 @@ def bench_transformers(running: Mapping[str, Server]) -> None:
 
     model = Qwen3NextForCausalLM.from_pretrained(running[BASE].model, dtype=torch.bfloat16).to("cuda").eval()
 
-    def theirs(prompts: Sequence[list[int]], tokens: int) -> float:
-        ids = torch.tensor(prompts, device="cuda")
+    def engine(batch: int, tokens: int) -> float:
+        return generate(running[OFF], random_prompts(batch, PROMPT), tokens)[0]
+
+    def theirs(batch: int, tokens: int) -> float:
+        ids = torch.tensor(random_prompts(batch, PROMPT), device="cuda")
         exactly = {"max_new_tokens": tokens, "min_new_tokens": tokens}
         torch.cuda.synchronize()
         started = time.perf_counter()
@@ -165,22 +170,16 @@ def bench_transformers(running: Mapping[str, Server]) -> None:
         torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    rows = []
-    for batch in (1, 16):
-        for tokens in (1, 128):
-            times = in_turns(
-                {
-                    "engine": lambda: generate(running[OFF], random_prompts(batch, PROMPT), tokens)[0],  # noqa: B023
-                    "theirs": lambda: theirs(random_prompts(batch, PROMPT), tokens),  # noqa: B023
-                },
-                rounds=5,
-            )
-            if tokens == 1:
-                name, shown = "ms to the first token", [[1e3 * s for s in taken] for taken in times.values()]
-            else:
-                name, shown = "tokens a second", [[batch * tokens / s for s in taken] for taken in times.values()]
-            faster = figure(ratios(times["theirs"], times["engine"]), ".2f")
-            rows.append([f"batch {batch}, {name}", *(figure(values, ".1f") for values in shown), faster])
+    def row(batch: int, tokens: int) -> list[str]:
+        times = in_turns({"engine": partial(engine, batch, tokens), "theirs": partial(theirs, batch, tokens)}, rounds=5)
+        if tokens == 1:
+            name, shown = "ms to the first token", [[1e3 * s for s in taken] for taken in times.values()]
+        else:
+            name, shown = "tokens a second", [[batch * tokens / s for s in taken] for taken in times.values()]
+        faster = figure(ratios(times["theirs"], times["engine"]), ".2f")
+        return [f"batch {batch}, {name}", *(figure(values, ".1f") for values in shown), faster]
+
+    rows = (row(batch, tokens) for batch in (1, 16) for tokens in (1, 128))
     table(f"Beside Transformers' generate: {OFF}, same weights", ["", "engine", "Transformers", "times faster"], rows)
 
 

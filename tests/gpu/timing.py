@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 ROUNDS = 7
 
@@ -35,8 +36,8 @@ def figure(values: Sequence[float], form: str = ".3f") -> str:
     return f"{statistics.median(values):{form}} ± {(high - low) / 2:{form}}"
 
 
-def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table in Markdown."""
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table in Markdown, each row as soon as it is there: a run that is cut short leaves what it has."""
     print(f"\n### {title}\n")
-    for row in (head, ["---"] * len(head), *rows):
+    for row in itertools.chain((head, ["---"] * len(head)), rows):
         print(f"| {' | '.join(row)} |", flush=True)
