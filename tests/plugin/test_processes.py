@@ -66,14 +66,17 @@ def doctor(environment: dict[str, str]) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_a_stock_model_starts_as_quickly_as_without_the_plugin(models: dict[str, Model], tmp_path: Path) -> None:
+def test_a_stock_model_starts_as_quickly_as_without_the_plugin(
+    models: dict[str, Model], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     seconds: dict[str, list[float]] = {"with the plugin": [], "without": []}
     for repeat in range(3):
         for name, environment in (("with the plugin", {}), ("without", PLUGINS_OFF)):
             started = time.monotonic()
             with server(models["Llama"].path, tmp_path / f"{name} {repeat}", env=environment):
                 seconds[name].append(time.monotonic() - started)
-    print(f"\nsglang {version('sglang')}, seconds to health:", json.dumps(seconds))
+    with capsys.disabled():
+        print(f"\nsglang {version('sglang')}, seconds to health:", json.dumps(seconds))
     assert statistics.median(seconds["with the plugin"]) < statistics.median(seconds["without"]) + 4
 
 
