@@ -143,30 +143,19 @@ def add_test(version: str) -> None:
     nox.session(name=f"test-{version}")(test_release)
 
 
-def add_gpu_test(version: str) -> None:
-    """Add the session that tests one release on a CUDA GPU."""
+def add_engine_test(kind: str, version: str, what: str) -> None:
+    """Add the session that tests one release's engine in another way: `kind` is "gpu" or "plugin"."""
 
-    def test_gpu(session: nox.Session) -> None:
+    def test_engine(session: nox.Session) -> None:
         session.install("-e", ".[test]")
-        session.run("overlay-tools", "test-engine", "--gpu", version, "--", *session.posargs)
+        session.run("overlay-tools", "test-engine", f"--{kind}", version, "--", *session.posargs)
 
-    test_gpu.__doc__ = f"Test sglang {version} on a CUDA GPU, with upstream's kernels (arguments go to that pytest)."
-    nox.session(name=f"test-gpu-{version}")(test_gpu)
-
-
-def add_plugin_test(version: str) -> None:
-    """Add the session that tests the plugin on one release."""
-
-    def test_plugin(session: nox.Session) -> None:
-        session.install("-e", ".[test]")
-        session.run("overlay-tools", "test-engine", "--plugin", version, "--", *session.posargs)
-
-    test_plugin.__doc__ = f"Test the plugin beside upstream's own sglang {version} (arguments go to that pytest)."
-    nox.session(name=f"test-plugin-{version}")(test_plugin)
+    test_engine.__doc__ = f"Test {what} (arguments go to that pytest)."
+    nox.session(name=f"test-{kind}-{version}")(test_engine)
 
 
 for _version in VERSIONS:
     add_test(_version)
-    add_gpu_test(_version)
+    add_engine_test("gpu", _version, f"sglang {_version} on a CUDA GPU, with upstream's kernels")
 for _version in SETTINGS["plugin"]:
-    add_plugin_test(_version)
+    add_engine_test("plugin", _version, f"the plugin beside upstream's own sglang {_version}")
