@@ -15,7 +15,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 
 from reference.checkpoints import SPECIAL_TOKENS, VOCAB_SIZE
 from reference.llama_logit_shaping import LlamaLogitShaping
-from reference.qwen3_next_ext import Qwen3NextExt, Router
+from reference.qwen3_next_ext import Qwen3NextExt, RoundedQwen3NextExt, Router
 from reference.qwen3_next_ext_vl import Qwen3NextExtVL, prepared
 
 TWINS: dict[str, type[PreTrainedModel]] = {
@@ -99,7 +99,8 @@ def judge(
     the dtype in which it computes, as they do where transformers generates.
     """
     torch.set_num_threads(1)
-    model = Qwen3NextExt.from_pretrained(checkpoint, dtype=dtype, attn_implementation="eager").eval().to(device)
+    twin = Qwen3NextExt if dtype == torch.float32 else RoundedQwen3NextExt
+    model = twin.from_pretrained(checkpoint, dtype=dtype, attn_implementation="eager").eval().to(device)
     if dtype == torch.float32:
         # It is the truth then: the kernels of flash-linear-attention, if transformers finds them, would round to tf32.
         for module in model.modules():

@@ -46,7 +46,6 @@ class Qwen3NextExt(Qwen3NextForCausalLM):  # type: ignore[misc]
     """Qwen3-Next with the extensions that config.json switches on."""
 
     config_class = Qwen3NextExtConfig
-    _keep_in_fp32_modules_strict = ("e_score_correction_bias",)  # as transformers does for DeepSeek-V3
 
     def __init__(self, config: Qwen3NextExtConfig) -> None:
         super().__init__(config)
@@ -79,6 +78,12 @@ class Qwen3NextExt(Qwen3NextForCausalLM):  # type: ignore[misc]
         logits = self.lm_head(self.head_adapter(hidden))
         transform = getattr(self.config, "logit_transform", "none")
         return shape_logits(logits, transform, getattr(self.config, "logit_softcap", None))
+
+
+class RoundedQwen3NextExt(Qwen3NextExt):
+    """The twin for less than float32: the biases of routers stay in it, as transformers keeps those of DeepSeek-V3."""
+
+    _keep_in_fp32_modules_strict = ("e_score_correction_bias",)
 
 
 class Qwen3NextExtMTP(nn.Module):  # type: ignore[misc]

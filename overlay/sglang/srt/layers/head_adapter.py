@@ -31,6 +31,7 @@ def _adapt_kernel(
     rank: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    SHARED: tl.constexpr,
     RANK: tl.constexpr,
 ):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
@@ -45,10 +46,10 @@ def _adapt_kernel(
         weight = tl.load(source) if rank == RANK else tl.load(source, mask=(of_rank < rank)[None, :], other=0.0)
         low = tl.dot(x, weight, low, input_precision="ieee")
     low = low.to(hidden_states.dtype.element_ty)
-    # The programs of the second axis share the columns of the result, each after the whole of the first product. The
-    # last columns come first: they were read last, and the cache holds them still.
-    for start in range(tl.program_id(1) * COLUMNS, size, tl.num_programs(1) * COLUMNS):
-        column = size - COLUMNS - start + tl.arange(0, COLUMNS)
+    # SHARED programs, on the second axis, share the columns of the result, each after the whole of the first product.
+    # The last columns come first: they were read last, and the cache holds them still.
+    for start in range(0, size, SHARED * COLUMNS):
+        column = size - COLUMNS - start - tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         source = up + column[None, :] * rank + of_rank[:, None]
         weight = tl.load(source) if rank == RANK else tl.load(source, mask=(of_rank < rank)[:, None], other=0.0)
         source = hidden_states + row * row_stride + column[None, :]
@@ -79,7 +80,8 @@ def adapt_triton(hidden_states: torch.Tensor, down: torch.Tensor, up: torch.Tens
     # memory.
     most = 16_384 // (padded * hidden_states.element_size())
     columns = min(max(16, most // 2 if few else most), size & -size)
-    _adapt_kernel[(triton.cdiv(rows, 16), size // columns if few else 1)](
+    shared = size // columns if few else 1
+    _adapt_kernel[(triton.cdiv(rows, 16), shared)](
         hidden_states,
         down,
         up,
@@ -90,6 +92,7 @@ def adapt_triton(hidden_states: torch.Tensor, down: torch.Tensor, up: torch.Tens
         rank,
         ROWS=16,
         COLUMNS=columns,
+        SHARED=shared,
         RANK=padded,
         num_warps=4,
         num_stages=3 if few else _stages(hidden_states.device),
