@@ -134,6 +134,13 @@ def post(address: str, path: str, **body: object) -> Any:  # noqa: ANN401  # wha
         return json.loads(text) if response.headers.get_content_type() == "application/json" else text.decode()
 
 
+def generate(server: Server, prompts: Sequence[list[int]], tokens: int, **options: object) -> list[dict[str, Any]]:
+    """Continue prompts greedily by so many tokens, sent at once; logprobs come with them."""
+    sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+    body = {"input_ids": list(prompts), "sampling_params": sampling, "return_logprob": True, **options}
+    return list(post(server.url, "/generate", **body))
+
+
 def assert_answers(
     outputs: Sequence[Mapping[str, Any]], answers: Sequence[Completion], prompt_from: int | None = None
 ) -> None:

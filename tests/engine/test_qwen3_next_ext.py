@@ -21,7 +21,7 @@ from overlay_tools.server import Server
 from reference.checkpoints import TRAINED, make_variant
 from reference.greedy import Verdict, encode, judge
 
-from engine.harness import CORES, EXTRA_BUFFER, RELEASE, post, post_request, server, speculative
+from engine.harness import CORES, EXTRA_BUFFER, RELEASE, generate, post, post_request, server, speculative
 
 CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
 
@@ -118,9 +118,7 @@ class Served:
 
     def generate(self, prompts: Sequence[list[int]], tokens: int = 16, **options: object) -> list[dict[str, Any]]:
         """Continue prompts greedily by so many tokens, sent at once."""
-        sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-        body = {"input_ids": list(prompts), "sampling_params": sampling, "return_logprob": True, **options}
-        return list(post(self.server.url, "/generate", **body))
+        return generate(self.server, prompts, tokens, **options)
 
     def flush(self) -> None:
         """Empty the caches, as soon as the server is idle."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
+from reference.checkpoints import TRAINED
+from reference.greedy import judge
 
 from gpu.near import Twins
 
@@ -19,7 +20,7 @@ def twins() -> Iterator[Twins]:
     """Start the processes of the twin; they import what they need while servers start."""
     with ProcessPoolExecutor(max_workers=WORKERS, mp_context=get_context("spawn")) as pool:
         for _ in range(WORKERS):
-            pool.submit(importlib.import_module, "reference.greedy")
+            pool.submit(judge, TRAINED, [])
         yield Twins(pool, WORKERS)
 
 

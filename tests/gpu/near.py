@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from engine.harness import post
 from engine.test_qwen3_next_ext import tokens_of
 from overlay_tools.server import Server
 from reference.checkpoints import TRAINED
@@ -17,13 +16,7 @@ from reference.greedy import Verdict, judge
 
 Runs = Sequence[tuple[Sequence[int], Sequence[int]]]
 Outputs = Sequence[dict[str, Any]]
-
-
-def generate(server: Server, prompts: Sequence[list[int]], tokens: int = 32, **options: object) -> list[dict[str, Any]]:
-    """Continue prompts greedily by so many tokens, sent at once."""
-    sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-    body = {"input_ids": list(prompts), "sampling_params": sampling, "return_logprob": True, **options}
-    return list(post(server.url, "/generate", **body))
+Servers = Mapping[str, Server]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +91,3 @@ class Twins:
         assert engine.agreement >= 0.99
         assert engine.mean <= slack * twin.mean
         assert engine.p99 <= slack * twin.p99
-
-
-Servers = Mapping[str, Server]

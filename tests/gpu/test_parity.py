@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from engine.harness import EXTRA_BUFFER, post, speculative
+from engine.harness import EXTRA_BUFFER, generate, post, speculative
 from engine.test_qwen3_next_ext import CHUNK, HELD_OUT, cached, tokens_of
 from reference.checkpoints import TRAINED, make_wide_heads
 from reference.greedy import encode
 
-from gpu.near import Servers, Twins, generate
+from gpu.near import Servers, Twins
 from gpu.servers import Wanted, graphs, servers
 
 COMMON: dict[str, object] = {"max_total_tokens": 32_768, "max_running_requests": 32, **graphs(32)}
@@ -57,7 +57,7 @@ Show = Callable[[str], None]
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_bfloat16_is_as_exact_as_transformers(running: Servers, twins: Twins, name: str, show: Show) -> None:
-    outputs = generate(running[name], PROMPTS, logprob_start_len=0)
+    outputs = generate(running[name], PROMPTS, 32, logprob_start_len=0)
     twins.assert_near(PROMPTS, outputs, show, f"{name}, 256 prompts")
 
 
@@ -65,7 +65,7 @@ def test_the_same_request_again_comes_from_the_cache(running: Servers, twins: Tw
     server = running["triton"]
     post(server.url, "/flush_cache")
     prompts = [HELD_OUT[250 * i : 250 * i + 65 + 3 * i] for i in range(64)]
-    first, second = (generate(server, prompts) for _ in range(2))
+    first, second = (generate(server, prompts, 32) for _ in range(2))
     assert max(cached(first)) == 0
     # One state is kept, where the last whole chunk ends; the last token of a prompt is always computed.
     kept = [len(prompt) // CHUNK * CHUNK for prompt in prompts]
@@ -79,10 +79,10 @@ def test_a_branch_continues_from_the_chunk_before_it(running: Servers, twins: Tw
     stem, places = HELD_OUT[3000:3300], [70 + 3 * i for i in range(64)]
     branches = [stem[:at] + HELD_OUT[5000 + 3 * at : 5040 + 3 * at] for at in places]
     others = [stem[:at] + HELD_OUT[9000 + 3 * at : 9040 + 3 * at] for at in places]
-    generate(server, [stem])
+    generate(server, [stem], 32)
     for branch in branches:
-        generate(server, [branch])
-    outputs = [generate(server, [other])[0] for other in others]
+        generate(server, [branch], 32)
+    outputs = [generate(server, [other], 32)[0] for other in others]
     assert cached(outputs) == [at // CHUNK * CHUNK for at in places]
     twins.assert_near(others, outputs, show, "branches", KEPT_IN_BFLOAT16)
 
@@ -91,9 +91,9 @@ def test_a_conversation_continues_from_the_cache(running: Servers, twins: Twins,
     server = running["flashinfer"]
     post(server.url, "/flush_cache")
     prompts = [HELD_OUT[300 * i : 300 * i + 100 + i] for i in range(32)]
-    first = generate(server, prompts)
+    first = generate(server, prompts, 32)
     turns = [prompt + tokens_of(output) + encode("\n\nSee also") for prompt, output in zip(prompts, first, strict=True)]
-    second = generate(server, turns)
+    second = generate(server, turns, 32)
     # The state is kept at the end of a request; the last token it gave was never computed.
     assert cached(second) == [len(prompt) + 32 - 1 for prompt in prompts]
     twins.assert_near(turns, second, show, "conversations")
@@ -101,7 +101,7 @@ def test_a_conversation_continues_from_the_cache(running: Servers, twins: Twins,
 
 def test_drafts_are_accepted_and_change_nothing(running: Servers, twins: Twins, show: Show) -> None:
     prompts = PROMPTS[100:164]
-    drafted, plain = (generate(running[name], prompts, tokens=64) for name in ("drafts", "triton"))
+    drafted, plain = (generate(running[name], prompts, 64) for name in ("drafts", "triton"))
     verified = sum(output["meta_info"]["spec_verify_ct"] for output in drafted)
     length = sum(output["meta_info"]["completion_tokens"] for output in drafted) / verified
     same = statistics.fmean(tokens_of(a) == tokens_of(b) for a, b in zip(drafted, plain, strict=True))
@@ -116,7 +116,7 @@ def test_padding_of_a_batch_changes_no_row(running: Servers) -> None:
     prompts = PROMPTS[200:205]
     answers = []
     for before in (PROMPTS[:32], PROMPTS[32:64]):
-        generate(server, before)
+        generate(server, before, 32)
         post(server.url, "/flush_cache")
-        answers.append([tokens_of(output) for output in generate(server, prompts)])
+        answers.append([tokens_of(output) for output in generate(server, prompts, 32)])
     assert answers[0] == answers[1]

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from engine.harness import EXTRA_BUFFER
+from engine.harness import EXTRA_BUFFER, generate
 from reference.checkpoints import TRAINED
 
-from gpu.near import Servers, Twins, generate
+from gpu.near import Servers, Twins
 from gpu.servers import Wanted, servers
 from gpu.test_parity import COMMON, POOL, PROMPTS
 
@@ -29,5 +29,5 @@ def running(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_two_ranks_are_as_exact_as_transformers(
     running: Servers, twins: Twins, name: str, show: Callable[[str], None]
 ) -> None:
-    outputs = generate(running[name], PROMPTS, logprob_start_len=0)
+    outputs = generate(running[name], PROMPTS, 32, logprob_start_len=0)
     twins.assert_near(PROMPTS, outputs, show, f"{name}, 256 prompts")
