@@ -14,13 +14,12 @@ from overlay_tools import cpu_engine
 from overlay_tools.server import Server
 from sglang.srt.server_args import ServerArgs
 
-# Sampling in PyTorch and no graphs of prefills: the same on every host, whatever kernels it can build.
+# Sampling in PyTorch: the same on every host, whatever kernels it can build.
 ARGS: dict[str, object] = {
     "dtype": "bfloat16",
     "attention_backend": "triton",
     "sampling_backend": "pytorch",
     "grammar_backend": "none",
-    "disable_prefill_cuda_graph": True,
     "mem_fraction_static": 0.85,  # never taken: all pools are given their sizes, so that servers fit beside each other
     "random_seed": 1,
     "sleep_on_idle": True,

@@ -120,6 +120,15 @@ def test_adapter_of_any_size_and_dtype(rows: int, size: int, rank: int, dtype: t
 
 
 @pytest.mark.parametrize("dtype", DOT_DTYPES)
+@pytest.mark.parametrize(("rows", "rank"), [(8200, 32), (16_500, 64), (33_000, 128)])
+def test_adapter_of_many_rows(rows: int, rank: int, dtype: torch.dtype) -> None:
+    hidden = torch.randn(rows, 32, device=DEVICE).to(dtype)
+    down, up = weights(32, rank, dtype)
+    out = head_adapter.adapt_triton(hidden, down, up)
+    torch.testing.assert_close(out.double(), adapted(hidden, down, up), rtol=0, atol=4 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", DOT_DTYPES)
 def test_fused_adapter_is_no_further_from_the_truth_than_three_operations(dtype: torch.dtype) -> None:
     hidden = torch.randn(256, 1024, device=DEVICE).to(dtype)
     down, up = weights(1024, 16, dtype)

@@ -76,12 +76,13 @@ def adapt_triton(hidden_states: torch.Tensor, down: torch.Tensor, up: torch.Tens
     out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
     few = rows <= 1024  # then programs, not memory, are short
     padded = max(16, triton.next_power_of_2(rank))
-    # Blocks of columns divide the size, and four of them, of hidden states and weights, fit the largest GPUs' shared
-    # memory.
+    # Each program reads both weights: a large rank wants blocks of many rows, as long as there are enough blocks.
+    block = max(16, min(padded, 1 << (rows // 256).bit_length() >> 1))
+    # Blocks of columns divide the size, and some of them, of hidden states and weights, fit a GPU's shared memory.
     most = 16_384 // (padded * hidden_states.element_size())
     columns = min(max(16, most // 2 if few else most), size & -size)
     shared = size // columns if few else 1
-    _adapt_kernel[(triton.cdiv(rows, 16), shared)](
+    _adapt_kernel[(triton.cdiv(rows, block), shared)](
         hidden_states,
         down,
         up,
@@ -90,21 +91,23 @@ def adapt_triton(hidden_states: torch.Tensor, down: torch.Tensor, up: torch.Tens
         hidden_states.stride(0),
         size,
         rank,
-        ROWS=16,
+        ROWS=block,
         COLUMNS=columns,
         SHARED=shared,
         RANK=padded,
-        num_warps=4,
-        num_stages=3 if few else _stages(hidden_states.device),
+        num_warps=4 if block == 16 else 8,
+        num_stages=3 if few else _stages(hidden_states.device, block),
     )
     return out
 
 
 @functools.cache
-def _stages(device: torch.device) -> int:
+def _stages(device: torch.device, block: int) -> int:
     """Choose how many blocks of columns are on their way at once."""
     memory = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    return 4 if memory >= 160 * 1024 else 2
+    if memory < 160 * 1024:
+        return 2
+    return 4 if block <= 32 else 3  # three leave room for two programs on a multiprocessor
 
 
 class HeadAdapter(nn.Module):
