@@ -24,7 +24,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     if not GPU:
         for module, name in ((logit_shaping, "_shape_kernel"), (head_adapter, "_adapt_kernel")):
             monkeypatch.setattr(module, name, InterpretedFunction(getattr(module, name).fn))
-        monkeypatch.setattr(head_adapter, "_stages", lambda device: 1)  # it asks a GPU how much memory it has
+        monkeypatch.setattr(head_adapter, "_stages", lambda device, block: 1)  # it asks a GPU how much memory it has
 
 
 @pytest.fixture(autouse=True)
