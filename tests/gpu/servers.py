@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +55,7 @@ def servers(wanted: Mapping[str, Wanted], logs: Path) -> Iterator[dict[str, Serv
         def start(name: str) -> Server:
             asked = wanted[name]
             arguments = {key: value for key, value in ARGS.items() if key in KNOWN} | dict(asked.arguments)
-            log = logs / f"{name.replace(' ', '-').replace(',', '')}.log"
+            log = logs / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.log"
             flags = cpu_engine.flags(arguments)
             return stack.enter_context(
                 Server(Path(sys.executable), asked.model, flags, env=asked.environment, log=log, grace=0)
