@@ -30,6 +30,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 GPUS = {  # a name: compute capability, name, GiB, multiprocessors
     "sm80": ((8, 0), "NVIDIA A100-SXM4-80GB", 80, 108),
@@ -206,6 +207,8 @@ def main() -> None:
     if importlib.util.find_spec("sglang_overlay_plugin") is not None:
         importlib.import_module("sglang_overlay_plugin").register()
     if importlib.util.find_spec("sglang.srt.configs.hybrid_arch") is None:
+        for name in ("_custom_ops", "model_executor.layers.activation", "model_executor.layers.layernorm"):
+            sys.modules.setdefault(f"vllm.{name}", MagicMock())  # 0.5.7 imports it where there is neither GPU nor AMX
         importlib.import_module("sglang.srt.model_executor.model_runner")  # `kinds` asks it, on a simulated GPU as well
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     decide(cases["warm_up"], {"device": "cpu"})
