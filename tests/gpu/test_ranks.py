@@ -10,14 +10,14 @@ from engine.harness import EXTRA_BUFFER, generate
 from reference.checkpoints import TRAINED
 
 from gpu.near import Servers, Twins
-from gpu.servers import Wanted, servers
+from gpu.servers import KNOWN, Wanted, servers
 from gpu.test_parity import COMMON, POOL, PROMPTS
 
-# By itself, on a Hopper GPU, upstream fuses the all-reduce after a layer with the norm of the next one.
-UNFUSED: dict[str, object] = {"enforce_disable_flashinfer_allreduce_fusion": True}
-TP: dict[str, object] = {"tp_size": 2}
-EP: dict[str, object] = {"tp_size": 2, "ep_size": 2}
-RANKS = {"TP=2": TP, "EP=2": EP, "TP=2, unfused": TP | UNFUSED, "EP=2, unfused": EP | UNFUSED}
+RANKS: dict[str, dict[str, object]] = {"TP=2": {"tp_size": 2}, "EP=2": {"tp_size": 2, "ep_size": 2}}
+# A release that has this switch may, on a Hopper GPU, fuse the all-reduce after a layer with the next norm by itself.
+UNFUSED = "enforce_disable_flashinfer_allreduce_fusion"
+if UNFUSED in KNOWN:
+    RANKS |= {f"{name}, unfused": ranks | {UNFUSED: True} for name, ranks in RANKS.items()}
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
 
