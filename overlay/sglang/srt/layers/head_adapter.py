@@ -77,7 +77,7 @@ def adapt_triton(hidden_states: torch.Tensor, down: torch.Tensor, up: torch.Tens
     few = rows <= 1024  # then programs, not memory, are short
     padded = max(16, triton.next_power_of_2(rank))
     # Each program reads both weights: a large rank wants blocks of many rows, as long as there are enough blocks.
-    block = max(16, min(padded, 1 << (rows // 256).bit_length() >> 1))
+    block = max(16, min(padded, triton.next_power_of_2(rows // 256 + 1) // 2))
     # Blocks of columns divide the size, and some of them, of hidden states and weights, fit a GPU's shared memory.
     most = 16_384 // (padded * hidden_states.element_size())
     columns = min(max(16, most // 2 if few else most), size & -size)

@@ -1,8 +1,8 @@
 """Qwen3-Next-Ext: upstream's Qwen3-Next, changed by what its config.json switches on.
 
-See `configs/qwen3_next_ext.py` for the switches. With all of them off, this is upstream's model, bit for bit. Each
-extension changes a model that upstream has built: no constructor of upstream's is repeated here, and none of the
-changes its decoder layers have been through between releases is felt, but for `use_sigmoid_router`.
+See `configs/qwen3_next_ext.py` for the switches. With all of them off, this is upstream's model, bit for bit, but for
+what `end_with_last_layer` mends. Each extension changes a model that upstream has built: no constructor of upstream's is
+repeated here, and the changes its decoder layers have been through between releases are felt in little else.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,8 +78,19 @@ def use_sigmoid_router(block: Qwen2MoeSparseMoeBlock, config: Qwen3NextExtConfig
         block.topk.bind_runner_backend(experts.runner_backend, routing_method_type=RoutingMethodType.DeepSeekV3)
 
 
+def end_with_last_layer(layers: nn.ModuleList) -> None:
+    """Let the last layer of a model sum its experts' output over ranks, as there is no next layer to do it.
+
+    Upstream's layers leave the sum to the next one's norm where a kernel does both, on a Hopper GPU. From 0.5.11 to
+    0.5.20, upstream's Qwen3-Next does not say which layer is its last: there each rank would go on with its own part.
+    """
+    if hasattr(layers[-1], "layer_communicator"):  # 0.5.21 has none, and sums what is left after the layers
+        layers[-1].layer_communicator.is_last_layer = True
+
+
 def extend(model: Qwen3NextForCausalLM, config: Qwen3NextExtConfig) -> None:
     """Change a model that upstream has built, the served one or its draft, as `config` says."""
+    end_with_last_layer(model.model.layers)
     if config.scoring_func == "sigmoid":
         for layer in model.model.layers:
             use_sigmoid_router(layer.mlp, config)
