@@ -18,10 +18,11 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 from overlay_tools.server import Server
+from packaging.version import Version
 from reference.checkpoints import TRAINED, make_variant
 from reference.greedy import Verdict, encode, judge
 
-from engine.harness import CORES, EXTRA_BUFFER, RELEASE, generate, post, post_request, server, speculative
+from engine.harness import CORES, EXTRA_BUFFER, RELEASE, generate, post, post_request, run_first, server, speculative
 
 CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
 
@@ -54,11 +55,12 @@ SETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A server: the extension set of its checkpoint, and its arguments and environment."""
+    """A server: its checkpoint's extension set, its arguments and environment, and what its processes run first."""
 
     extensions: str = "all"
     arguments: Mapping[str, object] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    first: str = ""
 
 
 SMALL_POOL: dict[str, object] = {
@@ -70,13 +72,58 @@ SMALL_POOL: dict[str, object] = {
     "max_running_requests": 4,
 }
 
+# On a Hopper GPU, one kernel sums what a layer left over ranks and norms it. Here two operations do, for every batch.
+FUSE = """
+import importlib.abc, importlib.machinery, sys
+
+def may_always(name):
+    def change(module):
+        setattr(module, name, lambda rows: rows > 0)
+    return change
+
+def sum_in_norm(module):
+    def both(self, x, residual, *args, **kwargs):
+        from sglang.srt.distributed import tensor_model_parallel_all_reduce
+
+        print("a norm sums over ranks", flush=True)
+        return self(tensor_model_parallel_all_reduce(x), residual)
+    module.GemmaRMSNorm.forward_with_allreduce_fusion = both
+
+CHANGES = {
+    "sglang.srt.layers.layernorm": sum_in_norm,
+    "sglang.srt.layers.communicator": may_always("apply_flashinfer_allreduce_fusion"),  # until 0.5.20
+    "sglang.srt.layers.layer_boundary.residual.add_norm": may_always("flashinfer_ar_fusion_applies"),
+}
+
+class Changer(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name not in CHANGES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+        def and_then(module):
+            execute(module)
+            CHANGES[name](module)
+        spec.loader.exec_module = and_then
+        return spec
+
+sys.meta_path.insert(0, Changer())
+"""
+FUSES = Version("0.5.11") <= RELEASE
+TWO_RANKS: dict[str, Any] = {
+    "arguments": {"tp_size": 2},
+    "environment": {"SGLANG_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[-1]}"},
+}
+
 CASES: dict[str, Case] = {
     **{name: Case(name) for name in SETS},
     "extra_buffer": Case(arguments=EXTRA_BUFFER),
     "no_buffer, small pool": Case(arguments=SMALL_POOL),
     **{f"MTP, {steps} steps": Case("all", *speculative(steps)) for steps in (1, 2, 3)},
-    "TP=2": Case(arguments={"tp_size": 2}, environment={"SGLANG_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[-1]}"}),
+    "TP=2": Case(**TWO_RANKS),
 }
+if FUSES:
+    CASES["TP=2, fused"] = Case(**TWO_RANKS, first=FUSE)
 
 
 class Relay:
@@ -173,7 +220,8 @@ def relay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         make_variant(folder, SETS[CASES[name].extensions])
         # A state pool as large as upstream's default takes seconds to make.
         arguments = {"max_mamba_cache_size": 128, **CASES[name].arguments}
-        return server(folder, folder / "log", arguments, CASES[name].environment).__enter__()
+        environment = {**CASES[name].environment, **(run_first(code, folder) if (code := CASES[name].first) else {})}
+        return server(folder, folder / "log", arguments, environment).__enter__()
 
     relay = Relay([name for name in dict.fromkeys(selected) if name in CASES], start)
     yield relay
@@ -389,3 +437,12 @@ def test_drafts_change_no_token(served: Served) -> None:
 @on_servers("TP=2")
 def test_two_ranks_are_the_twin_too(served: Served) -> None:
     served.assert_right(PROMPTS, served.generate(PROMPTS), at_least=64)
+
+
+@pytest.mark.skipif(not FUSES, reason="before 0.5.11, Qwen3-Next fuses no all-reduce")
+@on_servers("TP=2, fused")
+def test_no_rank_goes_on_with_its_own_part(served: Served) -> None:
+    prompts = PROMPTS[16:48]
+    served.assert_right(prompts, served.generate(prompts))
+    sums = served.server.log.read_text(encoding="utf-8").count("a norm sums over ranks")
+    assert sums >= 2 * 16 * 11  # two ranks, 16 steps at least, the attention of six layers and the experts of five

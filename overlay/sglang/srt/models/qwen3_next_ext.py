@@ -1,8 +1,8 @@
 """Qwen3-Next-Ext: upstream's Qwen3-Next, changed by what its config.json switches on.
 
 See `configs/qwen3_next_ext.py` for the switches. With all of them off, this is upstream's model, bit for bit, but for
-what `end_with_last_layer` mends. Each extension changes a model that upstream has built: no constructor of upstream's is
-repeated here, and the changes its decoder layers have been through between releases are felt in little else.
+what `end_with_last_layer` mends. Each extension changes a model that upstream has built: no constructor of upstream's
+is repeated here, and of the changes its decoder layers have been through between releases little else is felt.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
