@@ -11,21 +11,10 @@ from engine.test_qwen3_next_ext import OFF
 
 # In the server, upstream's class is made and loaded beside ours. It answers while the file SWITCH is there.
 BESIDE = """
-import importlib.abc, importlib.machinery, pathlib, sys
+import pathlib
 
-class Beside(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name != OURS:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        execute = spec.loader.exec_module
-        def and_then(module):
-            execute(module)
-            put_beside(module.Qwen3NextExtForCausalLM, module.Qwen3NextForCausalLM)
-        spec.loader.exec_module = and_then
-        return spec
-
-def put_beside(ours, upstreams):
+def put_beside(module):
+    ours, upstreams = module.Qwen3NextExtForCausalLM, module.Qwen3NextForCausalLM
     load_weights, forward = ours.load_weights, ours.forward
 
     def load_both(self, weights):
@@ -43,7 +32,7 @@ def put_beside(ours, upstreams):
 
     ours.load_weights, ours.forward = load_both, forward_one
 
-sys.meta_path.insert(0, Beside())
+CHANGES[OURS] = put_beside
 """
 
 

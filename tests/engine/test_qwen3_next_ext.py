@@ -75,7 +75,7 @@ SMALL_POOL: dict[str, object] = {
 # On a Hopper GPU, one kernel sums what a layer left over ranks and norms it. Here two operations do, for every batch
 # while there is a file `fuse` beside this code.
 FUSE = """
-import importlib.abc, importlib.machinery, pathlib, sys
+import pathlib
 
 SWITCH = pathlib.Path(__file__).with_name("fuse")
 
@@ -92,26 +92,11 @@ def sum_in_norm(module):
         return self(tensor_model_parallel_all_reduce(x), residual)
     module.GemmaRMSNorm.forward_with_allreduce_fusion = both
 
-CHANGES = {
-    "sglang.srt.layers.layernorm": sum_in_norm,
-    "sglang.srt.layers.communicator": may_then("apply_flashinfer_allreduce_fusion"),  # until 0.5.20
-    "sglang.srt.layers.layer_boundary.residual.add_norm": may_then("flashinfer_ar_fusion_applies"),
-}
-
-class Changer(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name not in CHANGES:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        execute = spec.loader.exec_module
-        def and_then(module):
-            execute(module)
-            CHANGES[name](module)
-        spec.loader.exec_module = and_then
-        return spec
-
-sys.meta_path.insert(0, Changer())
+CHANGES["sglang.srt.layers.layernorm"] = sum_in_norm
+CHANGES["sglang.srt.layers.communicator"] = may_then("apply_flashinfer_allreduce_fusion")  # until 0.5.20
+CHANGES["sglang.srt.layers.layer_boundary.residual.add_norm"] = may_then("flashinfer_ar_fusion_applies")
 """
+
 CASES: dict[str, Case] = {
     **{name: Case(name) for name in SETS},
     "extra_buffer": Case(arguments=EXTRA_BUFFER),
@@ -219,7 +204,7 @@ def relay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         make_variant(folder, SETS[CASES[name].extensions])
         # A state pool as large as upstream's default takes seconds to make.
         arguments = {"max_mamba_cache_size": 128, **CASES[name].arguments}
-        environment = {**CASES[name].environment, **(run_first(code, folder) if (code := CASES[name].first) else {})}
+        environment = {**CASES[name].environment, **run_first(CASES[name].first, folder)}
         return server(folder, folder / "log", arguments, environment).__enter__()
 
     relay = Relay([name for name in dict.fromkeys(selected) if name in CASES], start)

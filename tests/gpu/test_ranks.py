@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,9 +11,7 @@ from reference.checkpoints import TRAINED
 
 from gpu.near import Servers, Twins
 from gpu.servers import KNOWN, Wanted, servers
-from gpu.test_parity import COMMON, DRAFTS, DRAFTS_ENVIRONMENT, POOL, PROMPTS
-
-Show = Callable[[str], None]
+from gpu.test_parity import COMMON, DRAFTS, DRAFTS_ENVIRONMENT, POOL, PROMPTS, Show
 
 RANKS: dict[str, dict[str, object]] = {"TP=2": {"tp_size": 2}, "EP=2": {"tp_size": 2, "ep_size": 2}}
 # A release that has this switch may, on a Hopper GPU, fuse the all-reduce after a layer with the next norm by itself.
