@@ -22,7 +22,7 @@ from engine.harness import CASES, MAX_NEW_TOKENS, PROMPTS, Model, run_first
 
 @pytest.fixture(scope="session", autouse=True)
 def quicker_starts(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Let all Python processes that the tests start collect garbage seldom."""
+    """Run FIRST in all Python processes that the tests start."""
     os.environ.update(run_first("", tmp_path_factory.mktemp("first")))
 
 

@@ -9,7 +9,7 @@ import pytest
 from openai import OpenAI
 from reference.greedy import encode
 
-from engine.harness import CHAT, MAX_NEW_TOKENS, QUESTION, SAMPLING, TEXT, Model, assert_answers, post, server
+from engine.harness import CHAT, MAX_NEW_TOKENS, QUESTION, SAMPLING, SPAWN, TEXT, Model, assert_answers, post, server
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def served(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -
     """Run a server of LlamaLogitShaping; give its address and the model."""
     model = models["LlamaLogitShaping, softcap"]
     log = tmp_path_factory.mktemp("server") / "log"
-    with server(model.path, log) as running:
+    with server(model.path, log, env=SPAWN) as running:
         yield running.url, model
 
 

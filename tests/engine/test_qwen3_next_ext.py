@@ -22,7 +22,18 @@ from packaging.version import Version
 from reference.checkpoints import TRAINED, make_variant
 from reference.greedy import Verdict, encode, judge
 
-from engine.harness import CORES, EXTRA_BUFFER, RELEASE, generate, post, post_request, run_first, server, speculative
+from engine.harness import (
+    CORES,
+    EXTRA_BUFFER,
+    RELEASE,
+    SPAWN,
+    generate,
+    post,
+    post_request,
+    run_first,
+    server,
+    speculative,
+)
 
 CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
 
@@ -99,6 +110,7 @@ CHANGES["sglang.srt.layers.layer_boundary.residual.add_norm"] = may_then("flashi
 
 CASES: dict[str, Case] = {
     **{name: Case(name) for name in SETS},
+    "all": Case(environment=SPAWN),
     "extra_buffer": Case(arguments=EXTRA_BUFFER),
     "no_buffer, small pool": Case(arguments=SMALL_POOL),
     **{f"MTP, {steps} steps": Case("all", *speculative(steps)) for steps in (1, 2, 3)},

@@ -44,7 +44,7 @@ from reference.train_qwen3_next_ext_vl import (
 )
 from reference.train_qwen3_next_ext_vl import prompt as prompt_of
 
-from engine.harness import CORES, EXTRA_BUFFER, RELEASE, post, post_request, server
+from engine.harness import CORES, EXTRA_BUFFER, RELEASE, SPAWN, post, post_request, server
 
 CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
 Request = tuple[list[int], list[bytes]]  # a prompt with one token a picture, and the pictures' files
@@ -191,9 +191,10 @@ def twin() -> Iterator[ProcessPoolExecutor]:
 def served(
     request: pytest.FixtureRequest, twin: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    """Run one server after the other."""
+    """Run one server after the other, the first one's processes started as for users."""
     log = tmp_path_factory.mktemp("vl") / "log"
-    with server(TRAINED_ON_PICTURES, log, SERVERS[request.param]) as running:
+    environment = SPAWN if request.param == "extra_buffer" else {}
+    with server(TRAINED_ON_PICTURES, log, SERVERS[request.param], environment) as running:
         yield Served(
             name=request.param,
             server=running,
