@@ -448,4 +448,4 @@ if Version("0.5.11") <= RELEASE:  # before, Qwen3-Next fuses no all-reduce
         served.server.log.with_name("fuse").touch()
         served.flush()
         served.assert_right(prompts, served.generate(prompts))
-        assert sums() >= 2 * 16 * 11  # two ranks, 16 steps at least, the attention of six layers and the experts of five
+        assert sums() >= 2 * 16 * 11  # two ranks, 16 steps or more, the attention of six layers, the experts of five
