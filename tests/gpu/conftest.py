@@ -9,6 +9,7 @@ from multiprocessing import get_context
 import pytest
 from reference.checkpoints import TRAINED
 from reference.greedy import judge
+from transformers.utils.import_utils import is_flash_linear_attention_available
 
 from gpu.near import Twins
 
@@ -18,6 +19,8 @@ WORKERS = 4
 @pytest.fixture(scope="session")
 def twins() -> Iterator[Twins]:
     """Start the processes of the twin; they import what they need while servers start."""
+    # PyTorch's linear attention is in float32 whatever the model is in: no measure of what bfloat16 costs.
+    assert is_flash_linear_attention_available(), "flash-linear-attention is not installed"
     with ProcessPoolExecutor(max_workers=WORKERS, mp_context=get_context("spawn")) as pool:
         for _ in range(WORKERS):
             pool.submit(judge, TRAINED, [])
