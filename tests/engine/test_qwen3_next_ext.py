@@ -90,10 +90,10 @@ import pathlib
 
 SWITCH = pathlib.Path(__file__).with_name("fuse")
 
-def may_then(name):
-    def change(module):
-        setattr(module, name, lambda rows: rows > 0 and SWITCH.exists())
-    return change
+def may_fuse(module):
+    for name in ("apply_flashinfer_allreduce_fusion", "flashinfer_ar_fusion_applies"):  # the second from 0.5.22 on
+        if hasattr(module, name):
+            setattr(module, name, lambda rows: rows > 0 and SWITCH.exists())
 
 def sum_in_norm(module):
     def both(self, x, residual, *args, **kwargs):
@@ -104,8 +104,8 @@ def sum_in_norm(module):
     module.GemmaRMSNorm.forward_with_allreduce_fusion = both
 
 CHANGES["sglang.srt.layers.layernorm"] = sum_in_norm
-CHANGES["sglang.srt.layers.communicator"] = may_then("apply_flashinfer_allreduce_fusion")  # until 0.5.20
-CHANGES["sglang.srt.layers.layer_boundary.residual.add_norm"] = may_then("flashinfer_ar_fusion_applies")
+CHANGES["sglang.srt.layers.communicator"] = may_fuse  # until 0.5.20
+CHANGES["sglang.srt.layers.layer_boundary.residual.add_norm"] = may_fuse
 """
 
 CASES: dict[str, Case] = {
