@@ -11,6 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +46,10 @@ class Server:
         grace: float = _GRACE,
     ) -> None:
         self.python, self.model, self.flags, self.env, self.log = python, model, flags, env, log
-        self.port = port if port is not None else _free_port()
+        if port is None:
+            port, claim = _free_port()
+            weakref.finalize(self, claim.close)
+        self.port = port
         self.timeout, self.waiting, self.grace = timeout, waiting, grace
 
     @property
@@ -132,10 +136,22 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def _free_port() -> tuple[int, socket.socket]:
+    """Find a free port, and claim it from other servers of this machine for as long as the socket is open.
+
+    A server takes a while to listen on its port. Another one, started meanwhile, must not listen there first: it would
+    be taken for this one.
+    """
     # Beneath the ports that the system gives to outgoing connections, and far from the last: 0.5.12 listens for gRPC on
     # the port 10,000 above.
     for port in random.sample(range(20_000, 32_768), 200):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0sglang-overlay-port-{port}")  # no file: a name that ends with the process, if not before
+        except OSError:
+            claim.close()
+            continue
         if _is_free(port):
-            return port
+            return port, claim
+        claim.close()
     raise ServeError("No free port from 20000 to 32767 was found.", hint="Name one with --port.")

@@ -141,3 +141,16 @@ def test_free_port_leaves_room_above_it(tmp_path: Path) -> None:
     # 0.5.12 listens for gRPC on the port 10,000 above, and there are 65,535.
     assert all(1024 < server.port < 65_535 - 10_000 for server in servers)
     assert len({server.port for server in servers}) > 1
+
+
+def test_a_free_port_is_given_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.sample", lambda ports, count: list(ports)[:count])
+    first, second = (Server(Path("python"), tmp_path, [], env={}, log=tmp_path / "log") for _ in range(2))
+    code = "import random; from pathlib import Path; from overlay_tools.server import Server"
+    code += "; random.sample = lambda ports, count: list(ports)[:count]"
+    code += "; print(Server(Path(), Path(), [], env={}, log=Path()).port)"
+    third = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert len({first.port, second.port, int(third)}) == 3
+    given = first.port
+    del first
+    assert Server(Path("python"), tmp_path, [], env={}, log=tmp_path / "log").port == given
