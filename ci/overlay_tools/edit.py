@@ -25,6 +25,7 @@ from overlay_tools.series import Queue, make_diff, stage, undo, write_patches
 from overlay_tools.sources import open_sources, source_wheel
 from overlay_tools.worktree import OVERLAY, UPSTREAM, Commit, Worktree, message_of
 
+_WORKTREES = Path(".nox", "worktrees")  # .nox/edit is the session's environment, which nox may remove
 ASKED = ("Why", "Forwarded", "Remove-When")
 Ask = Callable[[str, str], str]  # what a hook is called, and which field of its header is wanted
 
@@ -112,12 +113,12 @@ def export(project: Project, cache: Path, version: str, ask: Ask | None) -> list
 
 def worktree_of(project: Project, version: str) -> Worktree:
     """Return the worktree of a release, whether or not it has been made."""
-    return Worktree(project.root / ".nox" / "edit" / version)
+    return Worktree(project.root / _WORKTREES / version)
 
 
 def worktrees(project: Project) -> list[str]:
     """Return the releases that have a worktree."""
-    folder = project.root / ".nox" / "edit"
+    folder = project.root / _WORKTREES
     return [path.name for path in sorted(folder.iterdir()) if path.name[0] != "."] if folder.exists() else []
 
 

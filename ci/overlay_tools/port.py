@@ -1,7 +1,7 @@
 """Carry the overlay to a release that is not locked yet: its hooks, its contract, its wheel; then lock it.
 
 Nothing in patches/ and upstream.lock changes before all of it holds. Until then, what a person has to settle is in
-.nox/port: the release as it is to be locked, and a worktree with the hooks that hold, one commit each.
+.nox/porting: the release as it is to be locked, and a worktree with the hooks that hold, one commit each.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Port:
 
     def __init__(self, project: Project, cache: Path) -> None:
         self.project, self.cache = project, cache
-        self.folder = project.root / ".nox" / "port"
+        self.folder = project.root / ".nox" / "porting"  # .nox/port is the session's environment, which nox may remove
         self.tree = Worktree(self.folder / "worktree")
 
     def start(self, version: str, query: Callable[[str], Release]) -> list[Row]:
@@ -96,7 +96,7 @@ class Port:
         return self._advance(state, settle=state.open not in drop)
 
     def abort(self) -> None:
-        """Give up a port; nothing but .nox/port goes.
+        """Give up a port; nothing but .nox/porting goes.
 
         Raises PortError if none is going on.
         """

@@ -21,7 +21,7 @@ MESSAGE = "Count calls\n\nnobody does\n\nForwarded: no: ours\nRemove-When: never
 
 
 def tree(mini: Miniature, version: str = "1.0") -> Path:
-    return mini.root / ".nox" / "edit" / version
+    return mini.root / ".nox" / "worktrees" / version
 
 
 def git(mini: Miniature, *words: str, version: str = "1.0") -> str:

@@ -58,7 +58,7 @@ def stopped(mini: Miniature, call: Callable[[], object], kind: type[OverlayError
 
 
 def worktree(mini: Miniature) -> Path:
-    return mini.root / ".nox" / "port" / "worktree"
+    return mini.root / ".nox" / "porting" / "worktree"
 
 
 def settle(mini: Miniature, text: str = SETTLED, file: str = FILE) -> None:
@@ -87,7 +87,7 @@ def holds(mini: Miniature, version: str = "1.2") -> None:
     assert version in mini.lock
     assert lint(load_series(mini.root / "patches"), list(mini.lock)) == []
     mini.build(version)
-    assert not (mini.root / ".nox" / "port").exists()
+    assert not (mini.root / ".nox" / "porting").exists()
     with pytest.raises(PortError, match="No port is going on"):
         resume(mini)
 
@@ -348,7 +348,7 @@ def test_an_abort_leaves_everything_as_it_was(mini: Miniature) -> None:
     settle(mini)
     Port(mini.project, mini.cache).abort()
     assert mini.content() == before
-    assert not (mini.root / ".nox" / "port").exists()
+    assert not (mini.root / ".nox" / "porting").exists()
     start(mini)
     holds(mini)
 
@@ -427,7 +427,7 @@ def test_a_series_broken_in_the_meantime_is_named(mini: Miniature) -> None:
                                   '{"release": "lock-version = 1", "dropped": [], "open": ""}', "\x00"])  # fmt: skip
 def test_a_state_that_is_damaged_is_given_up(mini: Miniature, text: str) -> None:
     stopped(mini, lambda: start(mini, loader=CHANGED))
-    path = mini.root / ".nox" / "port" / "state.json"
+    path = mini.root / ".nox" / "porting" / "state.json"
     path.write_text(text)
     for call in (lambda: resume(mini), lambda: start(mini, "1.3")):
         said = stopped(mini, call)
