@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from overlay_tools import report
-from overlay_tools.build import Built, build_sglang
+from overlay_tools import console
 from overlay_tools.errors import OverlayError
-from overlay_tools.fetch import check
-from overlay_tools.lock import LockedWheel, Release
-from overlay_tools.patchset import Hook
-from overlay_tools.process import git, run
-from overlay_tools.project import Project
+from overlay_tools.patches.model import Hook
+from overlay_tools.settings import Project
+from overlay_tools.subprocesses import git, run
+from overlay_tools.upstream.download import check
+from overlay_tools.upstream.lockfile import LockedWheel, Release
+from overlay_tools.wheels.builder import Built, build_sglang
 
 _ROUNDS = 5
 _FASTER = 20.0
@@ -85,7 +85,7 @@ def bench_build(case: Case, every: Sequence[Case]) -> None:
         (f"all {len(every)} releases", f"{whole:7.1f} s   (promised: below {_ALL:.0f})"),
         ("upstream lines touched in each", ", ".join(f"+{added}/-{removed}" for added, removed in sorted(lines))),
     ]
-    report.table(f"sglang {case.release.version}, median of {_ROUNDS} alternating rounds", rows)
+    console.table(f"sglang {case.release.version}, median of {_ROUNDS} alternating rounds", rows)
     if not (same and packing / ours >= _FASTER and ours / least <= _SLOWER and memory < _MEMORY and whole < _ALL):
         raise OverlayError("A figure is not what the project promises.", hint="Run it again on an idle machine.")
 

@@ -19,17 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from overlay_tools import report
+from overlay_tools import console
+from overlay_tools.downstream.port import Port
+from overlay_tools.downstream.queue import Queue
+from overlay_tools.downstream.transaction import write_patches
 from overlay_tools.errors import PortError, ToolError
-from overlay_tools.lock import Lock, dump_lock
-from overlay_tools.patchset import load_patch, load_series
-from overlay_tools.place import Tree, place
-from overlay_tools.port import Port
-from overlay_tools.process import git, run
-from overlay_tools.project import Project, load_project
-from overlay_tools.scopes import scope_of
-from overlay_tools.series import Queue, write_patches
-from overlay_tools.sources import Sources, open_sources, parse
+from overlay_tools.patches.code_spans import scope_of
+from overlay_tools.patches.hooked_tree import Tree
+from overlay_tools.patches.relocate import place
+from overlay_tools.patches.series import load_patch, load_series
+from overlay_tools.settings import Project, load_project
+from overlay_tools.subprocesses import git, run
+from overlay_tools.upstream.lockfile import Lock, dump_lock
+from overlay_tools.upstream.source_tree import Sources, open_sources, parse
 
 NEAR = 3  # lines from a change of upstream's, so that it reaches into the context of the hunk
 _HEADER = "Subject: s\nWhy: w\nApplies: =={}\nForwarded: no: made up\nRemove-When: never\n\n"
@@ -68,9 +70,9 @@ def bench_port(lock: Lock, cache: Path, old: str, new: str, count: int) -> Mappi
         sources = [stack.enter_context(open_sources(lock[version], cache)) for version in between]
         folder = Path(stack.enter_context(TemporaryDirectory()))
         repository = _Repository(folder / "git", sources)
-        with report.step(f"Choose {count} places that upstream changed from {old} to {new}"):
+        with console.step(f"Choose {count} places that upstream changed from {old} to {new}"):
             insertions = choose(sources[0], repository, count)
-        with report.step("Follow them through the releases between"):
+        with console.step("Follow them through the releases between"):
             truths = [repository.follow(insertion) for insertion in insertions]
         tools: dict[str, Callable[[Insertion, str], Answer]] = {
             "git apply": repository.apply,
@@ -79,12 +81,12 @@ def bench_port(lock: Lock, cache: Path, old: str, new: str, count: int) -> Mappi
         }
         counts: dict[str, Counter[str]] = {}
         for name, tool in tools.items():
-            with report.step(name):
+            with console.step(name):
                 counts[name] = Counter(
                     judge(insertion, truth, sources, tool(insertion, repository.diff(insertion)))
                     for insertion, truth in zip(insertions, truths, strict=True)
                 )
-        with report.step("port"):
+        with console.step("port"):
             applied, proposed = Counter[str](), Counter[str]()
             for insertion, truth in zip(insertions, truths, strict=True):
                 path = folder / f"{insertion.number}.patch"
@@ -95,7 +97,7 @@ def bench_port(lock: Lock, cache: Path, old: str, new: str, count: int) -> Mappi
                 (applied if placed.settled else proposed)[judge(insertion, truth, sources, answer)] += 1
         counts |= {"port, applied": applied, "port, proposed": proposed}
     for name, counted in counts.items():
-        report.line(
+        console.line(
             f"  {name:<15}" + "".join(f" {counted[word]:>4} {word}," for word in ("right", "wrong", "given up"))
         )
     return counts
@@ -138,7 +140,7 @@ def replay(project: Project, lock: Lock, cache: Path) -> Counter[str]:
             with open_sources(lock[version], cache) as sources:
                 if sources.with_hooks(after) != sources.with_hooks(hooks):
                     raise PortError(f"{version}: the replayed series does not make what patches/ makes of it.")
-    report.line(
+    console.line(
         f"Replay, {oldest} to {later[-1]}: {', '.join(f'{n} {word}' for word, n in counts.items())}; none wrong"
     )
     return counts

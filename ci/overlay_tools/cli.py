@@ -14,30 +14,33 @@ from pathlib import Path
 
 from rich.console import Console
 
-from overlay_tools import cpu_engine, report
-from overlay_tools.adopt import KEYS, adopt, read_stock
+from overlay_tools import console
 from overlay_tools.bench import Case, bench_build
 from overlay_tools.bench_port import bench_port, replay
-from overlay_tools.build import Built
-from overlay_tools.edit import edit, export, worktrees
-from overlay_tools.environment import build_release, engine_environment, has_cuda
+from overlay_tools.checkpoints.adopt import KEYS, adopt, read_stock
+from overlay_tools.downstream.export import edit, export, worktrees
+from overlay_tools.downstream.port import Port
+from overlay_tools.engines import engine_config
+from overlay_tools.engines.environment import build_release, engine_environment, has_cuda
+from overlay_tools.engines.server import Server
+from overlay_tools.engines.smoke import ask, takes_pictures
 from overlay_tools.errors import LockError, OverlayError, PatchError, PortError, ServeError, VerifyError, WorktreeError
-from overlay_tools.fetch import fetch
-from overlay_tools.index import difference, query_release
-from overlay_tools.lock import PLATFORMS, PYTHONS, Lock, Release, dump_lock, get_release, load_lock
-from overlay_tools.matrix import due, run_matrix
-from overlay_tools.page import write_page
-from overlay_tools.patchset import lint, load_series
-from overlay_tools.plugin import build_plugin
-from overlay_tools.port import Port
-from overlay_tools.process import run
-from overlay_tools.project import Project, cache_dir, load_project
-from overlay_tools.rungs import RUNGS
-from overlay_tools.serve import ask, takes_pictures
-from overlay_tools.server import Server
-from overlay_tools.sources import THIS_PYTHON
-from overlay_tools.status import collect, show
-from overlay_tools.verify import verify_environment, verify_wheel
+from overlay_tools.patches.lint import lint
+from overlay_tools.patches.series import load_series
+from overlay_tools.proving.runner import due, run_matrix
+from overlay_tools.proving.stages import RUNGS
+from overlay_tools.report.html import write_page
+from overlay_tools.report.reading import collect
+from overlay_tools.report.terminal import show
+from overlay_tools.settings import Project, cache_dir, load_project
+from overlay_tools.subprocesses import run
+from overlay_tools.upstream.download import fetch
+from overlay_tools.upstream.index import difference, query_release
+from overlay_tools.upstream.lockfile import PLATFORMS, PYTHONS, Lock, Release, dump_lock, get_release, load_lock
+from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.wheels.builder import Built
+from overlay_tools.wheels.plugin import build_plugin
+from overlay_tools.wheels.verify import verify_environment, verify_wheel
 
 _ENGINE_TESTS = [file for rung, files in RUNGS.items() if rung != "static" for file in files]
 # What is tested of upstream's wheel with the plugin: all of the engine but its kernels and the drop-in wheel itself.
@@ -55,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.command(load_project(Path.cwd()), arguments) or 0)
     except OverlayError as error:
-        report.fail(error)
+        console.fail(error)
     except KeyboardInterrupt:
-        report.fail(OverlayError("Interrupted."))
+        console.fail(OverlayError("Interrupted."))
         return 130
     return 1
 
@@ -71,14 +74,14 @@ def lock_command(project: Project, arguments: argparse.Namespace) -> None:
         raise LockError("No release is named.", hint="`nox -s lock -- VERSION` adds one, `-- --check` compares all.")
     new: dict[str, Release] = dict(lock)
     for version in arguments.versions:
-        with report.step(f"Ask the index for sglang {version}"):
+        with console.step(f"Ask the index for sglang {version}"):
             release = query_release(version)
         new[release.version] = release
     text = dump_lock(new)
     part = project.lock.with_name(".upstream.lock.part")
     part.write_text(text, encoding="utf-8")
     part.replace(project.lock)
-    report.line(f"{project.lock.name} holds {len(new)} releases.")
+    console.line(f"{project.lock.name} holds {len(new)} releases.")
     return None
 
 
@@ -104,9 +107,9 @@ def verify_command(project: Project, arguments: argparse.Namespace) -> None:
     for python in arguments.env:
         results += verify_environment(python)
     for result in results:
-        report.line(f"{result.name}: {result.files} files, {len(result.differences) or 'no'} differences")
+        console.line(f"{result.name}: {result.files} files, {len(result.differences) or 'no'} differences")
         for difference_ in result.differences:
-            report.line(f"  {difference_}", style="red")
+            console.line(f"  {difference_}", style="red")
     different = [result.name for result in results if result.differences]
     if different:
         raise VerifyError(f"{', '.join(different)}: not as built.", hint="Install or build it anew.")
@@ -118,7 +121,7 @@ def lint_command(project: Project, arguments: argparse.Namespace) -> None:
     faults = lint(hooks, list(lock))
     if faults:
         raise PatchError(*faults, hint="README.md, 'Patches', says what a patch must look like.")
-    report.line(f"{sum(len(hook.variants) for hook in hooks)} patches of {len(hooks)} hooks: no fault.")
+    console.line(f"{sum(len(hook.variants) for hook in hooks)} patches of {len(hooks)} hooks: no fault.")
 
 
 def serve_command(project: Project, arguments: argparse.Namespace) -> None:
@@ -134,37 +137,37 @@ def serve_command(project: Project, arguments: argparse.Namespace) -> None:
     server = Server(
         python,
         model,
-        [] if gpu else cpu_engine.flags(cpu_engine.ARGS),
-        env={} if gpu else cpu_engine.ENV,
+        [] if gpu else engine_config.flags(engine_config.ARGS),
+        env={} if gpu else engine_config.ENV,
         log=log,
         port=arguments.port,
         timeout=arguments.timeout,
-        waiting=lambda seconds: report.line(f"  {seconds} s: {_last_line(log)}") if seconds % 5 == 0 else None,
+        waiting=lambda seconds: console.line(f"  {seconds} s: {_last_line(log)}") if seconds % 5 == 0 else None,
     )
-    report.line(f"Start sglang.launch_server on {model}")
+    console.line(f"Start sglang.launch_server on {model}")
     with server:
-        report.line(f"Serving at {server.url}", style="green")
+        console.line(f"Serving at {server.url}", style="green")
         ask(server, arguments.image)
         if arguments.keep:
-            report.line("Serving until Ctrl-C.")
+            console.line("Serving until Ctrl-C.")
             while True:
                 server.check()
                 time.sleep(1)
-    report.line("Stopped.")
+    console.line("Stopped.")
 
 
 def adopt_command(project: Project, arguments: argparse.Namespace) -> None:
     """Make a Qwen3-Next-Ext checkpoint of a stock Qwen3-Next one."""
     rank = [] if arguments.adapter_rank is None else [f"head_adapter_rank={arguments.adapter_rank}"]
-    with report.step(f"Read {arguments.checkpoint}"):
+    with console.step(f"Read {arguments.checkpoint}"):
         stock = read_stock(arguments.checkpoint)
-    with report.step(f"Write {arguments.out}"):
+    with console.step(f"Write {arguments.out}"):
         adopted = adopt(stock, arguments.out, [*arguments.set, *rank])
     rows = [("linked", f"{adopted.linked} files, {adopted.linked_bytes:,} bytes")]
     rows += [("written", f"{name}, {size:,} bytes") for name, size in adopted.written.items()]
     rows += [("new tensors", str(adopted.tensors)), ("copied", f"{sum(adopted.written.values()):,} bytes in all")]
-    report.table(str(arguments.out), rows)
-    report.line(f"Serve it: nox -s serve -- --model {shlex.quote(str(arguments.out))}")
+    console.table(str(arguments.out), rows)
+    console.line(f"Serve it: nox -s serve -- --model {shlex.quote(str(arguments.out))}")
 
 
 def test_command(project: Project, arguments: argparse.Namespace) -> int:
@@ -173,7 +176,7 @@ def test_command(project: Project, arguments: argparse.Namespace) -> int:
         _check_cuda()
     python, _ = _engine(project, arguments.version, arguments.python, plugin=arguments.plugin)
     if not arguments.gpu:
-        os.environ.update(cpu_engine.ENV)
+        os.environ.update(engine_config.ENV)
     where = ["tests/gpu"] if arguments.gpu else _PLUGIN_TESTS if arguments.plugin else _ENGINE_TESTS
     if any(word.startswith("tests/") for word in arguments.pytest):
         where = []
@@ -200,7 +203,7 @@ def port_command(project: Project, arguments: argparse.Namespace) -> None:
     port = Port(project, cache_dir())
     if arguments.abort:
         port.abort()
-        return report.line("Given up; patches/ and upstream.lock are as they were.")
+        return console.line("Given up; patches/ and upstream.lock are as they were.")
     if arguments.go_on:
         port.resume(arguments.drop)
     elif arguments.version is None:
@@ -213,8 +216,8 @@ def port_command(project: Project, arguments: argparse.Namespace) -> None:
 def edit_command(project: Project, arguments: argparse.Namespace) -> None:
     """Open a release as a worktree."""
     tree = edit(project, cache_dir(), arguments.version or project.default, discard=arguments.discard)
-    report.line(f"Change files in {tree.folder}, commit, then `nox -s export`.")
-    report.line(f"Run from it: PYTHONPATH={tree.folder} before an interpreter of .nox/engines")
+    console.line(f"Change files in {tree.folder}, commit, then `nox -s export`.")
+    console.line(f"Run from it: PYTHONPATH={tree.folder} before an interpreter of .nox/engines")
 
 
 def export_command(project: Project, arguments: argparse.Namespace) -> None:
@@ -228,8 +231,8 @@ def export_command(project: Project, arguments: argparse.Namespace) -> None:
     ask = _ask if sys.stdin.isatty() else None
     changed = export(project, cache_dir(), arguments.version or made[0], ask)
     for name in changed:
-        report.line(name)
-    report.line(f"{len(changed)} files written or removed." if changed else "Nothing has changed.")
+        console.line(name)
+    console.line(f"{len(changed)} files written or removed." if changed else "Nothing has changed.")
 
 
 def _ask(hook: str, field: str) -> str:
@@ -243,21 +246,21 @@ def matrix_command(project: Project, arguments: argparse.Namespace) -> None:
         get_release(lock, version, project.lock)
     plan = due(project, arguments.versions or list(lock), again=arguments.again)
     if not plan:
-        return report.line("Every rung is green for what this checkout builds.")
+        return console.line("Every rung is green for what this checkout builds.")
     peak = run_matrix(project, plan, arguments.python)
-    return report.line(f"All green. At most {peak / 1e9:.1f} GB of disk were in use.")
+    return console.line(f"All green. At most {peak / 1e9:.1f} GB of disk were in use.")
 
 
 def status_command(project: Project, arguments: argparse.Namespace) -> None:
     """Show what is known of every release, on the terminal and as a page."""
     lock, hooks = load_lock(project.lock), load_series(project.patches)
-    with report.step(f"Read {len(lock)} releases"):
+    with console.step(f"Read {len(lock)} releases"):
         status = collect(project, lock, hooks, cache_dir())
     # What is no terminal has no width to keep to.
     show(status, Console(highlight=False, width=None if sys.stdout.isatty() else 200))
     path = arguments.html or project.dist / "status.html"
     write_page(status, path)
-    report.line(f"As a page: {path}")
+    console.line(f"As a page: {path}")
     if arguments.check and status.not_green:
         raise OverlayError(*status.not_green, hint=f"{path} says why.")
 
@@ -292,7 +295,7 @@ def tiny_checkpoint(project: Project, python: Path) -> Path:
     """Make a tiny random Llama-logit-shaping checkpoint, once, and return its folder."""
     model = project.root / ".nox" / "checkpoints" / "llama-logit-shaping"
     if not (model / "config.json").is_file():
-        with report.step("Make a tiny llama-logit-shaping checkpoint"):
+        with console.step("Make a tiny llama-logit-shaping checkpoint"):
             run([python, project.root / "tests/reference/checkpoints.py", "llama-logit-shaping", model])
     return model
 
@@ -302,13 +305,13 @@ def _check_lock(lock: Lock, versions: Sequence[str]) -> None:
     for version in versions:
         if version not in lock:
             raise LockError(f"{version} is not locked.", hint=f"These are: {', '.join(lock)}.")
-        with report.step(f"Ask the index for sglang {version}"):
+        with console.step(f"Ask the index for sglang {version}"):
             lines += difference(lock[version], query_release(version))
     if lines:
         raise LockError(
             *lines, hint="`nox -s lock -- VERSION` writes what the index has now: ask why it changed first."
         )
-    report.line("The index and the lock agree.")
+    console.line("The index and the lock agree.")
 
 
 def _summary(project: Project, built: Built) -> None:
@@ -322,7 +325,7 @@ def _summary(project: Project, built: Built) -> None:
         ("sha256", built.sha256),
         ("took", f"{built.seconds:.2f} s"),
     ]
-    report.table(str(built.path.relative_to(project.root)), rows)
+    console.table(str(built.path.relative_to(project.root)), rows)
 
 
 def _last_line(log: Path) -> str:

@@ -10,9 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
-from overlay_tools import cpu_engine
+from overlay_tools.engines import engine_config
 
-os.environ.update(cpu_engine.ENV)  # before anything imports torch or sglang
+os.environ.update(engine_config.ENV)  # before anything imports torch or sglang
 
 from reference.checkpoints import make_checkpoint
 from reference.greedy import answers

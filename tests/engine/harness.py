@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from overlay_tools import cpu_engine
-from overlay_tools.server import Server
+from overlay_tools.engines import engine_config
+from overlay_tools.engines.server import Server
 from packaging.version import Version
 from reference.greedy import Completion, encode, random_prompts
 
@@ -77,7 +77,7 @@ def running_engine(path: Path) -> Iterator[Any]:
 
     if PLUGIN and not FINDS_PLUGIN:
         importlib.import_module("sglang_overlay_plugin").register()
-    engine = sglang.Engine(model_path=str(path), log_level="error", **cpu_engine.ARGS)
+    engine = sglang.Engine(model_path=str(path), log_level="error", **engine_config.ARGS)
     try:
         yield engine
     finally:
@@ -88,10 +88,12 @@ def server(
     path: Path, log: Path, arguments: Mapping[str, object] | None = None, env: Mapping[str, str] | None = None
 ) -> Server:
     """Describe a server of a checkpoint, its output in the file `log`, to be started by `with`."""
-    flags = cpu_engine.flags({**cpu_engine.ARGS, **(arguments or {})})
+    flags = engine_config.flags({**engine_config.ARGS, **(arguments or {})})
     named = {"SGLANG_EXTERNAL_MODEL_PACKAGE": f"{PACKAGE}.models"} if PLUGIN and not FINDS_PLUGIN else {}
     # Left to end by itself, a server takes 4 to 6 seconds, nearly all of them asleep.
-    return Server(Path(sys.executable), path, flags, env={**cpu_engine.ENV, **named, **(env or {})}, log=log, grace=0)
+    return Server(
+        Path(sys.executable), path, flags, env={**engine_config.ENV, **named, **(env or {})}, log=log, grace=0
+    )
 
 
 EXTRA_BUFFER = {

@@ -14,12 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from overlay_tools import cpu_engine
+from overlay_tools.engines import engine_config
 
 ROOT = Path(__file__).parents[2]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 UPSTREAM = version("sglang").partition("+")[0]
-LEFT_OUT = cpu_engine.LEFT_OUT.get(UPSTREAM, ())
+LEFT_OUT = engine_config.LEFT_OUT.get(UPSTREAM, ())
 UV = [sys.executable, "-m", "uv", "pip"]
 
 

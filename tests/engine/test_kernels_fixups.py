@@ -347,8 +347,8 @@ print(before == (torch.empty, torch.tensor, torch.Tensor.pin_memory, torch.cuda.
     assert with_cuda.stdout.strip() == "True", with_cuda.stderr
     without_engine = python(code.format(cuda=""))
     assert without_engine.stdout.strip() == "True", without_engine.stderr
-    cpu_engine = python(code.format(cuda=""), SGLANG_USE_CPU_ENGINE="1")
-    assert cpu_engine.stdout.strip() == "False", cpu_engine.stderr
+    on_cpu = python(code.format(cuda=""), SGLANG_USE_CPU_ENGINE="1")
+    assert on_cpu.stdout.strip() == "False", on_cpu.stderr
 
 
 def test_a_cpu_process_can_pin_memory_and_default_to_its_device() -> None:

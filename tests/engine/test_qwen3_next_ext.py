@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from overlay_tools.server import Server
+from overlay_tools.engines.server import Server
 from packaging.version import Version
 from reference.checkpoints import TRAINED, make_variant
 from reference.greedy import Verdict, encode, judge

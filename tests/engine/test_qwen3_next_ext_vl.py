@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 import torch
 from openai import BadRequestError, OpenAI
-from overlay_tools.server import Server
+from overlay_tools.engines.server import Server
 from packaging.version import Version
 from PIL import Image
 from reference.checkpoints import TRAINED, TRAINED_ON_PICTURES

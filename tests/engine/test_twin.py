@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from overlay_tools import cpu_engine
+from overlay_tools.engines import engine_config
 from reference.checkpoints import CONFIGS, write_tokenizer
 
 from engine.decisions import GPUS
@@ -171,7 +171,7 @@ def decide(folder: Path) -> Decided:
     cases = {"warm_up": warm_up, "checkpoints": [str(path) for path in paths.values()], "option_sets": OPTION_SETS}
     (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
 
-    shared = {name: value for name, value in os.environ.items() if name not in cpu_engine.ENV}
+    shared = {name: value for name, value in os.environ.items() if name not in engine_config.ENV}
     shared |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with (folder / "log").open("w") as log:
         processes = [
@@ -181,7 +181,7 @@ def decide(folder: Path) -> Decided:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-            for devices, environment in ((["cpu"], cpu_engine.ENV), (GPUS, {}))
+            for devices, environment in ((["cpu"], engine_config.ENV), (GPUS, {}))
         ]
         statuses = [process.wait() for process in processes]
     assert statuses == [0, 0], (folder / "log").read_text(errors="replace")[-4000:]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from engine.harness import EXTRA_BUFFER, ours, post, speculative
 from engine.test_qwen3_next_ext import HELD_OUT
-from overlay_tools.adopt import adopt, read_stock
-from overlay_tools.server import Server
+from overlay_tools.checkpoints.adopt import adopt, read_stock
+from overlay_tools.engines.server import Server
 from reference.checkpoints import CONFIGS, TRAINED, changed
 from safetensors.torch import save_file
 

@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from overlay_tools import cpu_engine
-from overlay_tools.server import Server
+from overlay_tools.engines import engine_config
+from overlay_tools.engines.server import Server
 from sglang.srt.server_args import ServerArgs
 
 # Sampling in PyTorch: the same on every host, whatever kernels it can build.
@@ -56,7 +56,7 @@ def servers(wanted: Mapping[str, Wanted], logs: Path) -> Iterator[dict[str, Serv
             asked = wanted[name]
             arguments = {key: value for key, value in ARGS.items() if key in KNOWN} | dict(asked.arguments)
             log = logs / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.log"
-            flags = cpu_engine.flags(arguments)
+            flags = engine_config.flags(arguments)
             return stack.enter_context(
                 Server(Path(sys.executable), asked.model, flags, env=asked.environment, log=log, grace=0)
             )

@@ -6,13 +6,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from overlay_tools import audit as audits
-from overlay_tools import contract as contracts
-from overlay_tools.audit import Place, audit
-from overlay_tools.contract import Finding, check_contract
-from overlay_tools.lock import load_lock
-from overlay_tools.project import cache_dir, load_project
-from overlay_tools.sources import open_sources
+from overlay_tools.api_check import base_mentions as audits
+from overlay_tools.api_check import contract as contracts
+from overlay_tools.api_check.base_mentions import Place, audit
+from overlay_tools.api_check.contract import Finding, check_contract
+from overlay_tools.api_check.contract_file import KINDS
+from overlay_tools.settings import cache_dir, load_project
+from overlay_tools.upstream.lockfile import load_lock
+from overlay_tools.upstream.source_tree import open_sources
 
 ROOT = Path(__file__).parents[2]
 LOCK = load_lock(ROOT / "upstream.lock")
@@ -30,7 +31,7 @@ def test_the_overlay_fits(version: str) -> None:
     findings, _ = looked_at(version)
     assert [finding for finding in findings if finding.problem and not finding.waived] == []
     kinds = {finding.kind for finding in findings if not finding.problem}
-    assert kinds == set(contracts.KINDS)
+    assert kinds == set(KINDS)
 
 
 @pytest.mark.parametrize("version", LOCK)

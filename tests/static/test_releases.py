@@ -6,13 +6,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from overlay_tools.build import build_kernel, build_sglang
-from overlay_tools.fetch import fetch
-from overlay_tools.lock import load_lock
-from overlay_tools.patchset import lint, load_series
-from overlay_tools.project import Project, cache_dir, load_project
-from overlay_tools.sources import source_wheel
-from overlay_tools.verify import verify_wheel
+from overlay_tools.patches.lint import lint
+from overlay_tools.patches.series import load_series
+from overlay_tools.settings import Project, cache_dir, load_project
+from overlay_tools.upstream.download import fetch
+from overlay_tools.upstream.lockfile import load_lock
+from overlay_tools.upstream.source_tree import source_wheel
+from overlay_tools.wheels.builder import build_kernel, build_sglang
+from overlay_tools.wheels.verify import verify_wheel
 from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).parents[2]

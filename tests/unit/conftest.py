@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from overlay_tools.build import Built, build_sglang
-from overlay_tools.fetch import fetch
-from overlay_tools.lock import Lock, LockedWheel, Release, dump_lock, load_lock, tags_of
-from overlay_tools.patchset import load_series
-from overlay_tools.project import Project, load_project
-from overlay_tools.series import make_diff
+from overlay_tools.downstream.diff import make_diff
+from overlay_tools.patches.series import load_series
+from overlay_tools.settings import Project, load_project
+from overlay_tools.upstream.download import fetch
+from overlay_tools.upstream.lockfile import Lock, LockedWheel, Release, dump_lock, load_lock, tags_of
+from overlay_tools.wheels.builder import Built, build_sglang
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).parents[2]

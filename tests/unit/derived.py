@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
-from overlay_tools.contract import Finding, check_contract
-from overlay_tools.sources import open_sources
+from overlay_tools.api_check.contract import Finding, check_contract
+from overlay_tools.upstream.source_tree import open_sources
 
 from unit.conftest import Miniature, upstream_files
 

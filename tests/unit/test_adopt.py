@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from overlay_tools import cli
-from overlay_tools.adopt import Adopted, adopt, read_stock
+from overlay_tools.checkpoints.adopt import Adopted, adopt, read_stock
 from overlay_tools.errors import AdoptError
 from safetensors import deserialize
 

@@ -4,9 +4,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from overlay_tools.apply import apply_series
 from overlay_tools.errors import PatchError, ToolError
-from overlay_tools.patchset import Patch, load_series
+from overlay_tools.patches.apply import apply_series
+from overlay_tools.patches.model import Patch
+from overlay_tools.patches.series import load_series
 
 from unit.conftest import LOADER, PATCH, Miniature
 

@@ -4,8 +4,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from overlay_tools.audit import Place, audit, unused
-from overlay_tools.sources import open_sources
+from overlay_tools.api_check.base_mentions import Place, audit, unused
+from overlay_tools.upstream.source_tree import open_sources
 
 from unit.conftest import Miniature, upstream_files
 

@@ -15,10 +15,10 @@ from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
-from overlay_tools.build import build_kernel
+from overlay_tools.archive.writer import WheelWriter
 from overlay_tools.errors import BuildError, FetchError, OverlayError, PatchError, WheelError
-from overlay_tools.verify import verify_wheel
-from overlay_tools.wheel import WheelWriter
+from overlay_tools.wheels.builder import build_kernel
+from overlay_tools.wheels.verify import verify_wheel
 
 from unit.conftest import LOADER, PATCH, TAG, Miniature, make_miniature, upstream_files, write_wheel
 
@@ -237,7 +237,7 @@ def test_a_build_that_is_killed_midway_leaves_what_was_there(mini: Miniature, nu
     good = mini.build()
     content = good.path.read_bytes()
     script = (
-        "import sys, time, overlay_tools.wheel as w, overlay_tools.cli as c\n"
+        "import sys, time, overlay_tools.archive.writer as w, overlay_tools.cli as c\n"
         "def hang(self): print('midway', flush=True); time.sleep(60)\n"
         "w.WheelWriter.finish = hang\n"
         "sys.exit(c.main(['build', '1.0', '--python', '3.11', '--platform', 'x86_64']))"

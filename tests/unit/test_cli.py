@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from overlay_tools import cli
 from overlay_tools.errors import OverlayError
-from overlay_tools.project import Project, load_project
+from overlay_tools.settings import Project, load_project
 
 from unit.conftest import PATCH, Miniature
 

@@ -4,7 +4,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from overlay_tools.contract import load_contract, unused
+from overlay_tools.api_check.contract import unused
+from overlay_tools.api_check.contract_file import load_contract
 from overlay_tools.errors import ContractError
 
 from unit.conftest import PATCH, Miniature

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from overlay_tools.edit import Ask, edit, export, worktree_of, worktrees
+from overlay_tools.downstream.diff import make_diff
+from overlay_tools.downstream.export import Ask, edit, export, worktree_of, worktrees
+from overlay_tools.downstream.transaction import write_files
+from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM
 from overlay_tools.errors import BuildError, LockError, OverlayError, PatchError, WorktreeError
-from overlay_tools.patchset import lint, load_series
-from overlay_tools.series import make_diff, write_files
-from overlay_tools.worktree import OVERLAY, UPSTREAM
+from overlay_tools.patches.lint import lint
+from overlay_tools.patches.series import load_series
 
 from unit.conftest import HEADER, LOADER, PATCH, Miniature, upstream_files
 

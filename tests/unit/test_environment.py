@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from overlay_tools.build import Built, build_kernel
-from overlay_tools.environment import ensure_environment
+from overlay_tools.engines.environment import ensure_environment
 from overlay_tools.errors import ToolError
+from overlay_tools.wheels.builder import Built, build_kernel
 
 from unit.conftest import Miniature
 
@@ -15,7 +15,7 @@ from unit.conftest import Miniature
 @pytest.fixture
 def wheel(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Built:
     """Return a kernel wheel that requires nothing, so that no index is needed."""
-    monkeypatch.setattr("overlay_tools.build._KERNEL_METADATA", "")
+    monkeypatch.setattr("overlay_tools.wheels.builder._KERNEL_METADATA", "")
     monkeypatch.setenv("UV_OFFLINE", "1")
     return build_kernel(mini.project, mini.lock["1.0"])
 

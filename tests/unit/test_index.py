@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from overlay_tools import cli
 from overlay_tools.errors import FetchError, LockError, ToolError
-from overlay_tools.fetch import fetch
-from overlay_tools.index import difference, query_release
-from overlay_tools.lock import load_lock
+from overlay_tools.upstream.download import fetch
+from overlay_tools.upstream.index import difference, query_release
+from overlay_tools.upstream.lockfile import load_lock
 
 from unit.conftest import Miniature, upstream_files, write_wheel
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from overlay_tools.errors import LockError
-from overlay_tools.lock import dump_lock, get_release, load_lock
+from overlay_tools.upstream.lockfile import dump_lock, get_release, load_lock
 
 from unit.conftest import REPOSITORY, Miniature
 

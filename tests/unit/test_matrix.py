@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from overlay_tools import cli, matrix, rungs
+from overlay_tools import cli
 from overlay_tools.errors import MatrixError, OverlayError, ToolError
-from overlay_tools.project import Project
-from overlay_tools.results import Result, load_results
-from overlay_tools.rungs import RUNGS
+from overlay_tools.proving import runner, stages
+from overlay_tools.proving.results import Result, load_results
+from overlay_tools.proving.stages import RUNGS
+from overlay_tools.settings import Project
 
 from unit.conftest import REPOSITORY, Miniature
 
@@ -36,10 +37,10 @@ def project(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
     for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "x"]):
         subprocess.run(["git", *words], cwd=mini.root, check=True)
     table = {"static": ("tests/static",), "engine": ("tests/engine/test_e.py",)}
-    monkeypatch.setattr(rungs, "RUNGS", table)
-    monkeypatch.setattr(matrix, "RUNGS", table)
-    monkeypatch.setattr(matrix, "NEEDED", 1.0)
-    monkeypatch.setattr(matrix, "engine_environment", make_environment)
+    monkeypatch.setattr(stages, "RUNGS", table)
+    monkeypatch.setattr(runner, "RUNGS", table)
+    monkeypatch.setattr(runner, "NEEDED", 1.0)
+    monkeypatch.setattr(runner, "engine_environment", make_environment)
     monkeypatch.setenv("UV_CACHE_DIR", "elsewhere")
     monkeypatch.chdir(mini.root)
     return mini
@@ -79,7 +80,7 @@ def test_what_is_proven_is_not_run_again_until_what_is_built_changes(
     assert "Every rung is green" in capsys.readouterr().out
     assert project.project.results.read_bytes() == before
     project.write("overlay/sglang/models/ours.py", "OURS = 2\n")
-    assert [item.rungs for item in matrix.due(project.project, ["1.0"], again=False)] == [["static", "engine"]]
+    assert [item.rungs for item in runner.due(project.project, ["1.0"], again=False)] == [["static", "engine"]]
     assert run(project) == 0
     assert {result.commit[-1] for result in results(project).values()} == {"+"}  # the change is not committed
 
@@ -93,7 +94,7 @@ def test_one_red_release_keeps_no_other_from_being_run(
             raise ToolError("uv pip install failed with status 2:\nno torch")
         return make_environment(owner, version, python, folder)
 
-    monkeypatch.setattr(matrix, "engine_environment", fail_at_first)
+    monkeypatch.setattr(runner, "engine_environment", fail_at_first)
     project.write(
         "tests/engine/test_e.py", "def test_a() -> None:\n    raise ValueError\n\n" + GREEN.replace("_a", "_b")
     )
@@ -105,7 +106,7 @@ def test_one_red_release_keeps_no_other_from_being_run(
     assert "1.0: uv pip install failed" in said
     assert "1.1 engine: 1 passed, 1 failed" in said
     project.write("tests/engine/test_e.py", GREEN)
-    assert [(item.version, item.rungs) for item in matrix.due(project.project, ["1.0", "1.1"], again=False)] == [
+    assert [(item.version, item.rungs) for item in runner.due(project.project, ["1.0", "1.1"], again=False)] == [
         ("1.0", ["static", "engine"]),
         ("1.1", ["engine"]),
     ]
@@ -127,7 +128,7 @@ def test_what_pytest_cannot_run_is_never_green(project: Miniature, code: str) ->
 
 
 def test_a_run_that_is_cut_short_goes_on_where_it_was(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, ran = rungs.run_rung, []
+    real, ran = stages.run_rung, []
 
     def run_rung(root: Path, version: str, rung: str, *rest: object) -> Result:
         ran.append(f"{version} {rung}")
@@ -135,7 +136,7 @@ def test_a_run_that_is_cut_short_goes_on_where_it_was(project: Miniature, monkey
             raise KeyboardInterrupt
         return real(root, version, rung, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(matrix, "run_rung", run_rung)
+    monkeypatch.setattr(runner, "run_rung", run_rung)
     assert run(project) == 130
     assert results(project).keys() == {("1.0", "static")}
     assert not (project.root / ".nox/releases/environment").exists()
@@ -152,14 +153,14 @@ def test_what_a_killed_run_left_is_cleared(project: Miniature) -> None:
 def test_two_runs_at_once_are_refused(project: Miniature) -> None:
     folder = project.root / ".nox/releases"
     folder.mkdir(parents=True)
-    with matrix._only_run(folder), pytest.raises(MatrixError, match="Another run is going on"):
-        matrix.run_matrix(project.project, [], None)
+    with runner._only_run(folder), pytest.raises(MatrixError, match="Another run is going on"):
+        runner.run_matrix(project.project, [], None)
 
 
 def test_a_disk_with_too_little_room_is_named_before_anything_is_done(
     project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(matrix, "NEEDED", 1e18)
+    monkeypatch.setattr(runner, "NEEDED", 1e18)
     assert run(project) == 1
     assert "need 1000000000 GB" in capsys.readouterr().err
     assert results(project) == {}
@@ -171,10 +172,10 @@ def test_the_cache_is_emptied_where_it_has_outgrown_its_bound(
     cache = project.root / ".nox/releases/cache"
     cache.mkdir(parents=True)
     (cache / "wheel").write_bytes(bytes(10_000))
-    monkeypatch.setattr(matrix, "CACHE", 100_000.0)
+    monkeypatch.setattr(runner, "CACHE", 100_000.0)
     assert run(project) == 0
     assert (cache / "wheel").exists()
-    monkeypatch.setattr(matrix, "CACHE", 5_000.0)
+    monkeypatch.setattr(runner, "CACHE", 5_000.0)
     assert cli.main(["matrix", "--again"]) == 0
     assert not cache.exists()
 
@@ -191,9 +192,9 @@ def test_a_release_that_is_not_locked_is_named(project: Miniature, capsys: pytes
 
 
 def test_a_rung_without_a_report_is_an_error(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rungs, "run_logged", lambda *words, **options: 3)
+    monkeypatch.setattr(stages, "run_logged", lambda *words, **options: 3)
     with pytest.raises(OverlayError, match="pytest came to no result"):
-        rungs.run_rung(project.root, "1.0", "engine", Path(sys.executable), project.root / "log", {})
+        stages.run_rung(project.root, "1.0", "engine", Path(sys.executable), project.root / "log", {})
 
 
 def test_every_engine_test_is_on_one_rung() -> None:

@@ -11,8 +11,8 @@ from typing import Literal
 
 import pytest
 from overlay_tools.errors import OverlayError
-from overlay_tools.page import page, write_page
-from overlay_tools.status import Cell, Matrix, State, Status
+from overlay_tools.report.html import page, write_page
+from overlay_tools.report.status import Cell, Matrix, State, Status
 from playwright.sync_api import Browser, Page
 
 from unit.browser import start_browser

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 from overlay_tools.errors import PatchError
-from overlay_tools.patchset import lint, load_series
+from overlay_tools.patches.lint import lint
+from overlay_tools.patches.series import load_series
 
 from unit.conftest import PATCH, Miniature
 

@@ -45,7 +45,7 @@ def test_there_is_a_session_for_every_locked_release(sessions: set[str]) -> None
 
 def test_nothing_is_kept_in_the_environment_of_a_session(sessions: set[str]) -> None:
     # nox removes an environment, with all that lies in it, when it makes it anew.
-    tool = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "ci" / "overlay_tools").glob("*.py"))
+    tool = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "ci" / "overlay_tools").rglob("*.py"))
     kept = set(re.findall(r"\"\.nox\"(?: / |, )\"([^\"]+)\"|\.nox/([\w.-]+)\"", tool))
     folders = {either or other for either, other in kept}
     assert {"worktrees", "porting", "releases", "engines"} <= folders

@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from overlay_tools.patchset import load_patch
-from overlay_tools.place import Placed, Placement, Tree, place
-from overlay_tools.scopes import scope_of
-from overlay_tools.series import make_diff
-from overlay_tools.sources import Sources
-from overlay_tools.wheel import BaseWheel
+from overlay_tools.archive.reader import BaseWheel
+from overlay_tools.downstream.diff import make_diff
+from overlay_tools.patches.code_spans import scope_of
+from overlay_tools.patches.hooked_tree import Tree
+from overlay_tools.patches.relocate import Placed, Placement, place
+from overlay_tools.patches.series import load_patch
+from overlay_tools.upstream.source_tree import Sources
 
 from unit.conftest import ENGINE, HEADER, TAG, upstream_files, write_wheel
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from overlay_tools.errors import BuildError
-from overlay_tools.plugin import build_plugin, rewrite
-from overlay_tools.verify import verify_wheel
+from overlay_tools.wheels.import_rewriter import rewrite
+from overlay_tools.wheels.plugin import build_plugin
+from overlay_tools.wheels.verify import verify_wheel
 
 from unit.conftest import REPOSITORY, Miniature, make_miniature
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from overlay_tools.plugin import build_plugin
+from overlay_tools.wheels.plugin import build_plugin
 
 from unit.conftest import REPOSITORY, make_miniature
 from unit.published import SGLANG

@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from overlay_tools.audit import Place
+from overlay_tools.api_check.base_mentions import Place
 from overlay_tools.bench_port import replay
+from overlay_tools.downstream.diff import make_diff
+from overlay_tools.downstream.port import Port, Row
+from overlay_tools.downstream.worktree import OVERLAY
 from overlay_tools.errors import FetchError, LockError, OverlayError, PatchError, PortError
-from overlay_tools.lock import Release
-from overlay_tools.patchset import lint, load_series
-from overlay_tools.port import Port, Row
-from overlay_tools.series import make_diff
-from overlay_tools.worktree import OVERLAY
+from overlay_tools.patches.lint import lint
+from overlay_tools.patches.series import load_series
+from overlay_tools.upstream.lockfile import Release
 
 from unit.conftest import ENGINE, HEADER, LOADER, PATCH, Miniature, upstream_files
 
@@ -380,7 +381,7 @@ def test_a_release_that_is_locked_or_cannot_be_had_leaves_nothing(
         raise LockError(f"sglang {asked} was yanked.", hint="Take another.")
 
     assert "1.2 was yanked" in stopped(mini, lambda: port.start("1.2", yanked), LockError)
-    monkeypatch.setattr("overlay_tools.port.fetch", refuse)
+    monkeypatch.setattr("overlay_tools.downstream.port.fetch", refuse)
     assert "no network" in stopped(mini, lambda: start(mini), FetchError)
     assert not (mini.root / ".nox").exists()
 
@@ -393,7 +394,7 @@ def test_a_fetch_that_fails_keeps_what_is_settled(mini: Miniature, monkeypatch: 
     stopped(mini, lambda: start(mini, loader=CHANGED))
     settle(mini)
     with monkeypatch.context() as patched:
-        patched.setattr("overlay_tools.port.fetch", refuse)
+        patched.setattr("overlay_tools.downstream.port.fetch", refuse)
         stopped(mini, lambda: resume(mini), FetchError)
     resume(mini)
     holds(mini)
@@ -473,7 +474,7 @@ def test_the_contract_is_that_of_the_hooks_as_they_are_to_be(mini: Miniature) ->
 def test_a_place_that_no_one_has_classified_stops_it(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(release="1.2", file=FILE, line=5, scope="get_model", what="string 'Base'")
     with monkeypatch.context() as patched:
-        patched.setattr("overlay_tools.port.audit", lambda project, sources: [place])
+        patched.setattr("overlay_tools.downstream.port.audit", lambda project, sources: [place])
         said = stopped(mini, lambda: start(mini))
         assert f"{FILE}:5: string 'Base' in get_model is not classified." in said
     resume(mini)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from overlay_tools.errors import OverlayError, PatchError
-from overlay_tools.patchset import load_series
-from overlay_tools.process import run
-from overlay_tools.results import Result, commit_of, inputs, load_results, save_results
+from overlay_tools.patches.series import load_series
+from overlay_tools.proving.results import Result, commit_of, inputs, load_results, save_results
+from overlay_tools.subprocesses import run
 
 from unit.conftest import LOADER, PATCH, Miniature, upstream_files
 

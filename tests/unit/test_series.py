@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from overlay_tools.apply import apply_series
+from overlay_tools.downstream.diff import make_diff
+from overlay_tools.downstream.queue import Queue, specifier
+from overlay_tools.downstream.transaction import stage, undo, write_files, write_patches
 from overlay_tools.errors import PatchError
-from overlay_tools.patchset import load_patch, load_series
-from overlay_tools.series import Queue, make_diff, specifier, stage, undo, write_files, write_patches
+from overlay_tools.patches.apply import apply_series
+from overlay_tools.patches.series import load_patch, load_series
 from packaging.specifiers import SpecifierSet
 
 from unit.conftest import DIFF, ENGINE, HEADER, LOADER, PATCH, Miniature

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from overlay_tools.engines.server import Server
 from overlay_tools.errors import ServeError
-from overlay_tools.server import Server
 
 STAND_IN = """\
 import http.server, os, signal, subprocess, sys, time
@@ -106,7 +106,7 @@ def test_an_error_inside_the_block_ends_the_server(tmp_path: Path) -> None:
 
 
 def test_a_server_that_ignores_the_request_to_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("overlay_tools.server._GRACE", 1.0)
+    monkeypatch.setattr("overlay_tools.engines.server._GRACE", 1.0)
     with server(tmp_path, "stubborn") as running:
         child = child_of(tmp_path)
     assert running.process.returncode == -9
@@ -146,7 +146,7 @@ def test_free_port_leaves_room_above_it(tmp_path: Path) -> None:
 def test_a_free_port_is_given_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.sample", lambda ports, count: list(ports)[:count])
     first, second = (Server(Path("python"), tmp_path, [], env={}, log=tmp_path / "log") for _ in range(2))
-    code = "import random; from pathlib import Path; from overlay_tools.server import Server"
+    code = "import random; from pathlib import Path; from overlay_tools.engines.server import Server"
     code += "; random.sample = lambda ports, count: list(ports)[:count]"
     code += "; print(Server(Path(), Path(), [], env={}, log=Path()).port)"
     third = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -7,16 +7,19 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from overlay_tools import cli, status
-from overlay_tools.audit import Place
-from overlay_tools.contract import Finding
+from overlay_tools import cli
+from overlay_tools.api_check.base_mentions import Place
+from overlay_tools.api_check.contract import Finding
 from overlay_tools.errors import ContractError, OverlayError
-from overlay_tools.patchset import load_series
-from overlay_tools.project import Project
-from overlay_tools.results import Result, commit_of, inputs, save_results
-from overlay_tools.rungs import RUNGS
-from overlay_tools.sources import Sources
-from overlay_tools.status import Cell, State, Status, collect, show
+from overlay_tools.patches.series import load_series
+from overlay_tools.proving.results import Result, commit_of, inputs, save_results
+from overlay_tools.proving.stages import RUNGS
+from overlay_tools.report import reading
+from overlay_tools.report.reading import collect
+from overlay_tools.report.status import Cell, State, Status
+from overlay_tools.report.terminal import show
+from overlay_tools.settings import Project
+from overlay_tools.upstream.source_tree import Sources
 from rich.console import Console
 
 from unit.conftest import LOADER, PATCH, Miniature, upstream_files
@@ -94,8 +97,8 @@ def needs(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Finding], list[Plac
         def audit(project: Project, sources: Sources) -> list[Place]:
             return [place for place in places if place.release == sources.version]
 
-        monkeypatch.setattr(status, "check_contract", check_contract)
-        monkeypatch.setattr(status, "audit", audit)
+        monkeypatch.setattr(reading, "check_contract", check_contract)
+        monkeypatch.setattr(reading, "audit", audit)
 
     return sets
 
@@ -240,7 +243,7 @@ def test_what_cannot_be_checked_is_red_with_the_reason(mini: Miniature, monkeypa
     def unreadable(project: Project, sources: Sources) -> list[Finding]:
         raise ContractError(f"{project.root}/ci/contract.toml:3: no reason.", hint="Give one.")
 
-    monkeypatch.setattr(status, "check_contract", unreadable)
+    monkeypatch.setattr(reading, "check_contract", unreadable)
     cell = cell_of(now(mini, "1.0"), "1.0", "contract")
     assert cell == Cell(state=State.RED, word="not checked", problems=["ci/contract.toml:3: no reason.", "Give one."])
 

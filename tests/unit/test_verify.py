@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from overlay_tools.build import build_kernel
 from overlay_tools.errors import VerifyError, WheelError
-from overlay_tools.verify import verify_environment, verify_wheel
+from overlay_tools.wheels.builder import build_kernel
+from overlay_tools.wheels.verify import verify_environment, verify_wheel
 
 from unit.conftest import Miniature, write_wheel
 

@@ -7,8 +7,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from overlay_tools.archive.reader import BaseWheel
+from overlay_tools.archive.record import parse_record
+from overlay_tools.archive.writer import WheelWriter
 from overlay_tools.errors import WheelError
-from overlay_tools.wheel import BaseWheel, WheelWriter, parse_record
 
 from unit.conftest import upstream_files, write_wheel
 

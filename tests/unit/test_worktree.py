@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Worktree, message_of, read_message
 from overlay_tools.errors import ToolError, WorktreeError
-from overlay_tools.patchset import load_series
-from overlay_tools.worktree import OVERLAY, UPSTREAM, Worktree, message_of, read_message
+from overlay_tools.patches.series import load_series
 
 from unit.conftest import LOADER, Miniature, upstream_files
 

@@ -1,0 +1,174 @@
+"""The contract with upstream: what the overlay, its rows and its hooks need of a release, and what that lacks.
+
+Where a place does not fit and need not, ci/contract.toml waives it with a reason.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from overlay_tools.errors import ContractError
+from overlay_tools.settings import Project
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+KINDS = ("import", "override", "call", "attribute", "row", "collision")
+_HINT = "README.md, 'Contract', says how a waiver and a classification are written."
+# What an entry may say, and what it is if it does not; None is what it must say.
+_WAIVER: dict[str, Any] = {"kind": None, "what": None, "problem": None, "reason": None, "releases": ""}
+_PLACE: dict[str, Any] = {
+    "file": None,
+    "scope": None,
+    "what": None,
+    "handled": "",
+    "reason": "",
+    "releases": "",
+    "times": 1,
+}
+_PATTERNS = {"kind", "what", "problem", "file", "scope"}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Entry:
+    """One line of ci/contract.toml: a waiver, or how a place that names a base is handled.
+
+    `patterns`: what each field must be like, one of several; `handled`: the mechanism; `reason`: why a thing is waived;
+    `times`: how many places of one release it classifies.
+    """
+
+    line: int
+    patterns: Mapping[str, tuple[str, ...]]
+    releases: SpecifierSet
+    reason: str
+    handled: str = ""
+    times: int = 1
+
+    def fits(self, release: str, **texts: str) -> bool:
+        """Say whether it speaks of what is called so in a release."""
+        return self.releases.contains(release, prereleases=True) and all(
+            any(_like(pattern, texts[name]) for pattern in patterns) for name, patterns in self.patterns.items()
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contract:
+    """What ci/contract.toml says: waivers, places that name a base, and the mechanisms that handle those, explained."""
+
+    path: Path
+    waivers: tuple[Entry, ...] = ()
+    places: tuple[Entry, ...] = ()
+    mechanisms: Mapping[str, str]
+
+
+def contract_path(project: Project) -> Path:
+    """Return the path of the file that waives and classifies."""
+    return project.root / "ci" / "contract.toml"
+
+
+def load_contract(path: Path) -> Contract:
+    """Read ci/contract.toml; without one, nothing is waived or classified.
+
+    Raises ContractError with every fault and its line.
+    """
+    try:
+        return _contract(path, path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Contract(path=path, mechanisms={})
+    except OSError as error:
+        raise ContractError(f"{path}: {error.strerror}.", hint=_HINT) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ContractError(f"{path}: {error}.", hint=_HINT) from None
+
+
+@lru_cache(maxsize=1)
+def _contract(path: Path, text: str) -> Contract:
+    data = tomllib.loads(text)
+    faults = [
+        f"{path}:{_line(text, key)}: unknown key {key!r}."
+        for key in sorted(data.keys() - {"waivers", "places", "mechanisms"})
+    ]
+    mechanisms = data.get("mechanisms", {})
+    if not isinstance(mechanisms, dict) or not all(isinstance(value, str) for value in mechanisms.values()):
+        faults.append(f"{path}:{_line(text, 'mechanisms')}: [mechanisms] must explain each in a text.")
+        mechanisms = {}
+    entries: dict[str, list[Entry]] = {"waivers": [], "places": []}
+    for name, keys in (("waivers", _WAIVER), ("places", _PLACE)):
+        tables, first = data.get(name, []), _line(text, name)
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            faults.append(f"{path}:{first}: {name} must be a list of tables.")
+            continue
+        # A table between braces stands on a line of its own.
+        starts = [n for n, line in enumerate(text.splitlines(), 1) if n >= first and line.lstrip().startswith("{")]
+        for index, table in enumerate(tables):
+            line = starts[index] if index < len(starts) else first
+            try:
+                entries[name].append(_entry(table, keys, mechanisms, line))
+            except ContractError as error:
+                faults += [f"{path}:{line}: {problem}." for problem in error.problems]
+    if faults:
+        raise ContractError(*faults, hint=_HINT)
+    return Contract(
+        path=path, waivers=tuple(entries["waivers"]), places=tuple(entries["places"]), mechanisms=mechanisms
+    )
+
+
+def _line(text: str, key: str) -> int:
+    pattern = re.compile(rf"\s*\[*\"?{re.escape(key)}\b")
+    return next((n for n, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
+
+
+def _entry(table: dict[str, Any], keys: dict[str, Any], mechanisms: Mapping[str, str], line: int) -> Entry:
+    """Read one entry. Raises ContractError with every fault of it."""
+    wrong = [f"unknown key {key!r}" for key in sorted(table.keys() - keys)]
+    wrong += [f"{key} is missing" for key, default in keys.items() if default is None and key not in table]
+    for key in (key for key in table if key in keys):
+        values = table[key] if key in _PATTERNS and isinstance(table[key], list) else [table[key]]
+        is_right = _is_count if key == "times" else _is_text
+        if not values or not all(map(is_right, values)):
+            wrong.append(f"{key} cannot be {table[key]!r}")
+    said = keys | table
+    if not wrong and said.get("kind", KINDS[0]) not in KINDS:
+        wrong.append(f"kind must be one of {', '.join(KINDS)}, not {said['kind']!r}")
+    if not wrong and "handled" in keys and bool(said["handled"]) == bool(said["reason"]):
+        wrong.append("it must have either handled, a mechanism, or reason, why it is waived")
+    if not wrong and said.get("handled") and said["handled"] not in mechanisms:
+        wrong.append(f"[mechanisms] does not explain {said['handled']!r}")
+    try:
+        releases = SpecifierSet(str(said["releases"]))
+    except InvalidSpecifier as error:
+        wrong.append(f"releases: {error}")
+    if wrong:
+        raise ContractError(*wrong)
+    patterns = {key: said[key] if isinstance(said[key], list) else [said[key]] for key in keys if key in _PATTERNS}
+    return Entry(
+        line=line,
+        patterns={key: tuple(values) for key, values in patterns.items()},
+        releases=releases,
+        reason=said["reason"],
+        handled=said.get("handled", ""),
+        times=said.get("times", 1),
+    )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.strip() != ""
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _like(pattern: str, text: str) -> bool:
+    """Say whether a text is like a pattern, in which `*` stands for anything."""
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text, re.DOTALL) is not None

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: adopted from stock ones, or made for a demonstration."""

@@ -1,0 +1,54 @@
+"""Adopt a stock Qwen3-Next checkpoint as Qwen3-Next-Ext: its weights are linked, only what is new is written."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_MAX_HEADER = 100_000_000  # bytes; what readers of the format accept
+
+
+class Tensor(NamedTuple):
+    """A tensor of a shard: its dtype as safetensors names it, its shape, its little-endian bytes."""
+
+    dtype: str
+    shape: Sequence[int]
+    data: bytes
+
+
+def read_shard(path: Path) -> tuple[list[str], int]:
+    """Return the names of a shard's tensors and how many bytes they hold, from its header.
+
+    Raises ValueError if it is no safetensors file, or is cut short. The format is that of
+    https://github.com/huggingface/safetensors#format; that package opens files only where torch or numpy is.
+    """
+    size = path.stat().st_size - 8
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= min(size, _MAX_HEADER):
+            raise ValueError("its header is broken")
+        header = stream.read(length)
+    try:
+        tensors = json.loads(header)
+        tensors.pop("__metadata__", None)
+        held = max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
+    except (ValueError, AttributeError, TypeError, LookupError):
+        raise ValueError("its header is broken") from None
+    if held != size - length:
+        raise ValueError(f"it holds {size - length:,} bytes of tensors, and its header says {held:,}")
+    return list(tensors), held
+
+
+def dump_shard(tensors: Mapping[str, Tensor]) -> bytes:
+    """Write a shard: the counterpart of `read_shard`, the tensors in the order given."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + len(tensor.data)
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + b"".join(tensor.data for tensor in tensors.values())

@@ -1,0 +1,1 @@
+"""What a person does with hooks: edit, export and port, over a worktree."""

@@ -1,0 +1,142 @@
+"""Changes to patches/: which variant of a hook each release takes, and the files that say so."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from packaging.specifiers import SpecifierSet
+
+from overlay_tools.downstream.transaction import as_if_in
+from overlay_tools.patches.model import FIELDS, Hook, Patch
+from overlay_tools.patches.series import load_patch
+
+_WIDTH = 120
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Variant:
+    """One text of a patch, and how it words its range and is named if it has a file yet."""
+
+    text: str
+    applies: SpecifierSet | None = None
+    stem: str = ""
+
+
+class Queue:
+    """The series, to be changed: for every hook, the variant that each release takes.
+
+    Parameters: `hooks`, as read; `versions`, the releases that are or are to be locked, oldest first.
+    """
+
+    def __init__(self, hooks: Sequence[Hook], versions: Sequence[str]) -> None:
+        self.versions = list(versions)
+        self._due = {hook.name: hook.due for hook in hooks}
+        self._taken: dict[str, dict[str, _Variant]] = {}
+        for hook in hooks:
+            taken = self._taken[hook.name] = {}
+            for patch in hook.variants:
+                text = patch.path.read_bytes().decode("utf-8")  # with the line ends that it has
+                variant = _Variant(text=text, applies=patch.applies, stem=patch.path.stem)
+                taken |= {v: variant for v in versions if patch.applies.contains(v, prereleases=True)}
+
+    def take(self, hook: str, version: str, like: str) -> None:
+        """Let a release take the variant that the release `like` takes."""
+        self._taken[hook][version] = self._taken[hook][like]
+
+    def renew(self, hook: str, versions: Sequence[str], header: Mapping[str, str], diff: str) -> None:
+        """Let releases take a new variant of a hook, which may be a new hook, added to the end of the series."""
+        header = {**header, "Applies": specifier(sorted(versions, key=self.versions.index), self.versions)}
+        text = "".join(
+            textwrap.fill(
+                f"{name}: {header[name]}",
+                _WIDTH,
+                subsequent_indent=" ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            + "\n"
+            for name in FIELDS
+        )
+        self._due.setdefault(hook, SpecifierSet())
+        taken = self._taken.setdefault(hook, {})
+        taken |= dict.fromkeys(versions, _Variant(text=f"{text}\n{diff}"))
+
+    def drop(self, hook: str, version: str) -> None:
+        """Let a release take no variant: the hook is not due there."""
+        self._taken[hook].pop(version, None)
+
+    def patch(self, hook: str, version: str, patches: Path) -> Patch:
+        """Return the variant that a release takes, read and checked as if it were in `patches` already.
+
+        Raises PatchError if it is no patch that the series may have.
+        """
+        with TemporaryDirectory() as folder, as_if_in(patches, folder):
+            path = Path(folder) / hook / f"{version}.patch"
+            path.parent.mkdir()
+            path.write_bytes(self._taken[hook][version].text.encode("utf-8", "surrogateescape"))
+            patch = load_patch(path, hook)
+        return dataclasses.replace(patch, path=patches / hook / path.name)
+
+    def files(self, series: str) -> dict[str, str]:
+        """Return the content of patches/ by path; what says the same as before stays as it was, to the byte.
+
+        Parameters: `series`, the text of the file of this name until now.
+        """
+        content = {}
+        for hook, taken in self._taken.items():
+            for variant in dict.fromkeys(taken[version] for version in self.versions if version in taken):
+                covered = [version for version in self.versions if taken.get(version) is variant]
+                text = variant.text
+                if variant.applies is None or covered != _covered(variant.applies, self.versions):
+                    text = re.sub(
+                        r"(?m)^Applies:.*\n(?:[ \t].*\n)*",
+                        f"Applies: {specifier(covered, self.versions)}\n",
+                        text,
+                        count=1,
+                    )
+                content[f"{hook}/{covered[0]}.patch"] = text
+        content["series"] = self._series(series)
+        return content
+
+    def _series(self, text: str) -> str:
+        lines = text.splitlines()
+        where = {words[0]: n for n, line in enumerate(lines) if (words := line.partition("#")[0].split())}
+        for hook, taken in self._taken.items():
+            covered = [version for version in self.versions if version in taken]
+            if covered == _covered(self._due[hook], self.versions) and hook in where:
+                continue
+            due = f" {_due(covered, self.versions)}".rstrip()
+            if hook in where:
+                comment = lines[where[hook]].partition("#")[1:]
+                lines[where[hook]] = f"{hook}{due}" + ("  " + "".join(comment) if comment[0] else "")
+            else:
+                lines.append(f"{hook}{due}")
+        return "\n".join(lines) + "\n"
+
+
+def specifier(covered: Sequence[str], versions: Sequence[str]) -> str:
+    """Return the range that holds for the `covered` ones among `versions`, both oldest first, and no other."""
+    first, last = versions.index(covered[0]), versions.index(covered[-1])
+    if first == last:
+        return f"=={covered[0]}"
+    left_out = [version for version in versions[first : last + 1] if version not in covered]
+    return ",".join([f">={covered[0]}", f"<={covered[-1]}", *(f"!={version}" for version in left_out)])
+
+
+def _due(covered: Sequence[str], versions: Sequence[str]) -> str:
+    """Return the range of a hook: as `specifier`, but open where it reaches the oldest or the newest release."""
+    if not covered:
+        return f"<{versions[0]}"
+    parts = [f">={covered[0]}"] * (covered[0] != versions[0]) + [f"<={covered[-1]}"] * (covered[-1] != versions[-1])
+    first, last = versions.index(covered[0]), versions.index(covered[-1])
+    return ",".join(parts + [f"!={version}" for version in versions[first : last + 1] if version not in covered])
+
+
+def _covered(range_: SpecifierSet, versions: Sequence[str]) -> list[str]:
+    return [version for version in versions if range_.contains(version, prereleases=True)]

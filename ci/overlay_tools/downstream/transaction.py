@@ -1,0 +1,91 @@
+"""Changes to patches/: which variant of a hook each release takes, and the files that say so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType
+
+from overlay_tools.errors import OverlayError, PatchError
+from overlay_tools.patches.lint import lint
+from overlay_tools.patches.model import Hook
+from overlay_tools.patches.series import load_series
+
+_UNDO = ".nox/undo.json"  # what the files were that are being written
+
+
+def write_patches(
+    folder: Path, files: Mapping[str, str], others: Mapping[str, bytes | None] = MappingProxyType({})
+) -> list[str]:
+    """Make patches/ hold these files and no others; all is written, or where that fails nothing.
+
+    Parameters: `others`, files to write with them by their path in the checkout, None to remove one.
+    Returns the paths in the checkout that were written or removed. What a kill leaves half done, `undo` puts back.
+    """
+    root = folder.parent
+    after = {path.relative_to(root).as_posix(): None for path in folder.rglob("*") if path.is_file()} | dict(others)
+    after |= {f"{folder.name}/{name}": text.encode() for name, text in files.items()}
+    before = {name: (root / name).read_bytes() if (root / name).is_file() else None for name in after}
+    changed = {name: data for name, data in sorted(after.items()) if data != before[name]}
+    note = {name: None if (data := before[name]) is None else data.decode("latin-1") for name in changed}
+    write_files(root, {_UNDO: json.dumps(note).encode()})
+    try:
+        write_files(root, changed)
+    except BaseException:
+        undo(root)
+        raise
+    (root / _UNDO).unlink()
+    return list(changed)
+
+
+def undo(root: Path) -> None:
+    """Put back what `write_patches` has changed in a checkout, if it was killed midway."""
+    if (root / _UNDO).is_file():
+        note = json.loads((root / _UNDO).read_text(encoding="utf-8"))
+        for name in note:
+            _part(root / name).unlink(missing_ok=True)
+        write_files(root, {name: text if text is None else text.encode("latin-1") for name, text in note.items()})
+        (root / _UNDO).unlink()
+
+
+def write_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
+    """Write files by path, each whole or not at all; None removes one, and its folder if no other is in it."""
+    for name, data in files.items():
+        path = folder / name
+        if data is None:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _part(path).write_bytes(data)
+            _part(path).replace(path)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def stage(folder: Path, files: Mapping[str, str], patches: Path, versions: Sequence[str]) -> tuple[Hook, ...]:
+    """Write what patches/ is to hold into another folder, read it back and check it against the releases.
+
+    Raises PatchError as `load_series` does, or with what `lint` finds, as if the files were in `patches`.
+    """
+    write_files(folder, {name: text.encode() for name, text in files.items()})
+    with as_if_in(patches, str(folder)):
+        hooks = load_series(folder)
+        if faults := lint(hooks, versions):
+            raise PatchError(*faults, hint="README.md, 'Patches', says what a patch must look like.")
+    return hooks
+
+
+@contextmanager
+def as_if_in(real: Path, folder: str) -> Iterator[None]:
+    """Let errors that speak of files of a temporary folder speak of those that they are to be, in `real`."""
+    try:
+        yield
+    except OverlayError as error:
+        problems = (problem.replace(folder, str(real)) for problem in error.problems)
+        raise type(error)(*problems, hint=error.hint.replace(folder, str(real))) from None

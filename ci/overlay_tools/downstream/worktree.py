@@ -1,0 +1,165 @@
+"""A git repository of one release: upstream's files, then the overlay's, then one commit a hook."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from overlay_tools.errors import ToolError, WorktreeError
+from overlay_tools.patches.code_spans import lines_of
+from overlay_tools.patches.model import Patch
+from overlay_tools.subprocesses import git
+
+UPSTREAM, OVERLAY = "upstream", "overlay"  # the tags of the first two commits
+_TRAILERS = ("Hook", "Forwarded", "Remove-When")
+_WHO = ("-c", "user.name=sglang-overlay", "-c", "user.email=sglang-overlay@localhost")
+_MARKER = re.compile(r"^(?:<{7}|>{7}|\|{7})(?: |$)|^={7}$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Commit:
+    """A commit after the overlay's: `changed`, the paths of files by what was done to them (git's A, M, D, T)."""
+
+    sha: str
+    parents: int
+    subject: str
+    body: str
+    trailers: Mapping[str, str]
+    changed: Mapping[str, str]
+
+
+class Worktree:
+    """A worktree at `folder`, made by `create`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, folder: Path, wheel: Path, overlay: Mapping[str, bytes]) -> Worktree:
+        """Unpack a base wheel and put the overlay's files in place, each a commit; whole, or not at all.
+
+        Raises ToolError if git fails.
+        """
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(part)
+        tree = cls(part)
+        tree.git("init", "--quiet", "--initial-branch=main")
+        # Loose objects of a release are read once or never: packing them tight would take most of the time.
+        tree.git("config", "core.compression", "0")
+        tree.git("config", "core.autocrlf", "false")  # files go back as they are, whatever git is told elsewhere
+        (part / ".git" / "info" / "exclude").write_text("__pycache__/\n", encoding="utf-8")
+        tree._commit("Upstream's files", UPSTREAM)
+        tree.write(overlay)
+        tree._commit("The overlay's files\n\nChange them and commit: `nox -s export` writes them back.", OVERLAY)
+        part.rename(folder)
+        return cls(folder)
+
+    def git(self, *words: str | Path, stdin: str | None = None) -> str:
+        """Run git here and return what it prints.
+
+        Raises ToolError if it fails.
+        """
+        done = git(words, cwd=self.folder, stdin=stdin)
+        if done.returncode != 0:
+            raise ToolError(f"{self.folder}: git {' '.join(map(str, words))} failed:\n{done.stderr.strip()}")
+        return done.stdout
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Write files by path."""
+        for name, data in files.items():
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def commit_hook(self, patch: Patch) -> None:
+        """Commit what has changed as a hook, its header as the message."""
+        self.git("add", "--update")
+        self.git(*_WHO, "commit", "--quiet", "--file=-", stdin=message_of(patch))
+
+    def _commit(self, message: str, tag: str) -> None:
+        self.git("add", "--all", "--force", "--", ".", ":(exclude,glob)**/__pycache__/**")
+        self.git(*_WHO, "commit", "--quiet", "--allow-empty", "--file=-", stdin=message)
+        self.git("tag", "--force", tag)
+
+    def uncommitted(self) -> list[str]:
+        """Return the paths of files with changes that are not committed, new ones too."""
+        words = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
+        return [entry[3:] for entry in self.git(*words).split("\0") if entry]
+
+    def markers(self) -> list[str]:
+        """Return the changed files that hold conflict markers that HEAD has not, each with the numbers of the lines."""
+        found = []
+        for name in self.uncommitted():
+            path = self.folder / name
+            known = lines_of(self.read("HEAD", name) or b"")
+            text = lines_of(path.read_bytes()) if path.is_file() else []
+            if marked := [str(n) for n, line in enumerate(text, 1) if _MARKER.match(line) and line not in known]:
+                found.append(f"{path}, lines {', '.join(marked)}")
+        return found
+
+    def commits(self) -> list[Commit]:
+        """Return the commits after the overlay's, oldest first.
+
+        Raises WorktreeError if the tags of the first two commits are gone or no longer among HEAD's ancestors.
+        """
+        if git(["merge-base", "--is-ancestor", OVERLAY, "HEAD"], cwd=self.folder).returncode != 0:
+            raise WorktreeError(
+                f"{self.folder}: the commit {OVERLAY!r} is not among those of HEAD.",
+                hint=f"`git -C {self.folder} rebase {OVERLAY}` puts your commits after it.",
+            )
+        found = []
+        for sha in self.git("rev-list", "--reverse", "--topo-order", f"{OVERLAY}..HEAD").split():
+            parents, _, message = self.git("show", "--no-patch", "--format=%P%n%B", sha).partition("\n")
+            subject, body, trailers = read_message(message)
+            words = ("diff-tree", "-r", "--no-commit-id", "--no-renames", "--name-status", "-z", f"{sha}~", sha)
+            fields = self.git(*words).split("\0")
+            found.append(
+                Commit(
+                    sha=sha[:12],
+                    parents=len(parents.split()),
+                    subject=subject,
+                    body=body,
+                    trailers=trailers,
+                    changed=dict(zip(fields[1::2], fields[0::2], strict=False)),
+                )
+            )
+        return found
+
+    def read(self, commit: str, name: str) -> bytes | None:
+        """Return a file as it is in a commit, or None if the commit has none."""
+        # `process.git` would make line ends alike. Where a hook of git's runs this, GIT_DIR names another repository.
+        env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        words = ["git", "cat-file", "blob", f"{commit}:{name}"]
+        done = subprocess.run(words, cwd=self.folder, env=env, capture_output=True)
+        return done.stdout if done.returncode == 0 else None
+
+    def names(self, commit: str) -> set[str]:
+        """Return the paths of all files in a commit."""
+        return set(self.git("ls-tree", "-r", "-z", "--name-only", commit).split("\0")) - {""}
+
+
+def message_of(patch: Patch) -> str:
+    """Return a patch's header as a commit message; `Applies` is left out, it is found by trying."""
+    trailers = "".join(f"{name}: {patch.header.get(name, patch.hook)}\n" for name in _TRAILERS)
+    return f"{patch.header['Subject']}\n\n{patch.header['Why']}\n\n{trailers}"
+
+
+def read_message(message: str) -> tuple[str, str, dict[str, str]]:
+    """Return a commit message's subject, body and trailers; lines that are folded are joined."""
+    subject, _, rest = message.strip().partition("\n")
+    paragraphs = re.split(r"\n\s*\n", rest.strip())
+    trailers: dict[str, str] = {}
+    lines = re.sub(r"\n[ \t]+", " ", paragraphs[-1]).splitlines()
+    if lines and all(re.match(r"[A-Za-z][A-Za-z-]*: ", line) for line in lines):
+        trailers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        paragraphs.pop()
+    return subject, " ".join(" ".join(paragraphs).split()), trailers

@@ -1,0 +1,95 @@
+"""patches/: the series of hooks, the header and the diff of each variant, and which variant a release takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+from unidiff import Hunk, PatchedFile
+
+from overlay_tools.errors import PatchError
+
+FIELDS = ("Subject", "Why", "Applies", "Forwarded", "Remove-When")
+CONTEXT = 3
+MOST_CONTEXT = 12  # for a hunk that would fit at more than one place with less
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Patch:
+    """One variant of a hook.
+
+    `header`: what it says of itself, continued lines joined by a blank; `applies`: the releases it is for; `diff`: the
+    text after the header, which starts on line `first_line`; `files`: that diff, parsed; `added` and `removed`: lines
+    touched.
+    """
+
+    hook: str
+    path: Path
+    sha256: str
+    header: Mapping[str, str]
+    applies: SpecifierSet
+    diff: str
+    first_line: int
+    files: Sequence[PatchedFile]
+
+    @property
+    def added(self) -> int:
+        """Return how many lines the patch adds."""
+        return sum(file.added for file in self.files)
+
+    @property
+    def removed(self) -> int:
+        """Return how many lines the patch removes."""
+        return sum(file.removed for file in self.files)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hook:
+    """One entry of the series: the releases where it is `due`, and its variants."""
+
+    name: str
+    due: SpecifierSet
+    variants: tuple[Patch, ...]
+
+    def variant(self, version: str) -> Patch | None:
+        """Return the variant for a release, or None where the hook is not due.
+
+        Raises PatchError if there is none although it is due, or more than one.
+        """
+        fitting = [patch for patch in self.variants if patch.applies.contains(version, prereleases=True)]
+        if len(fitting) > 1:
+            raise PatchError(
+                f"{' and '.join(str(patch.path) for patch in fitting)} both apply to sglang {version}.",
+                hint="Narrow `Applies` so that one of them does.",
+            )
+        due = self.due.contains(version, prereleases=True)
+        if due and not fitting:
+            raise PatchError(
+                f"Hook {self.name} has no variant for sglang {version}.",
+                hint=f"Widen `Applies` of one, or add {self.name}/{version}.patch.",
+            )
+        if fitting and not due:
+            raise PatchError(
+                f"{fitting[0].path} applies to sglang {version}; the series says the hook is due for {self.due}.",
+                hint="Narrow `Applies`, or mend the line in the series.",
+            )
+        return fitting[0] if fitting else None
+
+
+def target_of(file: PatchedFile) -> str:
+    """Return the path of the file that a diff changes, as in a wheel: `sglang/...`."""
+    return str(file.target_file).removeprefix("b/")
+
+
+def sides(hunk: Hunk) -> tuple[list[str], list[str]]:
+    """Return the lines of a hunk before and after it, without line ends."""
+    before = [line.value.rstrip("\n") for line in hunk if line.is_context or line.is_removed]
+    after = [line.value.rstrip("\n") for line in hunk if line.is_context or line.is_added]
+    return before, after
+
+
+def locate(patch: Patch, hunk: Hunk) -> str:
+    """Return where a hunk begins, as the patch file and the line of its @@."""
+    return f"{patch.path}:{patch.first_line + hunk[0].diff_line_no - 2}"

@@ -1,0 +1,167 @@
+"""Every rung of every release, one environment after the other, in a bounded disk; what is proven is not run again."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from overlay_tools import console
+from overlay_tools.engines.environment import engine_environment
+from overlay_tools.errors import MatrixError, OverlayError
+from overlay_tools.patches.series import load_series
+from overlay_tools.proving.results import Result, commit_of, inputs, load_results, save_results
+from overlay_tools.proving.stages import RUNGS, run_rung
+from overlay_tools.settings import Project
+from overlay_tools.upstream.lockfile import load_lock
+
+# An environment takes up to 9 GB, and a cache that holds what one release pins about as much. The cache is emptied
+# where it has outgrown CACHE before the next release is installed, so the folder stays under CACHE + 9 GB.
+CACHE = 14e9
+NEEDED = CACHE + 9e9
+_GUESS = {"static": 15.0, "kernels": 60.0, "twin": 60.0, "engine": 540.0}  # seconds, until a run has shown them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Due:
+    """A release with the rungs that are to be run."""
+
+    version: str
+    rungs: Sequence[str]
+
+
+def due(project: Project, versions: Sequence[str], *, again: bool) -> list[Due]:
+    """Return what is not proven yet for what the checkout holds, or with `again` everything, in the order given."""
+    lock, hooks, results = load_lock(project.lock), load_series(project.patches), load_results(project.results)
+    found = []
+    for version in versions:
+        state = inputs(project, lock[version], hooks)
+        rungs = [
+            rung
+            for rung in RUNGS
+            if again or (old := results.get((version, rung))) is None or not old.green or old.inputs != state
+        ]
+        if rungs:
+            found.append(Due(version=version, rungs=rungs))
+    return found
+
+
+def run_matrix(project: Project, plan: Sequence[Due], python: str | None) -> float:
+    """Run what is due, each release in an environment made for it and removed after it.
+
+    The results are written as they come: a run that is cut short goes on where it was.
+    Returns the most bytes that environments and cache took together.
+    Raises MatrixError if another run is going on, the disk has too little room, or something failed, once everything
+    has been run.
+    """
+    folder = project.root / ".nox" / "releases"  # .nox/matrix is the environment of the session itself
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    with _only_run(folder):
+        shutil.rmtree(folder / "environment", ignore_errors=True)  # of a run that was killed
+        _check_room(folder)
+        os.environ["UV_CACHE_DIR"] = str(folder / "cache")
+        peak, red = 0.0, []
+        clock = _Clock(plan, load_results(project.results))
+        for number, item in enumerate(plan, 1):
+            console.line(f"[{number}/{len(plan)}] sglang {item.version}", style="bold")
+            try:
+                if _size(folder / "cache") > CACHE:
+                    shutil.rmtree(folder / "cache")
+                for result, log in _climb(project, item, python, folder):
+                    clock.done(result)
+                    console.line(f"    {describe(result)}; {clock.left()}", style="green" if result.green else "red")
+                    if not result.green:
+                        red.append(f"{item.version} {result.rung}: {describe(result)}; see {log}")
+            except OverlayError as error:  # one release that cannot be installed keeps no other from being tested
+                console.fail(error)
+                red.append(f"{item.version}: {error.problems[0].splitlines()[0]}")
+            finally:
+                peak = max(peak, _size(folder))
+                shutil.rmtree(folder / "environment", ignore_errors=True)
+    if red:
+        raise MatrixError(*red, hint="`nox -s matrix` runs what is not green again.")
+    return peak
+
+
+def _climb(project: Project, item: Due, python: str | None, folder: Path) -> Iterator[tuple[Result, Path]]:
+    """Run the rungs of one release; yield each result once it is written, with the log that has the output."""
+    release = load_lock(project.lock)[item.version]
+    stamp = {"commit": commit_of(project.root), "inputs": inputs(project, release, load_series(project.patches))}
+    interpreter, _ = engine_environment(project, item.version, python, folder / "environment")
+    for rung in item.rungs:
+        log = folder / "logs" / f"{item.version}-{rung}.log"
+        with console.step(f"  {rung}"):
+            result = run_rung(project.root, item.version, rung, interpreter, log, stamp)
+        save_results(project.results, {**load_results(project.results), (item.version, rung): result}.values())
+        yield result, log
+
+
+def describe(result: Result) -> str:
+    """Say in a few words how a rung went."""
+    words = [f"{result.passed} passed"] + [f"{result.failed} failed"] * bool(result.failed)
+    words += [f"skipped: {reason}" for reason in result.skipped]
+    return f"{', '.join(words)} in {result.seconds:.0f} s"
+
+
+class _Clock:
+    """Tells how long the rest will take, by what each rung took so far."""
+
+    def __init__(self, plan: Sequence[Due], results: Mapping[tuple[str, str], Result]) -> None:
+        self._left = [rung for item in plan for rung in item.rungs]
+        self._took = {rung: [r.seconds for r in results.values() if r.rung == rung and r.green] for rung in RUNGS}
+        self._started = time.monotonic()
+
+    def done(self, result: Result) -> None:
+        self._left.remove(result.rung)
+        self._took[result.rung].append(result.seconds)
+
+    def left(self) -> str:
+        seconds = sum(self._guess(rung) for rung in self._left)
+        return f"{_minutes(time.monotonic() - self._started)} gone, about {_minutes(seconds)} left"
+
+    def _guess(self, rung: str) -> float:
+        return sum(took) / len(took) if (took := self._took[rung]) else _GUESS[rung]
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 3600} h {int(seconds) // 60 % 60:02} min"
+
+
+@contextmanager
+def _only_run(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise MatrixError(f"Another run is going on in {folder}.", hint="Wait for it, or end it.") from None
+    finally:
+        os.close(handle)
+
+
+def _check_room(folder: Path) -> None:
+    free = shutil.disk_usage(folder).free + _size(folder)
+    if free < NEEDED:
+        raise MatrixError(
+            f"{folder} has room for {free / 1e9:.0f} GB; the environments and their cache need {NEEDED / 1e9:.0f} GB.",
+            hint="Free some.",
+        )
+
+
+def _size(folder: Path) -> float:
+    """Return the bytes that a folder takes, each file once however many links it has."""
+    return float(sum({status.st_ino: status.st_blocks * 512 for status in _statuses(folder)}.values()))
+
+
+def _statuses(folder: Path) -> Iterator[os.stat_result]:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                yield (Path(root) / name).lstat()
+            except FileNotFoundError:
+                continue

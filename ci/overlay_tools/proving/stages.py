@@ -1,0 +1,74 @@
+"""The rungs that the tests of a release climb, and how one is run."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from overlay_tools.engines import engine_config
+from overlay_tools.errors import OverlayError
+from overlay_tools.proving.results import Result
+from overlay_tools.subprocesses import run, run_logged
+
+# The test files of each rung. The engine's own, which start servers, come last: a fault that another one finds is found
+# sooner there.
+RUNGS: dict[str, tuple[str, ...]] = {
+    "static": ("tests/static",),
+    "kernels": ("tests/engine/test_kernels.py", "tests/engine/test_kernels_fixups.py", "tests/gpu/test_layers.py"),
+    "twin": ("tests/engine/test_twin.py",),
+    "engine": (
+        "tests/engine/test_extensions_off.py",
+        "tests/engine/test_http.py",
+        "tests/engine/test_install.py",
+        "tests/engine/test_llama_logit_shaping.py",
+        "tests/engine/test_parity.py",
+        "tests/engine/test_qwen3_next_ext.py",
+        "tests/engine/test_qwen3_next_ext_config.py",
+        "tests/engine/test_qwen3_next_ext_vl.py",
+        "tests/engine/test_refusals.py",
+        "tests/engine/test_strict_loading.py",
+        "tests/engine/test_wheel.py",
+    ),
+}
+
+
+def run_rung(root: Path, version: str, rung: str, python: Path, log: Path, stamp: Mapping[str, str]) -> Result:
+    """Run one rung of a release.
+
+    Parameters: `python`, of the environment that holds the release's wheels; `log`, the file that takes the output;
+    `stamp`, the result's `commit` and `inputs`.
+    Raises OverlayError if pytest came to no result.
+    """
+    static = rung == "static"
+    with TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        interpreter = sys.executable if static else python
+        words: list[str | Path] = [interpreter, "-m", "pytest", f"--junitxml={report}"]
+        # An engine environment holds what the release pins, whose warnings are not ours to mend.
+        words += ["-k", f"[{version}]"] if static else ["-W", "default"]
+        started = time.monotonic()
+        run_logged([*words, *RUNGS[rung]], cwd=root, env={} if static else engine_config.ENV, log=log)
+        seconds = time.monotonic() - started
+        if not report.exists():
+            raise OverlayError(f"pytest came to no result for {rung} of {version}.", hint=f"See {log}.")
+        cases = list(ET.parse(report).iter("testcase"))
+    failed = sum(any(case.find(kind) is not None for kind in ("failure", "error")) for case in cases)
+    skips = [skip.get("message", "") for case in cases for skip in case.findall("skipped")]
+    return Result(
+        release=version,
+        rung=rung,
+        passed=len(cases) - failed - len(skips),
+        failed=failed,
+        skipped=sorted(set(skips)),
+        seconds=round(seconds, 1),
+        python=run([interpreter, "-c", "import platform; print(platform.python_version())"]).stdout.strip(),
+        machine=platform.machine(),
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
+        **stamp,
+    )

@@ -1,0 +1,1 @@
+"""The status of every release, on the terminal and as a page."""

@@ -1,0 +1,194 @@
+"""What is known of every release: whether the hooks apply, what the tests said, what the overlay needs of upstream."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from overlay_tools.api_check.base_mentions import Place, audit
+from overlay_tools.api_check.contract import Finding, check_contract
+from overlay_tools.errors import OverlayError, PatchError
+from overlay_tools.patches.apply import apply_series, places
+from overlay_tools.patches.model import Hook, Patch, sides, target_of
+from overlay_tools.proving.results import Result, commit_of, inputs, load_results
+from overlay_tools.proving.stages import RUNGS
+from overlay_tools.report.status import Cell, Matrix, State, Status
+from overlay_tools.settings import Project
+from overlay_tools.upstream.lockfile import Release
+from overlay_tools.upstream.source_tree import Sources, open_sources
+
+_PROCESSES = 2
+
+
+def collect(project: Project, lock: Mapping[str, Release], hooks: Sequence[Hook], cache: Path) -> Status:
+    """Read every release's sources once, and say all that is known of it.
+
+    What cannot be found out of a release is a red cell.
+    Raises OverlayError if the overlay or the results cannot be read.
+    """
+    results = load_results(project.results)
+    extra = sorted({rung for version, rung in results if version in lock and rung not in RUNGS})
+    # Trees of whole modules are made and dropped; looking for cycles among them would take a third of the time.
+    with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("fork"), initializer=gc.disable) as pool:
+        read = dict(zip(lock, pool.map(partial(_read, project, hooks, cache), lock.values(), chunksize=3), strict=True))
+    climbed = {
+        version: [_rung(results.get((version, rung)), rung in RUNGS, state) for rung in (*RUNGS, *extra)]
+        for version, release in lock.items()
+        for state in [_inputs(project, release, hooks)]
+    }
+    matrices = [
+        Matrix(
+            name="Hooks",
+            about="Does each hook apply, exactly, and where: at the lines that its diff names, or offset from them?",
+            columns=[hook.name for hook in hooks],
+            rows={version: cells for version, (cells, _) in read.items()},
+        ),
+        Matrix(
+            name="Rungs",
+            about="What did the tests say of the wheels that this checkout builds?",
+            columns=[*RUNGS, *extra],
+            rows=climbed,
+        ),
+        Matrix(
+            name="Contract and audit",
+            about="Does all that the overlay imports, overrides and calls still fit upstream, and is every place where "
+            "upstream names a base architecture accounted for?",
+            columns=["contract", "audit"],
+            rows={version: cells for version, (_, cells) in read.items()},
+        ),
+    ]
+    try:
+        commit = commit_of(project.root)
+    except OverlayError:
+        commit = ""
+    shown = [matrix for matrix in matrices if matrix.columns]
+    return Status(commit=commit, default=project.default, releases=list(lock), matrices=shown)
+
+
+def _read(
+    project: Project, hooks: Sequence[Hook], cache: Path, release: Release
+) -> tuple[Sequence[Cell], Sequence[Cell]]:
+    """Return the cells of a release's hooks, and those of its contract and audit."""
+    try:
+        with open_sources(release, cache) as sources:
+            return list(_hooks(project, hooks, sources)), [
+                _try(project, "not checked", lambda: _contract(check_contract(project, sources))),
+                _try(project, "not audited", lambda: _audit(audit(project, sources))),
+            ]
+    except OverlayError as error:
+        cell = _failed(project, "no sources", error)
+        return [cell] * len(hooks), [cell, cell]
+
+
+def _hooks(project: Project, hooks: Sequence[Hook], sources: Sources) -> Iterator[Cell]:
+    """Yield a cell for each hook, applied to the release with those before it that apply."""
+    touched: dict[str, bytes] = {}
+
+    def read(name: str) -> bytes | None:
+        return touched[name] if name in touched else sources.read(name)
+
+    def tried(hook: Hook) -> Cell:
+        patch = hook.variant(sources.version)
+        if patch is None:
+            return Cell(state=State.NEUTRAL, word="not due")
+        after = apply_series([patch], read, f"sglang {sources.version}")
+        cell = _applied(patch, read)
+        touched.update(after)
+        return cell
+
+    for hook in hooks:
+        yield _try(project, "fails", tried, hook)
+
+
+def _applied(patch: Patch, read: Callable[[str], bytes | None]) -> Cell:
+    """Return the cell of a patch that applies to the files that `read` gives."""
+    found = []
+    for file in patch.files:
+        lines = (read(target_of(file)) or b"").decode("utf-8", "surrogateescape").split("\n")
+        found += [(target_of(file), places(lines, sides(hunk)[0])[0], hunk.source_start) for hunk in file]
+    offsets = sorted({line - stated for _, line, stated in found})
+    word = f"offset {' to '.join(f'{offset:+}' for offset in dict.fromkeys((offsets[0], offsets[-1])))}"
+    where = [f"{name}:{line}" + f", offset {line - stated:+}" * (line != stated) for name, line, stated in found]
+    at = f"line {found[0][1]}" if len(found) == 1 else f"{len(found)} hunks in {len(patch.files)} file"
+    return Cell(
+        state=State.GREEN,
+        word=word if offsets != [0] else "exact",
+        notes=[f"+{patch.added}/-{patch.removed}", at + "s" * (len(patch.files) > 1)],
+        names=where,
+    )
+
+
+def _rung(result: Result | None, required: bool, state: str) -> Cell:
+    """Return the cell of a rung: green if all of it passed for the `state` that the checkout is in."""
+    if result is None:
+        return Cell(state=State.OPEN if required else State.NEUTRAL, word="not run")
+    figures = ((result.failed, "failed"), (result.passed, "passed"))
+    counts = [f"{count} {what}" for count, what in figures if count] or ["no test ran"]
+    commit = result.commit[:7] + "+" * result.commit.endswith("+")
+    when = [f"{result.seconds:.0f} s", result.date[:10], commit]
+    ran = f"{', '.join(counts)} on {result.date}, at {result.commit}, with Python {result.python} on {result.machine}"
+    skipped = [f"skipped: {reason}" for reason in result.skipped]
+    if result.inputs != state:
+        before = "passed before" if result.green else "failed before" if result.failed else "incomplete before"
+        problems = [f"{ran}; what is built has changed since.", *skipped]
+        return Cell(state=State.OPEN, word=before, notes=when, problems=problems)
+    if result.green:
+        return Cell(state=State.GREEN, word=counts[0], notes=when)
+    if skipped and not result.failed:
+        counts.insert(0, f"skipped for {len(skipped)} reason{'s' * (len(skipped) > 1)}")
+    outcome = State.RED if result.failed else State.OPEN
+    return Cell(state=outcome, word=counts[0], notes=[*counts[1:], *when], problems=[f"{ran}.", *skipped])
+
+
+def _contract(findings: Sequence[Finding]) -> Cell:
+    changed = [_finding(finding, "") for finding in findings if finding.problem and not finding.waived]
+    waived = [_finding(finding, f"; waived: {finding.waived}") for finding in findings if finding.waived]
+    fit = f"{sum(not finding.problem for finding in findings)} fit"
+    return _counted(changed, "changed", fit, waived, waived)
+
+
+def _audit(found: Sequence[Place]) -> Cell:
+    new = [_place(place, "") for place in found if not place.classified]
+    handled = [_place(place, f": {place.handled}") for place in found if place.classified and place.handled]
+    waived = [_place(place, f": waived: {place.waived}") for place in found if place.classified and not place.handled]
+    return _counted(new, "unclassified", f"{len(handled)} handled", waived, [*handled, *waived])
+
+
+def _counted(bad: Sequence[str], what: str, good: str, waived: Sequence[str], names: Sequence[str]) -> Cell:
+    """Return the cell of counts that is red if there is anything `bad`."""
+    notes = [f"{len(waived)} waived"] * bool(waived)
+    if bad:
+        return Cell(state=State.RED, word=f"{len(bad)} {what}", notes=[good, *notes], names=names, problems=bad)
+    return Cell(state=State.GREEN, word=good, notes=notes, names=names)
+
+
+def _finding(finding: Finding, more: str) -> str:
+    return f"{finding.where}: {finding.kind} of {finding.what}: {finding.problem}{more}"
+
+
+def _place(place: Place, more: str) -> str:
+    return f"{place.file}:{place.line}, {place.scope}: {place.what}{more}"
+
+
+def _inputs(project: Project, release: Release, hooks: Sequence[Hook]) -> str:
+    try:
+        return inputs(project, release, hooks)
+    except PatchError:  # a hook without a variant, which its own cell says; nothing has passed with that
+        return ""
+
+
+def _try(project: Project, word: str, make: Callable[..., Cell], *arguments: object) -> Cell:
+    try:
+        return make(*arguments)
+    except OverlayError as error:
+        return _failed(project, word, error)
+
+
+def _failed(project: Project, word: str, error: OverlayError) -> Cell:
+    """Return a red cell of an error, with paths as they are in any checkout."""
+    problems = [problem.replace(f"{project.root}/", "") for problem in (*error.problems, error.hint) if problem]
+    return Cell(state=State.RED, word=word, problems=problems)

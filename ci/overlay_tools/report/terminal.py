@@ -1,0 +1,36 @@
+"""What is known of every release: whether the hooks apply, what the tests said, what the overlay needs of upstream."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from overlay_tools.report.status import Cell, State, Status
+
+_STYLES = {State.NEUTRAL: "dim", State.GREEN: "green", State.OPEN: "yellow", State.RED: "bold red"}
+
+
+def show(status: Status, console: Console) -> None:
+    """Print the matrices, then what is not green with the releases that it is said of, then the verdict."""
+    for matrix in status.matrices:
+        table = Table(title=matrix.name, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.add_column("release", no_wrap=True)
+        for column in matrix.columns:
+            table.add_column(Text(column))
+        for release, cells in matrix.rows.items():
+            table.add_row(release, *(_words(cell) for cell in cells))
+        console.print(table, "")
+    said: dict[tuple[State, str], list[str]] = {}
+    for release in status.releases:
+        for _, column, cell in status.todo(release):
+            for problem in cell.problems or [cell.word]:
+                said.setdefault((cell.state, f"{column}: {problem}"), []).append(release)
+    for (state, problem), releases in said.items():
+        where = "all" if releases == list(status.releases) else ", ".join(releases)
+        console.print(Text(f"{state.value} {problem} ({where})", style=_STYLES[state]), soft_wrap=True)
+    console.print(Text(f"{status.worst.value} {status.verdict}", style=_STYLES[status.worst]))
+
+
+def _words(cell: Cell) -> Text:
+    return Text(", ".join([f"{cell.state.value} {cell.word}", *cell.notes]), style=_STYLES[cell.state])

@@ -1,0 +1,1 @@
+"""Upstream's releases: pinned in upstream.lock, asked of the index, downloaded, and read."""

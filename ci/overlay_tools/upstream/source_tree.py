@@ -1,0 +1,129 @@
+"""A release's own files, read from its base wheel: nothing is unpacked, nothing imported."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import platform
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from overlay_tools.archive.reader import BaseWheel
+from overlay_tools.errors import LockError, WheelError
+from overlay_tools.patches.apply import apply_series
+from overlay_tools.patches.model import Hook
+from overlay_tools.upstream.download import fetch
+from overlay_tools.upstream.lockfile import LockedWheel, Release
+
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_HELD: dict[tuple[bytes, ...], dict[tuple[int, int], bool]] = {}  # by CRC and size: releases share most files
+
+
+class Sources:
+    """The files of one release by their path in the wheel, as upstream has them or with hooks applied.
+
+    `names` are those of the Python files under sglang/.
+    """
+
+    def __init__(self, version: str, wheel: BaseWheel) -> None:
+        self.version = version
+        self.names = tuple(name for name in wheel.members if name.startswith("sglang/") and name.endswith(".py"))
+        self._wheel = wheel
+        self._read: dict[str, bytes] = {}
+        self._trees: dict[str, ast.Module] = {}
+
+    @property
+    def path(self) -> Path:
+        """Return the wheel that the files are read from."""
+        return self._wheel.path
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file, or None if the release has no such file."""
+        if name not in self._wheel.members:
+            return None
+        if name not in self._read:
+            self._read[name] = self._wheel.read(name)
+        return self._read[name]
+
+    def tree(self, name: str) -> ast.Module | None:
+        """Return the syntax tree of a file, or None if the release has no such file.
+
+        Raises WheelError if the file is no Python.
+        """
+        if name not in self._trees:
+            data = self.read(name)
+            if data is None:
+                return None
+            self._trees[name] = parse(data, f"{name} of sglang {self.version}")
+        return self._trees[name]
+
+    def holding(self, *words: str) -> list[str]:
+        """Return the names of the Python files that hold one of some words, anywhere in their text."""
+        few = sorted(word.encode() for word in words if not any(other in word for other in words if other != word))
+        held, found = _HELD.setdefault(tuple(few), {}), []
+        for name in self.names:
+            info = self._wheel.members[name]
+            key = (info.CRC, info.file_size)
+            if key not in held:
+                data = self.read(name) or b""
+                held[key] = any(word in data for word in few)
+            if held[key]:
+                found.append(name)
+        return found
+
+    def with_hooks(self, hooks: Sequence[Hook]) -> dict[str, bytes]:
+        """Return the content of every file that the hooks touch, with all of them applied.
+
+        Raises PatchError if one does not apply exactly.
+        """
+        patches = [patch for hook in hooks if (patch := hook.variant(self.version))]
+        return apply_series(patches, self.read, f"sglang {self.version}")
+
+
+@contextmanager
+def open_sources(release: Release, cache: Path) -> Iterator[Sources]:
+    """Open a release's files, fetching a base wheel first if none is in `cache`.
+
+    Raises FetchError or WheelError if the wheel cannot be had or read.
+    """
+    with BaseWheel(fetch(release, source_wheel(release), cache)) as wheel:
+        yield Sources(release.version, wheel)
+
+
+def source_wheel(release: Release) -> LockedWheel:
+    """Return the wheel to read a release's sources from: this Python's, or any, for all hold the same sources."""
+    try:
+        return release.select(THIS_PYTHON, platform.machine())
+    except LockError:
+        return release.wheels[0]
+
+
+def parse(data: bytes, what: str) -> ast.Module:
+    """Return the syntax tree of a file's content; `what` is how an error calls it.
+
+    Raises WheelError if it is no Python.
+    """
+    try:
+        return _parse(data)
+    except (SyntaxError, ValueError) as error:
+        raise WheelError(f"{what}: {error}.", hint="The wheel is damaged, or for a newer Python than this.") from None
+
+
+@lru_cache(maxsize=128)
+def _parse(data: bytes) -> ast.Module:
+    # Most files are those of the release before, and no one changes a tree. It has no cycles: the collector, which
+    # would take as long as the parser to look for some in so many objects, is told to leave them alone.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # upstream's invalid escapes are upstream's
+            return ast.parse(data)
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()

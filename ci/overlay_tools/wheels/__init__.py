@@ -1,0 +1,1 @@
+"""The wheels that this project ships: built, described by a manifest, verified."""

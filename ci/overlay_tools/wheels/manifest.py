@@ -1,0 +1,87 @@
+"""The manifest inside a built wheel: what it was made from, and what of it is not upstream's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from overlay_tools import __version__
+from overlay_tools.archive.record import Row
+from overlay_tools.errors import VerifyError
+from overlay_tools.patches.model import Patch, target_of
+from overlay_tools.upstream.lockfile import LockedWheel
+
+MANIFEST = "sglang-overlay.json"
+SCHEMA = 1
+_TOOL = f"sglang-overlay-tools {__version__}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a built wheel says of itself.
+
+    `files`: path to [origin, sha256] for every file that is not upstream's as it was, origin being `patched`, `added`,
+    `replaced` or `version`; `tree`: one hash over the paths and hashes of all files, see `tree_hash`.
+    """
+
+    distribution: str
+    version: str
+    base: dict[str, str | int] | None
+    patches: list[dict[str, object]]
+    files: dict[str, list[str]]
+    tree: str
+
+    def dump(self) -> bytes:
+        """Return the manifest as JSON, the same for the same wheel."""
+        data = {"schema": SCHEMA, "tool": _TOOL, **asdict(self)}
+        return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode("utf-8")
+
+
+def load_manifest(data: bytes, where: str) -> Manifest:
+    """Read a manifest.
+
+    Parameters: `where`, what an error calls it.
+    Raises VerifyError if it is none, or one of another version of this tool.
+    """
+    try:
+        table = json.loads(data)
+        schema = table.pop("schema")
+        del table["tool"]
+        if schema != SCHEMA:
+            raise VerifyError(f"{where}: the manifest has schema {schema}, not {SCHEMA}.", hint="Use its own tool.")
+        return Manifest(**table)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VerifyError(f"{where}: the manifest cannot be read: {error}.", hint="Build the wheel anew.") from None
+
+
+def describe_base(wheel: LockedWheel) -> dict[str, str | int]:
+    """Return what a manifest says of the base wheel."""
+    return {"name": wheel.name, "size": wheel.size, "sha256": wheel.sha256}
+
+
+def describe_patches(patches: Sequence[Patch]) -> list[dict[str, object]]:
+    """Return what a manifest says of the patches."""
+    return [
+        {
+            "hook": patch.hook,
+            "variant": patch.path.name,
+            "sha256": patch.sha256,
+            "added": patch.added,
+            "removed": patch.removed,
+            "files": [target_of(file) for file in patch.files],
+        }
+        for patch in patches
+    ]
+
+
+def tree_hash(rows: Iterable[Row]) -> str:
+    """Return the sha256 over the paths and hashes of files, whatever their order.
+
+    RECORD, which has no hash, and the manifest, which holds this one, are left out.
+    """
+    lines = sorted(
+        f"{row.path}\t{row.digest}\n" for row in rows if row.digest and not row.path.endswith(f".dist-info/{MANIFEST}")
+    )
+    return hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()

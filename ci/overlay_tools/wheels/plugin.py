@@ -1,0 +1,76 @@
+"""The plugin: the overlay's own files as a package of their own, for an SGLang as it was published."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from overlay_tools.errors import BuildError
+from overlay_tools.settings import Project
+from overlay_tools.upstream.lockfile import load_lock
+from overlay_tools.wheels.builder import Built, build_own
+from overlay_tools.wheels.import_rewriter import rewrite
+from overlay_tools.wheels.overlay_files import collect, compile_all
+
+PACKAGE = "sglang_overlay_plugin"
+_UPSTREAM = ("sglang/srt/", "sglang/")
+_METADATA = """\
+Summary: The models of sglang-overlay for an SGLang as it was published
+Keywords: {keywords}
+Requires-Dist: sglang
+"""
+_ENTRY_POINTS = f"[sglang.srt.plugins]\n{PACKAGE} = {PACKAGE}.attach:serve_plugin\n"
+# Python runs this line whenever it starts; without the variable it looks no further than at that.
+_STARTUP = (
+    f"import os; os.environ.get('SGLANG_EXTERNAL_MODEL_PACKAGE', '').startswith('{PACKAGE}')"
+    f" and __import__('{PACKAGE}.attach').attach.at_python_start()\n"
+)
+
+
+def build_plugin(project: Project) -> Built:
+    """Build the plugin wheel from the overlay's files.
+
+    Raises BuildError if a file cannot be moved into the plugin's package, or a release that the plugin is said to be
+    proven on is not locked.
+    """
+    lock = load_lock(project.lock)
+    if unknown := [version for version in project.plugin if version not in lock]:
+        raise BuildError(
+            *(f"pyproject.toml: plugin names {version}, which is not locked." for version in unknown),
+            hint="These are the releases that the plugin is proven on: `nox -s test-plugin-VERSION`.",
+        )
+    content = collect(project.overlay, PACKAGE)
+    moved = _moved(project)
+    places = [*content, *moved.values()]
+    if taken := sorted({name for name in places if places.count(name) > 1}):
+        raise BuildError(*(f"overlay: two files of it would be {name}." for name in taken), hint="Rename one of them.")
+    modules = {_module(name): _module(new) for name, new in moved.items() if name.endswith(".py")}
+    for name, data in collect(project.overlay, "sglang").items():
+        content[moved[name]] = rewrite(data, modules, f"overlay/{name}") if name.endswith(".py") else data
+    folders = {str(parent) for name in content for parent in PurePosixPath(name).parents if str(parent) != "."}
+    content |= {file: b"" for folder in folders if (file := f"{folder}/__init__.py") not in content}
+    compile_all(content)
+    return build_own(
+        project,
+        PACKAGE.replace("_", "-"),
+        str(project.revision),
+        {**content, f"{PACKAGE}.pth": _STARTUP.encode()},
+        _METADATA.format(keywords=",".join(f"sglang=={version}" for version in project.plugin)),
+        {"entry_points.txt": _ENTRY_POINTS.encode()},
+    )
+
+
+def _moved(project: Project) -> dict[str, str]:
+    if project.replaces:
+        raise BuildError(
+            *(f"overlay/{name} replaces a file of upstream." for name in sorted(project.replaces)),
+            hint="A plugin leaves upstream's files as they are: there is none for this overlay.",
+        )
+    moved = {}
+    for name in collect(project.overlay, "sglang"):
+        prefix = next(prefix for prefix in _UPSTREAM if name.startswith(prefix))
+        moved[name] = f"{PACKAGE}/{name.removeprefix(prefix)}"
+    return moved
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
