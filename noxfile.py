@@ -84,7 +84,7 @@ def export(session: nox.Session) -> None:
 
 @nox.session
 def matrix(session: nox.Session) -> None:
-    """Run every rung of every release that is not proven yet: [VERSION ...] [--again] [--python 3.12]."""
+    """Run every stage of every release that is not proven yet: [VERSION ...] [--again] [--python 3.12]."""
     tool(session, "matrix", "test")
 
 
@@ -114,11 +114,12 @@ def bench_gpu(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Run ruff, mypy and the patch linter."""
+    """Run ruff, mypy, the import linter and the patch linter."""
     session.install("-e", ".[lint,test]")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
+    session.run("lint-imports")
     session.run("overlay-tools", "lint-patches")
 
 

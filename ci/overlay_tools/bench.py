@@ -22,7 +22,7 @@ from overlay_tools.settings import Project
 from overlay_tools.subprocesses import git, run
 from overlay_tools.upstream.download import check
 from overlay_tools.upstream.lockfile import LockedWheel, Release
-from overlay_tools.wheels.builder import Built, build_sglang
+from overlay_tools.wheels.builder import BuiltWheel, build_sglang
 
 _ROUNDS = 5
 _FASTER = 20.0
@@ -90,7 +90,7 @@ def bench_build(case: Case, every: Sequence[Case]) -> None:
         raise OverlayError("A figure is not what the project promises.", hint="Run it again on an idle machine.")
 
 
-def _build(case: Case) -> Built:
+def _build(case: Case) -> BuiltWheel:
     check(case.base, case.wheel)
     return build_sglang(case.project, case.release, case.wheel, case.base, case.hooks)
 

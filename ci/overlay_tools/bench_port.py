@@ -21,17 +21,17 @@ from tempfile import TemporaryDirectory
 
 from overlay_tools import console
 from overlay_tools.downstream.port import Port
-from overlay_tools.downstream.queue import Queue
+from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.downstream.transaction import write_patches
 from overlay_tools.errors import PortError, ToolError
 from overlay_tools.patches.code_spans import scope_of
-from overlay_tools.patches.hooked_tree import Tree
-from overlay_tools.patches.relocate import place
+from overlay_tools.patches.hooked_tree import HookedTree
+from overlay_tools.patches.relocate import relocate
 from overlay_tools.patches.series import load_patch, load_series
 from overlay_tools.settings import Project, load_project
 from overlay_tools.subprocesses import git, run
 from overlay_tools.upstream.lockfile import Lock, dump_lock
-from overlay_tools.upstream.source_tree import Sources, open_sources, parse
+from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, parse
 
 NEAR = 3  # lines from a change of upstream's, so that it reaches into the context of the hunk
 _HEADER = "Subject: s\nWhy: w\nApplies: =={}\nForwarded: no: made up\nRemove-When: never\n\n"
@@ -67,7 +67,7 @@ def bench_port(lock: Lock, cache: Path, old: str, new: str, count: int) -> Mappi
     versions = list(lock)
     between = versions[versions.index(old) : versions.index(new) + 1]
     with ExitStack() as stack:
-        sources = [stack.enter_context(open_sources(lock[version], cache)) for version in between]
+        sources = [stack.enter_context(open_source_tree(lock[version], cache)) for version in between]
         folder = Path(stack.enter_context(TemporaryDirectory()))
         repository = _Repository(folder / "git", sources)
         with console.step(f"Choose {count} places that upstream changed from {old} to {new}"):
@@ -91,7 +91,7 @@ def bench_port(lock: Lock, cache: Path, old: str, new: str, count: int) -> Mappi
             for insertion, truth in zip(insertions, truths, strict=True):
                 path = folder / f"{insertion.number}.patch"
                 path.write_text(_HEADER.format(old) + repository.diff(insertion), encoding="utf-8")
-                placed = place(load_patch(path, "stress"), Tree(sources[0]), Tree(sources[-1]))
+                placed = relocate(load_patch(path, "stress"), HookedTree(sources[0]), HookedTree(sources[-1]))
                 placement = placed.placements[0]
                 answer = (placement.file, placed.files[placement.file]) if placement.line else None
                 (applied if placed.settled else proposed)[judge(insertion, truth, sources, answer)] += 1
@@ -117,7 +117,7 @@ def replay(project: Project, lock: Lock, cache: Path) -> Counter[str]:
             (root / name).symlink_to(project.root / name)
         (root / "upstream.lock").write_text(dump_lock({oldest: lock[oldest]}), encoding="utf-8")
         hooks = [hook for hook in load_series(project.patches) if hook.variant(oldest)]  # the others came later
-        queue = Queue(hooks, list(lock))
+        queue = PatchQueue(hooks, list(lock))
         for hook in hooks:
             for version in later:
                 queue.drop(hook.name, version)
@@ -137,8 +137,8 @@ def replay(project: Project, lock: Lock, cache: Path) -> Counter[str]:
             counts.update(outcome.split()[0] for _, _, outcome, _ in rows)
         after = load_series(root / "patches")
         for version in lock:  # the effect, not the report
-            with open_sources(lock[version], cache) as sources:
-                if sources.with_hooks(after) != sources.with_hooks(hooks):
+            with open_source_tree(lock[version], cache) as sources:
+                if HookedTree.apply(sources, after).touched != HookedTree.apply(sources, hooks).touched:
                     raise PortError(f"{version}: the replayed series does not make what patches/ makes of it.")
     console.line(
         f"Replay, {oldest} to {later[-1]}: {', '.join(f'{n} {word}' for word, n in counts.items())}; none wrong"
@@ -146,7 +146,7 @@ def replay(project: Project, lock: Lock, cache: Path) -> Counter[str]:
     return counts
 
 
-def choose(sources: Sources, repository: _Repository, count: int) -> list[Insertion]:
+def choose(sources: SourceTree, repository: _Repository, count: int) -> list[Insertion]:
     """Choose places between two statements of a function, at most one a function, the same on every run."""
     found: list[Insertion] = []
     for name, changed in sorted(repository.changed_lines().items()):
@@ -159,7 +159,7 @@ def choose(sources: Sources, repository: _Repository, count: int) -> list[Insert
     ]
 
 
-def judge(insertion: Insertion, truth: Truth, sources: Sequence[Sources], answer: Answer) -> str:
+def judge(insertion: Insertion, truth: Truth, sources: Sequence[SourceTree], answer: Answer) -> str:
     """Say whether an answer is right: in the function, and next to one of the statements that it stood between."""
     if answer is None:
         return "given up"
@@ -183,7 +183,7 @@ def judge(insertion: Insertion, truth: Truth, sources: Sequence[Sources], answer
 class _Repository:
     """The Python files of several releases, a commit each, for the tools of git."""
 
-    def __init__(self, folder: Path, sources: Sequence[Sources]) -> None:
+    def __init__(self, folder: Path, sources: Sequence[SourceTree]) -> None:
         self.folder, self.sources = folder, sources
         folder.mkdir()
         self._git("init", "--quiet")

@@ -27,10 +27,10 @@ from overlay_tools.engines.smoke import ask, takes_pictures
 from overlay_tools.errors import LockError, OverlayError, PatchError, PortError, ServeError, VerifyError, WorktreeError
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
-from overlay_tools.proving.runner import due, run_matrix
-from overlay_tools.proving.stages import RUNGS
+from overlay_tools.proving.runner import plan_matrix, run_matrix
+from overlay_tools.proving.stages import STAGES
 from overlay_tools.report.html import write_page
-from overlay_tools.report.reading import collect
+from overlay_tools.report.reading import read_status
 from overlay_tools.report.terminal import show
 from overlay_tools.settings import Project, cache_dir, load_project
 from overlay_tools.subprocesses import run
@@ -38,14 +38,18 @@ from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.index import difference, query_release
 from overlay_tools.upstream.lockfile import PLATFORMS, PYTHONS, Lock, Release, dump_lock, get_release, load_lock
 from overlay_tools.upstream.source_tree import THIS_PYTHON
-from overlay_tools.wheels.builder import Built
+from overlay_tools.wheels.builder import BuiltWheel
 from overlay_tools.wheels.plugin import build_plugin
 from overlay_tools.wheels.verify import verify_environment, verify_wheel
 
-_ENGINE_TESTS = [file for rung, files in RUNGS.items() if rung != "static" for file in files]
+_ENGINE_TESTS = [file for stage, files in STAGES.items() if stage != "static" for file in files]
 # What is tested of upstream's wheel with the plugin: all of the engine but its kernels and the drop-in wheel itself.
 _PLUGIN_TESTS = [
-    *(file for file in (*RUNGS["twin"], *RUNGS["engine"]) if not file.endswith(("test_install.py", "test_wheel.py"))),
+    *(
+        file
+        for file in (*STAGES["decisions"], *STAGES["engine"])
+        if not file.endswith(("test_install.py", "test_wheel.py"))
+    ),
     "tests/plugin",
 ]
 
@@ -240,13 +244,13 @@ def _ask(hook: str, field: str) -> str:
 
 
 def matrix_command(project: Project, arguments: argparse.Namespace) -> None:
-    """Run every rung of every release that is not proven yet."""
+    """Run every stage of every release that is not proven yet."""
     lock = load_lock(project.lock)
     for version in arguments.versions:
         get_release(lock, version, project.lock)
-    plan = due(project, arguments.versions or list(lock), again=arguments.again)
+    plan = plan_matrix(project, arguments.versions or list(lock), again=arguments.again)
     if not plan:
-        return console.line("Every rung is green for what this checkout builds.")
+        return console.line("Every stage is green for what this checkout builds.")
     peak = run_matrix(project, plan, arguments.python)
     return console.line(f"All green. At most {peak / 1e9:.1f} GB of disk were in use.")
 
@@ -255,7 +259,7 @@ def status_command(project: Project, arguments: argparse.Namespace) -> None:
     """Show what is known of every release, on the terminal and as a page."""
     lock, hooks = load_lock(project.lock), load_series(project.patches)
     with console.step(f"Read {len(lock)} releases"):
-        status = collect(project, lock, hooks, cache_dir())
+        status = read_status(project, lock, hooks, cache_dir())
     # What is no terminal has no width to keep to.
     show(status, Console(highlight=False, width=None if sys.stdout.isatty() else 200))
     path = arguments.html or project.dist / "status.html"
@@ -314,7 +318,7 @@ def _check_lock(lock: Lock, versions: Sequence[str]) -> None:
     console.line("The index and the lock agree.")
 
 
-def _summary(project: Project, built: Built) -> None:
+def _summary(project: Project, built: BuiltWheel) -> None:
     rows = [("base", f"{built.base.name}, sha256 {built.base.sha256}")] if built.base else []
     rows += [
         (f"hook {patch.hook}", f"{patch.path.name}: +{patch.added}/-{patch.removed} lines") for patch in built.patches
@@ -420,7 +424,7 @@ def _parser() -> argparse.ArgumentParser:
     export_.add_argument("version", nargs="?", metavar="VERSION", help="whose worktree (default: the only one)")
     export_.set_defaults(command=export_command)
 
-    matrix = commands.add_parser("matrix", help="run every rung of every release that is not proven yet")
+    matrix = commands.add_parser("matrix", help="run every stage of every release that is not proven yet")
     matrix.add_argument("versions", nargs="*", metavar="VERSION", help="locked releases (default: all)")
     matrix.add_argument("--again", action="store_true", help="run what is proven as well")
     matrix.add_argument("--python", choices=PYTHONS, help="CPython to test with")

@@ -6,14 +6,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from overlay_tools.api_check import base_mentions as audits
-from overlay_tools.api_check import contract as contracts
-from overlay_tools.api_check.base_mentions import Place, audit
+from overlay_tools.api_check import base_mentions, contract
+from overlay_tools.api_check.base_mentions import BaseMention, find_base_mentions
 from overlay_tools.api_check.contract import Finding, check_contract
 from overlay_tools.api_check.contract_file import KINDS
 from overlay_tools.settings import cache_dir, load_project
 from overlay_tools.upstream.lockfile import load_lock
-from overlay_tools.upstream.source_tree import open_sources
+from overlay_tools.upstream.source_tree import open_source_tree
 
 ROOT = Path(__file__).parents[2]
 LOCK = load_lock(ROOT / "upstream.lock")
@@ -21,9 +20,9 @@ PROJECT = load_project(ROOT)
 
 
 @cache
-def looked_at(version: str) -> tuple[list[Finding], list[Place]]:
-    with open_sources(LOCK[version], cache_dir()) as sources:
-        return check_contract(PROJECT, sources), audit(PROJECT, sources)
+def looked_at(version: str) -> tuple[list[Finding], list[BaseMention]]:
+    with open_source_tree(LOCK[version], cache_dir()) as sources:
+        return check_contract(PROJECT, sources), find_base_mentions(PROJECT, sources)
 
 
 @pytest.mark.parametrize("version", LOCK)
@@ -49,4 +48,4 @@ def test_no_waiver_or_classification_is_left_over() -> None:
     every = [looked_at(version) for version in LOCK]
     findings = [finding for found, _ in every for finding in found]
     places = [place for _, found in every for place in found]
-    assert contracts.unused(PROJECT, findings) + audits.unused(PROJECT, places) == []
+    assert contract.unused_waivers(PROJECT, findings) + base_mentions.unused_classifications(PROJECT, places) == []

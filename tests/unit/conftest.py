@@ -17,7 +17,7 @@ from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project, load_project
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import Lock, LockedWheel, Release, dump_lock, load_lock, tags_of
-from overlay_tools.wheels.builder import Built, build_sglang
+from overlay_tools.wheels.builder import BuiltWheel, build_sglang
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).parents[2]
@@ -217,7 +217,7 @@ class Miniature:
             if path.is_file() and path.relative_to(self.root).parts[0] not in (".nox", "dist")
         }
 
-    def build(self, version: str = "1.0") -> Built:
+    def build(self, version: str = "1.0") -> BuiltWheel:
         """Build one release from what the files of the project say now."""
         release = self.lock[version]
         wheel = release.select("3.11", "x86_64")

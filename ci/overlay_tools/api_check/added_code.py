@@ -8,23 +8,23 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from overlay_tools.api_check.references import Use, code_uses
-from overlay_tools.api_check.resolver import Module, World
+from overlay_tools.api_check.references import Reference, code_references
+from overlay_tools.api_check.resolver import Module, NameResolver
 from overlay_tools.patches.model import Hook, Patch, target_of
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
 
 
-def hook_uses(project: Project, world: World) -> Iterator[Use]:
+def hook_references(project: Project, resolver: NameResolver) -> Iterator[Reference]:
     """Yield what the lines that the hooks add need of the release and of the overlay.
 
     Lines that are no statements by themselves, without upstream's around them, are left to the tests of the wheel.
     """
     files = tuple((path, path.stat().st_mtime_ns) for path in sorted(project.patches.rglob("*")) if path.is_file())
     for patch in (patch for hook in _series(project.patches, files) for patch in hook.variants):
-        if patch.applies.contains(world.sources.version, prereleases=True):
+        if patch.applies.contains(resolver.sources.version, prereleases=True):
             for module in _added(patch):
-                yield from code_uses(world, module, patch.path.relative_to(project.root).as_posix(), hook=True)
+                yield from code_references(resolver, module, patch.path.relative_to(project.root).as_posix(), hook=True)
 
 
 @lru_cache(maxsize=1)

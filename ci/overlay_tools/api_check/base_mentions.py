@@ -1,4 +1,4 @@
-"""The audit: every place of a release that decides by the name of a base of ours, and what makes it right for ours.
+"""Every place of a release that decides by the name of a base of ours, and what makes it right for ours.
 
 A base is named by its architecture, its draft's, its configuration class or its model type. How each place is handled,
 or why it need not be, stands in ci/contract.toml.
@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from overlay_tools.api_check.bindings import FUNCTION, last_name
 from overlay_tools.api_check.contract_file import Entry, contract_path, load_contract
 from overlay_tools.api_check.registry_rows import base_names, naming
-from overlay_tools.api_check.resolver import World, read_overlay
+from overlay_tools.api_check.resolver import NameResolver, read_overlay
 from overlay_tools.settings import Project
-from overlay_tools.upstream.source_tree import Sources
+from overlay_tools.upstream.source_tree import SourceTree
 
 MODULE = "<module>"
 _SHOWN = 40
@@ -26,7 +26,7 @@ _TESTS = {"isinstance", "issubclass"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class BaseMention:
     """One place of a release that names a base.
 
     `scope`: the function or class that it is in; `what`: what is named and where it is put, in words that outlive a
@@ -48,38 +48,40 @@ class Place:
         return bool(self.handled or self.waived)
 
 
-def audit(project: Project, sources: Sources) -> list[Place]:
+def find_base_mentions(project: Project, sources: SourceTree) -> list[BaseMention]:
     """Return every place of a release that names a base, classified as ci/contract.toml says.
 
     Raises ContractError if ci/contract.toml or the overlay cannot be read.
     """
-    world = World(sources, read_overlay(project.overlay))
-    names = base_names(project, world)
-    found = [place for file in sorted(naming(project, world, names)) for place in _places(sources, file, names)]
-    left = {entry: entry.times for entry in load_contract(contract_path(project)).places}
-    for index, place in enumerate(found):
-        entry = next((entry for entry, times in left.items() if times and _fits(entry, place)), None)
+    resolver = NameResolver(sources, read_overlay(project.overlay))
+    names = base_names(project, resolver)
+    found = [
+        mention for file in sorted(naming(project, resolver, names)) for mention in _mentions_in(sources, file, names)
+    ]
+    left = {entry: entry.times for entry in load_contract(contract_path(project)).mentions}
+    for index, mention in enumerate(found):
+        entry = next((entry for entry, times in left.items() if times and _fits(entry, mention)), None)
         if entry is not None:
             left[entry] -= 1
-            found[index] = replace(place, handled=entry.handled, waived=entry.reason)
+            found[index] = replace(mention, handled=entry.handled, waived=entry.reason)
     return found
 
 
-def unused(project: Project, places: Sequence[Place]) -> list[str]:
+def unused_classifications(project: Project, mentions: Sequence[BaseMention]) -> list[str]:
     """Return a line for each classification that fits no place of all locked releases."""
     contract = load_contract(contract_path(project))
     return [
         f"{contract.path}:{entry.line}: the classification of {' or '.join(entry.patterns['what'])} fits nothing."
-        for entry in contract.places
-        if not any(_fits(entry, place) for place in places)
+        for entry in contract.mentions
+        if not any(_fits(entry, mention) for mention in mentions)
     ]
 
 
-def _fits(entry: Entry, place: Place) -> bool:
-    return entry.fits(place.release, file=place.file, scope=place.scope, what=place.what)
+def _fits(entry: Entry, mention: BaseMention) -> bool:
+    return entry.fits(mention.release, file=mention.file, scope=mention.scope, what=mention.what)
 
 
-def _places(sources: Sources, file: str, names: Collection[str]) -> Iterator[Place]:
+def _mentions_in(sources: SourceTree, file: str, names: Collection[str]) -> Iterator[BaseMention]:
     named = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(names)))})\b")
     text = (sources.read(file) or b"").decode("utf-8", "replace")
     rows, hits = text.split("\n"), [hit.start() for name in names for hit in re.finditer(re.escape(name), text)]
@@ -92,7 +94,7 @@ def _places(sources: Sources, file: str, names: Collection[str]) -> Iterator[Pla
             scope = ".".join(item.name for item in parents if isinstance(item, (*FUNCTION, ast.ClassDef)))
             line: int = getattr(node, "lineno", 0)
             what = where + what.partition(" ")[2] if where == "isinstance " else what + where
-            yield Place(release=sources.version, file=file, line=line, scope=scope or MODULE, what=what)
+            yield BaseMention(release=sources.version, file=file, line=line, scope=scope or MODULE, what=what)
 
 
 def _near(

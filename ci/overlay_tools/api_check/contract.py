@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from overlay_tools.api_check.added_code import hook_uses
-from overlay_tools.api_check.fixup_rows import fixup_uses
-from overlay_tools.api_check.references import overlay_uses
-from overlay_tools.api_check.registry_rows import collision_uses, row_uses
-from overlay_tools.api_check.resolver import World, read_overlay
+from overlay_tools.api_check.added_code import hook_references
+from overlay_tools.api_check.fixup_rows import fixup_references
+from overlay_tools.api_check.references import overlay_references
+from overlay_tools.api_check.registry_rows import name_collisions, registry_references
+from overlay_tools.api_check.resolver import NameResolver, read_overlay
 from overlay_tools.settings import Project
-from overlay_tools.upstream.source_tree import Sources
+from overlay_tools.upstream.source_tree import SourceTree
 
 if sys.version_info >= (3, 11):
     pass
@@ -40,19 +40,19 @@ class Finding:
     waived: str = ""
 
 
-def check_contract(project: Project, sources: Sources) -> list[Finding]:
+def check_contract(project: Project, sources: SourceTree) -> list[Finding]:
     """Check the overlay, its tables and the hooks against one release, and return every place, also those that fit.
 
     Raises ContractError if ci/contract.toml or the overlay cannot be read, PatchError if patches/ cannot.
     """
     contract = load_contract(contract_path(project))
-    world = World(sources, read_overlay(project.overlay))
+    resolver = NameResolver(sources, read_overlay(project.overlay))
     found = [
-        *overlay_uses(world),
-        *row_uses(project, world),
-        *collision_uses(project, world),
-        *fixup_uses(project, world),
-        *hook_uses(project, world),
+        *overlay_references(resolver),
+        *registry_references(project, resolver),
+        *name_collisions(project, resolver),
+        *fixup_references(project, resolver),
+        *hook_references(project, resolver),
     ]
     findings = []
     for use in found:
@@ -63,7 +63,7 @@ def check_contract(project: Project, sources: Sources) -> list[Finding]:
     return findings
 
 
-def unused(project: Project, findings: Sequence[Finding]) -> list[str]:
+def unused_waivers(project: Project, findings: Sequence[Finding]) -> list[str]:
     """Return a line for each waiver that nothing among the findings of all locked releases needs."""
     contract = load_contract(contract_path(project))
     return [

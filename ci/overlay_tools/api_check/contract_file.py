@@ -27,7 +27,7 @@ KINDS = ("import", "override", "call", "attribute", "row", "collision")
 _HINT = "README.md, 'Contract', says how a waiver and a classification are written."
 # What an entry may say, and what it is if it does not; None is what it must say.
 _WAIVER: dict[str, Any] = {"kind": None, "what": None, "problem": None, "reason": None, "releases": ""}
-_PLACE: dict[str, Any] = {
+_MENTION: dict[str, Any] = {
     "file": None,
     "scope": None,
     "what": None,
@@ -67,7 +67,7 @@ class Contract:
 
     path: Path
     waivers: tuple[Entry, ...] = ()
-    places: tuple[Entry, ...] = ()
+    mentions: tuple[Entry, ...] = ()
     mechanisms: Mapping[str, str]
 
 
@@ -96,14 +96,14 @@ def _contract(path: Path, text: str) -> Contract:
     data = tomllib.loads(text)
     faults = [
         f"{path}:{_line(text, key)}: unknown key {key!r}."
-        for key in sorted(data.keys() - {"waivers", "places", "mechanisms"})
+        for key in sorted(data.keys() - {"waivers", "mentions", "mechanisms"})
     ]
     mechanisms = data.get("mechanisms", {})
     if not isinstance(mechanisms, dict) or not all(isinstance(value, str) for value in mechanisms.values()):
         faults.append(f"{path}:{_line(text, 'mechanisms')}: [mechanisms] must explain each in a text.")
         mechanisms = {}
-    entries: dict[str, list[Entry]] = {"waivers": [], "places": []}
-    for name, keys in (("waivers", _WAIVER), ("places", _PLACE)):
+    entries: dict[str, list[Entry]] = {"waivers": [], "mentions": []}
+    for name, keys in (("waivers", _WAIVER), ("mentions", _MENTION)):
         tables, first = data.get(name, []), _line(text, name)
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             faults.append(f"{path}:{first}: {name} must be a list of tables.")
@@ -119,7 +119,7 @@ def _contract(path: Path, text: str) -> Contract:
     if faults:
         raise ContractError(*faults, hint=_HINT)
     return Contract(
-        path=path, waivers=tuple(entries["waivers"]), places=tuple(entries["places"]), mechanisms=mechanisms
+        path=path, waivers=tuple(entries["waivers"]), mentions=tuple(entries["mentions"]), mechanisms=mechanisms
     )
 
 

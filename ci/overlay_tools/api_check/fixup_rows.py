@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from packaging.specifiers import SpecifierSet
 
 from overlay_tools.api_check.bindings import FUNCTION
-from overlay_tools.api_check.references import Use
+from overlay_tools.api_check.references import Reference
 from overlay_tools.api_check.registry_rows import _table
-from overlay_tools.api_check.resolver import World
+from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.api_check.signatures import signature_of
 from overlay_tools.errors import ContractError
 from overlay_tools.settings import Project
@@ -19,22 +19,22 @@ from overlay_tools.settings import Project
 FIXUPS = "sgl_kernel/fixups.py"
 
 
-def fixup_uses(project: Project, world: World) -> Iterator[Use]:
+def fixup_references(project: Project, resolver: NameResolver) -> Iterator[Reference]:
     """Yield what the CPU kernels change of upstream's modules, each in the releases that its row names.
 
     Raises ContractError on a row that cannot be read.
     """
-    module = world.module("sgl_kernel.fixups")
+    module = resolver.module("sgl_kernel.fixups")
     for call, values in _fixups(project, module.tree) if module else ():
         given = {word.arg: word.value for word in call.keywords if word.arg}
         makers = module.names.get(ast.unparse(call.func), []) if module else []
         for maker in (maker for maker in makers if isinstance(maker, FUNCTION)):
             taken = signature_of(maker).bind_partial(*call.args, **given).arguments
             said = {key: _text(value, values) for key, value in taken.items()}
-            if SpecifierSet(said["releases"]).contains(world.sources.version, prereleases=True):
+            if SpecifierSet(said["releases"]).contains(resolver.sources.version, prereleases=True):
                 what = f"{said['module']}:{said['symbol']}"
-                problem = _unfixed(world, said["module"], said["symbol"], said.get("old", ""))
-                yield Use(where=f"overlay/{FIXUPS}:{call.lineno}", kind="row", what=what, problem=problem)
+                problem = _unfixed(resolver, said["module"], said["symbol"], said.get("old", ""))
+                yield Reference(where=f"overlay/{FIXUPS}:{call.lineno}", kind="row", what=what, problem=problem)
 
 
 def _fixups(project: Project, tree: ast.Module) -> Iterator[tuple[ast.Call, Mapping[str, ast.expr]]]:
@@ -84,16 +84,16 @@ def _text(node: ast.expr, values: Mapping[str, ast.expr]) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
-def _unfixed(world: World, name: str, symbol: str, old: str) -> str:
-    source = world.sources.read(f"{name.replace('.', '/')}.py")
+def _unfixed(resolver: NameResolver, name: str, symbol: str, old: str) -> str:
+    source = resolver.sources.read(f"{name.replace('.', '/')}.py")
     if source is None:
         return f"there is no module {name}"
     text = source.decode("utf-8")
     if old:
         return "" if text.count(old) == 1 else f"{old!r} is in {name} {text.count(old)} times, not once"
-    found = [] if _defines(text, symbol) else world.imported(name, None)
+    found = [] if _defines(text, symbol) else resolver.imported(name, None)
     for part in symbol.split(".") if found else ():
-        found = world.attribute(found, part)
+        found = resolver.attribute(found, part)
     return "" if found or _defines(text, symbol) else f"{name} has no `{symbol}`"
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from packaging.version import Version
 
 from overlay_tools.api_check.bindings import FUNCTION, Binding, absolute, bound, bound_locally, kind_of, last_name
-from overlay_tools.api_check.resolver import UNKNOWN, Module, Scope, Symbol, World, is_sglang
-from overlay_tools.api_check.signatures import misbound, misfits, signature, signature_of
+from overlay_tools.api_check.resolver import UNKNOWN, Module, NameResolver, Scope, Symbol, is_sglang
+from overlay_tools.api_check.signatures import call_mismatch, override_mismatch, signature, signature_of
 
 _CAUGHT = {
     "ImportError": {"import"},
@@ -29,7 +29,7 @@ _CAUGHT = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Use:
+class Reference:
     """One place that needs something: file and line, kind, what it is in words, and the problem, empty if it fits."""
 
     where: str
@@ -38,33 +38,33 @@ class Use:
     problem: str = ""
 
 
-def overlay_uses(world: World) -> Iterator[Use]:
+def overlay_references(resolver: NameResolver) -> Iterator[Reference]:
     """Yield what the overlay's files need of upstream."""
-    for path in world.overlay.trees:
-        module = world.module(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    for path in resolver.overlay.trees:
+        module = resolver.module(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
         assert module is not None
-        yield from code_uses(world, module, f"overlay/{path}")
+        yield from code_references(resolver, module, f"overlay/{path}")
 
 
-def code_uses(world: World, module: Module, file: str, hook: bool = False) -> list[Use]:
+def code_references(resolver: NameResolver, module: Module, file: str, hook: bool = False) -> list[Reference]:
     """Return what code of a module needs of upstream and, where it is a `hook`, of the overlay."""
-    reader = _Reader(world, module, file, hook)
+    reader = _ReferenceFinder(resolver, module, file, hook)
     reader.read(module.tree.body)
     return reader.found
 
 
-class _Reader(ast.NodeVisitor):
+class _ReferenceFinder(ast.NodeVisitor):
     """Walks the code of one module and knows what each name stands for there."""
 
-    def __init__(self, world: World, module: Module, file: str, hook: bool) -> None:
-        self.world = world
+    def __init__(self, resolver: NameResolver, module: Module, file: str, hook: bool) -> None:
+        self.resolver = resolver
         self.module = module
         self.file = file
         self.hook = hook
         self.scope = Scope(module=module)
         self.within: list[str] = []
         self.caught: frozenset[str] = frozenset()
-        self.found: list[Use] = []
+        self.found: list[Reference] = []
 
     def _add(self, node: ast.AST, kind: str, what: str, problems: Iterable[str] = ()) -> None:
         if kind in ("call", "attribute"):
@@ -72,7 +72,7 @@ class _Reader(ast.NodeVisitor):
         where = f"{self.file}:{getattr(node, 'lineno', 0)}"
         failing = [] if kind in self.caught else [problem for problem in problems if problem]
         for problem in dict.fromkeys(failing or [""]):
-            use = Use(where=where, kind=kind, what=what, problem=problem)
+            use = Reference(where=where, kind=kind, what=what, problem=problem)
             if use not in self.found:
                 self.found.append(use)
 
@@ -103,16 +103,16 @@ class _Reader(ast.NodeVisitor):
         if not is_sglang(module):
             return
         problem = ""
-        if self.world.module(module) is None:
+        if self.resolver.module(module) is None:
             problem = f"there is no module {module}{self._elsewhere(name) if name else ''}"
-        elif name is not None and not self.world.imported(module, name):
+        elif name is not None and not self.resolver.imported(module, name):
             problem = f"{module} has no `{name}`{self._elsewhere(name)}"
         self._add(node, "import", f"{module}.{name}" if name else module, [problem])
 
     def _elsewhere(self, name: str) -> str:
         """Say where else in the release something of this name is defined, in the file that is called most alike."""
         defined = re.compile(rf"^(?:class|def|async def) {name}\b|^{name}\s*[:=]".encode(), re.MULTILINE)
-        sources = self.world.sources
+        sources = self.resolver.sources
         files = [file for file in sources.holding(name) if defined.search(sources.read(file) or b"")]
         modules = [file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files]
         near = difflib.get_close_matches(self.module.name, modules, 1, 0)
@@ -187,7 +187,7 @@ class _Reader(ast.NodeVisitor):
             return decides if decides in truths else None if None in truths else not decides
         if isinstance(test, ast.Call) and last_name(test.func) == "hasattr" and len(test.args) == 2:
             owner, name = test.args
-            found = self.world.attribute(self.world.evaluate(self.scope, owner), getattr(name, "value", ""))
+            found = self.resolver.attribute(self.resolver.evaluate(self.scope, owner), getattr(name, "value", ""))
             return None if UNKNOWN in found or not isinstance(name, ast.Constant) else bool(found)
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             return self._compared(test.left, test.ops[0], test.comparators[0])
@@ -196,13 +196,13 @@ class _Reader(ast.NodeVisitor):
     def _compared(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> bool | None:
         version = re.fullmatch(r"Version\('([^']+)'\)", ast.unparse(right))
         if version and ast.unparse(left) == "Version(sglang.__version__)":
-            ours, other = Version(self.world.sources.version), Version(version[1])
+            ours, other = Version(self.resolver.sources.version), Version(version[1])
             truths = {ast.Lt: ours < other, ast.LtE: ours <= other, ast.Gt: ours > other, ast.GtE: ours >= other}
             return truths.get(type(operator))
         parameters = re.fullmatch(r"inspect\.signature\((.+)\)\.parameters", ast.unparse(right))
         if parameters and isinstance(left, ast.Constant) and isinstance(operator, (ast.In, ast.NotIn)):
             function = ast.parse(parameters[1], mode="eval").body
-            taken = [signature(self.world, symbol) for symbol in self.world.evaluate(self.scope, function)]
+            taken = [signature(self.resolver, symbol) for symbol in self.resolver.evaluate(self.scope, function)]
             if taken and None not in taken:
                 return any(left.value in item.parameters for item in taken if item) is isinstance(operator, ast.In)
         return None
@@ -214,10 +214,10 @@ class _Reader(ast.NodeVisitor):
         if last_name(node.func) == "getattr" and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):
             self._take(node, node.args[0], str(node.args[1].value))
         problems = []
-        for symbol in self.world.evaluate(self.scope, node.func):
-            taken = signature(self.world, symbol) if self._is_upstreams(symbol) else None
+        for symbol in self.resolver.evaluate(self.scope, node.func):
+            taken = signature(self.resolver, symbol) if self._is_upstreams(symbol) else None
             if taken is not None and symbol.module is not None:
-                problem = misbound(taken, node)
+                problem = call_mismatch(taken, node)
                 problems.append(f"{symbol.module.name}.{symbol.name}: {problem}" if problem else "")
         if problems:
             self._add(node, "call", f"{ast.unparse(node.func)}()", problems)
@@ -225,7 +225,7 @@ class _Reader(ast.NodeVisitor):
     def _is_upstreams(self, symbol: Symbol) -> bool:
         """Say whether what is called is upstream's: of a class, the constructor, and of an object, `forward`."""
         if isinstance(symbol.node, ast.ClassDef):
-            symbol = next(self.world.holders(symbol, "forward" if symbol.instance else "__init__"), symbol)
+            symbol = next(self.resolver.defining_classes(symbol, "forward" if symbol.instance else "__init__"), symbol)
         return symbol.module is not None and (self.hook or not symbol.module.ours)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
@@ -237,23 +237,23 @@ class _Reader(ast.NodeVisitor):
 
     def _take(self, node: ast.expr, value: ast.expr, name: str) -> None:
         """Check that upstream has an attribute, unless what it is taken from is unknown, or has it of the overlay."""
-        owners = self.world.evaluate(self.scope, value)
+        owners = self.resolver.evaluate(self.scope, value)
         if UNKNOWN in owners or not any(self._bases(owner) for owner in owners):
             return
-        holders = [next(self.world.holders(owner, name), UNKNOWN) for owner in owners]
-        if self.hook or not any(holder.module and holder.module.ours for holder in holders):
-            has = set(holders) != {UNKNOWN} or self.world.attribute(owners, name)
+        defining_classes = [next(self.resolver.defining_classes(owner, name), UNKNOWN) for owner in owners]
+        if self.hook or not any(holder.module and holder.module.ours for holder in defining_classes):
+            has = set(defining_classes) != {UNKNOWN} or self.resolver.attribute(owners, name)
             problem = "" if has else self._lacking(owners[0], name)
             self._add(node, "attribute", f"{ast.unparse(value)}.{name}", [problem])
 
     def _set(self, node: ast.Attribute) -> None:
         """Check that an attribute that the overlay sets is upstream's, or one of `self` that the overlay reads."""
-        owners = self.world.evaluate(self.scope, node.value)
+        owners = self.resolver.evaluate(self.scope, node.value)
         for owner in owners if UNKNOWN not in owners else ():
             bases = [base for base in self._bases(owner) if isinstance(base.node, ast.ClassDef)]
-            has = any(node.attr in self.world.members(base) for base in bases)
+            has = any(node.attr in self.resolver.members(base) for base in bases)
             this = self.scope.owner is not None and owner.node is self.scope.owner.node
-            if bases and (has or not this or node.attr not in self.world.overlay.reads):
+            if bases and (has or not this or node.attr not in self.resolver.overlay.accessed_attributes):
                 problem = "" if has else self._lacking(bases[0], node.attr)
                 self._add(node, "attribute", f"{ast.unparse(node)} =", [problem])
 
@@ -261,14 +261,14 @@ class _Reader(ast.NodeVisitor):
         """Check what a class defines that its bases of upstream's have, or should have: nothing else would call it."""
         bases = self._bases(cls)
         for name, (*_, mine) in bound(node.body, self.module.package)[0].items() if bases else ():
-            if name == "__init__" and node.name in self.world.overlay.makes:
+            if name == "__init__" and node.name in self.resolver.overlay.called_names:
                 continue  # the overlay makes its objects, and upstream does not
             place = mine if isinstance(mine, ast.AST) else node
-            base = next((base for base in bases if name in self.world.members(base)), None)
+            base = next((base for base in bases if name in self.resolver.members(base)), None)
             if base is not None:
-                problems = self._unlike(mine, self.world.members(base)[name][-1])
+                problems = self._unlike(mine, self.resolver.members(base)[name][-1])
                 self._add(place, "override", f"{node.name}.{name}", problems)
-            elif not name.startswith("__") and name not in self.world.overlay.reads:
+            elif not name.startswith("__") and name not in self.resolver.overlay.accessed_attributes:
                 self._add(place, "override", f"{node.name}.{name}", [self._lacking(bases[0], name)])
 
     def _unlike(self, mine: Binding, theirs: Binding) -> Iterator[str]:
@@ -280,11 +280,11 @@ class _Reader(ast.NodeVisitor):
             yield "only one of ours and upstream's is async"
         elif isinstance(theirs, FUNCTION) and kind_of(mine) != "property":
             skip = kind_of(mine) != "staticmethod"
-            yield from misfits(signature_of(mine, skip), signature_of(theirs, skip))
+            yield from override_mismatch(signature_of(mine, skip), signature_of(theirs, skip))
 
     def _bases(self, owner: Symbol) -> list[Symbol]:
         """Return what of a module or of a class is upstream's: it, or the classes that it derives from."""
-        every = self.world.mro(owner) if isinstance(owner.node, ast.ClassDef) else [owner]
+        every = self.resolver.mro(owner) if isinstance(owner.node, ast.ClassDef) else [owner]
         known = isinstance(owner.node, (ast.ClassDef, ast.Module))
         return [base for base in every if known and base.module and (self.hook or not base.module.ours)]
 
@@ -292,6 +292,6 @@ class _Reader(ast.NodeVisitor):
         """Say that there is no such attribute, and what of nearly this name there is."""
         names = set(owner.module.names) if owner.module else set()
         if isinstance(owner.node, ast.ClassDef):
-            names = {name for base in self._bases(owner) for name in self.world.members(base)}
+            names = {name for base in self._bases(owner) for name in self.resolver.members(base)}
         near = difflib.get_close_matches(name, names, 1)
         return f"{owner.name} has no `{name}`{f'; now `{near[0]}`?' if near else ''}"

@@ -22,7 +22,7 @@ from overlay_tools.api_check.bindings import (
     members,
 )
 from overlay_tools.errors import ContractError, WheelError
-from overlay_tools.upstream.source_tree import Sources, parse
+from overlay_tools.upstream.source_tree import SourceTree, parse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,8 +86,8 @@ class Overlay:
     """The overlay's files by their path in the wheel, the attributes they read but of `super()`, and what they call."""
 
     trees: Mapping[str, ast.Module]
-    reads: frozenset[str]
-    makes: frozenset[str]
+    accessed_attributes: frozenset[str]
+    called_names: frozenset[str]
 
 
 def read_overlay(folder: Path) -> Overlay:
@@ -113,13 +113,13 @@ def _overlay(files: tuple[tuple[str, bytes], ...]) -> Overlay:
             makes.add(called := last_name(node.func))
             if called in ("getattr", "hasattr"):
                 reads |= {str(item.value) for item in node.args[1:2] if isinstance(item, ast.Constant)}
-    return Overlay(trees=trees, reads=frozenset(reads), makes=frozenset(makes))
+    return Overlay(trees=trees, accessed_attributes=frozenset(reads), called_names=frozenset(makes))
 
 
-class World:
+class NameResolver:
     """One release with the overlay's files over it."""
 
-    def __init__(self, sources: Sources, overlay: Overlay) -> None:
+    def __init__(self, sources: SourceTree, overlay: Overlay) -> None:
         self.sources = sources
         self.overlay = overlay
         self._files = frozenset(sources.names)
@@ -256,9 +256,9 @@ class World:
         return found
 
     def _member(self, owner: Symbol, name: str) -> list[Symbol]:
-        holder = next(self.holders(owner, name), None)
+        holder = next(self.defining_classes(owner, name), None)
         if holder is None or holder.module is None:
-            return [UNKNOWN] if hasattr(type, name) or any(self.holders(owner, "__getattr__")) else []
+            return [UNKNOWN] if hasattr(type, name) or any(self.defining_classes(owner, "__getattr__")) else []
         found = []
         scope = Scope(module=holder.module, owner=holder)
         for symbol in self._resolve(scope, self.members(holder)[name]):
@@ -272,7 +272,7 @@ class World:
                 found.append(symbol)
         return found
 
-    def holders(self, owner: Symbol, name: str) -> Iterator[Symbol]:
+    def defining_classes(self, owner: Symbol, name: str) -> Iterator[Symbol]:
         """Yield the classes of a class or an object that have an attribute of their own, as Python looks for it."""
         order = self.mro(owner) if isinstance(owner.node, ast.ClassDef) else []
         for cls in order[1:] if owner.above else order:

@@ -7,13 +7,13 @@ import inspect
 from collections.abc import Iterator
 
 from overlay_tools.api_check.bindings import FUNCTION, decorators_of
-from overlay_tools.api_check.resolver import Symbol, World
+from overlay_tools.api_check.resolver import NameResolver, Symbol
 
 _Kinds = inspect.Parameter
 _VARIABLE = (_Kinds.VAR_POSITIONAL, _Kinds.VAR_KEYWORD)
 
 
-def signature(world: World, symbol: Symbol) -> inspect.Signature | None:
+def signature(resolver: NameResolver, symbol: Symbol) -> inspect.Signature | None:
     """Return how a function, a class or an object is called, without what is given already; None if unknown."""
     node = symbol.node
     if isinstance(node, FUNCTION):
@@ -22,23 +22,23 @@ def signature(world: World, symbol: Symbol) -> inspect.Signature | None:
         return None
     if symbol.instance:  # torch calls a module's forward
         names = ("__call__", "forward")
-        called = next((name for name in names if next(world.holders(symbol, name), None)), None)
-        found = next(iter(world.attribute([symbol], called)), symbol) if called else symbol
+        called = next((name for name in names if next(resolver.defining_classes(symbol, name), None)), None)
+        found = next(iter(resolver.attribute([symbol], called)), symbol) if called else symbol
         return signature_of(found.node, skip=1) if isinstance(found.node, FUNCTION) else None
-    for cls in world.mro(symbol):
+    for cls in resolver.mro(symbol):
         if not isinstance(cls.node, ast.ClassDef):
             return None
-        if init := world.members(cls).get("__init__"):
+        if init := resolver.members(cls).get("__init__"):
             return signature_of(init[-1], skip=1) if isinstance(init[-1], FUNCTION) else None
         if "dataclass" in decorators_of(cls.node):
-            return _fields(world, cls)
+            return _fields(resolver, cls)
     return inspect.Signature()
 
 
-def _fields(world: World, cls: Symbol) -> inspect.Signature | None:
+def _fields(resolver: NameResolver, cls: Symbol) -> inspect.Signature | None:
     """Return the signature that `dataclass` gives a class."""
     parameters: dict[str, inspect.Parameter] = {}
-    for base in reversed(world.mro(cls)):
+    for base in reversed(resolver.mro(cls)):
         if not isinstance(base.node, ast.ClassDef):
             return None
         if "dataclass" not in decorators_of(base.node):
@@ -82,7 +82,7 @@ def signature_of(node: ast.FunctionDef | ast.AsyncFunctionDef, skip: int = 0) ->
     return inspect.Signature(found)
 
 
-def misfits(ours: inspect.Signature, theirs: inspect.Signature) -> Iterator[str]:
+def override_mismatch(ours: inspect.Signature, theirs: inspect.Signature) -> Iterator[str]:
     """Yield why a function cannot stand in for another: what the other may be called with and this may not."""
     own = [item for item in ours.parameters.values() if item.kind <= _Kinds.POSITIONAL_OR_KEYWORD]
     takes = {item.kind for item in ours.parameters.values()}
@@ -110,7 +110,7 @@ def misfits(ours: inspect.Signature, theirs: inspect.Signature) -> Iterator[str]
             yield f"upstream does not pass `{item.name}`"
 
 
-def misbound(taken: inspect.Signature, call: ast.Call) -> str:
+def call_mismatch(taken: inspect.Signature, call: ast.Call) -> str:
     """Return why the arguments of a call do not bind, or bind to another's name; nothing if they fit."""
     given: list[ast.expr] = []
     for item in call.args:

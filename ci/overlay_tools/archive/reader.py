@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from overlay_tools.archive.record import Row, parse_record
+from overlay_tools.archive.record import RecordRow, parse_record
 from overlay_tools.errors import WheelError
 
 _LINK_MODE = 0o120000
 
 
-class BaseWheel:
+class WheelReader:
     """A wheel that is read: checked on opening for members that no wheel should have."""
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +43,7 @@ class BaseWheel:
             raise WheelError(f"{path} has {len(folders)} .dist-info folders instead of one.", hint="It is no wheel.")
         self.dist_info = folders.pop()
 
-    def __enter__(self) -> BaseWheel:
+    def __enter__(self) -> WheelReader:
         return self
 
     def __exit__(
@@ -63,7 +63,7 @@ class BaseWheel:
         except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
             raise WheelError(f"{self.path}: {name} is damaged: {error}.", hint="Fetch or build it anew.") from None
 
-    def record(self) -> dict[str, Row]:
+    def record(self) -> dict[str, RecordRow]:
         """Return the lines of RECORD by path."""
         return parse_record(self.read(f"{self.dist_info}/RECORD").decode("utf-8"))
 

@@ -16,7 +16,7 @@ from overlay_tools.errors import WheelError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class RecordRow:
     """One line of a RECORD: path, hash (as "sha256=..."), size in bytes; the last two empty for RECORD itself."""
 
     path: str
@@ -24,29 +24,29 @@ class Row:
     size: str
 
 
-def parse_record(text: str) -> dict[str, Row]:
+def parse_record(text: str) -> dict[str, RecordRow]:
     """Return the lines of a RECORD by path.
 
     Raises WheelError if a line has not three columns, or a path is there twice.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[str, RecordRow] = {}
     for number, line in enumerate(csv.reader(io.StringIO(text, newline="")), 1):
         if len(line) != 3 or line[0] in rows:
             raise WheelError(f"RECORD:{number}: {','.join(line)!r} is malformed or there twice.")
-        rows[line[0]] = Row(path=line[0], digest=line[1], size=line[2])
+        rows[line[0]] = RecordRow(path=line[0], digest=line[1], size=line[2])
     return rows
 
 
-def format_record(rows: Iterable[Row]) -> bytes:
+def format_record(rows: Iterable[RecordRow]) -> bytes:
     """Return the text of a RECORD."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows((row.path, row.digest, row.size) for row in rows)
     return text.getvalue().encode("utf-8")
 
 
-def record_row(path: str, content: bytes) -> Row:
+def record_row(path: str, content: bytes) -> RecordRow:
     """Return the line of RECORD for a file."""
-    return Row(path=path, digest=record_digest(content), size=str(len(content)))
+    return RecordRow(path=path, digest=record_digest(content), size=str(len(content)))
 
 
 def record_digest(content: bytes) -> str:

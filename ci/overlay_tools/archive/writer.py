@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Mapping
 from typing import BinaryIO
 
-from overlay_tools.archive.reader import BaseWheel
+from overlay_tools.archive.reader import WheelReader
 from overlay_tools.errors import WheelError
 
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -42,7 +42,7 @@ class WheelWriter:
         """Return the sha256 of what has been written, in hexadecimal."""
         return self._hash.hexdigest()
 
-    def copy(self, base: BaseWheel, names: Mapping[str, str]) -> None:
+    def copy(self, base: WheelReader, names: Mapping[str, str]) -> None:
         """Copy members of a base as they are, compressed bytes and all.
 
         Parameters: `names`, the members to copy, each with the name it gets; most keep theirs.

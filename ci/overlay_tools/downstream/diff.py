@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from unidiff import PatchSet
 
-from overlay_tools.patches.apply import places
+from overlay_tools.patches.apply import find_block
 from overlay_tools.patches.code_spans import scope_of
 from overlay_tools.patches.model import CONTEXT, MOST_CONTEXT, sides
 from overlay_tools.subprocesses import git
@@ -28,7 +28,7 @@ def make_diff(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
             for context in range(CONTEXT, MOST_CONTEXT + 1):
                 diff = _file_diff(name, before[name], after[name], context)
                 hunks = [hunk for file in PatchSet.from_string(diff) for hunk in file]
-                if all(len(places(lines, sides(hunk)[0])) == 1 for hunk in hunks):
+                if all(len(find_block(lines, sides(hunk)[0])) == 1 for hunk in hunks):
                     break
             diffs.append(diff)
     return "".join(diffs)

@@ -14,21 +14,21 @@ from tempfile import TemporaryDirectory
 
 from overlay_tools import console
 from overlay_tools.downstream.diff import make_diff
-from overlay_tools.downstream.queue import Queue
+from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.downstream.transaction import stage, undo, write_patches
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Commit, Worktree, message_of
 from overlay_tools.errors import PatchError, WorktreeError
 from overlay_tools.patches.apply import apply_series
-from overlay_tools.patches.hooked_tree import Tree
+from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.model import Hook, Patch
-from overlay_tools.patches.relocate import place
+from overlay_tools.patches.relocate import relocate
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import get_release, load_lock
-from overlay_tools.upstream.source_tree import open_sources, source_wheel
-from overlay_tools.wheels.overlay_files import collect, compile_all
+from overlay_tools.upstream.source_tree import open_source_tree, source_wheel
+from overlay_tools.wheels.overlay_files import compile_all, read_package
 
 _WORKTREES = Path(".nox", "worktrees")  # .nox/edit is the session's environment, which nox may remove
 ASKED = ("Why", "Forwarded", "Remove-When")
@@ -66,7 +66,7 @@ def edit(project: Project, cache: Path, version: str, *, discard: bool) -> Workt
         base = fetch(release, source_wheel(release), cache)
         new = tree.folder.with_name(f".{version}.new")
         shutil.rmtree(new, ignore_errors=True)
-        part = Worktree.create(new, base, collect(project.overlay, "sglang"))
+        part = Worktree.create(new, base, read_package(project.overlay, "sglang"))
         for patch in patches:
             read = lambda name: path.read_bytes() if (path := part.folder / name).is_file() else None  # noqa: E731
             part.write(apply_series([patch], read, f"sglang {version}"))
@@ -97,9 +97,9 @@ def export(project: Project, cache: Path, version: str, ask: Ask | None) -> list
     _check_memory(tree, version, hooks)
     edited = _read_commits(tree, project, version, hooks, ask)
     overlay = _overlay_changes(tree, project)
-    queue, old = Queue(hooks, list(lock)), {hook.name: hook for hook in hooks}
+    queue, old = PatchQueue(hooks, list(lock)), {hook.name: hook for hook in hooks}
     with ExitStack() as stack, console.step(f"Try {len(edited)} hooks on {len(lock)} releases"):
-        trees = {v: Tree(stack.enter_context(open_sources(lock[v], cache))) for v in lock}
+        trees = {v: HookedTree(stack.enter_context(open_source_tree(lock[v], cache))) for v in lock}
         for name in {**old, **edited}:  # a new hook goes to the end of the series
             taking = {v: old[name].variant(v) if name in old else None for v in trees}
             if name in edited:
@@ -220,8 +220,8 @@ def _take(
     item: Edited,
     version: str,
     taking: dict[str, Patch | None],
-    queue: Queue,
-    trees: Mapping[str, Tree],
+    queue: PatchQueue,
+    trees: Mapping[str, HookedTree],
     patches: Path,
 ) -> None:
     """Find which releases take a hook as it is now, and let them.
@@ -237,7 +237,7 @@ def _take(
         new = queue.patch(item.name, version, patches)
         # What another variant serves stays with it: a change is for the releases that had what it changes.
         others = [v for v in trees if taking[v] is old and v != version]
-        fitting = others if same else [v for v in others if place(new, trees[version], trees[v]).settled]
+        fitting = others if same else [v for v in others if relocate(new, trees[version], trees[v]).settled]
         for v in fitting:
             queue.take(item.name, v, version)
         taking |= dict.fromkeys([version, *fitting], new)
@@ -246,7 +246,7 @@ def _take(
             console.line(f"\n  {item.name} does not fit {', '.join(left)}, which {keep}.")
 
 
-def _apply(patch: Patch, version: str, tree: Tree) -> None:
+def _apply(patch: Patch, version: str, tree: HookedTree) -> None:
     touched = apply_series([patch], tree.read, f"sglang {version}")
     compile_all({name: data for name, data in touched.items() if name.endswith(".py")})
     tree.touched.update(touched)
@@ -259,7 +259,7 @@ def _effect(patch: Patch, item: Edited) -> Mapping[str, bytes] | None:
         return None
 
 
-def _check_effect(tree: Worktree, made: Tree, edited: Mapping[str, Edited]) -> None:
+def _check_effect(tree: Worktree, made: HookedTree, edited: Mapping[str, Edited]) -> None:
     """Raise WorktreeError if the hooks, in the series' order, do not make the files that the worktree has."""
     names = {name for item in edited.values() for name in item.after}
     if different := [name for name in sorted(names) if made.read(name) != tree.read("HEAD", name)]:

@@ -13,32 +13,42 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from packaging.version import Version
 
 from overlay_tools import console
-from overlay_tools.api_check.base_mentions import audit
+from overlay_tools.api_check.base_mentions import find_base_mentions
 from overlay_tools.api_check.contract import check_contract
 from overlay_tools.downstream.diff import make_diff
-from overlay_tools.downstream.queue import Queue
+from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.downstream.transaction import as_if_in, stage, undo, write_patches
 from overlay_tools.downstream.worktree import UPSTREAM, Commit, Worktree
 from overlay_tools.errors import LockError, PatchError, PortError, VerifyError
 from overlay_tools.patches.apply import apply_series
-from overlay_tools.patches.hooked_tree import Tree
+from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.model import Hook, Patch, target_of
-from overlay_tools.patches.relocate import Placed, Placement, place
+from overlay_tools.patches.relocate import Placement, RelocatedPatch, relocate
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project, load_project
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import Lock, Release, dump_lock, load_lock
-from overlay_tools.upstream.source_tree import Sources, open_sources, source_wheel
+from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, source_wheel
 from overlay_tools.wheels.builder import build_sglang
-from overlay_tools.wheels.overlay_files import collect, compile_all
+from overlay_tools.wheels.overlay_files import compile_all, read_package
 from overlay_tools.wheels.verify import verify_wheel
 
-Row = tuple[str, str, str, str]
+
+class HunkReport(NamedTuple):
+    """What became of a hunk: its hook, where it stands in the new release, the outcome, and what was found."""
+
+    hook: str
+    place: str
+    outcome: str
+    note: str
+
+
 _GO_ON = "then `nox -s port -- --continue`; `nox -s port -- --abort` gives up, and leaves everything as it was"
 
 
@@ -59,7 +69,7 @@ class Port:
         self.folder = project.root / ".nox" / "porting"  # .nox/port is the session's environment, which nox may remove
         self.tree = Worktree(self.folder / "worktree")
 
-    def start(self, version: str, query: Callable[[str], Release]) -> list[Row]:
+    def start(self, version: str, query: Callable[[str], Release]) -> list[HunkReport]:
         """Begin with a release, and end at once where everything holds.
 
         Parameters: `query` asks the index for a release.
@@ -82,7 +92,7 @@ class Port:
         shutil.rmtree(self.folder, ignore_errors=True)
         return self._advance(_State(release=release))
 
-    def resume(self, drop: Sequence[str] = ()) -> list[Row]:
+    def resume(self, drop: Sequence[str] = ()) -> list[HunkReport]:
         """Take over what a person has settled in the worktree, and go on.
 
         Parameters: `drop`, hooks that are not due at this release.
@@ -140,20 +150,20 @@ class Port:
         part.write_text(json.dumps(data), encoding="utf-8")
         part.replace(self._state_file)
 
-    def _advance(self, state: _State, *, settle: bool = False) -> list[Row]:
+    def _advance(self, state: _State, *, settle: bool = False) -> list[HunkReport]:
         lock, hooks = load_lock(self.project.lock), load_series(self.project.patches)
         version = state.release.version
         versions = sorted({*lock, version}, key=Version)
-        queue = Queue(hooks, versions)
+        queue = PatchQueue(hooks, versions)
         with console.step(f"Fetch {source_wheel(state.release).name}"):
             fetch(state.release, source_wheel(state.release), self.cache)
         with ExitStack() as stack:
-            new = Tree(stack.enter_context(open_sources(state.release, self.cache)))
+            new = HookedTree(stack.enter_context(open_source_tree(state.release, self.cache)))
             follow = _Follower(self, lock, new, queue, stack)
             for number, hook in enumerate(hooks):
                 if hook.name in state.dropped:
                     queue.drop(hook.name, version)
-                    follow.rows.append((hook.name, "", "dropped", f"not due at {version}"))
+                    follow.rows.append(HunkReport(hook.name, "", "dropped", f"not due at {version}"))
                 elif hook.due.contains(version, prereleases=True):
                     follow.hook(hook, hooks[:number], settle=settle)
                     settle = settle and follow.settling
@@ -176,7 +186,7 @@ class Port:
         console.line(f"Next: nox -s test-{version}")
         return follow.rows
 
-    def _try(self, state: _State, files: Mapping[str, str], versions: Sequence[str], sources: Sources) -> None:
+    def _try(self, state: _State, files: Mapping[str, str], versions: Sequence[str], sources: SourceTree) -> None:
         """See that the contract holds and the wheel is as it should be with what patches/ is to be."""
         release, wheel = state.release, source_wheel(state.release)
         with TemporaryDirectory() as folder, as_if_in(self.project.root, folder):
@@ -184,7 +194,7 @@ class Port:
             for name in ("overlay", "ci", "NOTICE", "LICENSE", "pyproject.toml"):
                 (root / name).symlink_to(self.project.root / name)
             hooks, project = stage(root / "patches", files, self.project.patches, versions), load_project(root)
-            with console.step("Check the contract and the audit"):
+            with console.step("Check the contract and base mentions"):
                 lines = _broken(project, sources)
             if lines:
                 self._save(state)
@@ -198,14 +208,14 @@ class Port:
 class _Follower:
     """Follows the hooks, in order, into the new release; the first that a person must settle opens the worktree."""
 
-    def __init__(self, port: Port, lock: Lock, new: Tree, queue: Queue, stack: ExitStack) -> None:
+    def __init__(self, port: Port, lock: Lock, new: HookedTree, queue: PatchQueue, stack: ExitStack) -> None:
         self.port, self.lock, self.new, self.queue, self.stack = port, lock, new, queue, stack
         self.version = new.sources.version
-        self.rows: list[Row] = []
+        self.rows: list[HunkReport] = []
         self.open: list[Placement] = []
         self.opened = ""
         self.settling = True
-        self._sources: dict[str, Sources] = {}
+        self._sources: dict[str, SourceTree] = {}
         self._applied: list[tuple[Patch, dict[str, bytes]]] = []
 
     def hook(self, hook: Hook, before: Sequence[Hook], *, settle: bool) -> None:
@@ -213,7 +223,7 @@ class _Follower:
         like = self._neighbour(hook)
         patch = hook.variant(like)
         assert patch is not None
-        placed = place(patch, self._old(like, before), self.new)
+        placed = relocate(patch, self._old(like, before), self.new)
         if placed.settled:
             touched = apply_series([patch], self.new.read, f"sglang {self.version}")
             compile_all({name: data for name, data in touched.items() if name.endswith(".py")})
@@ -242,17 +252,17 @@ class _Follower:
             raise PortError(f"Hook {hook.name} is due for no locked release.", hint="Take it out of the series.")
         return older[-1] if older else having[0]
 
-    def _old(self, version: str, hooks: Sequence[Hook]) -> Tree:
+    def _old(self, version: str, hooks: Sequence[Hook]) -> HookedTree:
         if version not in self._sources:
             release = self.lock[version]
-            self._sources[version] = self.stack.enter_context(open_sources(release, self.port.cache))
+            self._sources[version] = self.stack.enter_context(open_source_tree(release, self.port.cache))
         sources = self._sources[version]
-        return Tree(sources, sources.with_hooks(hooks))
+        return HookedTree.apply(sources, hooks)
 
-    def _show(self, hook: Hook, placed: Placed) -> None:
+    def _show(self, hook: Hook, placed: RelocatedPatch) -> None:
         for placement in placed.placements:
             at = f"{placement.file}:{placement.line}" if placement.line else placement.file
-            self.rows.append((hook.name, at, placement.outcome, placement.note))
+            self.rows.append(HunkReport(hook.name, at, placement.outcome, placement.note))
 
     def _record(self, patch: Patch, touched: dict[str, bytes]) -> None:
         self.new.touched.update(touched)
@@ -298,17 +308,19 @@ class _Follower:
         if apply_series([made], self.new.read, f"sglang {self.version}") != after:
             raise PortError(f"Hook {hook.name}: its diff does not make what {self.port.tree.folder} has.")
         for file in made.files:
-            self.rows.append((hook.name, target_of(file), "settled", f"+{file.added}/-{file.removed} in the worktree"))
+            self.rows.append(
+                HunkReport(hook.name, target_of(file), "settled", f"+{file.added}/-{file.removed} in the worktree")
+            )
         self._record(patch, after)
 
-    def _open_worktree(self, placed: Placed) -> None:
+    def _open_worktree(self, placed: RelocatedPatch) -> None:
         """Put the hooks that hold into a worktree, a commit each, and the open one's files with conflict markers."""
         tree = self.port.tree
         if not tree.folder.exists():
             release = self.new.sources.version
             with console.step(f"Open a worktree of sglang {release}"):
                 base = self.new.sources.path
-                Worktree.create(tree.folder, base, collect(self.port.project.overlay, "sglang"))
+                Worktree.create(tree.folder, base, read_package(self.port.project.overlay, "sglang"))
         done = self.port.committed()
         for patch, touched in self._applied:
             if patch.hook not in done:
@@ -317,14 +329,14 @@ class _Follower:
         tree.write(placed.marked)
 
 
-def _broken(project: Project, sources: Sources) -> list[str]:
-    """Return what of the contract and of the audit does not hold, a line each, and show how much does."""
-    findings, places = check_contract(project, sources), audit(project, sources)
+def _broken(project: Project, sources: SourceTree) -> list[str]:
+    """Return what of the contract does not hold and which base mentions are new, a line each; show the counts."""
+    findings, places = check_contract(project, sources), find_base_mentions(project, sources)
     changed = [f for f in findings if f.problem and not f.waived]
     unknown = [p for p in places if not p.classified]
     waived = sum(bool(f.problem) for f in findings) - len(changed)
     console.line(f"contract: {len(findings) - len(changed) - waived} fit, {waived} waived, {len(changed)} changed")
-    console.line(f"audit: {len(places) - len(unknown)} places classified, {len(unknown)} new")
+    console.line(f"base mentions: {len(places) - len(unknown)} classified, {len(unknown)} new")
     return [f"{f.where}: {f.kind} {f.what}: {f.problem}." for f in changed] + [
         f"{p.file}:{p.line}: {p.what} in {p.scope} is not classified." for p in unknown
     ]
@@ -339,5 +351,5 @@ def _to_settle(tree: Worktree, open_: Sequence[Placement]) -> PortError:
     return PortError(*lines, hint=f"Settle it in {tree.folder}: what is proposed stands between markers; {_GO_ON}.")
 
 
-def _show_hooks(rows: Sequence[Row]) -> None:
+def _show_hooks(rows: Sequence[HunkReport]) -> None:
     console.grid(("hook", "place", "outcome", "what was found"), rows)

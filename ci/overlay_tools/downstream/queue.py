@@ -28,7 +28,7 @@ class _Variant:
     stem: str = ""
 
 
-class Queue:
+class PatchQueue:
     """The series, to be changed: for every hook, the variant that each release takes.
 
     Parameters: `hooks`, as read; `versions`, the releases that are or are to be locked, oldest first.

@@ -19,7 +19,7 @@ from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.index import uv
 from overlay_tools.upstream.lockfile import Release, get_release, load_lock
 from overlay_tools.upstream.source_tree import THIS_PYTHON
-from overlay_tools.wheels.builder import Built, build_kernel, build_sglang
+from overlay_tools.wheels.builder import BuiltWheel, build_kernel, build_sglang
 from overlay_tools.wheels.plugin import build_plugin
 
 # Bounds that a release should have set: what it leaves open has moved on since and no longer works with what it pins.
@@ -65,7 +65,9 @@ def ensure_environment(
     return interpreter
 
 
-def build_release(project: Project, release: Release, hooks: Sequence[Hook], python: str, target: str) -> list[Built]:
+def build_release(
+    project: Project, release: Release, hooks: Sequence[Hook], python: str, target: str
+) -> list[BuiltWheel]:
     """Fetch the base of one release and build its two wheels."""
     wheel = release.select(python, target)
     with console.step(f"Fetch {wheel.name}"):

@@ -49,7 +49,7 @@ def _before(
     if content is None:
         raise PatchError(f"{patch.path}: {base} has no {name}.", hint="Upstream moved or removed it: move the hook.")
     for hunk in file:
-        places = _places(content, sides(hunk)[0])
+        places = _find_in(content, sides(hunk)[0])
         if len(places) > 1:
             raise PatchError(
                 f"{locate(patch, hunk)}: the hunk fits {name} of {base} at lines {', '.join(map(str, places))}.",
@@ -65,11 +65,11 @@ def _refused(patch: Patch, before: dict[str, bytes], stderr: str, base: str) -> 
         name = target_of(file)
         for hunk in file:
             old, new = sides(hunk)
-            if _places(before[name], old):
+            if _find_in(before[name], old):
                 continue
-            if _places(before[name], new):
+            if _find_in(before[name], new):
                 upstream.append(f"{locate(patch, hunk)}: {name} of {base} already holds what the hunk makes of it.")
-            elif _places(before[name], old, loosely=True):
+            elif _find_in(before[name], old, loosely=True):
                 faults.append(f"{locate(patch, hunk)}: the hunk fits {name} of {base} only if white space is ignored.")
             else:
                 faults.append(f"{locate(patch, hunk)}: the lines that the hunk expects are not in {name} of {base}.")
@@ -84,12 +84,12 @@ def _refused(patch: Patch, before: dict[str, bytes], stderr: str, base: str) -> 
 def _check_effect(patch: Patch, file: PatchedFile, before: bytes, after: bytes) -> None:
     name = target_of(file)
     grown = after.count(b"\n") - before.count(b"\n")
-    stands = all(_places(after, sides(hunk)[1]) for hunk in file)
+    stands = all(_find_in(after, sides(hunk)[1]) for hunk in file)
     if before == after or grown != file.added - file.removed or not stands:
         raise PatchError(f"{patch.path}: git reports success, but {name} is not what the diff makes of it.")
 
 
-def places(lines: Sequence[str], block: Sequence[str], *, loosely: bool = False) -> list[int]:
+def find_block(lines: Sequence[str], block: Sequence[str], *, loosely: bool = False) -> list[int]:
     """Return where a block of lines stands among others, each place by its first line, counted from 1."""
     wanted = list(block)
     if loosely:
@@ -99,5 +99,5 @@ def places(lines: Sequence[str], block: Sequence[str], *, loosely: bool = False)
     return [n + 1 for n in starts if list(lines[n : n + size]) == wanted]
 
 
-def _places(content: bytes, block: Sequence[str], *, loosely: bool = False) -> list[int]:
-    return places(content.decode("utf-8", "surrogateescape").split("\n"), block, loosely=loosely)
+def _find_in(content: bytes, block: Sequence[str], *, loosely: bool = False) -> list[int]:
+    return find_block(content.decode("utf-8", "surrogateescape").split("\n"), block, loosely=loosely)

@@ -12,7 +12,7 @@ from overlay_tools.upstream.source_tree import parse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scope:
+class CodeSpan:
     """A function or class: dotted name, and its lines `first` (with decorators) up to `end`, counted from 0."""
 
     name: str
@@ -50,13 +50,13 @@ def part_of(lines: Sequence[str], scope: str) -> Sequence[str]:
 
 
 @lru_cache(maxsize=256)
-def scopes(text: str) -> Sequence[Scope]:
+def scopes(text: str) -> Sequence[CodeSpan]:
     """List a file's functions and classes, outer before inner; of two with one name the second is called NAME#2."""
     try:
         tree = parse(text.encode("utf-8", "surrogateescape"), "")
     except WheelError:
         return ()  # no Python, or none any more with this hunk in it: one scope, the file
-    found: list[Scope] = []
+    found: list[CodeSpan] = []
     seen: dict[str, int] = {}
 
     def visit(node: ast.AST, prefix: str) -> None:
@@ -66,7 +66,7 @@ def scopes(text: str) -> Sequence[Scope]:
                 seen[name] = seen.get(name, 0) + 1
                 name += f"#{seen[name]}" if seen[name] > 1 else ""
                 first = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
-                found.append(Scope(name=name, first=first - 1, end=child.end_lineno or child.lineno))
+                found.append(CodeSpan(name=name, first=first - 1, end=child.end_lineno or child.lineno))
                 visit(child, name + ".")
             elif not isinstance(child, ast.expr):  # whose inside holds no function but lambdas
                 visit(child, prefix)

@@ -1,23 +1,30 @@
-"""Where the hunks of a patch belong in another release: found exactly, or else only proposed.
-
-A hunk is followed from a release that it applies to (`old`) into one that it is tried on (`new`). What does not stand
-there unchanged, in the same function, is merged function by function, so that no proposal leaves the function that its
-hunk stood in; where that function is gone, the lines and then the function are looked for in the other files.
-"""
+"""A release's files with some of the series applied."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from overlay_tools.upstream.source_tree import Sources
+from overlay_tools.patches.apply import apply_series
+from overlay_tools.patches.model import Hook
+from overlay_tools.upstream.source_tree import SourceTree
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
-    """A release's files with some of the series applied: `touched`, by path, goes before `sources`."""
+class HookedTree:
+    """A release's files with hooks applied: `touched`, by path, goes before `sources`."""
 
-    sources: Sources
+    sources: SourceTree
     touched: dict[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def apply(cls, sources: SourceTree, hooks: Sequence[Hook]) -> HookedTree:
+        """Apply hooks, in order, to a release's files.
+
+        Raises PatchError if one does not apply exactly.
+        """
+        patches = [patch for hook in hooks if (patch := hook.variant(sources.version))]
+        return cls(sources, apply_series(patches, sources.read, f"sglang {sources.version}"))
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, or None if there is none."""

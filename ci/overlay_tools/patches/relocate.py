@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from unidiff import Hunk
 
-from overlay_tools.patches.apply import places
+from overlay_tools.patches.apply import find_block
 from overlay_tools.patches.code_spans import around, lines_of, part_of, range_of, scopes
-from overlay_tools.patches.hooked_tree import Tree
+from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.model import Patch, locate, sides, target_of
 from overlay_tools.patches.three_way_merge import Merged, Region, merge
 
@@ -48,7 +48,7 @@ class Placement:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placed:
+class RelocatedPatch:
     """What became of a patch.
 
     `files`: the files that it touches, with what settled and what is proposed; `marked`: the same files with conflict
@@ -66,15 +66,15 @@ class Placed:
         return all(placement.settled for placement in self.placements)
 
 
-def place(patch: Patch, old: Tree, new: Tree) -> Placed:
+def relocate(patch: Patch, old: HookedTree, new: HookedTree) -> RelocatedPatch:
     """Follow a patch from a release that it applies to into another one.
 
     Parameters: `old` and `new`, both with the hooks before this one applied.
     """
-    placer = _Placer(patch, old, new)
+    placer = _Relocator(patch, old, new)
     placements = [placer.hunk(target_of(file), hunk) for file in patch.files for hunk in file]
     touched = {name: lines for name, lines in placer.new.items() if _joined(lines) != new.read(name)}
-    return Placed(
+    return RelocatedPatch(
         patch=patch,
         placements=placements,
         files={name: _joined(line for line in lines if not placer.is_mark(line)) for name, lines in touched.items()},
@@ -82,10 +82,10 @@ def place(patch: Patch, old: Tree, new: Tree) -> Placed:
     )
 
 
-class _Placer:
+class _Relocator:
     """Follows hunks one after the other; `old` and `new` hold the files as they are after those before."""
 
-    def __init__(self, patch: Patch, old: Tree, new: Tree) -> None:
+    def __init__(self, patch: Patch, old: HookedTree, new: HookedTree) -> None:
         self._patch, self._old_tree, self._new_tree = patch, old, new
         self.old: dict[str, list[str]] = {}
         self.new: dict[str, list[str]] = {}
@@ -95,7 +95,7 @@ class _Placer:
         """Place one hunk of the file `name`, and apply it to the files where it is settled or proposed."""
         before, after = sides(hunk)
         old = self.old.setdefault(name, lines_of(self._old_tree.read(name) or b""))
-        at = min((place - 1 for place in places(old, before)), key=lambda place: abs(place - hunk.target_start + 1))
+        at = min((place - 1 for place in find_block(old, before)), key=lambda place: abs(place - hunk.target_start + 1))
         scope = _scope_at(old, at, hunk)
         patched = [*old[:at], *after, *old[at + len(before) :]]
         self.old[name] = patched
@@ -118,7 +118,7 @@ class _Placer:
 
         new = self._read(name)
         if new is not None:
-            found = [place - 1 for place in places(new, before)]
+            found = [place - 1 for place in find_block(new, before)]
             same = [place for place in found if _scope_at(new, place, hunk) == scope]
             if len(found) == 1 and same:
                 self.new[name] = [*new[: same[0]], *after, *new[same[0] + len(before) :]]
@@ -244,7 +244,7 @@ class _Placer:
             (other, place - 1)
             for other in self._new_tree.sources.names
             if other != name and key in (self._new_tree.read(other) or b"")
-            for place in places(self._read(other) or [], before)
+            for place in find_block(self._read(other) or [], before)
         ]
         return found[0] if len(found) == 1 and any(line.strip() for line in before) else None
 

@@ -1,4 +1,4 @@
-"""ci/results.json: what each rung of the tests said of each release, for which state of what is shipped."""
+"""ci/results.json: what each stage of the tests said of each release, for which state of what is shipped."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from overlay_tools.patches.model import Hook
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import git
 from overlay_tools.upstream.lockfile import Release, dump_lock
-from overlay_tools.wheels.overlay_files import collect
+from overlay_tools.wheels.overlay_files import read_package
 
 _MEND = "Restore the file from git; `nox -s matrix` writes it."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """One rung of one release: how many tests `passed` and `failed`, why others were `skipped`, seconds taken.
+    """One stage of one release: how many tests `passed` and `failed`, why others were `skipped`, seconds taken.
 
     `python` and `machine` are what it ran on; `date`, when it ended (UTC, ISO 8601); `commit`, of which checkout, with
     a "+" where that had changes not committed; `inputs`, the digest of what was under test.
     """
 
     release: str
-    rung: str
+    stage: str
     passed: int
     failed: int
     skipped: Sequence[str]
@@ -40,7 +40,7 @@ class Result:
 
     @property
     def green(self) -> bool:
-        """Tell whether every test of the rung ran and passed."""
+        """Tell whether every test of the stage ran and passed."""
         return self.passed > 0 and self.failed == 0 and not self.skipped
 
 
@@ -48,7 +48,7 @@ Results = Mapping[tuple[str, str], Result]
 
 
 def load_results(path: Path) -> Results:
-    """Read the results by release and rung; there are none where there is no file.
+    """Read the results by release and stage; there are none where there is no file.
 
     Raises OverlayError if the file is not one of results.
     """
@@ -62,18 +62,18 @@ def load_results(path: Path) -> Results:
         for field in fields(Result):
             value = getattr(result, field.name)
             if type(value).__name__ != str(field.type).replace("Sequence[str]", "list"):
-                raise OverlayError(f"{path}: {result.release} {result.rung}: {field.name} is {value!r}.", hint=_MEND)
+                raise OverlayError(f"{path}: {result.release} {result.stage}: {field.name} is {value!r}.", hint=_MEND)
         if not all(isinstance(reason, str) for reason in result.skipped):
-            raise OverlayError(f"{path}: {result.release} {result.rung}: skipped is {result.skipped!r}.", hint=_MEND)
-    by_rung = {(result.release, result.rung): result for result in results}
-    if len(by_rung) < len(results):
-        raise OverlayError(f"{path} holds two results of one rung of a release.", hint=_MEND)
-    return by_rung
+            raise OverlayError(f"{path}: {result.release} {result.stage}: skipped is {result.skipped!r}.", hint=_MEND)
+    by_stage = {(result.release, result.stage): result for result in results}
+    if len(by_stage) < len(results):
+        raise OverlayError(f"{path} holds two results of one stage of a release.", hint=_MEND)
+    return by_stage
 
 
 def save_results(path: Path, results: Iterable[Result]) -> None:
     """Write results, whole or not at all, in an order of their own."""
-    rows = [asdict(result) for result in sorted(results, key=lambda result: (result.release, result.rung))]
+    rows = [asdict(result) for result in sorted(results, key=lambda result: (result.release, result.stage))]
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
@@ -89,7 +89,7 @@ def inputs(project: Project, release: Release, hooks: Sequence[Hook]) -> str:
         if patch := hook.variant(release.version):
             digest.update(patch.diff.encode())
     for package in ("sglang", "sgl_kernel"):
-        for name, data in collect(project.overlay, package).items():
+        for name, data in read_package(project.overlay, package).items():
             digest.update(f"\0{name}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()[:16]
 

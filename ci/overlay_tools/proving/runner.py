@@ -1,4 +1,4 @@
-"""Every rung of every release, one environment after the other, in a bounded disk; what is proven is not run again."""
+"""Every stage of every release, one environment after the other, in a bounded disk; what is proven is not run again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from overlay_tools.engines.environment import engine_environment
 from overlay_tools.errors import MatrixError, OverlayError
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving.results import Result, commit_of, inputs, load_results, save_results
-from overlay_tools.proving.stages import RUNGS, run_rung
+from overlay_tools.proving.stages import STAGES, run_stage
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import load_lock
 
@@ -24,34 +24,34 @@ from overlay_tools.upstream.lockfile import load_lock
 # where it has outgrown CACHE before the next release is installed, so the folder stays under CACHE + 9 GB.
 CACHE = 14e9
 NEEDED = CACHE + 9e9
-_GUESS = {"static": 15.0, "kernels": 60.0, "twin": 60.0, "engine": 540.0}  # seconds, until a run has shown them
+_GUESS = {"static": 15.0, "kernels": 60.0, "decisions": 60.0, "engine": 540.0}  # seconds, until a run has shown them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Due:
-    """A release with the rungs that are to be run."""
+class ReleasePlan:
+    """A release with the stages that are to be run."""
 
     version: str
-    rungs: Sequence[str]
+    stages: Sequence[str]
 
 
-def due(project: Project, versions: Sequence[str], *, again: bool) -> list[Due]:
+def plan_matrix(project: Project, versions: Sequence[str], *, again: bool) -> list[ReleasePlan]:
     """Return what is not proven yet for what the checkout holds, or with `again` everything, in the order given."""
     lock, hooks, results = load_lock(project.lock), load_series(project.patches), load_results(project.results)
     found = []
     for version in versions:
         state = inputs(project, lock[version], hooks)
-        rungs = [
-            rung
-            for rung in RUNGS
-            if again or (old := results.get((version, rung))) is None or not old.green or old.inputs != state
+        stages = [
+            stage
+            for stage in STAGES
+            if again or (old := results.get((version, stage))) is None or not old.green or old.inputs != state
         ]
-        if rungs:
-            found.append(Due(version=version, rungs=rungs))
+        if stages:
+            found.append(ReleasePlan(version=version, stages=stages))
     return found
 
 
-def run_matrix(project: Project, plan: Sequence[Due], python: str | None) -> float:
+def run_matrix(project: Project, plan: Sequence[ReleasePlan], python: str | None) -> float:
     """Run what is due, each release in an environment made for it and removed after it.
 
     The results are written as they come: a run that is cut short goes on where it was.
@@ -72,11 +72,11 @@ def run_matrix(project: Project, plan: Sequence[Due], python: str | None) -> flo
             try:
                 if _size(folder / "cache") > CACHE:
                     shutil.rmtree(folder / "cache")
-                for result, log in _climb(project, item, python, folder):
+                for result, log in _run_stages(project, item, python, folder):
                     clock.done(result)
                     console.line(f"    {describe(result)}; {clock.left()}", style="green" if result.green else "red")
                     if not result.green:
-                        red.append(f"{item.version} {result.rung}: {describe(result)}; see {log}")
+                        red.append(f"{item.version} {result.stage}: {describe(result)}; see {log}")
             except OverlayError as error:  # one release that cannot be installed keeps no other from being tested
                 console.fail(error)
                 red.append(f"{item.version}: {error.problems[0].splitlines()[0]}")
@@ -88,44 +88,44 @@ def run_matrix(project: Project, plan: Sequence[Due], python: str | None) -> flo
     return peak
 
 
-def _climb(project: Project, item: Due, python: str | None, folder: Path) -> Iterator[tuple[Result, Path]]:
-    """Run the rungs of one release; yield each result once it is written, with the log that has the output."""
+def _run_stages(project: Project, item: ReleasePlan, python: str | None, folder: Path) -> Iterator[tuple[Result, Path]]:
+    """Run the stages of one release; yield each result once it is written, with the log that has the output."""
     release = load_lock(project.lock)[item.version]
     stamp = {"commit": commit_of(project.root), "inputs": inputs(project, release, load_series(project.patches))}
     interpreter, _ = engine_environment(project, item.version, python, folder / "environment")
-    for rung in item.rungs:
-        log = folder / "logs" / f"{item.version}-{rung}.log"
-        with console.step(f"  {rung}"):
-            result = run_rung(project.root, item.version, rung, interpreter, log, stamp)
-        save_results(project.results, {**load_results(project.results), (item.version, rung): result}.values())
+    for stage in item.stages:
+        log = folder / "logs" / f"{item.version}-{stage}.log"
+        with console.step(f"  {stage}"):
+            result = run_stage(project.root, item.version, stage, interpreter, log, stamp)
+        save_results(project.results, {**load_results(project.results), (item.version, stage): result}.values())
         yield result, log
 
 
 def describe(result: Result) -> str:
-    """Say in a few words how a rung went."""
+    """Say in a few words how a stage went."""
     words = [f"{result.passed} passed"] + [f"{result.failed} failed"] * bool(result.failed)
     words += [f"skipped: {reason}" for reason in result.skipped]
     return f"{', '.join(words)} in {result.seconds:.0f} s"
 
 
 class _Clock:
-    """Tells how long the rest will take, by what each rung took so far."""
+    """Tells how long the rest will take, by what each stage took so far."""
 
-    def __init__(self, plan: Sequence[Due], results: Mapping[tuple[str, str], Result]) -> None:
-        self._left = [rung for item in plan for rung in item.rungs]
-        self._took = {rung: [r.seconds for r in results.values() if r.rung == rung and r.green] for rung in RUNGS}
+    def __init__(self, plan: Sequence[ReleasePlan], results: Mapping[tuple[str, str], Result]) -> None:
+        self._left = [stage for item in plan for stage in item.stages]
+        self._took = {stage: [r.seconds for r in results.values() if r.stage == stage and r.green] for stage in STAGES}
         self._started = time.monotonic()
 
     def done(self, result: Result) -> None:
-        self._left.remove(result.rung)
-        self._took[result.rung].append(result.seconds)
+        self._left.remove(result.stage)
+        self._took[result.stage].append(result.seconds)
 
     def left(self) -> str:
-        seconds = sum(self._guess(rung) for rung in self._left)
+        seconds = sum(self._guess(stage) for stage in self._left)
         return f"{_minutes(time.monotonic() - self._started)} gone, about {_minutes(seconds)} left"
 
-    def _guess(self, rung: str) -> float:
-        return sum(took) / len(took) if (took := self._took[rung]) else _GUESS[rung]
+    def _guess(self, stage: str) -> float:
+        return sum(took) / len(took) if (took := self._took[stage]) else _GUESS[stage]
 
 
 def _minutes(seconds: float) -> str:

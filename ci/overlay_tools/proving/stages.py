@@ -1,4 +1,4 @@
-"""The rungs that the tests of a release climb, and how one is run."""
+"""The stages that the tests of a release climb, and how one is run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from overlay_tools.errors import OverlayError
 from overlay_tools.proving.results import Result
 from overlay_tools.subprocesses import run, run_logged
 
-# The test files of each rung. The engine's own, which start servers, come last: a fault that another one finds is found
-# sooner there.
-RUNGS: dict[str, tuple[str, ...]] = {
+# The test files of each stage. The engine's own, which start servers, come last: a fault that another one finds is
+# found sooner there.
+STAGES: dict[str, tuple[str, ...]] = {
     "static": ("tests/static",),
     "kernels": ("tests/engine/test_kernels.py", "tests/engine/test_kernels_fixups.py", "tests/gpu/test_layers.py"),
-    "twin": ("tests/engine/test_twin.py",),
+    "decisions": ("tests/engine/test_decisions.py",),
     "engine": (
         "tests/engine/test_extensions_off.py",
         "tests/engine/test_http.py",
@@ -38,14 +38,14 @@ RUNGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def run_rung(root: Path, version: str, rung: str, python: Path, log: Path, stamp: Mapping[str, str]) -> Result:
-    """Run one rung of a release.
+def run_stage(root: Path, version: str, stage: str, python: Path, log: Path, stamp: Mapping[str, str]) -> Result:
+    """Run one stage of a release.
 
     Parameters: `python`, of the environment that holds the release's wheels; `log`, the file that takes the output;
     `stamp`, the result's `commit` and `inputs`.
     Raises OverlayError if pytest came to no result.
     """
-    static = rung == "static"
+    static = stage == "static"
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         interpreter = sys.executable if static else python
@@ -53,16 +53,16 @@ def run_rung(root: Path, version: str, rung: str, python: Path, log: Path, stamp
         # An engine environment holds what the release pins, whose warnings are not ours to mend.
         words += ["-k", f"[{version}]"] if static else ["-W", "default"]
         started = time.monotonic()
-        run_logged([*words, *RUNGS[rung]], cwd=root, env={} if static else engine_config.ENV, log=log)
+        run_logged([*words, *STAGES[stage]], cwd=root, env={} if static else engine_config.ENV, log=log)
         seconds = time.monotonic() - started
         if not report.exists():
-            raise OverlayError(f"pytest came to no result for {rung} of {version}.", hint=f"See {log}.")
+            raise OverlayError(f"pytest came to no result for {stage} of {version}.", hint=f"See {log}.")
         cases = list(ET.parse(report).iter("testcase"))
     failed = sum(any(case.find(kind) is not None for kind in ("failure", "error")) for case in cases)
     skips = [skip.get("message", "") for case in cases for skip in case.findall("skipped")]
     return Result(
         release=version,
-        rung=rung,
+        stage=stage,
         passed=len(cases) - failed - len(skips),
         failed=failed,
         skipped=sorted(set(skips)),

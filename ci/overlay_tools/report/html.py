@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from overlay_tools.errors import OverlayError
-from overlay_tools.report.status import Cell, Matrix, State, Status
+from overlay_tools.report.status import Cell, State, Status, StatusTable
 
 _LEGEND = {
     State.GREEN: "holds for what this checkout builds",
@@ -51,7 +51,7 @@ def page(status: Status) -> str:
         _tag(
             "body",
             _header(status),
-            _tag("main", _overview(status), *(_section(status, matrix) for matrix in status.matrices), *_todo(status)),
+            _tag("main", _overview(status), *(_section(status, table) for table in status.tables), *_todo(status)),
         ),
         lang="en",
     )
@@ -71,10 +71,10 @@ def _header(status: Status) -> ET.Element:
 def _overview(status: Status) -> ET.Element:
     """Return a tile for each table, a chip for each release, and the legend."""
     totals, chips, legend = _tag("ul", class_="totals"), _tag("ul", class_="chips"), _tag("ul", class_="legend")
-    for matrix in status.matrices:
-        figure = _tag("b", f"{matrix.worst.value} {matrix.ok} of {len(matrix.rows)}")
-        look = f"striped {_name(matrix.worst)}"
-        tile = _tag("a", figure, " ", matrix.name, href=f"#{_anchor(matrix.name)}", class_=look)
+    for table in status.tables:
+        figure = _tag("b", f"{table.worst.value} {table.ok} of {len(table.rows)}")
+        look = f"striped {_name(table.worst)}"
+        tile = _tag("a", figure, " ", table.name, href=f"#{_anchor(table.name)}", class_=look)
         totals.append(_tag("li", tile))
     for release in status.releases:
         state = status.state(release)
@@ -87,24 +87,24 @@ def _overview(status: Status) -> ET.Element:
     return _tag("section", totals, chips, legend, aria_label="Overview")
 
 
-def _section(status: Status, matrix: Matrix) -> ET.Element:
-    head = _tag("tr", _tag("th", "Release", scope="col"), *(_tag("th", name, scope="col") for name in matrix.columns))
+def _section(status: Status, table: StatusTable) -> ET.Element:
+    head = _tag("tr", _tag("th", "Release", scope="col"), *(_tag("th", name, scope="col") for name in table.columns))
     body = _tag("tbody", "\n")
-    for release, cells in matrix.rows.items():
+    for release, cells in table.rows.items():
         row = _tag("tr", _tag("th", release, scope="row"))
         if release == status.default:
             row[0].append(_tag("small", " default"))
-        for column, cell in zip(matrix.columns, cells, strict=True):
-            row.append(_td(cell, _anchor(release, matrix.name, column)))
+        for column, cell in zip(table.columns, cells, strict=True):
+            row.append(_td(cell, _anchor(release, table.name, column)))
         row.tail = "\n"
         body.append(row)
-    caption = _tag("caption", _tag("span", matrix.about))
-    anchor = _anchor(matrix.name)
-    heading = _tag("h2", matrix.name, id=anchor)
+    caption = _tag("caption", _tag("span", table.about))
+    anchor = _anchor(table.name)
+    heading = _tag("h2", table.name, id=anchor)
     # A box that scrolls must be reachable by the keyboard.
-    table = _tag("table", caption, _tag("thead", head), body)
+    grid = _tag("table", caption, _tag("thead", head), body)
     return _tag(
-        "section", heading, _tag("div", table, class_="scroll", tabindex="0", role="region", aria_labelledby=anchor)
+        "section", heading, _tag("div", grid, class_="scroll", tabindex="0", role="region", aria_labelledby=anchor)
     )
 
 
@@ -129,11 +129,11 @@ def _todo(status: Status) -> list[ET.Element]:
     if not releases:
         return []
     section = _tag("section", _tag("h2", "What is not green"))
-    section.append(_tag("p", _tag("code", "nox -s matrix"), " runs every rung that is open or red."))
+    section.append(_tag("p", _tag("code", "nox -s table"), " runs every stage that is open or red."))
     for release in releases:
         entries = _tag("dl")
-        for matrix, column, cell in status.todo(release):
-            anchor = _anchor(release, matrix.name, column)
+        for table, column, cell in status.todo(release):
+            anchor = _anchor(release, table.name, column)
             entries.append(_tag("dt", f"{cell.state.value} {column}: {cell.word}", id=anchor, class_=_name(cell.state)))
             entries.extend(_tag("dd", problem) for problem in cell.problems)
         name = _tag("h3", f"sglang {release}")

@@ -9,55 +9,55 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from overlay_tools.api_check.base_mentions import Place, audit
+from overlay_tools.api_check.base_mentions import BaseMention, find_base_mentions
 from overlay_tools.api_check.contract import Finding, check_contract
 from overlay_tools.errors import OverlayError, PatchError
-from overlay_tools.patches.apply import apply_series, places
+from overlay_tools.patches.apply import apply_series, find_block
 from overlay_tools.patches.model import Hook, Patch, sides, target_of
 from overlay_tools.proving.results import Result, commit_of, inputs, load_results
-from overlay_tools.proving.stages import RUNGS
-from overlay_tools.report.status import Cell, Matrix, State, Status
+from overlay_tools.proving.stages import STAGES
+from overlay_tools.report.status import Cell, State, Status, StatusTable
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import Release
-from overlay_tools.upstream.source_tree import Sources, open_sources
+from overlay_tools.upstream.source_tree import SourceTree, open_source_tree
 
 _PROCESSES = 2
 
 
-def collect(project: Project, lock: Mapping[str, Release], hooks: Sequence[Hook], cache: Path) -> Status:
+def read_status(project: Project, lock: Mapping[str, Release], hooks: Sequence[Hook], cache: Path) -> Status:
     """Read every release's sources once, and say all that is known of it.
 
     What cannot be found out of a release is a red cell.
     Raises OverlayError if the overlay or the results cannot be read.
     """
     results = load_results(project.results)
-    extra = sorted({rung for version, rung in results if version in lock and rung not in RUNGS})
+    extra = sorted({stage for version, stage in results if version in lock and stage not in STAGES})
     # Trees of whole modules are made and dropped; looking for cycles among them would take a third of the time.
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("fork"), initializer=gc.disable) as pool:
         read = dict(zip(lock, pool.map(partial(_read, project, hooks, cache), lock.values(), chunksize=3), strict=True))
     climbed = {
-        version: [_rung(results.get((version, rung)), rung in RUNGS, state) for rung in (*RUNGS, *extra)]
+        version: [_stage(results.get((version, stage)), stage in STAGES, state) for stage in (*STAGES, *extra)]
         for version, release in lock.items()
         for state in [_inputs(project, release, hooks)]
     }
-    matrices = [
-        Matrix(
+    tables = [
+        StatusTable(
             name="Hooks",
             about="Does each hook apply, exactly, and where: at the lines that its diff names, or offset from them?",
             columns=[hook.name for hook in hooks],
             rows={version: cells for version, (cells, _) in read.items()},
         ),
-        Matrix(
-            name="Rungs",
+        StatusTable(
+            name="Stages",
             about="What did the tests say of the wheels that this checkout builds?",
-            columns=[*RUNGS, *extra],
+            columns=[*STAGES, *extra],
             rows=climbed,
         ),
-        Matrix(
-            name="Contract and audit",
+        StatusTable(
+            name="Contract and base mentions",
             about="Does all that the overlay imports, overrides and calls still fit upstream, and is every place where "
             "upstream names a base architecture accounted for?",
-            columns=["contract", "audit"],
+            columns=["contract", "base mentions"],
             rows={version: cells for version, (_, cells) in read.items()},
         ),
     ]
@@ -65,26 +65,26 @@ def collect(project: Project, lock: Mapping[str, Release], hooks: Sequence[Hook]
         commit = commit_of(project.root)
     except OverlayError:
         commit = ""
-    shown = [matrix for matrix in matrices if matrix.columns]
-    return Status(commit=commit, default=project.default, releases=list(lock), matrices=shown)
+    shown = [table for table in tables if table.columns]
+    return Status(commit=commit, default=project.default, releases=list(lock), tables=shown)
 
 
 def _read(
     project: Project, hooks: Sequence[Hook], cache: Path, release: Release
 ) -> tuple[Sequence[Cell], Sequence[Cell]]:
-    """Return the cells of a release's hooks, and those of its contract and audit."""
+    """Return the cells of a release's hooks, and those of its contract and base mentions."""
     try:
-        with open_sources(release, cache) as sources:
+        with open_source_tree(release, cache) as sources:
             return list(_hooks(project, hooks, sources)), [
                 _try(project, "not checked", lambda: _contract(check_contract(project, sources))),
-                _try(project, "not audited", lambda: _audit(audit(project, sources))),
+                _try(project, "not audited", lambda: _base_mentions(find_base_mentions(project, sources))),
             ]
     except OverlayError as error:
         cell = _failed(project, "no sources", error)
         return [cell] * len(hooks), [cell, cell]
 
 
-def _hooks(project: Project, hooks: Sequence[Hook], sources: Sources) -> Iterator[Cell]:
+def _hooks(project: Project, hooks: Sequence[Hook], sources: SourceTree) -> Iterator[Cell]:
     """Yield a cell for each hook, applied to the release with those before it that apply."""
     touched: dict[str, bytes] = {}
 
@@ -109,7 +109,7 @@ def _applied(patch: Patch, read: Callable[[str], bytes | None]) -> Cell:
     found = []
     for file in patch.files:
         lines = (read(target_of(file)) or b"").decode("utf-8", "surrogateescape").split("\n")
-        found += [(target_of(file), places(lines, sides(hunk)[0])[0], hunk.source_start) for hunk in file]
+        found += [(target_of(file), find_block(lines, sides(hunk)[0])[0], hunk.source_start) for hunk in file]
     offsets = sorted({line - stated for _, line, stated in found})
     word = f"offset {' to '.join(f'{offset:+}' for offset in dict.fromkeys((offsets[0], offsets[-1])))}"
     where = [f"{name}:{line}" + f", offset {line - stated:+}" * (line != stated) for name, line, stated in found]
@@ -122,8 +122,8 @@ def _applied(patch: Patch, read: Callable[[str], bytes | None]) -> Cell:
     )
 
 
-def _rung(result: Result | None, required: bool, state: str) -> Cell:
-    """Return the cell of a rung: green if all of it passed for the `state` that the checkout is in."""
+def _stage(result: Result | None, required: bool, state: str) -> Cell:
+    """Return the cell of a stage: green if all of it passed for the `state` that the checkout is in."""
     if result is None:
         return Cell(state=State.OPEN if required else State.NEUTRAL, word="not run")
     figures = ((result.failed, "failed"), (result.passed, "passed"))
@@ -151,7 +151,7 @@ def _contract(findings: Sequence[Finding]) -> Cell:
     return _counted(changed, "changed", fit, waived, waived)
 
 
-def _audit(found: Sequence[Place]) -> Cell:
+def _base_mentions(found: Sequence[BaseMention]) -> Cell:
     new = [_place(place, "") for place in found if not place.classified]
     handled = [_place(place, f": {place.handled}") for place in found if place.classified and place.handled]
     waived = [_place(place, f": waived: {place.waived}") for place in found if place.classified and not place.handled]
@@ -170,7 +170,7 @@ def _finding(finding: Finding, more: str) -> str:
     return f"{finding.where}: {finding.kind} of {finding.what}: {finding.problem}{more}"
 
 
-def _place(place: Place, more: str) -> str:
+def _place(place: BaseMention, more: str) -> str:
     return f"{place.file}:{place.line}, {place.scope}: {place.what}{more}"
 
 

@@ -37,7 +37,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Matrix:
+class StatusTable:
     """A table of one cell for each release and column; `about` says what it shows."""
 
     name: str
@@ -63,23 +63,23 @@ class Status:
     commit: str
     default: str
     releases: Sequence[str]
-    matrices: Sequence[Matrix]
+    tables: Sequence[StatusTable]
 
     def state(self, release: str) -> State:
         """Return the worst that is known of a release."""
-        return _worst(cell.state for matrix in self.matrices for cell in matrix.rows[release])
+        return _worst(cell.state for table in self.tables for cell in table.rows[release])
 
     @property
     def worst(self) -> State:
         """Return the worst that is known of any release."""
         return _worst(self.state(release) for release in self.releases)
 
-    def todo(self, release: str) -> list[tuple[Matrix, str, Cell]]:
+    def todo(self, release: str) -> list[tuple[StatusTable, str, Cell]]:
         """Return the cells of a release that are not ok, each with its table and column."""
         return [
-            (matrix, column, cell)
-            for matrix in self.matrices
-            for column, cell in zip(matrix.columns, matrix.rows[release], strict=True)
+            (table, column, cell)
+            for table in self.tables
+            for column, cell in zip(table.columns, table.rows[release], strict=True)
             if not cell.state.ok
         ]
 

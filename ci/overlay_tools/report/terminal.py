@@ -12,15 +12,15 @@ _STYLES = {State.NEUTRAL: "dim", State.GREEN: "green", State.OPEN: "yellow", Sta
 
 
 def show(status: Status, console: Console) -> None:
-    """Print the matrices, then what is not green with the releases that it is said of, then the verdict."""
-    for matrix in status.matrices:
-        table = Table(title=matrix.name, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        table.add_column("release", no_wrap=True)
-        for column in matrix.columns:
-            table.add_column(Text(column))
-        for release, cells in matrix.rows.items():
-            table.add_row(release, *(_words(cell) for cell in cells))
-        console.print(table, "")
+    """Print the tables, then what is not green with the releases that it is said of, then the verdict."""
+    for table in status.tables:
+        grid = Table(title=table.name, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        grid.add_column("release", no_wrap=True)
+        for column in table.columns:
+            grid.add_column(Text(column))
+        for release, cells in table.rows.items():
+            grid.add_row(release, *(_words(cell) for cell in cells))
+        console.print(grid, "")
     said: dict[tuple[State, str], list[str]] = {}
     for release in status.releases:
         for _, column, cell in status.todo(release):

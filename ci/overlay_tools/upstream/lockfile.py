@@ -95,10 +95,10 @@ def load_lock(path: Path) -> Lock:
         raise LockError(f"{path}: {error.strerror}.", hint=REWRITE) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LockError(f"{path}: {error}.", hint=REWRITE) from None
-    return _Reader(path, text).read(data)
+    return _LockReader(path, text).read(data)
 
 
-class _Reader:
+class _LockReader:
     """Turns parsed TOML into releases and collects every fault with the line it is on."""
 
     def __init__(self, path: Path, text: str) -> None:

@@ -7,15 +7,13 @@ import gc
 import platform
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from overlay_tools.archive.reader import BaseWheel
+from overlay_tools.archive.reader import WheelReader
 from overlay_tools.errors import LockError, WheelError
-from overlay_tools.patches.apply import apply_series
-from overlay_tools.patches.model import Hook
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import LockedWheel, Release
 
@@ -23,13 +21,13 @@ THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _HELD: dict[tuple[bytes, ...], dict[tuple[int, int], bool]] = {}  # by CRC and size: releases share most files
 
 
-class Sources:
-    """The files of one release by their path in the wheel, as upstream has them or with hooks applied.
+class SourceTree:
+    """The files of one release by their path in the wheel, as upstream has them.
 
     `names` are those of the Python files under sglang/.
     """
 
-    def __init__(self, version: str, wheel: BaseWheel) -> None:
+    def __init__(self, version: str, wheel: WheelReader) -> None:
         self.version = version
         self.names = tuple(name for name in wheel.members if name.startswith("sglang/") and name.endswith(".py"))
         self._wheel = wheel
@@ -75,23 +73,15 @@ class Sources:
                 found.append(name)
         return found
 
-    def with_hooks(self, hooks: Sequence[Hook]) -> dict[str, bytes]:
-        """Return the content of every file that the hooks touch, with all of them applied.
-
-        Raises PatchError if one does not apply exactly.
-        """
-        patches = [patch for hook in hooks if (patch := hook.variant(self.version))]
-        return apply_series(patches, self.read, f"sglang {self.version}")
-
 
 @contextmanager
-def open_sources(release: Release, cache: Path) -> Iterator[Sources]:
+def open_source_tree(release: Release, cache: Path) -> Iterator[SourceTree]:
     """Open a release's files, fetching a base wheel first if none is in `cache`.
 
     Raises FetchError or WheelError if the wheel cannot be had or read.
     """
-    with BaseWheel(fetch(release, source_wheel(release), cache)) as wheel:
-        yield Sources(release.version, wheel)
+    with WheelReader(fetch(release, source_wheel(release), cache)) as wheel:
+        yield SourceTree(release.version, wheel)
 
 
 def source_wheel(release: Release) -> LockedWheel:

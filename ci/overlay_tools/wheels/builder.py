@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 from packaging.utils import canonicalize_name
 
-from overlay_tools.archive.reader import BaseWheel
-from overlay_tools.archive.record import Row, format_record, record_row
+from overlay_tools.archive.reader import WheelReader
+from overlay_tools.archive.record import RecordRow, format_record, record_row
 from overlay_tools.archive.writer import WheelWriter
 from overlay_tools.errors import BuildError
 from overlay_tools.patches.apply import apply_series
@@ -25,7 +25,7 @@ from overlay_tools.patches.model import Hook, Patch
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import LockedWheel, Release
 from overlay_tools.wheels.manifest import MANIFEST, Manifest, describe_base, describe_patches, tree_hash
-from overlay_tools.wheels.overlay_files import _read, collect, compile_all
+from overlay_tools.wheels.overlay_files import _read, compile_all, read_package
 
 _VERSION_FILE = "sglang/_version.py"
 _KERNEL_METADATA = """\
@@ -50,7 +50,7 @@ Tag: py3-none-any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Built:
+class BuiltWheel:
     """A wheel in dist/: where it is, its size in bytes and sha256, what was done to its base, seconds it took."""
 
     path: Path
@@ -64,7 +64,7 @@ class Built:
 
 def build_sglang(
     project: Project, release: Release, wheel: LockedWheel, base_path: Path, hooks: Sequence[Hook]
-) -> Built:
+) -> BuiltWheel:
     """Build the drop-in wheel of one release.
 
     Parameters: `wheel`, which of the release's wheels is the base; `base_path`, where it is,
@@ -74,8 +74,8 @@ def build_sglang(
     started = time.perf_counter()
     version = f"{release.version}+overlay.{project.revision}"
     patches = [patch for hook in hooks if (patch := hook.variant(release.version))]
-    added = collect(project.overlay, "sglang")
-    with BaseWheel(base_path) as base:
+    added = read_package(project.overlay, "sglang")
+    with WheelReader(base_path) as base:
 
         def read(name: str) -> bytes | None:
             return base.read(name) if name in base.members else None
@@ -99,7 +99,9 @@ def build_sglang(
         }
         recorded = base.record().values()
         rows = [
-            Row(path=renamed[row.path], digest=row.digest, size=row.size) for row in recorded if row.path in renamed
+            RecordRow(path=renamed[row.path], digest=row.digest, size=row.size)
+            for row in recorded
+            if row.path in renamed
         ]
         unrecorded = {name for name in renamed if not name.endswith("/")} - {row.path for row in recorded}
         if unrecorded:
@@ -122,7 +124,7 @@ def build_sglang(
 
         name = f"sglang-{version}-{'-'.join(wheel.name.removesuffix('.whl').split('-')[2:])}.whl"
         path, size, digest = _write(project.dist / name, write)
-    return Built(
+    return BuiltWheel(
         path=path,
         size=size,
         sha256=digest,
@@ -133,12 +135,12 @@ def build_sglang(
     )
 
 
-def build_kernel(project: Project, release: Release) -> Built:
+def build_kernel(project: Project, release: Release) -> BuiltWheel:
     """Build the CPU kernel wheel that satisfies a release's kernel pin on a machine without a GPU.
 
     Raises BuildError if the overlay has no kernels or one of its files does not compile.
     """
-    content = collect(project.overlay, "sgl_kernel")
+    content = read_package(project.overlay, "sgl_kernel")
     if not content:
         raise BuildError(f"{project.overlay / 'sgl_kernel'} holds no file.", hint="Restore the CPU kernels.")
     compile_all(content)
@@ -148,7 +150,7 @@ def build_kernel(project: Project, release: Release) -> Built:
 
 def build_own(
     project: Project, name: str, version: str, content: Mapping[str, bytes], metadata: str, beside: Mapping[str, bytes]
-) -> Built:
+) -> BuiltWheel:
     """Build a wheel that holds nothing of upstream's, for every Python and machine.
 
     Parameters: `content`, its files; `metadata`, the lines of METADATA that are its own; `beside`, further files of its
@@ -166,7 +168,7 @@ def build_own(
     }
 
     def write(writer: WheelWriter) -> None:
-        rows: list[Row] = []
+        rows: list[RecordRow] = []
         _add(writer, rows, content)
         manifest = Manifest(
             distribution=name,
@@ -179,7 +181,7 @@ def build_own(
         _finish(writer, rows, {**own, f"{dist_info}/{MANIFEST}": manifest.dump()}, dist_info)
 
     path, size, digest = _write(project.dist / f"{stem}-py3-none-any.whl", write)
-    return Built(
+    return BuiltWheel(
         path=path,
         size=size,
         sha256=digest,
@@ -191,7 +193,7 @@ def build_own(
 
 
 def _origins(
-    project: Project, touched: Mapping[str, bytes], added: Mapping[str, bytes], base: BaseWheel
+    project: Project, touched: Mapping[str, bytes], added: Mapping[str, bytes], base: WheelReader
 ) -> dict[str, str]:
     faults = [f"overlay/{name} is also changed by a patch." for name in sorted(added.keys() & touched.keys())]
     upstream = added.keys() & base.members.keys()
@@ -208,7 +210,7 @@ def _origins(
     return dict.fromkeys(touched, "patched") | {name: "replaced" if name in upstream else "added" for name in added}
 
 
-def _version_module(base: BaseWheel, old: str, new: str) -> bytes:
+def _version_module(base: WheelReader, old: str, new: str) -> bytes:
     """Return sglang/_version.py, as setuptools-scm writes it, for the new version."""
     text = base.read(_VERSION_FILE).decode("utf-8")
     local = new.partition("+")[2]
@@ -222,7 +224,7 @@ def _version_module(base: BaseWheel, old: str, new: str) -> bytes:
     return text.encode("utf-8")
 
 
-def _metadata(base: BaseWheel, old: str, new: str) -> bytes:
+def _metadata(base: WheelReader, old: str, new: str) -> bytes:
     head, separator, body = base.read(f"{base.dist_info}/METADATA").partition(b"\n\n")
     head, count = re.subn(
         rb"(?m)^Version: " + re.escape(old.encode()) + rb"(?=\r?$)", b"Version: " + new.encode(), head
@@ -232,19 +234,19 @@ def _metadata(base: BaseWheel, old: str, new: str) -> bytes:
     return head + separator + body
 
 
-def _add(writer: WheelWriter, rows: list[Row], content: Mapping[str, bytes]) -> None:
+def _add(writer: WheelWriter, rows: list[RecordRow], content: Mapping[str, bytes]) -> None:
     for name in sorted(content):
         writer.add(name, content[name])
         rows.append(record_row(name, content[name]))
 
 
-def _finish(writer: WheelWriter, rows: list[Row], own: Mapping[str, bytes], dist_info: str) -> None:
+def _finish(writer: WheelWriter, rows: list[RecordRow], own: Mapping[str, bytes], dist_info: str) -> None:
     _add(writer, rows, own)
     record = f"{dist_info}/RECORD"
     unlike = {name for name in writer.names if not name.endswith("/")} ^ {row.path for row in rows}
     if unlike:
         raise BuildError(*(f"RECORD and the members differ in {name}." for name in sorted(unlike)), hint="Report this.")
-    writer.add(record, format_record([*rows, Row(path=record, digest="", size="")]))
+    writer.add(record, format_record([*rows, RecordRow(path=record, digest="", size="")]))
     writer.finish()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from overlay_tools import __version__
-from overlay_tools.archive.record import Row
+from overlay_tools.archive.record import RecordRow
 from overlay_tools.errors import VerifyError
 from overlay_tools.patches.model import Patch, target_of
 from overlay_tools.upstream.lockfile import LockedWheel
@@ -76,7 +76,7 @@ def describe_patches(patches: Sequence[Patch]) -> list[dict[str, object]]:
     ]
 
 
-def tree_hash(rows: Iterable[Row]) -> str:
+def tree_hash(rows: Iterable[RecordRow]) -> str:
     """Return the sha256 over the paths and hashes of files, whatever their order.
 
     RECORD, which has no hash, and the manifest, which holds this one, are left out.

@@ -11,7 +11,7 @@ from overlay_tools.errors import BuildError
 _PACKAGES = ("sglang", "sgl_kernel", "sglang_overlay_plugin")
 
 
-def collect(overlay: Path, package: str) -> dict[str, bytes]:
+def read_package(overlay: Path, package: str) -> dict[str, bytes]:
     """Return the overlay's files of one top-level package by their path in a wheel.
 
     Hidden files and Python's caches are left out.

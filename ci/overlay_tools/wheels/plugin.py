@@ -7,9 +7,9 @@ from pathlib import PurePosixPath
 from overlay_tools.errors import BuildError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import load_lock
-from overlay_tools.wheels.builder import Built, build_own
+from overlay_tools.wheels.builder import BuiltWheel, build_own
 from overlay_tools.wheels.import_rewriter import rewrite
-from overlay_tools.wheels.overlay_files import collect, compile_all
+from overlay_tools.wheels.overlay_files import compile_all, read_package
 
 PACKAGE = "sglang_overlay_plugin"
 _UPSTREAM = ("sglang/srt/", "sglang/")
@@ -26,7 +26,7 @@ _STARTUP = (
 )
 
 
-def build_plugin(project: Project) -> Built:
+def build_plugin(project: Project) -> BuiltWheel:
     """Build the plugin wheel from the overlay's files.
 
     Raises BuildError if a file cannot be moved into the plugin's package, or a release that the plugin is said to be
@@ -38,13 +38,13 @@ def build_plugin(project: Project) -> Built:
             *(f"pyproject.toml: plugin names {version}, which is not locked." for version in unknown),
             hint="These are the releases that the plugin is proven on: `nox -s test-plugin-VERSION`.",
         )
-    content = collect(project.overlay, PACKAGE)
+    content = read_package(project.overlay, PACKAGE)
     moved = _moved(project)
     places = [*content, *moved.values()]
     if taken := sorted({name for name in places if places.count(name) > 1}):
         raise BuildError(*(f"overlay: two files of it would be {name}." for name in taken), hint="Rename one of them.")
     modules = {_module(name): _module(new) for name, new in moved.items() if name.endswith(".py")}
-    for name, data in collect(project.overlay, "sglang").items():
+    for name, data in read_package(project.overlay, "sglang").items():
         content[moved[name]] = rewrite(data, modules, f"overlay/{name}") if name.endswith(".py") else data
     folders = {str(parent) for name in content for parent in PurePosixPath(name).parents if str(parent) != "."}
     content |= {file: b"" for folder in folders if (file := f"{folder}/__init__.py") not in content}
@@ -66,7 +66,7 @@ def _moved(project: Project) -> dict[str, str]:
             hint="A plugin leaves upstream's files as they are: there is none for this overlay.",
         )
     moved = {}
-    for name in collect(project.overlay, "sglang"):
+    for name in read_package(project.overlay, "sglang"):
         prefix = next(prefix for prefix in _UPSTREAM if name.startswith(prefix))
         moved[name] = f"{PACKAGE}/{name.removeprefix(prefix)}"
     return moved

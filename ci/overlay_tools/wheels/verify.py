@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from overlay_tools.archive.reader import BaseWheel
-from overlay_tools.archive.record import Row, parse_record, record_digest
+from overlay_tools.archive.reader import WheelReader
+from overlay_tools.archive.record import RecordRow, parse_record, record_digest
 from overlay_tools.errors import ToolError, VerifyError, WheelError
 from overlay_tools.subprocesses import run
 from overlay_tools.wheels.manifest import MANIFEST, Manifest, load_manifest, tree_hash
@@ -37,7 +37,7 @@ def verify_wheel(path: Path) -> Verified:
 
     Raises WheelError if it cannot be read, VerifyError if it has no manifest.
     """
-    with BaseWheel(path) as wheel:
+    with WheelReader(path) as wheel:
         if f"{wheel.dist_info}/{MANIFEST}" not in wheel.members:
             raise VerifyError(
                 f"{path} has no manifest: it is not one of this project's.", hint="Name a wheel of dist/."
@@ -97,8 +97,8 @@ def _verify_installed(folder: Path) -> Verified:
 
 def _compare(
     manifest: Manifest,
-    rows: Mapping[str, Row],
-    shipped: Mapping[str, Row],
+    rows: Mapping[str, RecordRow],
+    shipped: Mapping[str, RecordRow],
     present: set[str],
     read: Callable[[str], bytes | None],
 ) -> Verified:

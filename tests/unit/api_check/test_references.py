@@ -4,8 +4,8 @@ import textwrap
 
 import pytest
 
+from unit.api_check.derived import UPSTREAM, changed, check, derive, misfits
 from unit.conftest import Miniature
-from unit.derived import UPSTREAM, changed, check, derive, misfits
 
 LAYERS = "sglang/srt/layers/__init__.py"
 HEAD = "from sglang.srt.layers import head\n"

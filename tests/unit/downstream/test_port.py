@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from overlay_tools.api_check.base_mentions import Place
+from overlay_tools.api_check.base_mentions import BaseMention
 from overlay_tools.bench_port import replay
 from overlay_tools.downstream.diff import make_diff
-from overlay_tools.downstream.port import Port, Row
+from overlay_tools.downstream.port import HunkReport, Port
 from overlay_tools.downstream.worktree import OVERLAY
 from overlay_tools.errors import FetchError, LockError, OverlayError, PatchError, PortError
 from overlay_tools.patches.lint import lint
@@ -28,7 +28,7 @@ SETTLED = CHANGED.replace("(config):\n", "(config):\n    config = choose(config,
 VARIANT = HEADER.replace(">=1.0,<=1.1", "==1.2") + make_diff({FILE: CHANGED.encode()}, {FILE: SETTLED.encode()})
 
 
-def port_to(mini: Miniature, version: str, files: Mapping[str, str | None]) -> list[Row]:
+def port_to(mini: Miniature, version: str, files: Mapping[str, str | None]) -> list[HunkReport]:
     """Begin with a release that has these files, None for one that it has not, and those of every one."""
     content = upstream_files(version) | {name: (text or "").encode() for name, text in files.items()}
     gone = {name for name, text in files.items() if text is None}
@@ -36,15 +36,15 @@ def port_to(mini: Miniature, version: str, files: Mapping[str, str | None]) -> l
     return Port(mini.project, mini.cache).start(version, lambda asked: release)
 
 
-def start(mini: Miniature, version: str = "1.2", loader: str = LOADER) -> list[Row]:
+def start(mini: Miniature, version: str = "1.2", loader: str = LOADER) -> list[HunkReport]:
     return port_to(mini, version, {FILE: loader})
 
 
-def resume(mini: Miniature, *drop: str) -> list[Row]:
+def resume(mini: Miniature, *drop: str) -> list[HunkReport]:
     return Port(mini.project, mini.cache).resume(drop)
 
 
-def outcomes(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def outcomes(rows: Sequence[HunkReport]) -> list[tuple[str, str]]:
     return [(hook, outcome) for hook, _, outcome, _ in rows]
 
 
@@ -472,9 +472,9 @@ def test_the_contract_is_that_of_the_hooks_as_they_are_to_be(mini: Miniature) ->
 
 
 def test_a_place_that_no_one_has_classified_stops_it(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Place(release="1.2", file=FILE, line=5, scope="get_model", what="string 'Base'")
+    place = BaseMention(release="1.2", file=FILE, line=5, scope="get_model", what="string 'Base'")
     with monkeypatch.context() as patched:
-        patched.setattr("overlay_tools.downstream.port.audit", lambda project, sources: [place])
+        patched.setattr("overlay_tools.downstream.port.find_base_mentions", lambda project, sources: [place])
         said = stopped(mini, lambda: start(mini))
         assert f"{FILE}:5: string 'Base' in get_model is not classified." in said
     resume(mini)

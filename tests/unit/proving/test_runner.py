@@ -1,4 +1,4 @@
-"""`nox -s matrix` over a miniature project, with rungs of a few lines that pytest really runs."""
+"""`nox -s matrix` over a miniature project, with stages of a few lines that pytest really runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from overlay_tools import cli
 from overlay_tools.errors import MatrixError, OverlayError, ToolError
 from overlay_tools.proving import runner, stages
 from overlay_tools.proving.results import Result, load_results
-from overlay_tools.proving.stages import RUNGS
+from overlay_tools.proving.stages import STAGES
 from overlay_tools.settings import Project
 
 from unit.conftest import REPOSITORY, Miniature
@@ -37,8 +37,8 @@ def project(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
     for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "x"]):
         subprocess.run(["git", *words], cwd=mini.root, check=True)
     table = {"static": ("tests/static",), "engine": ("tests/engine/test_e.py",)}
-    monkeypatch.setattr(stages, "RUNGS", table)
-    monkeypatch.setattr(runner, "RUNGS", table)
+    monkeypatch.setattr(stages, "STAGES", table)
+    monkeypatch.setattr(runner, "STAGES", table)
     monkeypatch.setattr(runner, "NEEDED", 1.0)
     monkeypatch.setattr(runner, "engine_environment", make_environment)
     monkeypatch.setenv("UV_CACHE_DIR", "elsewhere")
@@ -54,13 +54,13 @@ def results(mini: Miniature) -> dict[tuple[str, str], Result]:
     return dict(load_results(mini.project.results))
 
 
-def test_every_rung_of_every_release_is_run_and_recorded(
+def test_every_stage_of_every_release_is_run_and_recorded(
     project: Miniature, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(project) == 0
     head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=project.root, capture_output=True, text=True)
     assert {key: (r.passed, r.failed, r.commit) for key, r in results(project).items()} == {
-        (version, rung): (1, 0, head.stdout.strip()) for version in ("1.0", "1.1") for rung in ("static", "engine")
+        (version, stage): (1, 0, head.stdout.strip()) for version in ("1.0", "1.1") for stage in ("static", "engine")
     }
     said = capsys.readouterr().out
     assert "[2/2] sglang 1.1" in said
@@ -77,10 +77,10 @@ def test_what_is_proven_is_not_run_again_until_what_is_built_changes(
     before = project.project.results.read_bytes()
     capsys.readouterr()
     assert run(project) == 0
-    assert "Every rung is green" in capsys.readouterr().out
+    assert "Every stage is green" in capsys.readouterr().out
     assert project.project.results.read_bytes() == before
     project.write("overlay/sglang/models/ours.py", "OURS = 2\n")
-    assert [item.rungs for item in runner.due(project.project, ["1.0"], again=False)] == [["static", "engine"]]
+    assert [item.stages for item in runner.plan_matrix(project.project, ["1.0"], again=False)] == [["static", "engine"]]
     assert run(project) == 0
     assert {result.commit[-1] for result in results(project).values()} == {"+"}  # the change is not committed
 
@@ -106,7 +106,9 @@ def test_one_red_release_keeps_no_other_from_being_run(
     assert "1.0: uv pip install failed" in said
     assert "1.1 engine: 1 passed, 1 failed" in said
     project.write("tests/engine/test_e.py", GREEN)
-    assert [(item.version, item.rungs) for item in runner.due(project.project, ["1.0", "1.1"], again=False)] == [
+    assert [
+        (item.version, item.stages) for item in runner.plan_matrix(project.project, ["1.0", "1.1"], again=False)
+    ] == [
         ("1.0", ["static", "engine"]),
         ("1.1", ["engine"]),
     ]
@@ -128,15 +130,15 @@ def test_what_pytest_cannot_run_is_never_green(project: Miniature, code: str) ->
 
 
 def test_a_run_that_is_cut_short_goes_on_where_it_was(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, ran = stages.run_rung, []
+    real, ran = stages.run_stage, []
 
-    def run_rung(root: Path, version: str, rung: str, *rest: object) -> Result:
-        ran.append(f"{version} {rung}")
+    def run_stage(root: Path, version: str, stage: str, *rest: object) -> Result:
+        ran.append(f"{version} {stage}")
         if ran == ["1.0 static", "1.0 engine"]:
             raise KeyboardInterrupt
-        return real(root, version, rung, *rest)  # type: ignore[arg-type]
+        return real(root, version, stage, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runner, "run_rung", run_rung)
+    monkeypatch.setattr(runner, "run_stage", run_stage)
     assert run(project) == 130
     assert results(project).keys() == {("1.0", "static")}
     assert not (project.root / ".nox/releases/environment").exists()
@@ -191,13 +193,13 @@ def test_a_release_that_is_not_locked_is_named(project: Miniature, capsys: pytes
     assert "holds no release '9.9'" in capsys.readouterr().err
 
 
-def test_a_rung_without_a_report_is_an_error(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_without_a_report_is_an_error(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "run_logged", lambda *words, **options: 3)
     with pytest.raises(OverlayError, match="pytest came to no result"):
-        stages.run_rung(project.root, "1.0", "engine", Path(sys.executable), project.root / "log", {})
+        stages.run_stage(project.root, "1.0", "engine", Path(sys.executable), project.root / "log", {})
 
 
-def test_every_engine_test_is_on_one_rung() -> None:
-    listed = [name for rung, names in RUNGS.items() if rung != "static" for name in names]
+def test_every_engine_test_is_on_one_stage() -> None:
+    listed = [name for stage, names in STAGES.items() if stage != "static" for name in names]
     found = [path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "tests/engine").glob("test_*.py")]
     assert sorted(listed) == sorted([*found, "tests/gpu/test_layers.py"])  # the one there that needs no GPU

@@ -4,12 +4,12 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from overlay_tools.api_check.contract import unused
+from overlay_tools.api_check.contract import unused_waivers
 from overlay_tools.api_check.contract_file import load_contract
 from overlay_tools.errors import ContractError
 
+from unit.api_check.derived import REGISTRY, changed, check, derive, misfits
 from unit.conftest import PATCH, Miniature
-from unit.derived import REGISTRY, changed, check, derive, misfits
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_waiver_gives_its_reason(ours: Miniature) -> None:
     found = check(ours, changed("input_ids, positions", "input_ids, positions, batch=None"))
     assert misfits(found) == []
     assert [item.waived for item in found if item.problem] == ["no one passes it"]
-    assert unused(ours.project, found) == []
+    assert unused_waivers(ours.project, found) == []
 
 
 def test_another_problem_of_the_same_place_is_not_waived(ours: Miniature) -> None:
@@ -235,14 +235,14 @@ def test_a_waiver_that_waives_nothing_is_named_with_its_line(ours: Miniature) ->
     found = check(ours) + check(
         ours, changed("input_ids, positions", "input_ids, positions, batch=None"), version="1.1"
     )
-    assert unused(ours.project, found) == [f"{path}:3: the waiver of OursForCausalLM.backward waives nothing."]
+    assert unused_waivers(ours.project, found) == [f"{path}:3: the waiver of OursForCausalLM.backward waives nothing."]
 
 
 def test_what_fits_is_not_waived(ours: Miniature) -> None:
     path = waive(ours, WAIVER.replace("*takes `batch`", "*"))
     found = check(ours)
     assert [item.waived for item in found if item.waived] == []
-    assert unused(ours.project, found) == [f"{path}:2: the waiver of OursForCausalLM.forward waives nothing."]
+    assert unused_waivers(ours.project, found) == [f"{path}:2: the waiver of OursForCausalLM.forward waives nothing."]
 
 
 @pytest.mark.parametrize(
@@ -263,21 +263,21 @@ def test_what_fits_is_not_waived(ours: Miniature) -> None:
             f"waivers = [\n{WAIVER.replace('reason', 'releases = ' + repr('from 1') + ', reason')},\n]\n",
             "contract.toml:2: releases: ",
         ),
-        ("places = [\n{ file = 'x', scope = '*', what = [] },\n]\n", "contract.toml:2: what cannot be []"),
-        ("places = [\n{ file = 'x', scope = '*', what = 'y' },\n]\n", "contract.toml:2: it must have either handled"),
+        ("mentions = [\n{ file = 'x', scope = '*', what = [] },\n]\n", "contract.toml:2: what cannot be []"),
+        ("mentions = [\n{ file = 'x', scope = '*', what = 'y' },\n]\n", "contract.toml:2: it must have either handled"),
         (
-            "places = [\n{ file = 'x', scope = '*', what = 'y', handled = 'alias', reason = 'z' },\n]\n",
+            "mentions = [\n{ file = 'x', scope = '*', what = 'y', handled = 'alias', reason = 'z' },\n]\n",
             "contract.toml:2: it must have either handled",
         ),
         (
-            "places = [\n{ file = 'x', scope = '*', what = 'y', handled = 'alias' },\n]\n",
+            "mentions = [\n{ file = 'x', scope = '*', what = 'y', handled = 'alias' },\n]\n",
             "contract.toml:2: [mechanisms] does not explain 'alias'",
         ),
         (
-            "places = [\n{ file = 'x', scope = '*', what = 'y', reason = 'z', times = 0 },\n]\n",
+            "mentions = [\n{ file = 'x', scope = '*', what = 'y', reason = 'z', times = 0 },\n]\n",
             "contract.toml:2: times cannot be 0",
         ),
-        ("places = []\n\n[mechanisms]\nalias = 1\n", "contract.toml:3: [mechanisms] must explain each in a text"),
+        ("mentions = []\n\n[mechanisms]\nalias = 1\n", "contract.toml:3: [mechanisms] must explain each in a text"),
     ],
 )
 def test_a_fault_of_the_file_is_named_with_its_line(mini: Miniature, text: str, said: str) -> None:
@@ -299,6 +299,6 @@ def test_every_fault_is_said_at_once(mini: Miniature) -> None:
 
 def test_without_the_file_nothing_is_waived(tmp_path: Path) -> None:
     contract = load_contract(tmp_path / "contract.toml")
-    assert (contract.waivers, contract.places) == ((), ())
+    assert (contract.waivers, contract.mentions) == ((), ())
     with pytest.raises(ContractError, match="Is a directory"):
         load_contract(tmp_path)

@@ -12,19 +12,24 @@ from typing import Literal
 import pytest
 from overlay_tools.errors import OverlayError
 from overlay_tools.report.html import page, write_page
-from overlay_tools.report.status import Cell, Matrix, State, Status
+from overlay_tools.report.status import Cell, State, Status, StatusTable
 from playwright.sync_api import Browser, Page
 
 from unit.browser import start_browser
 
 RELEASES = ("0.5.7", "0.5.10.post1", "0.5.23")
-RUNGS = ("static", "kernels", "twin", "engine", "gpu & more")
+STAGES = ("static", "kernels", "decisions", "engine", "gpu & more")
 HOSTILE = "skipped: <script>document.title='owned'</script><img src=x onerror=alert(1)> & \"quotes\" \udce9"
 BAD = (
     ("0.5.7", "Hooks", "resolve", Cell(state=State.RED, word="fails", problems=["the lines are not there"])),
-    ("0.5.10.post1", "Rungs", "engine", Cell(state=State.OPEN, word="skipped for 1 reason", problems=[HOSTILE])),
-    ("0.5.10.post1", "Rungs", "gpu & more", Cell(state=State.RED, word="2 failed", notes=["3 passed"])),
-    ("0.5.10.post1", "Contract and audit", "audit", Cell(state=State.RED, word="1 unclassified", problems=["a.py:3"])),
+    ("0.5.10.post1", "Stages", "engine", Cell(state=State.OPEN, word="skipped for 1 reason", problems=[HOSTILE])),
+    ("0.5.10.post1", "Stages", "gpu & more", Cell(state=State.RED, word="2 failed", notes=["3 passed"])),
+    (
+        "0.5.10.post1",
+        "Contract and base mentions",
+        "base mentions",
+        Cell(state=State.RED, word="1 unclassified", problems=["a.py:3"]),
+    ),
 )
 
 # Each element's text, and its contrast with what is behind it, as WCAG 2 counts it.
@@ -50,26 +55,26 @@ TEXTS = (
 
 def status_of(bad: tuple[tuple[str, str, str, Cell], ...] = ()) -> Status:
     """Return a status that is green but for the cells of `bad`."""
-    other = {(release, matrix, column): cell for release, matrix, column, cell in bad}
+    other = {(release, table, column): cell for release, table, column, cell in bad}
 
-    def matrix(name: str, columns: tuple[str, ...], green: Cell) -> Matrix:
+    def table(name: str, columns: tuple[str, ...], green: Cell) -> StatusTable:
         rows = {
             release: [
                 other.get((release, name, column), replace(green, names=[f"{column} by name"])) for column in columns
             ]
             for release in RELEASES
         }
-        return Matrix(name=name, about=f"What of {name}?", columns=columns, rows=rows)
+        return StatusTable(name=name, about=f"What of {name}?", columns=columns, rows=rows)
 
     hook = Cell(state=State.GREEN, word="offset +12", notes=["+2/-0", "line 107"])
-    rung = Cell(state=State.GREEN, word="38 passed", notes=["12 s", "2026-11-23", "895de74+"])
+    stage = Cell(state=State.GREEN, word="38 passed", notes=["12 s", "2026-11-23", "895de74+"])
     fits = Cell(state=State.GREEN, word="170 fit", notes=["3 waived"])
-    matrices = [
-        matrix("Hooks", ("register", "resolve"), hook),
-        matrix("Rungs", RUNGS, rung),
-        matrix("Contract and audit", ("contract", "audit"), fits),
+    tables = [
+        table("Hooks", ("register", "resolve"), hook),
+        table("Stages", STAGES, stage),
+        table("Contract and base mentions", ("contract", "base mentions"), fits),
     ]
-    return Status(commit="895de74d1234+", default="0.5.23", releases=RELEASES, matrices=matrices)
+    return Status(commit="895de74d1234+", default="0.5.23", releases=RELEASES, tables=tables)
 
 
 @dataclass
@@ -112,8 +117,8 @@ def test_a_reader_sees_the_verdict_and_every_cell(browser: Browser, tmp_path: Pa
         assert page.get_by_role("heading", name="What is not green").count() == 0
         for name, columns, said in (
             ("Hooks", ("register", "resolve"), "✓ offset +12 +2/-0 · line 107"),
-            ("Rungs", RUNGS, "✓ 38 passed 12 s · 2026-11-23 · 895de74+"),
-            ("Contract and audit", ("contract", "audit"), "✓ 170 fit 3 waived"),
+            ("Stages", STAGES, "✓ 38 passed 12 s · 2026-11-23 · 895de74+"),
+            ("Contract and base mentions", ("contract", "base mentions"), "✓ 170 fit 3 waived"),
         ):
             region = page.get_by_role("region", name=name, exact=True)
             assert region.get_by_role("columnheader").all_inner_texts() == ["Release", *columns]
@@ -128,9 +133,9 @@ def test_a_reader_sees_the_verdict_and_every_cell(browser: Browser, tmp_path: Pa
 
 def test_what_a_figure_counts_unfolds(browser: Browser, tmp_path: Path) -> None:
     with visit(browser, tmp_path, status_of()) as shown:
-        name = shown.page.get_by_text("audit by name").first
+        name = shown.page.get_by_text("base mentions by name").first
         assert not name.is_visible()
-        shown.page.get_by_role("region", name="Contract and audit").locator("summary").nth(1).click()
+        shown.page.get_by_role("region", name="Contract and base mentions").locator("summary").nth(1).click()
         assert name.is_visible()
 
 
@@ -139,10 +144,10 @@ def test_each_cell_that_is_not_green_leads_to_its_reason(browser: Browser, tmp_p
         page = shown.page
         assert page.get_by_role("heading", level=1).inner_text() == "✗ 1 of 3 releases green, 2 red"
         totals = [text.split("\n") for text in page.locator(".totals li").all_inner_texts()]
-        assert totals == [["✗ 2 of 3", "Hooks"], ["✗ 2 of 3", "Rungs"], ["✗ 2 of 3", "Contract and audit"]]
+        assert totals == [["✗ 2 of 3", "Hooks"], ["✗ 2 of 3", "Stages"], ["✗ 2 of 3", "Contract and base mentions"]]
         assert page.locator(".chips li").all_inner_texts() == ["✗ 0.5.7", "✗ 0.5.10.post1", "✓ 0.5.23"]
-        for release, matrix, column, cell in BAD:
-            link = page.get_by_role("region", name=matrix, exact=True).get_by_role("link", name=cell.word)
+        for release, table, column, cell in BAD:
+            link = page.get_by_role("region", name=table, exact=True).get_by_role("link", name=cell.word)
             assert link.inner_text() == f"{cell.state.value} {cell.word}"
             link.click()
             target = page.locator(":target")
@@ -179,7 +184,7 @@ def test_a_narrow_screen_scrolls_the_tables_and_not_the_page(browser: Browser, t
     with visit(browser, tmp_path, status_of(BAD), width=400) as shown:
         page = shown.page
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
-        region = page.get_by_role("region", name="Rungs", exact=True)
+        region = page.get_by_role("region", name="Stages", exact=True)
         assert region.evaluate("box => box.scrollWidth > box.clientWidth")
         header, cell = region.get_by_role("rowheader").first, region.get_by_role("cell").first
         where = "element => element.getBoundingClientRect().x"

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 from overlay_tools import cli
-from overlay_tools.api_check.base_mentions import Place
+from overlay_tools.api_check.base_mentions import BaseMention
 from overlay_tools.api_check.contract import Finding
 from overlay_tools.errors import ContractError, OverlayError
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving.results import Result, commit_of, inputs, save_results
-from overlay_tools.proving.stages import RUNGS
+from overlay_tools.proving.stages import STAGES
 from overlay_tools.report import reading
-from overlay_tools.report.reading import collect
+from overlay_tools.report.reading import read_status
 from overlay_tools.report.status import Cell, State, Status
 from overlay_tools.report.terminal import show
 from overlay_tools.settings import Project
-from overlay_tools.upstream.source_tree import Sources
+from overlay_tools.upstream.source_tree import SourceTree
 from rich.console import Console
 
 from unit.conftest import LOADER, PATCH, Miniature, upstream_files
-from unit.test_results import committed
+from unit.proving.test_results import committed
 
 SECOND = """\
 Subject: Two hunks
@@ -47,12 +47,12 @@ diff --git a/sglang/loader.py b/sglang/loader.py
 
 def now(mini: Miniature, *releases: str) -> Status:
     lock = {version: release for version, release in mini.lock.items() if version in (releases or mini.lock)}
-    return collect(mini.project, lock, load_series(mini.root / "patches"), mini.cache)
+    return read_status(mini.project, lock, load_series(mini.root / "patches"), mini.cache)
 
 
 def cell_of(shown: Status, release: str, column: str) -> Cell:
     return {
-        name: cell for matrix in shown.matrices for name, cell in zip(matrix.columns, matrix.rows[release], strict=True)
+        name: cell for table in shown.tables for name, cell in zip(table.columns, table.rows[release], strict=True)
     }[column]
 
 
@@ -62,11 +62,11 @@ def terminal(shown: Status, width: int = 200) -> str:
     return said.getvalue()
 
 
-def result(mini: Miniature, release: str, rung: str) -> Result:
+def result(mini: Miniature, release: str, stage: str) -> Result:
     """Return a green result for what the files of the project say now."""
     return Result(
         release=release,
-        rung=rung,
+        stage=stage,
         passed=38,
         failed=0,
         skipped=[],
@@ -80,35 +80,35 @@ def result(mini: Miniature, release: str, rung: str) -> Result:
 
 
 def prove(mini: Miniature, *others: Result) -> None:
-    """Write green results of every rung of every release, but for those of `others`."""
-    green = {(version, rung): result(mini, version, rung) for version in mini.lock for rung in RUNGS}
+    """Write green results of every stage of every release, but for those of `others`."""
+    green = {(version, stage): result(mini, version, stage) for version in mini.lock for stage in STAGES}
     mini.project.results.parent.mkdir(exist_ok=True)
-    save_results(mini.project.results, {**green, **{(other.release, other.rung): other for other in others}}.values())
+    save_results(mini.project.results, {**green, **{(other.release, other.stage): other for other in others}}.values())
 
 
 @pytest.fixture
-def needs(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Finding], list[Place]], None]:
+def needs(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Finding], list[BaseMention]], None]:
     """Return what sets the findings and places of every release."""
 
-    def sets(findings: list[Finding], places: list[Place]) -> None:
-        def check_contract(project: Project, sources: Sources) -> list[Finding]:
+    def sets(findings: list[Finding], places: list[BaseMention]) -> None:
+        def check_contract(project: Project, sources: SourceTree) -> list[Finding]:
             return [finding for finding in findings if finding.release == sources.version]
 
-        def audit(project: Project, sources: Sources) -> list[Place]:
+        def find_base_mentions(project: Project, sources: SourceTree) -> list[BaseMention]:
             return [place for place in places if place.release == sources.version]
 
         monkeypatch.setattr(reading, "check_contract", check_contract)
-        monkeypatch.setattr(reading, "audit", audit)
+        monkeypatch.setattr(reading, "find_base_mentions", find_base_mentions)
 
     return sets
 
 
-def test_a_project_whose_rungs_have_passed_is_green(mini: Miniature) -> None:
+def test_a_project_whose_stages_have_passed_is_green(mini: Miniature) -> None:
     prove(mini)
     shown = now(mini)
     assert shown.verdict == "2 of 2 releases green"
     assert shown.not_green == []
-    assert [matrix.ok for matrix in shown.matrices] == [2, 2, 2]
+    assert [table.ok for table in shown.tables] == [2, 2, 2]
     said = terminal(shown)
     assert said.count("✓ exact, +1/-0, line 3") == 2
     assert said.count("✓ 38 passed, 12 s, 2026-11-23, 895de74+") == 8
@@ -164,7 +164,7 @@ def test_a_hook_that_is_not_due_is_no_fault_and_one_without_a_variant_is(mini: M
     assert shown.state("1.0") == State.GREEN
 
 
-def test_a_rung_that_passed_for_another_state_is_not_green(mini: Miniature) -> None:
+def test_a_stage_that_passed_for_another_state_is_not_green(mini: Miniature) -> None:
     prove(mini)
     mini.write("overlay/sglang/models/ours.py", "OURS = 2\n")
     shown = now(mini)
@@ -173,10 +173,10 @@ def test_a_rung_that_passed_for_another_state_is_not_green(mini: Miniature) -> N
     ran = "38 passed on 2026-11-23T18:44Z, at 895de74d1234+, with Python 3.11.2 on x86_64"
     assert cell.problems == [f"{ran}; what is built has changed since."]
     assert shown.verdict == "0 of 2 releases green, 2 open"
-    assert terminal(shown).count("has changed since. (all)") == len(RUNGS)
+    assert terminal(shown).count("has changed since. (all)") == len(STAGES)
 
 
-def test_each_way_that_a_rung_can_end_is_told_apart(mini: Miniature) -> None:
+def test_each_way_that_a_stage_can_end_is_told_apart(mini: Miniature) -> None:
     green = result(mini, "1.0", "engine")
     older = {"inputs": "of an older state"}
     for change, state, word, notes, problem in (
@@ -195,18 +195,18 @@ def test_each_way_that_a_rung_can_end_is_told_apart(mini: Miniature) -> None:
         assert problem in "\n".join(cell.problems)
 
 
-def test_a_rung_without_a_result_is_not_run(mini: Miniature) -> None:
+def test_a_stage_without_a_result_is_not_run(mini: Miniature) -> None:
     shown = now(mini)
     assert cell_of(shown, "1.0", "static") == Cell(state=State.OPEN, word="not run")
     assert shown.verdict == "0 of 2 releases green, 2 open"
-    assert shown.not_green[0] == f"1.0: {', '.join(f'{rung} not run' for rung in RUNGS)}"
+    assert shown.not_green[0] == f"1.0: {', '.join(f'{stage} not run' for stage in STAGES)}"
     assert "○ engine: not run (all)" in terminal(shown)
 
 
-def test_a_rung_that_is_run_on_some_releases_only_is_shown_and_not_asked_of_the_others(mini: Miniature) -> None:
+def test_a_stage_that_is_run_on_some_releases_only_is_shown_and_not_asked_of_the_others(mini: Miniature) -> None:
     prove(mini, result(mini, "1.1", "gpu"), replace(result(mini, "1.0", "old"), release="0.9"))
     shown = now(mini)
-    assert shown.matrices[1].columns == [*RUNGS, "gpu"]
+    assert shown.tables[1].columns == [*STAGES, "gpu"]
     assert cell_of(shown, "1.1", "gpu").word == "38 passed"
     assert cell_of(shown, "1.0", "gpu") == Cell(state=State.NEUTRAL, word="not run")
     assert shown.verdict == "2 of 2 releases green"
@@ -214,33 +214,36 @@ def test_a_rung_that_is_run_on_some_releases_only_is_shown_and_not_asked_of_the_
     assert now(mini).verdict == "1 of 2 releases green, 1 red"
 
 
-def test_contract_and_audit_count_what_is_right_and_name_the_rest(
-    mini: Miniature, needs: Callable[[list[Finding], list[Place]], None]
+def test_contract_and_base_mentions_count_what_is_right_and_name_the_rest(
+    mini: Miniature, needs: Callable[[list[Finding], list[BaseMention]], None]
 ) -> None:
     prove(mini)
     finding = Finding(release="1.0", where="overlay/a.py:3", kind="call", what="forward")
-    place = Place(release="1.0", file="sglang/b.py", line=7, scope="B.run", what="'Base'")
+    place = BaseMention(release="1.0", file="sglang/b.py", line=7, scope="B.run", what="'Base'")
     waived = [replace(finding, problem="gone", waived="not used here"), replace(place, waived="only logs")]
     needs([finding, finding, waived[0]], [replace(place, handled="the base"), waived[1]])  # type: ignore[list-item]
     shown = now(mini)
-    contract, audit = cell_of(shown, "1.0", "contract"), cell_of(shown, "1.0", "audit")
+    contract, mentions = cell_of(shown, "1.0", "contract"), cell_of(shown, "1.0", "base mentions")
     assert (contract.state, contract.word, contract.notes) == (State.GREEN, "2 fit", ["1 waived"])
     assert contract.names == ["overlay/a.py:3: call of forward: gone; waived: not used here"]
-    assert (audit.state, audit.word, audit.notes) == (State.GREEN, "1 handled", ["1 waived"])
-    assert audit.names == ["sglang/b.py:7, B.run: 'Base': the base", "sglang/b.py:7, B.run: 'Base': waived: only logs"]
+    assert (mentions.state, mentions.word, mentions.notes) == (State.GREEN, "1 handled", ["1 waived"])
+    assert mentions.names == [
+        "sglang/b.py:7, B.run: 'Base': the base",
+        "sglang/b.py:7, B.run: 'Base': waived: only logs",
+    ]
     assert cell_of(shown, "1.1", "contract").word == "0 fit"
     needs([finding, replace(finding, problem="takes `is_mtp`")], [replace(place, handled="the base"), place])
     shown = now(mini)
-    contract, audit = cell_of(shown, "1.0", "contract"), cell_of(shown, "1.0", "audit")
+    contract, mentions = cell_of(shown, "1.0", "contract"), cell_of(shown, "1.0", "base mentions")
     assert (contract.state, contract.word, contract.notes) == (State.RED, "1 changed", ["1 fit"])
     assert contract.problems == ["overlay/a.py:3: call of forward: takes `is_mtp`"]
-    assert (audit.state, audit.word, audit.notes) == (State.RED, "1 unclassified", ["1 handled"])
-    assert audit.problems == ["sglang/b.py:7, B.run: 'Base'"]
+    assert (mentions.state, mentions.word, mentions.notes) == (State.RED, "1 unclassified", ["1 handled"])
+    assert mentions.problems == ["sglang/b.py:7, B.run: 'Base'"]
     assert shown.verdict == "1 of 2 releases green, 1 red"
 
 
 def test_what_cannot_be_checked_is_red_with_the_reason(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreadable(project: Project, sources: Sources) -> list[Finding]:
+    def unreadable(project: Project, sources: SourceTree) -> list[Finding]:
         raise ContractError(f"{project.root}/ci/contract.toml:3: no reason.", hint="Give one.")
 
     monkeypatch.setattr(reading, "check_contract", unreadable)
@@ -254,7 +257,7 @@ def test_a_release_whose_wheel_is_damaged_keeps_no_other_from_being_shown(mini: 
     made.write_bytes(b"no zip")
     mini.lock_wheel("1.1", made)
     shown = now(mini)
-    assert {cell_of(shown, "1.1", column).word for column in ("choose", "contract", "audit")} == {"no sources"}
+    assert {cell_of(shown, "1.1", column).word for column in ("choose", "contract", "base mentions")} == {"no sources"}
     assert made.name in cell_of(shown, "1.1", "choose").problems[0]
     assert shown.state("1.0") == State.GREEN
 
@@ -269,7 +272,7 @@ def test_a_project_without_hooks_has_no_table_of_them(mini: Miniature) -> None:
     mini.write("patches/series", "")
     mini.patch.unlink()
     mini.patch.parent.rmdir()
-    assert [matrix.name for matrix in now(mini).matrices] == ["Rungs", "Contract and audit"]
+    assert [table.name for table in now(mini).tables] == ["Stages", "Contract and base mentions"]
 
 
 def test_the_commit_is_that_of_the_checkout(mini: Miniature) -> None:
@@ -307,7 +310,7 @@ def test_check_fails_where_anything_is_not_green(inside: Miniature, capsys: pyte
     capsys.readouterr()
     assert cli.main(["status", "--check"]) == 1
     said = capsys.readouterr().err
-    assert f"error: 1.0: {rows[0]['rung']} 3 failed\n" in said
+    assert f"error: 1.0: {rows[0]['stage']} 3 failed\n" in said
     assert "1.1" not in said
     assert str(Path("dist") / "status.html") in said
 

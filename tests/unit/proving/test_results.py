@@ -17,7 +17,7 @@ from unit.conftest import LOADER, PATCH, Miniature, upstream_files
 
 GREEN = Result(
     release="1.0",
-    rung="engine",
+    stage="engine",
     passed=3,
     failed=0,
     skipped=[],
@@ -47,7 +47,7 @@ def committed(mini: Miniature) -> Callable[..., None]:
     return git
 
 
-def test_only_a_rung_that_ran_whole_and_passed_is_green() -> None:
+def test_only_a_stage_that_ran_whole_and_passed_is_green() -> None:
     assert GREEN.green
     for change in ({"passed": 0}, {"failed": 1}, {"skipped": ["no GPU"]}):
         assert not replace(GREEN, **change).green
@@ -56,7 +56,7 @@ def test_only_a_rung_that_ran_whole_and_passed_is_green() -> None:
 def test_results_come_back_as_they_were_saved_in_any_order(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     assert load_results(path) == {}
-    several = [GREEN, replace(GREEN, rung="gpu", skipped=["größer"]), replace(GREEN, release="0.9", failed=2)]
+    several = [GREEN, replace(GREEN, stage="gpu", skipped=["größer"]), replace(GREEN, release="0.9", failed=2)]
     save_results(path, several)
     first = path.read_bytes()
     assert list(load_results(path).values()) == [several[2], several[0], several[1]]

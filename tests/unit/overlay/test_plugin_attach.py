@@ -16,7 +16,7 @@ import pytest
 from overlay_tools.wheels.plugin import build_plugin
 
 from unit.conftest import REPOSITORY, make_miniature
-from unit.published import SGLANG
+from unit.overlay.published import SGLANG
 
 OVERLAY = {
     "configs/ext.py": """\

@@ -4,8 +4,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from overlay_tools.api_check.base_mentions import Place, audit, unused
-from overlay_tools.upstream.source_tree import open_sources
+from overlay_tools.api_check.base_mentions import BaseMention, find_base_mentions, unused_classifications
+from overlay_tools.upstream.source_tree import open_source_tree
 
 from unit.conftest import Miniature, upstream_files
 
@@ -57,16 +57,16 @@ def ours(mini: Miniature) -> Miniature:
     return mini
 
 
-def look(mini: Miniature, files: dict[str, str], version: str = "1.0") -> list[Place]:
+def look(mini: Miniature, files: dict[str, str], version: str = "1.0") -> list[BaseMention]:
     """Audit a release that has some more files than UPSTREAM."""
     extra = {name: textwrap.dedent(text).encode() for name, text in (UPSTREAM | files).items()}
     mini.lock_release(version, upstream_files(version) | extra)
-    with open_sources(mini.lock[version], mini.cache) as sources:
-        return audit(mini.project, sources)
+    with open_source_tree(mini.lock[version], mini.cache) as sources:
+        return find_base_mentions(mini.project, sources)
 
 
-def told(places: list[Place]) -> list[tuple[str, str, str]]:
-    found = [(place.file, place.scope, place.what) for place in places]
+def told(mentions: list[BaseMention]) -> list[tuple[str, str, str]]:
+    found = [(mention.file, mention.scope, mention.what) for mention in mentions]
     assert OWN in found
     return [item for item in found if item != OWN]
 
@@ -149,24 +149,24 @@ def test_a_file_that_the_overlay_replaces_is_upstreams_no_more(ours: Miniature) 
 def test_places_have_their_lines_in_the_order_of_the_files(ours: Miniature) -> None:
     code = '\nA = ["BaseForCausalLM"]\n\n\ndef f(c):\n    return c == "BaseForCausalLM"\n'
     found = look(ours, {"sglang/srt/b.py": code, "sglang/a.py": code})
-    assert [(place.file, place.line) for place in found if place.scope != "BaseConfig"] == [
+    assert [(mention.file, mention.line) for mention in found if mention.scope != "BaseConfig"] == [
         ("sglang/a.py", 2),
         ("sglang/a.py", 6),
         ("sglang/srt/b.py", 2),
         ("sglang/srt/b.py", 6),
     ]
-    assert {place.release for place in found} == {"1.0"}
+    assert {mention.release for mention in found} == {"1.0"}
 
 
 def test_an_overlay_without_bases_has_no_places(mini: Miniature) -> None:
-    with open_sources(mini.lock["1.0"], mini.cache) as sources:
-        assert audit(mini.project, sources) == []
+    with open_source_tree(mini.lock["1.0"], mini.cache) as sources:
+        assert find_base_mentions(mini.project, sources) == []
 
 
 def test_a_base_that_a_release_lacks_is_still_looked_for_by_its_name(ours: Miniature) -> None:
     gone = dict.fromkeys(UPSTREAM, "")
     found = look(ours, gone | {"sglang/srt/args.py": 'ARCHS = ["BaseForCausalLM"]\n'})
-    assert [place.what for place in found] == ["string 'BaseForCausalLM' in ARCHS"]
+    assert [mention.what for mention in found] == ["string 'BaseForCausalLM' in ARCHS"]
 
 
 LISTED = {"sglang/srt/args.py": 'ARCHS = {"BaseForCausalLM"}\n'}
@@ -177,11 +177,11 @@ ENTRY = f'{{ file = "sglang/srt/args.py", scope = "<module>", what = "{NAMED}", 
 
 def classify(mini: Miniature, *entries: str) -> Path:
     lines = "".join(f"    {entry},\n" for entry in entries)
-    return mini.write("ci/contract.toml", f"places = [\n{lines}]\n{MECHANISMS}")
+    return mini.write("ci/contract.toml", f"mentions = [\n{lines}]\n{MECHANISMS}")
 
 
-def unclassified(places: list[Place]) -> list[str]:
-    return [place.what for place in places if not place.classified and place.scope != "BaseConfig"]
+def unclassified(mentions: list[BaseMention]) -> list[str]:
+    return [mention.what for mention in mentions if not mention.classified and mention.scope != "BaseConfig"]
 
 
 def test_a_place_that_no_entry_speaks_of_is_unclassified(ours: Miniature) -> None:
@@ -193,14 +193,14 @@ def test_an_entry_classifies_its_place_wherever_the_line_is(ours: Miniature) -> 
     for version, before in (("1.0", ""), ("1.1", "\n\nX = 1\n")):
         found = look(ours, {name: before + text for name, text in LISTED.items()}, version)
         assert unclassified(found) == []
-        assert [place.handled for place in found if place.classified] == ["alias"]
+        assert [mention.handled for mention in found if mention.classified] == ["alias"]
 
 
 def test_a_place_may_be_waived_with_a_reason(ours: Miniature) -> None:
     classify(ours, ENTRY.replace('handled = "alias"', 'reason = "it is not read"'))
     found = look(ours, LISTED)
     assert unclassified(found) == []
-    assert [(place.handled, place.waived) for place in found if place.classified] == [("", "it is not read")]
+    assert [(mention.handled, mention.waived) for mention in found if mention.classified] == [("", "it is not read")]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_an_entry_speaks_of_nothing_else(ours: Miniature, old: str, new: str) ->
     path = classify(ours, ENTRY.replace(old, new))
     found = look(ours, LISTED)
     assert len(unclassified(found)) == 1
-    (said,) = unused(ours.project, found)
+    (said,) = unused_classifications(ours.project, found)
     assert said.startswith(f"{path}:2: the classification of string 'BaseForCausalLM' in ")
 
 
@@ -239,13 +239,16 @@ def test_a_second_place_like_one_that_is_classified_is_not(ours: Miniature) -> N
     twice = {"sglang/srt/args.py": 'ARCHS = {"BaseForCausalLM"}\nARCHS = {"BaseForCausalLM"}\n'}
     classify(ours, ENTRY)
     found = look(ours, twice)
-    assert [(place.line, place.classified) for place in found if place.scope == "<module>"] == [(1, True), (2, False)]
+    assert [(mention.line, mention.classified) for mention in found if mention.scope == "<module>"] == [
+        (1, True),
+        (2, False),
+    ]
     classify(ours, ENTRY.replace("handled", "times = 2, handled"))
     assert unclassified(look(ours, twice)) == []
     classify(ours, ENTRY, ENTRY.replace("alias", "draft").replace('handled = "draft"', 'reason = "why"'))
-    assert [place.waived for place in look(ours, twice) if place.classified] == ["", "why"]
+    assert [mention.waived for mention in look(ours, twice) if mention.classified] == ["", "why"]
 
 
 def test_an_entry_that_is_used_in_one_release_is_used(ours: Miniature) -> None:
     classify(ours, ENTRY)
-    assert unused(ours.project, look(ours, {}, "1.0") + look(ours, LISTED, "1.1")) == []
+    assert unused_classifications(ours.project, look(ours, {}, "1.0") + look(ours, LISTED, "1.1")) == []

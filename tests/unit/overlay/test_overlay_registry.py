@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-OVERLAY = Path(__file__).parents[2] / "overlay"
+from unit.conftest import REPOSITORY
+
+OVERLAY = REPOSITORY / "overlay"
 FILE = OVERLAY / "sglang" / "srt" / "overlay_registry.py"
 
 

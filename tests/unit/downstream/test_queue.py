@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from overlay_tools.downstream.diff import make_diff
-from overlay_tools.downstream.queue import Queue, specifier
+from overlay_tools.downstream.queue import PatchQueue, specifier
 from overlay_tools.downstream.transaction import stage, undo, write_files, write_patches
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.apply import apply_series
@@ -19,11 +19,11 @@ VERSIONS = ["0.9", "1.0", "1.0.post1", "1.1", "1.2rc1", "1.2"]
 FILE = "sglang/engine.py"
 
 
-def queue_of(mini: Miniature, *versions: str) -> Queue:
-    return Queue(load_series(mini.root / "patches"), versions or ["1.0", "1.1"])
+def queue_of(mini: Miniature, *versions: str) -> PatchQueue:
+    return PatchQueue(load_series(mini.root / "patches"), versions or ["1.0", "1.1"])
 
 
-def files_of(queue: Queue, mini: Miniature) -> Mapping[str, str]:
+def files_of(queue: PatchQueue, mini: Miniature) -> Mapping[str, str]:
     return queue.files((mini.root / "patches" / "series").read_text())
 
 

@@ -6,13 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from overlay_tools.archive.reader import BaseWheel
+from overlay_tools.archive.reader import WheelReader
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.patches.code_spans import scope_of
-from overlay_tools.patches.hooked_tree import Tree
-from overlay_tools.patches.relocate import Placed, Placement, place
+from overlay_tools.patches.hooked_tree import HookedTree
+from overlay_tools.patches.relocate import Placement, RelocatedPatch, relocate
 from overlay_tools.patches.series import load_patch
-from overlay_tools.upstream.source_tree import Sources
+from overlay_tools.upstream.source_tree import SourceTree
 
 from unit.conftest import ENGINE, HEADER, TAG, upstream_files, write_wheel
 
@@ -24,7 +24,7 @@ STEP = ENGINE[ENGINE.index("    def step") : ENGINE.index("\n\ndef load")]
 OURS = "    model = ours(model)\n"  # what the hook of most tests adds to `load`
 
 Change = tuple[str, str]
-Follow = Callable[[Mapping[str, str | bytes], Mapping[str, str | bytes], Mapping[str, str | bytes]], Placed]
+Follow = Callable[[Mapping[str, str | bytes], Mapping[str, str | bytes], Mapping[str, str | bytes]], RelocatedPatch]
 
 
 def sub(text: str, *changes: Change) -> str:
@@ -48,20 +48,20 @@ def follow(tmp_path: Path) -> Iterable[Follow]:
     """Return what follows a hook, made of files before and after it, into a release that has other files."""
     with ExitStack() as stack:
 
-        def tree(version: str, files: dict[str, bytes]) -> Tree:
+        def tree(version: str, files: dict[str, bytes]) -> HookedTree:
             path = write_wheel(tmp_path / f"sglang-{version}-{TAG}.whl", upstream_files(version) | files)
-            return Tree(Sources(version, stack.enter_context(BaseWheel(path))))
+            return HookedTree(SourceTree(version, stack.enter_context(WheelReader(path))))
 
         def follow(
             old: Mapping[str, str | bytes], hooked: Mapping[str, str | bytes], new: Mapping[str, str | bytes]
-        ) -> Placed:
+        ) -> RelocatedPatch:
             a, b, c = (
                 {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
                 for files in (old, hooked, new)
             )
             path = tmp_path / "1.0.patch"
             path.write_bytes(HEADER.encode() + make_diff(a, b).encode())
-            placed = place(load_patch(path, "choose"), tree("1.0", a), tree("1.1", c))
+            placed = relocate(load_patch(path, "choose"), tree("1.0", a), tree("1.1", c))
             assert placed.files.keys() == placed.marked.keys()
             if not any(placement.settled for placement in placed.placements):
                 # Whatever is proposed, all else is upstream's, to the byte.
@@ -73,12 +73,12 @@ def follow(tmp_path: Path) -> Iterable[Follow]:
         yield follow
 
 
-def follow_one(follow: Follow, hook: Change | list[Change], *upstream: Change, old: str = ENGINE) -> Placed:
+def follow_one(follow: Follow, hook: Change | list[Change], *upstream: Change, old: str = ENGINE) -> RelocatedPatch:
     hooks = hook if isinstance(hook, list) else [hook]
     return follow({FILE: old}, {FILE: sub(old, *hooks)}, {FILE: sub(old, *upstream)})
 
 
-def only(placed: Placed) -> Placement:
+def only(placed: RelocatedPatch) -> Placement:
     (placement,) = placed.placements
     return placement
 
@@ -358,16 +358,16 @@ def test_a_hunk_after_others_is_exact_where_they_put_it(follow: Follow) -> None:
 
 
 def test_the_hooks_before_it_are_part_of_both_releases(follow: Follow, tmp_path: Path) -> None:
-    with BaseWheel(
+    with WheelReader(
         write_wheel(tmp_path / f"sglang-2.0-{TAG}.whl", upstream_files("2.0") | {FILE: ENGINE.encode()})
     ) as wheel:
         before = sub(ENGINE, HOOK)
         path = tmp_path / "1.0.patch"
         diff = make_diff({FILE: before.encode()}, {FILE: sub(before, (OURS, OURS + "    log(model)\n")).encode()})
         path.write_text(HEADER + diff)
-        tree = Tree(Sources("2.0", wheel), {FILE: before.encode()})
-        assert place(load_patch(path, "choose"), tree, tree).settled
-        assert only(place(load_patch(path, "choose"), tree, Tree(tree.sources))).outcome == "conflict"
+        tree = HookedTree(SourceTree("2.0", wheel), {FILE: before.encode()})
+        assert relocate(load_patch(path, "choose"), tree, tree).settled
+        assert only(relocate(load_patch(path, "choose"), tree, HookedTree(tree.sources))).outcome == "conflict"
 
 
 @pytest.mark.parametrize(

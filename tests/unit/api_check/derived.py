@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from overlay_tools.api_check.contract import Finding, check_contract
-from overlay_tools.upstream.source_tree import open_sources
+from overlay_tools.upstream.source_tree import open_source_tree
 
 from unit.conftest import Miniature, upstream_files
 
@@ -129,7 +129,7 @@ def check(mini: Miniature, upstream: dict[str, str] | None = None, version: str 
     files = UPSTREAM | (upstream or {})
     extra = {name: textwrap.dedent(text).encode() for name, text in files.items()}
     mini.lock_release(version, upstream_files(version) | extra)
-    with open_sources(mini.lock[version], mini.cache) as sources:
+    with open_source_tree(mini.lock[version], mini.cache) as sources:
         return check_contract(mini.project, sources)
 
 

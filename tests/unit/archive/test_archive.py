@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from overlay_tools.archive.reader import BaseWheel
+from overlay_tools.archive.reader import WheelReader
 from overlay_tools.archive.record import parse_record
 from overlay_tools.archive.writer import WheelWriter
 from overlay_tools.errors import WheelError
@@ -23,7 +23,7 @@ def base(tmp_path: Path) -> Path:
 def rewrite(base: Path, names: dict[str, str], added: dict[str, bytes]) -> zipfile.ZipFile:
     stream = io.BytesIO()
     writer = WheelWriter(stream)
-    with BaseWheel(base) as wheel:
+    with WheelReader(base) as wheel:
         writer.copy(wheel, names)
     for name, data in added.items():
         writer.add(name, data)
@@ -100,7 +100,7 @@ def test_a_name_written_twice_is_refused(base: Path) -> None:
 def test_a_member_that_escapes_is_refused(tmp_path: Path, name: str) -> None:
     path = write_wheel(tmp_path / "bad.whl", {**upstream_files("1.0"), name: b"evil"})
     with pytest.raises(WheelError, match="would be written outside the folder"):
-        BaseWheel(path)
+        WheelReader(path)
 
 
 def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         archive.writestr("sglang/loader.py", b"other")
     with pytest.raises(WheelError, match=r"sglang/loader\.py is there twice"):
-        BaseWheel(path)
+        WheelReader(path)
 
 
 def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
@@ -119,14 +119,14 @@ def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(WheelError, match="sglang/link is a symbolic link"):
-        BaseWheel(path)
+        WheelReader(path)
 
 
 @pytest.mark.parametrize("keep", [0, 30, 200, -30])
 def test_a_truncated_wheel_is_refused(base: Path, keep: int) -> None:
     base.write_bytes(base.read_bytes()[:keep])
     with pytest.raises(WheelError, match="cannot be read as a wheel"):
-        BaseWheel(base)
+        WheelReader(base)
 
 
 def test_a_damaged_member_is_named(base: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_damaged_member_is_named(base: Path) -> None:
     data = bytearray(base.read_bytes())
     data[at] ^= 0xFF
     base.write_bytes(data)
-    with BaseWheel(base) as wheel, pytest.raises(WheelError, match=r"sglang/loader\.py is damaged"):
+    with WheelReader(base) as wheel, pytest.raises(WheelError, match=r"sglang/loader\.py is damaged"):
         wheel.read("sglang/loader.py")
 
 
@@ -144,9 +144,9 @@ def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("sglang/x.py", b"")
     with pytest.raises(WheelError, match=r"0 \.dist-info folders"):
-        BaseWheel(path)
+        WheelReader(path)
     with pytest.raises(WheelError, match="No such file"):
-        BaseWheel(tmp_path / "absent.whl")
+        WheelReader(tmp_path / "absent.whl")
 
 
 @pytest.mark.parametrize("text", ["a,b\n", "a,sha256=x,1\na,sha256=x,1\n"])
