@@ -1,4 +1,4 @@
-"""Every locked release, from its sources alone: the overlay fits it, and each place that names a base is classified."""
+"""Every locked release, from its sources alone: the overlay fits it, and each mention of a base is classified."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ PROJECT = load_project(ROOT)
 
 
 @cache
-def looked_at(version: str) -> tuple[list[Finding], list[BaseMention]]:
+def check(version: str) -> tuple[list[Finding], list[BaseMention]]:
     with open_source_tree(LOCK[version], cache_dir()) as sources:
         return check_contract(PROJECT, sources), find_base_mentions(PROJECT, sources)
 
 
 @pytest.mark.parametrize("version", LOCK)
 def test_the_overlay_fits(version: str) -> None:
-    findings, _ = looked_at(version)
+    findings, _ = check(version)
     assert [finding for finding in findings if finding.problem and not finding.waived] == []
     kinds = {finding.kind for finding in findings if not finding.problem}
     assert kinds == set(KINDS)
 
 
 @pytest.mark.parametrize("version", LOCK)
-def test_each_place_that_names_a_base_is_classified(version: str) -> None:
-    _, places = looked_at(version)
-    assert [place for place in places if not place.classified] == []
-    named = {
+def test_each_mention_of_a_base_is_classified(version: str) -> None:
+    _, mentions = check(version)
+    assert [mention for mention in mentions if not mention.classified] == []
+    expected = {
         "string 'Qwen3NextForCausalLM' compared with self.hf_config.architectures[0]",
         "isinstance Qwen3NextConfig",
     }
-    assert named <= {place.what for place in places}
+    assert expected <= {mention.what for mention in mentions}
 
 
-def test_no_waiver_or_classification_is_left_over() -> None:
-    every = [looked_at(version) for version in LOCK]
+def test_no_entry_of_the_contract_is_left_over() -> None:
+    every = [check(version) for version in LOCK]
     findings = [finding for found, _ in every for finding in found]
-    places = [place for _, found in every for place in found]
-    assert contract.unused_waivers(PROJECT, findings) + base_mentions.unused_classifications(PROJECT, places) == []
+    mentions = [mention for _, found in every for mention in found]
+    assert contract.unused_waivers(PROJECT, findings) + base_mentions.unused_mentions(PROJECT, mentions) == []

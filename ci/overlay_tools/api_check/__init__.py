@@ -1,1 +1,1 @@
-"""What the overlay needs of a release, and where a release decides by a base's name: read from syntax trees."""
+"""What the overlay needs of a release, and where a release mentions a base: read from syntax trees."""

@@ -1,7 +1,4 @@
-"""The contract with upstream: what the overlay, its rows and its hooks need of a release, and what that lacks.
-
-Where a place does not fit and need not, ci/contract.toml waives it with a reason.
-"""
+"""ci/contract.toml: which problems are waived, and how each place that mentions a base is handled."""
 
 from __future__ import annotations
 
@@ -24,8 +21,8 @@ else:
     import tomli as tomllib
 
 KINDS = ("import", "override", "call", "attribute", "row", "collision")
-_HINT = "README.md, 'Contract', says how a waiver and a classification are written."
-# What an entry may say, and what it is if it does not; None is what it must say.
+_HINT = "ci/README.md says how a waiver and a mention are written."
+# The keys of an entry with their defaults; None for a key that it must have.
 _WAIVER: dict[str, Any] = {"kind": None, "what": None, "problem": None, "reason": None, "releases": ""}
 _MENTION: dict[str, Any] = {
     "file": None,
@@ -41,10 +38,10 @@ _PATTERNS = {"kind", "what", "problem", "file", "scope"}
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class Entry:
-    """One line of ci/contract.toml: a waiver, or how a place that names a base is handled.
+    """One line of ci/contract.toml: a waiver, or how a base mention is handled.
 
-    `patterns`: what each field must be like, one of several; `handled`: the mechanism; `reason`: why a thing is waived;
-    `times`: how many places of one release it classifies.
+    `patterns`: for each field the patterns of which it must match one; `handled`: the mechanism; `reason`: why it is
+    waived; `times`: how many mentions of one release it classifies.
     """
 
     line: int
@@ -54,16 +51,21 @@ class Entry:
     handled: str = ""
     times: int = 1
 
-    def fits(self, release: str, **texts: str) -> bool:
-        """Say whether it speaks of what is called so in a release."""
+    @property
+    def what(self) -> str:
+        """Return what it is about, as a message shows it."""
+        return " or ".join(self.patterns["what"])
+
+    def matches(self, release: str, **texts: str) -> bool:
+        """Say whether a finding or a mention of a release, with these fields, is meant."""
         return self.releases.contains(release, prereleases=True) and all(
-            any(_like(pattern, texts[name]) for pattern in patterns) for name, patterns in self.patterns.items()
+            any(_text_matches(pattern, texts[name]) for pattern in patterns) for name, patterns in self.patterns.items()
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contract:
-    """What ci/contract.toml says: waivers, places that name a base, and the mechanisms that handle those, explained."""
+    """What ci/contract.toml says: waivers, base mentions, and the mechanisms that handle these, each explained."""
 
     path: Path
     waivers: tuple[Entry, ...] = ()
@@ -72,17 +74,17 @@ class Contract:
 
 
 def contract_path(project: Project) -> Path:
-    """Return the path of the file that waives and classifies."""
+    """Return the path of the project's ci/contract.toml."""
     return project.root / "ci" / "contract.toml"
 
 
 def load_contract(path: Path) -> Contract:
-    """Read ci/contract.toml; without one, nothing is waived or classified.
+    """Read ci/contract.toml; if there is none, nothing is waived or classified.
 
     Raises ContractError with every fault and its line.
     """
     try:
-        return _contract(path, path.read_text(encoding="utf-8"))
+        return _parse(path, path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return Contract(path=path, mechanisms={})
     except OSError as error:
@@ -92,7 +94,7 @@ def load_contract(path: Path) -> Contract:
 
 
 @lru_cache(maxsize=1)
-def _contract(path: Path, text: str) -> Contract:
+def _parse(path: Path, text: str) -> Contract:
     data = tomllib.loads(text)
     faults = [
         f"{path}:{_line(text, key)}: unknown key {key!r}."
@@ -100,7 +102,7 @@ def _contract(path: Path, text: str) -> Contract:
     ]
     mechanisms = data.get("mechanisms", {})
     if not isinstance(mechanisms, dict) or not all(isinstance(value, str) for value in mechanisms.values()):
-        faults.append(f"{path}:{_line(text, 'mechanisms')}: [mechanisms] must explain each in a text.")
+        faults.append(f"{path}:{_line(text, 'mechanisms')}: [mechanisms] must explain each mechanism in a text.")
         mechanisms = {}
     entries: dict[str, list[Entry]] = {"waivers": [], "mentions": []}
     for name, keys in (("waivers", _WAIVER), ("mentions", _MENTION)):
@@ -108,12 +110,12 @@ def _contract(path: Path, text: str) -> Contract:
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             faults.append(f"{path}:{first}: {name} must be a list of tables.")
             continue
-        # A table between braces stands on a line of its own.
+        # Each table in braces is on a line of its own.
         starts = [n for n, line in enumerate(text.splitlines(), 1) if n >= first and line.lstrip().startswith("{")]
         for index, table in enumerate(tables):
             line = starts[index] if index < len(starts) else first
             try:
-                entries[name].append(_entry(table, keys, mechanisms, line))
+                entries[name].append(_parse_entry(table, keys, mechanisms, line))
             except ContractError as error:
                 faults += [f"{path}:{line}: {problem}." for problem in error.problems]
     if faults:
@@ -128,36 +130,38 @@ def _line(text: str, key: str) -> int:
     return next((n for n, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
 
 
-def _entry(table: dict[str, Any], keys: dict[str, Any], mechanisms: Mapping[str, str], line: int) -> Entry:
-    """Read one entry. Raises ContractError with every fault of it."""
+def _parse_entry(table: dict[str, Any], keys: dict[str, Any], mechanisms: Mapping[str, str], line: int) -> Entry:
+    """Return one entry. Raises ContractError with all that is wrong with it."""
     wrong = [f"unknown key {key!r}" for key in sorted(table.keys() - keys)]
     wrong += [f"{key} is missing" for key, default in keys.items() if default is None and key not in table]
     for key in (key for key in table if key in keys):
         values = table[key] if key in _PATTERNS and isinstance(table[key], list) else [table[key]]
-        is_right = _is_count if key == "times" else _is_text
-        if not values or not all(map(is_right, values)):
+        is_valid = _is_count if key == "times" else _is_text
+        if not values or not all(map(is_valid, values)):
             wrong.append(f"{key} cannot be {table[key]!r}")
-    said = keys | table
-    if not wrong and said.get("kind", KINDS[0]) not in KINDS:
-        wrong.append(f"kind must be one of {', '.join(KINDS)}, not {said['kind']!r}")
-    if not wrong and "handled" in keys and bool(said["handled"]) == bool(said["reason"]):
-        wrong.append("it must have either handled, a mechanism, or reason, why it is waived")
-    if not wrong and said.get("handled") and said["handled"] not in mechanisms:
-        wrong.append(f"[mechanisms] does not explain {said['handled']!r}")
+    fields = keys | table
+    if not wrong and fields.get("kind", KINDS[0]) not in KINDS:
+        wrong.append(f"kind must be one of {', '.join(KINDS)}, not {fields['kind']!r}")
+    if not wrong and "handled" in keys and bool(fields["handled"]) == bool(fields["reason"]):
+        wrong.append("it must have either `handled`, a mechanism, or `reason`, why nothing needs to be done")
+    if not wrong and fields.get("handled") and fields["handled"] not in mechanisms:
+        wrong.append(f"[mechanisms] does not explain {fields['handled']!r}")
     try:
-        releases = SpecifierSet(str(said["releases"]))
+        releases = SpecifierSet(str(fields["releases"]))
     except InvalidSpecifier as error:
         wrong.append(f"releases: {error}")
     if wrong:
         raise ContractError(*wrong)
-    patterns = {key: said[key] if isinstance(said[key], list) else [said[key]] for key in keys if key in _PATTERNS}
+    patterns = {
+        key: fields[key] if isinstance(fields[key], list) else [fields[key]] for key in keys if key in _PATTERNS
+    }
     return Entry(
         line=line,
         patterns={key: tuple(values) for key, values in patterns.items()},
         releases=releases,
-        reason=said["reason"],
-        handled=said.get("handled", ""),
-        times=said.get("times", 1),
+        reason=fields["reason"],
+        handled=fields.get("handled", ""),
+        times=fields.get("times", 1),
     )
 
 
@@ -169,6 +173,6 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _like(pattern: str, text: str) -> bool:
-    """Say whether a text is like a pattern, in which `*` stands for anything."""
+def _text_matches(pattern: str, text: str) -> bool:
+    """Say whether a text matches a pattern, in which `*` stands for any text."""
     return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text, re.DOTALL) is not None

@@ -1,7 +1,7 @@
 """What code of the overlay needs of upstream: each import, override, call and attribute, and whether it fits.
 
-What runs only in releases that have it is understood: a version that is compared, `hasattr`, `inspect.signature`, an
-exception that is caught. What cannot be told from the sources is not reported.
+Code that only runs in releases that have what it needs is understood: a version that is compared, `hasattr`,
+`inspect.signature`, an exception that is caught. What the sources do not tell is not reported.
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from packaging.version import Version
+from overlay_tools.api_check.bindings import (
+    FUNCTION,
+    Binding,
+    absolute_module,
+    collect_bindings,
+    collect_locals,
+    last_name,
+    member_kind,
+)
+from overlay_tools.api_check.resolver import NameResolver
+from overlay_tools.api_check.signatures import call_mismatch, call_signature, function_signature, override_mismatch
+from overlay_tools.api_check.static_conditions import evaluate_condition
+from overlay_tools.api_check.symbols import UNKNOWN, Module, Scope, Symbol, is_sglang
 
-from overlay_tools.api_check.bindings import FUNCTION, Binding, absolute, bound, bound_locally, kind_of, last_name
-from overlay_tools.api_check.resolver import UNKNOWN, Module, NameResolver, Scope, Symbol, is_sglang
-from overlay_tools.api_check.signatures import call_mismatch, override_mismatch, signature, signature_of
-
-_CAUGHT = {
+_KINDS_CAUGHT_BY = {
     "ImportError": {"import"},
     "ModuleNotFoundError": {"import"},
     "AttributeError": {"attribute"},
@@ -30,7 +38,11 @@ _CAUGHT = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """One place that needs something: file and line, kind, what it is in words, and the problem, empty if it fits."""
+    """One place in the overlay or in a hook that needs something of upstream.
+
+    `where`: file and line; `kind`: one of KINDS; `what`: what it needs, in words that stay the same when lines move;
+    `problem`: why the release does not give it, empty if it does.
+    """
 
     where: str
     kind: str
@@ -40,21 +52,21 @@ class Reference:
 
 def overlay_references(resolver: NameResolver) -> Iterator[Reference]:
     """Yield what the overlay's files need of upstream."""
-    for path in resolver.overlay.trees:
+    for path in resolver.overlay.files:
         module = resolver.module(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
         assert module is not None
         yield from code_references(resolver, module, f"overlay/{path}")
 
 
 def code_references(resolver: NameResolver, module: Module, file: str, hook: bool = False) -> list[Reference]:
-    """Return what code of a module needs of upstream and, where it is a `hook`, of the overlay."""
-    reader = _ReferenceFinder(resolver, module, file, hook)
-    reader.read(module.tree.body)
-    return reader.found
+    """Return what code of a module needs of upstream and, if it belongs to a `hook`, of the overlay."""
+    finder = _ReferenceFinder(resolver, module, file, hook)
+    finder.visit_all(module.tree.body)
+    return finder.found
 
 
 class _ReferenceFinder(ast.NodeVisitor):
-    """Walks the code of one module and knows what each name stands for there."""
+    """Visits the code of one module, and keeps track of the scope that each name is looked up in."""
 
     def __init__(self, resolver: NameResolver, module: Module, file: str, hook: bool) -> None:
         self.resolver = resolver
@@ -62,236 +74,211 @@ class _ReferenceFinder(ast.NodeVisitor):
         self.file = file
         self.hook = hook
         self.scope = Scope(module=module)
-        self.within: list[str] = []
-        self.caught: frozenset[str] = frozenset()
+        self.qualname: list[str] = []
+        self.caught_kinds: frozenset[str] = frozenset()
         self.found: list[Reference] = []
 
     def _add(self, node: ast.AST, kind: str, what: str, problems: Iterable[str] = ()) -> None:
         if kind in ("call", "attribute"):
-            what = f"{'.'.join(self.within) or '<module>'}: {what}"
+            what = f"{'.'.join(self.qualname) or '<module>'}: {what}"
         where = f"{self.file}:{getattr(node, 'lineno', 0)}"
-        failing = [] if kind in self.caught else [problem for problem in problems if problem]
-        for problem in dict.fromkeys(failing or [""]):
-            use = Reference(where=where, kind=kind, what=what, problem=problem)
-            if use not in self.found:
-                self.found.append(use)
+        uncaught = [] if kind in self.caught_kinds else [problem for problem in problems if problem]
+        for problem in dict.fromkeys(uncaught or [""]):
+            reference = Reference(where=where, kind=kind, what=what, problem=problem)
+            if reference not in self.found:
+                self.found.append(reference)
 
-    def read(self, nodes: Iterable[ast.AST]) -> None:
+    def visit_all(self, nodes: Iterable[ast.AST]) -> None:
         """Visit nodes in turn."""
         for node in nodes:
             self.visit(node)
 
-    # Where names are bound.
+    # Scopes.
 
     @contextmanager
-    def _in(self, name: str, scope: Scope) -> Iterator[None]:
-        before, self.scope = self.scope, scope
-        self.within.append(name)
+    def _enter(self, name: str, scope: Scope) -> Iterator[None]:
+        outer, self.scope = self.scope, scope
+        self.qualname.append(name)
         yield
-        self.scope = before
-        self.within.pop()
-
-    def visit_Import(self, node: ast.Import) -> None:
-        for alias in node.names:
-            self._import(node, alias.name, None)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        for alias in node.names:
-            self._import(node, absolute(node, self.module.package), None if alias.name == "*" else alias.name)
-
-    def _import(self, node: ast.stmt, module: str, name: str | None) -> None:
-        if not is_sglang(module):
-            return
-        problem = ""
-        if self.resolver.module(module) is None:
-            problem = f"there is no module {module}{self._elsewhere(name) if name else ''}"
-        elif name is not None and not self.resolver.imported(module, name):
-            problem = f"{module} has no `{name}`{self._elsewhere(name)}"
-        self._add(node, "import", f"{module}.{name}" if name else module, [problem])
-
-    def _elsewhere(self, name: str) -> str:
-        """Say where else in the release something of this name is defined, in the file that is called most alike."""
-        defined = re.compile(rf"^(?:class|def|async def) {name}\b|^{name}\s*[:=]".encode(), re.MULTILINE)
-        sources = self.resolver.sources
-        files = [file for file in sources.holding(name) if defined.search(sources.read(file) or b"")]
-        modules = [file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files]
-        near = difflib.get_close_matches(self.module.name, modules, 1, 0)
-        return f"; moved to {near[0]}?" if near else ""
+        self.scope = outer
+        self.qualname.pop()
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         cls = Symbol(module=self.module, node=node)
-        self.read([*node.decorator_list, *node.bases, *node.keywords])
-        with self._in(node.name, Scope(module=self.module, outer=self.scope, owner=cls)):
-            self._overrides(cls, node)
-            self.read(node.body)
+        self.visit_all([*node.decorator_list, *node.bases, *node.keywords])
+        with self._enter(node.name, Scope(module=self.module, parent=self.scope, enclosing_class=cls)):
+            self._check_overrides(cls, node)
+            self.visit_all(node.body)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        self.read([*node.decorator_list, node.args, *([node.returns] if node.returns else [])])
-        scope = self._local(node)
-        owner, kind = self.scope.owner, kind_of(node)
-        if owner is not None and node in getattr(owner.node, "body", ()) and node.args.args and kind != "staticmethod":
-            this = Symbol(module=owner.module, node=owner.node, instance=kind != "classmethod")
-            scope.this = {node.args.args[0].arg: this}
-        with self._in(node.name, scope):
-            self.read(node.body)
+        self.visit_all([*node.decorator_list, node.args, *([node.returns] if node.returns else [])])
+        with self._enter(node.name, self._function_scope(node)):
+            self.visit_all(node.body)
 
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
 
     def visit_Lambda(self, node: ast.Lambda) -> None:
         self.visit(node.args)
-        with self._in("<lambda>", self._local(node)):
+        with self._enter("<lambda>", self._function_scope(node)):
             self.visit(node.body)
 
-    def _local(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> Scope:
-        names = bound_locally(node, self.module.package)
-        return Scope(module=self.module, names=names, outer=self.scope, owner=self.scope.owner)
+    def _function_scope(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> Scope:
+        bindings, cls, receiver = collect_locals(node, self.module.package), self.scope.enclosing_class, {}
+        is_member = cls is not None and node in getattr(cls.node, "body", ())
+        if cls is not None and is_member and node.args.args and member_kind(node) != "staticmethod":
+            is_instance = member_kind(node) != "classmethod"
+            receiver = {node.args.args[0].arg: Symbol(module=cls.module, node=cls.node, is_instance=is_instance)}
+        return Scope(module=self.module, bindings=bindings, receiver=receiver, parent=self.scope, enclosing_class=cls)
 
-    # What a release does not run.
+    # Code that the release does not run, or whose failure is caught.
 
     def visit_If(self, node: ast.If) -> None:
-        self._branches(node.test, node.body, node.orelse)
+        self._visit_branches(node.test, node.body, node.orelse)
 
     def visit_IfExp(self, node: ast.IfExp) -> None:
-        self._branches(node.test, [node.body], [node.orelse])
+        self._visit_branches(node.test, [node.body], [node.orelse])
 
-    def _branches(self, test: ast.expr, body: Iterable[ast.AST], orelse: Iterable[ast.AST]) -> None:
+    def _visit_branches(self, test: ast.expr, body: Iterable[ast.AST], orelse: Iterable[ast.AST]) -> None:
         self.visit(test)
-        truth = self._truth(test)
-        self.read([*(body if truth is not False else ()), *(orelse if truth is not True else ())])
+        value = evaluate_condition(self.resolver, self.scope, test)
+        self.visit_all([*(body if value is not False else ()), *(orelse if value is not True else ())])
 
     def visit_BoolOp(self, node: ast.BoolOp) -> None:
-        for value in node.values:
-            self.visit(value)
-            if self._truth(value) is isinstance(node.op, ast.Or):
+        for part in node.values:
+            self.visit(part)
+            if evaluate_condition(self.resolver, self.scope, part) is isinstance(node.op, ast.Or):
                 return
 
     def visit_Try(self, node: ast.Try) -> None:
-        before = self.caught
+        outer = self.caught_kinds
         for handler in node.handlers:
             if not any(isinstance(item, ast.Raise) for item in ast.walk(handler)):
-                kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-                names = ["Exception" if kind is None else ast.unparse(kind) for kind in kinds]
-                self.caught = self.caught.union(*(_CAUGHT.get(name, set()) for name in names))
-        self.read(node.body)
-        self.caught = before
-        self.read([*node.handlers, *node.orelse, *node.finalbody])
+                types = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+                names = ["Exception" if item is None else ast.unparse(item) for item in types]
+                self.caught_kinds = self.caught_kinds.union(*(_KINDS_CAUGHT_BY.get(name, set()) for name in names))
+        self.visit_all(node.body)
+        self.caught_kinds = outer
+        self.visit_all([*node.handlers, *node.orelse, *node.finalbody])
 
-    def _truth(self, test: ast.expr) -> bool | None:
-        """Return what a condition is in this release, or None if that is not for its sources to say."""
-        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-            truth = self._truth(test.operand)
-            return None if truth is None else not truth
-        if isinstance(test, ast.BoolOp):
-            decides = isinstance(test.op, ast.Or)
-            truths = [self._truth(value) for value in test.values]
-            return decides if decides in truths else None if None in truths else not decides
-        if isinstance(test, ast.Call) and last_name(test.func) == "hasattr" and len(test.args) == 2:
-            owner, name = test.args
-            found = self.resolver.attribute(self.resolver.evaluate(self.scope, owner), getattr(name, "value", ""))
-            return None if UNKNOWN in found or not isinstance(name, ast.Constant) else bool(found)
-        if isinstance(test, ast.Compare) and len(test.ops) == 1:
-            return self._compared(test.left, test.ops[0], test.comparators[0])
-        return None
+    # Imports.
 
-    def _compared(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> bool | None:
-        version = re.fullmatch(r"Version\('([^']+)'\)", ast.unparse(right))
-        if version and ast.unparse(left) == "Version(sglang.__version__)":
-            ours, other = Version(self.resolver.sources.version), Version(version[1])
-            truths = {ast.Lt: ours < other, ast.LtE: ours <= other, ast.Gt: ours > other, ast.GtE: ours >= other}
-            return truths.get(type(operator))
-        parameters = re.fullmatch(r"inspect\.signature\((.+)\)\.parameters", ast.unparse(right))
-        if parameters and isinstance(left, ast.Constant) and isinstance(operator, (ast.In, ast.NotIn)):
-            function = ast.parse(parameters[1], mode="eval").body
-            taken = [signature(self.resolver, symbol) for symbol in self.resolver.evaluate(self.scope, function)]
-            if taken and None not in taken:
-                return any(left.value in item.parameters for item in taken if item) is isinstance(operator, ast.In)
-        return None
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            self._check_import(node, alias.name, None)
 
-    # What is called, taken, set and overridden.
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        module = absolute_module(node, self.module.package)
+        for alias in node.names:
+            self._check_import(node, module, None if alias.name == "*" else alias.name)
+
+    def _check_import(self, node: ast.stmt, module: str, name: str | None) -> None:
+        if not is_sglang(module):
+            return
+        problem = ""
+        if self.resolver.module(module) is None:
+            problem = f"there is no module {module}{self._moved_to(name) if name else ''}"
+        elif name is not None and not self.resolver.resolve_import(module, name):
+            problem = f"{module} has no `{name}`{self._moved_to(name)}"
+        self._add(node, "import", f"{module}.{name}" if name else module, [problem])
+
+    def _moved_to(self, name: str) -> str:
+        """Say where else in the release something of this name is defined, in the file whose name is most alike."""
+        defined = re.compile(rf"^(?:class|def|async def) {name}\b|^{name}\s*[:=]".encode(), re.MULTILINE)
+        sources = self.resolver.sources
+        files = [file for file in sources.holding(name) if defined.search(sources.read(file) or b"")]
+        modules = [file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files]
+        closest = difflib.get_close_matches(self.module.name, modules, 1, 0)
+        return f"; moved to {closest[0]}?" if closest else ""
+
+    # Calls and attributes.
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
         if last_name(node.func) == "getattr" and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):
-            self._take(node, node.args[0], str(node.args[1].value))
+            self._check_access(node, node.args[0], str(node.args[1].value))
         problems = []
-        for symbol in self.resolver.evaluate(self.scope, node.func):
-            taken = signature(self.resolver, symbol) if self._is_upstreams(symbol) else None
+        for symbol in self.resolver.infer(self.scope, node.func):
+            taken = call_signature(self.resolver, symbol) if self._is_upstream_call(symbol) else None
             if taken is not None and symbol.module is not None:
                 problem = call_mismatch(taken, node)
                 problems.append(f"{symbol.module.name}.{symbol.name}: {problem}" if problem else "")
         if problems:
             self._add(node, "call", f"{ast.unparse(node.func)}()", problems)
 
-    def _is_upstreams(self, symbol: Symbol) -> bool:
-        """Say whether what is called is upstream's: of a class, the constructor, and of an object, `forward`."""
+    def _is_upstream_call(self, symbol: Symbol) -> bool:
+        """Say whether what a call runs is upstream's: the constructor of a class, `forward` of an object."""
         if isinstance(symbol.node, ast.ClassDef):
-            symbol = next(self.resolver.defining_classes(symbol, "forward" if symbol.instance else "__init__"), symbol)
-        return symbol.module is not None and (self.hook or not symbol.module.ours)
+            method = "forward" if symbol.is_instance else "__init__"
+            symbol = next(self.resolver.defining_classes(symbol, method), symbol)
+        return symbol.module is not None and (self.hook or not symbol.module.in_overlay)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         self.generic_visit(node)
         if isinstance(node.ctx, ast.Load):
-            self._take(node, node.value, node.attr)
+            self._check_access(node, node.value, node.attr)
         elif isinstance(node.ctx, ast.Store):
-            self._set(node)
+            self._check_assignment(node)
 
-    def _take(self, node: ast.expr, value: ast.expr, name: str) -> None:
-        """Check that upstream has an attribute, unless what it is taken from is unknown, or has it of the overlay."""
-        owners = self.resolver.evaluate(self.scope, value)
-        if UNKNOWN in owners or not any(self._bases(owner) for owner in owners):
+    def _check_access(self, node: ast.expr, value: ast.expr, name: str) -> None:
+        """Check that upstream has an attribute, unless its owner is unknown or the overlay defines the attribute."""
+        owners = self.resolver.infer(self.scope, value)
+        if UNKNOWN in owners or not any(self._upstream_bases(owner) for owner in owners):
             return
-        defining_classes = [next(self.resolver.defining_classes(owner, name), UNKNOWN) for owner in owners]
-        if self.hook or not any(holder.module and holder.module.ours for holder in defining_classes):
-            has = set(defining_classes) != {UNKNOWN} or self.resolver.attribute(owners, name)
-            problem = "" if has else self._lacking(owners[0], name)
+        classes = [next(self.resolver.defining_classes(owner, name), UNKNOWN) for owner in owners]
+        if self.hook or not any(cls.module and cls.module.in_overlay for cls in classes):
+            has = set(classes) != {UNKNOWN} or self.resolver.resolve_attribute(owners, name)
+            problem = "" if has else self._missing(owners[0], name)
             self._add(node, "attribute", f"{ast.unparse(value)}.{name}", [problem])
 
-    def _set(self, node: ast.Attribute) -> None:
+    def _check_assignment(self, node: ast.Attribute) -> None:
         """Check that an attribute that the overlay sets is upstream's, or one of `self` that the overlay reads."""
-        owners = self.resolver.evaluate(self.scope, node.value)
+        owners, cls = self.resolver.infer(self.scope, node.value), self.scope.enclosing_class
         for owner in owners if UNKNOWN not in owners else ():
-            bases = [base for base in self._bases(owner) if isinstance(base.node, ast.ClassDef)]
+            bases = [base for base in self._upstream_bases(owner) if isinstance(base.node, ast.ClassDef)]
             has = any(node.attr in self.resolver.members(base) for base in bases)
-            this = self.scope.owner is not None and owner.node is self.scope.owner.node
-            if bases and (has or not this or node.attr not in self.resolver.overlay.accessed_attributes):
-                problem = "" if has else self._lacking(bases[0], node.attr)
+            is_own = cls is not None and owner.node is cls.node
+            if bases and (has or not is_own or node.attr not in self.resolver.overlay.accessed_attributes):
+                problem = "" if has else self._missing(bases[0], node.attr)
                 self._add(node, "attribute", f"{ast.unparse(node)} =", [problem])
 
-    def _overrides(self, cls: Symbol, node: ast.ClassDef) -> None:
-        """Check what a class defines that its bases of upstream's have, or should have: nothing else would call it."""
-        bases = self._bases(cls)
-        for name, (*_, mine) in bound(node.body, self.module.package)[0].items() if bases else ():
+    # Overrides.
+
+    def _check_overrides(self, cls: Symbol, node: ast.ClassDef) -> None:
+        """Check what a class defines that upstream's bases define, or should, because nothing else would use it."""
+        bases = self._upstream_bases(cls)
+        for name, (*_, ours) in collect_bindings(node.body, self.module.package)[0].items() if bases else ():
             if name == "__init__" and node.name in self.resolver.overlay.called_names:
-                continue  # the overlay makes its objects, and upstream does not
-            place = mine if isinstance(mine, ast.AST) else node
+                continue  # the overlay constructs these objects, upstream does not
+            place = ours if isinstance(ours, ast.AST) else node
             base = next((base for base in bases if name in self.resolver.members(base)), None)
             if base is not None:
-                problems = self._unlike(mine, self.resolver.members(base)[name][-1])
+                problems = _override_problems(ours, self.resolver.members(base)[name][-1])
                 self._add(place, "override", f"{node.name}.{name}", problems)
             elif not name.startswith("__") and name not in self.resolver.overlay.accessed_attributes:
-                self._add(place, "override", f"{node.name}.{name}", [self._lacking(bases[0], name)])
+                self._add(place, "override", f"{node.name}.{name}", [self._missing(bases[0], name)])
 
-    def _unlike(self, mine: Binding, theirs: Binding) -> Iterator[str]:
-        if not isinstance(mine, FUNCTION):
-            return
-        if kind_of(mine) != kind_of(theirs):
-            yield f"it is a {kind_of(mine)} here and a {kind_of(theirs)} upstream"
-        elif isinstance(theirs, FUNCTION) and type(mine) is not type(theirs):
-            yield "only one of ours and upstream's is async"
-        elif isinstance(theirs, FUNCTION) and kind_of(mine) != "property":
-            skip = kind_of(mine) != "staticmethod"
-            yield from override_mismatch(signature_of(mine, skip), signature_of(theirs, skip))
-
-    def _bases(self, owner: Symbol) -> list[Symbol]:
-        """Return what of a module or of a class is upstream's: it, or the classes that it derives from."""
+    def _upstream_bases(self, owner: Symbol) -> list[Symbol]:
+        """Return what upstream defines of an owner: the module, or the classes in the order in which Python looks."""
         every = self.resolver.mro(owner) if isinstance(owner.node, ast.ClassDef) else [owner]
         known = isinstance(owner.node, (ast.ClassDef, ast.Module))
-        return [base for base in every if known and base.module and (self.hook or not base.module.ours)]
+        return [base for base in every if known and base.module and (self.hook or not base.module.in_overlay)]
 
-    def _lacking(self, owner: Symbol, name: str) -> str:
-        """Say that there is no such attribute, and what of nearly this name there is."""
-        names = set(owner.module.names) if owner.module else set()
+    def _missing(self, owner: Symbol, name: str) -> str:
+        """Say that there is no such attribute, and which other one has nearly this name."""
+        names = set(owner.module.bindings) if owner.module else set()
         if isinstance(owner.node, ast.ClassDef):
-            names = {name for base in self._bases(owner) for name in self.resolver.members(base)}
-        near = difflib.get_close_matches(name, names, 1)
-        return f"{owner.name} has no `{name}`{f'; now `{near[0]}`?' if near else ''}"
+            names = {name for base in self._upstream_bases(owner) for name in self.resolver.members(base)}
+        closest = difflib.get_close_matches(name, names, 1)
+        return f"{owner.name} has no `{name}`{f'; now `{closest[0]}`?' if closest else ''}"
+
+
+def _override_problems(ours: Binding, theirs: Binding) -> Iterator[str]:
+    if not isinstance(ours, FUNCTION):
+        return
+    if member_kind(ours) != member_kind(theirs):
+        yield f"it is a {member_kind(ours)} here and a {member_kind(theirs)} upstream"
+    elif isinstance(theirs, FUNCTION) and type(ours) is not type(theirs):
+        yield "only one of ours and upstream's is async"
+    elif isinstance(theirs, FUNCTION) and member_kind(ours) != "property":
+        skip = int(member_kind(ours) != "staticmethod")
+        yield from override_mismatch(function_signature(ours, skip), function_signature(theirs, skip))

@@ -1,4 +1,4 @@
-"""What the overlay's tables and the hooks need of a release, and the names of ours that upstream must not have."""
+"""What the rows of the overlay's registry name, in the overlay and in a release, and names that both would have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from overlay_tools.api_check.references import Reference
-from overlay_tools.api_check.resolver import NameResolver, Symbol
+from overlay_tools.api_check.resolver import NameResolver
+from overlay_tools.api_check.symbols import Symbol
 from overlay_tools.errors import ContractError
 from overlay_tools.settings import Project
 
@@ -17,7 +18,7 @@ _MODELS, _PROCESSORS = "sglang/srt/models/", "sglang/srt/multimodal/processors/"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegistryRow:
-    """A model's row in the overlay's registry: its line, and the texts that it says."""
+    """A model's row in the overlay's registry: its line, and its keywords with their literal values."""
 
     line: int
     fields: Mapping[str, str]
@@ -29,21 +30,21 @@ class RegistryRow:
 
     @property
     def draft(self) -> str:
-        """Return the name of the draft's class, or nothing if it has none."""
+        """Return the name of the draft's class, or an empty text if it has none."""
         return self.fields.get("draft", "").rpartition(":")[2]
 
 
 def read_registry(project: Project, resolver: NameResolver) -> list[RegistryRow]:
-    """Return the rows of MODELS in the overlay's registry, none if it has no registry.
+    """Return the rows of MODELS in the overlay's registry, or an empty list if there is no registry.
 
-    Raises ContractError on a row that does not say literally what it says.
+    Raises ContractError on a row whose values are not literal.
     """
     rows, faults = [], []
-    for item in _table(resolver.overlay.trees.get(REGISTRY), "MODELS"):
-        said = {word.arg: word.value for word in item.keywords} if isinstance(item, ast.Call) else {}
-        literal = {name: value.value for name, value in said.items() if isinstance(value, ast.Constant)}
+    for item in table_rows(resolver.overlay.files.get(REGISTRY), "MODELS"):
+        keywords = {word.arg: word.value for word in item.keywords} if isinstance(item, ast.Call) else {}
+        literal = {name: value.value for name, value in keywords.items() if isinstance(value, ast.Constant)}
         fields = {name: value for name, value in literal.items() if name and isinstance(value, str)}
-        if len(literal) < len(said) or ":" not in fields.get("model", ""):
+        if len(literal) < len(keywords) or ":" not in fields.get("model", ""):
             faults.append(f"{project.overlay / REGISTRY}:{item.lineno}: this row of MODELS cannot be read.")
         rows.append(RegistryRow(line=item.lineno, fields=fields))
     if faults:
@@ -51,103 +52,54 @@ def read_registry(project: Project, resolver: NameResolver) -> list[RegistryRow]
     return rows
 
 
-def named_class(resolver: NameResolver, reference: str) -> Symbol | None:
-    """Return the class that `module:name` points at, or None if there is none."""
-    module, _, name = reference.partition(":")
-    return next((symbol for symbol in resolver.imported(module, name) if isinstance(symbol.node, ast.ClassDef)), None)
-
-
-def model_type(resolver: NameResolver, cls: Symbol) -> str:
-    """Return the model type of a configuration class, or nothing if it has none."""
-    held = (
-        value
-        for holder in resolver.defining_classes(cls, "model_type")
-        for value in resolver.members(holder)["model_type"]
-    )
-    return next((str(value.value) for value in held if isinstance(value, ast.Constant)), "")
-
-
 def registry_references(project: Project, resolver: NameResolver) -> Iterator[Reference]:
     """Yield what each row of the registry names, of the overlay and of the release."""
     for row in read_registry(project, resolver):
-        where, own = f"overlay/{REGISTRY}:{row.line}", row.architecture
+        where, model = f"overlay/{REGISTRY}:{row.line}", row.architecture
         for field in ("model", "draft", "config", "on_install"):
             if reference := row.fields.get(field):
-                problem = _lacking(resolver, reference, listed=field in ("model", "draft"))
-                yield Reference(where=where, kind="row", what=f"{own}: {field} {reference}", problem=problem)
+                problem = _reference_problem(resolver, reference, is_model=field in ("model", "draft"))
+                yield Reference(where=where, kind="row", what=f"{model}: {field} {reference}", problem=problem)
         if base := row.fields.get("base"):
-            models = [path for path in naming(project, resolver, {base}) if path.startswith(_MODELS)]
-            listed = any(base in _entries(resolver.sources.tree(path)) for path in models)
+            files = [path for path in files_naming(project, resolver, {base}) if path.startswith(_MODELS)]
+            listed = any(base in _entry_classes(resolver.sources.tree(path)) for path in files)
             problem = "" if listed else f"upstream has no model {base}"
-            yield Reference(where=where, kind="row", what=f"{own}: base {base}", problem=problem)
+            yield Reference(where=where, kind="row", what=f"{model}: base {base}", problem=problem)
 
 
 def name_collisions(project: Project, resolver: NameResolver) -> Iterator[Reference]:
-    """Yield the names of the overlay's own: upstream would load its one of such a name beside ours."""
-    owned = _owned(project, resolver)
-    files = naming(project, resolver, {name for _, _, name in owned})
+    """Yield each name that the overlay gives something of its own, with the place where upstream uses it too."""
+    names = _overlay_names(project, resolver)
+    files = files_naming(project, resolver, {name for _, _, name in names})
     nodes = [(path, node) for path in files for node in ast.walk(resolver.sources.tree(path) or ast.Pass())]
-    for where, kind, name in owned:
-        taken = (f"{path}:{getattr(node, 'lineno', 0)}" for path, node in nodes if _takes(kind, name, path, node))
-        place = next(taken, "")
-        yield Reference(
-            where=where, kind="collision", what=f"{kind} {name}", problem=place and f"upstream has one: {place}"
-        )
+    for where, kind, name in names:
+        places = (f"{path}:{getattr(node, 'lineno', 0)}" for path, node in nodes if _defines(kind, name, path, node))
+        place = next(places, "")
+        problem = f"upstream has one: {place}" if place else ""
+        yield Reference(where=where, kind="collision", what=f"{kind} {name}", problem=problem)
 
 
 def base_names(project: Project, resolver: NameResolver) -> set[str]:
-    """Return what names a base: its architecture, its draft's, its configuration class and its model type."""
+    """Return the names by which upstream may mention a base: architecture, draft, configuration class, model type."""
     names = set()
     for row in (row for row in read_registry(project, resolver) if row.fields.get("base")):
-        draft, config = (_base(resolver, row.fields.get(field, "")) for field in ("draft", "config"))
+        draft, config = (_upstream_base(resolver, row.fields.get(field, "")) for field in ("draft", "config"))
         names |= {row.fields["base"], draft.name if draft else "", config.name if config else ""}
-        names.add(model_type(resolver, config) if config else "")
+        names.add(_model_type(resolver, config) if config else "")
     return names - {""}
 
 
-def naming(project: Project, resolver: NameResolver, names: Collection[str]) -> list[str]:
-    """Return upstream's files that hold one of some names of rows or of their bases."""
-    every = {name for _, _, name in _owned(project, resolver)} | base_names(project, resolver)
-    held = resolver.sources.holding(*every) if names else []  # one search for all that is ever asked for
+def files_naming(project: Project, resolver: NameResolver, names: Collection[str]) -> list[str]:
+    """Return upstream's files that hold one of some `names`, which are the overlay's or a base's."""
+    every = {name for _, _, name in _overlay_names(project, resolver)} | base_names(project, resolver)
+    files = resolver.sources.holding(*every) if names else []  # one search for all names that are ever asked for
     words = [name.encode() for name in names]
-    held = [path for path in held if any(word in (resolver.sources.read(path) or b"") for word in words)]
-    return [path for path in held if path not in resolver.overlay.trees]
+    files = [path for path in files if any(word in (resolver.sources.read(path) or b"") for word in words)]
+    return [path for path in files if path not in resolver.overlay.files]
 
 
-def _owned(project: Project, resolver: NameResolver) -> list[tuple[str, str, str]]:
-    """Return where the overlay gives something a name of its own, of which kind it is, and the name."""
-    owned = []
-    for row in read_registry(project, resolver):
-        where = f"overlay/{REGISTRY}:{row.line}"
-        owned += [(where, "architecture", name) for name in (row.architecture, row.draft) if name]
-        config = named_class(resolver, row.fields.get("config", ""))
-        owned += [(where, "model_type", kind) for kind in ([model_type(resolver, config)] if config else []) if kind]
-    for path, tree in resolver.overlay.trees.items():
-        for node in tree.body if path.startswith(_PROCESSORS) else []:
-            owned += [(f"overlay/{path}:{node.lineno}", "processor", name) for name in _processed(node)]
-    return owned
-
-
-def _base(resolver: NameResolver, reference: str) -> Symbol | None:
-    """Return the class of upstream's that a class of ours derives from first."""
-    ours = named_class(resolver, reference)
-    bases = resolver.mro(ours) if ours else []
-    return next((base for base in bases if base.module is not None and not base.module.ours), None)
-
-
-def _takes(kind: str, name: str, path: str, node: ast.AST) -> bool:
-    """Say whether a node of upstream's makes a name its own."""
-    if kind == "model_type":
-        value = getattr(node, "value", None)
-        return _assigns(node, "model_type") and isinstance(value, ast.Constant) and value.value == name
-    if kind == "processor":
-        return path.startswith(_PROCESSORS) and name in _processed(node)
-    defined = isinstance(node, ast.ClassDef) and node.name == name and path.startswith(_MODELS)
-    return defined or (isinstance(node, ast.Constant) and node.value == name)
-
-
-def _table(tree: ast.Module | None, name: str) -> list[ast.expr]:
-    """Return the items of a tuple or list that a module has under a name."""
+def table_rows(tree: ast.Module | None, name: str) -> list[ast.expr]:
+    """Return the items of the tuple or list that a module assigns to a name."""
     for node in tree.body if tree else []:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         value = getattr(node, "value", None)
@@ -156,31 +108,82 @@ def _table(tree: ast.Module | None, name: str) -> list[ast.expr]:
     return []
 
 
-def _lacking(resolver: NameResolver, reference: str, *, listed: bool) -> str:
+def _overlay_names(project: Project, resolver: NameResolver) -> list[tuple[str, str, str]]:
+    """Return where the overlay gives something a name of its own, of which kind it is, and the name."""
+    names = []
+    for row in read_registry(project, resolver):
+        where = f"overlay/{REGISTRY}:{row.line}"
+        names += [(where, "architecture", name) for name in (row.architecture, row.draft) if name]
+        config = _find_class(resolver, row.fields.get("config", ""))
+        model_type = _model_type(resolver, config) if config else ""
+        names += [(where, "model_type", model_type)] if model_type else []
+    for path, tree in resolver.overlay.files.items():
+        for node in tree.body if path.startswith(_PROCESSORS) else []:
+            names += [(f"overlay/{path}:{node.lineno}", "processor", name) for name in _processor_names(node)]
+    return names
+
+
+def _find_class(resolver: NameResolver, reference: str) -> Symbol | None:
+    """Return the class that `module:name` refers to, or None if there is none."""
+    module, _, name = reference.partition(":")
+    found = resolver.resolve_import(module, name)
+    return next((symbol for symbol in found if isinstance(symbol.node, ast.ClassDef)), None)
+
+
+def _model_type(resolver: NameResolver, cls: Symbol) -> str:
+    """Return the model type of a configuration class, or an empty text if it has none."""
+    values = (
+        value
+        for defining in resolver.defining_classes(cls, "model_type")
+        for value in resolver.members(defining)["model_type"]
+    )
+    return next((str(value.value) for value in values if isinstance(value, ast.Constant)), "")
+
+
+def _upstream_base(resolver: NameResolver, reference: str) -> Symbol | None:
+    """Return the first class of upstream's in the order of bases of one of the overlay's classes."""
+    cls = _find_class(resolver, reference)
+    bases = resolver.mro(cls) if cls else []
+    return next((base for base in bases if base.module is not None and not base.module.in_overlay), None)
+
+
+def _reference_problem(resolver: NameResolver, reference: str, *, is_model: bool) -> str:
+    """Return why `module:name` does not refer to something of the overlay, or to one of its models."""
     module, _, name = reference.partition(":")
     found = resolver.module(module)
-    if found is None or not found.ours:
+    if found is None or not found.in_overlay:
         return f"the overlay has no module {module}"
-    if name not in found.names:
+    if name not in found.bindings:
         return f"{module} has no `{name}`"
-    return f"{module} does not list it in EntryClass" if listed and name not in _entries(found.tree) else ""
+    return f"{module} does not list it in EntryClass" if is_model and name not in _entry_classes(found.tree) else ""
 
 
-def _entries(tree: ast.Module | None) -> set[str]:
+def _defines(kind: str, name: str, path: str, node: ast.AST) -> bool:
+    """Say whether a node of a file of upstream's gives something this name."""
+    if kind == "model_type":
+        value = getattr(node, "value", None)
+        return _assigns(node, "model_type") and isinstance(value, ast.Constant) and value.value == name
+    if kind == "processor":
+        return path.startswith(_PROCESSORS) and name in _processor_names(node)
+    is_class = isinstance(node, ast.ClassDef) and node.name == name and path.startswith(_MODELS)
+    return is_class or (isinstance(node, ast.Constant) and node.value == name)
+
+
+def _entry_classes(tree: ast.Module | None) -> set[str]:
     """Return the names that a file of models lists as its EntryClass."""
     nodes = [node for node in (tree.body if tree else []) if _assigns(node, "EntryClass")]
     return {item.id for node in nodes for item in ast.walk(node) if isinstance(item, ast.Name)}
 
 
-def _assigns(node: ast.AST, name: str) -> bool:
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return getattr(node, "value", None) is not None and name in (getattr(item, "id", None) for item in targets)
-
-
-def _processed(node: ast.AST) -> list[str]:
+def _processor_names(node: ast.AST) -> list[str]:
     """Return the name of a processor and those of the models that it serves."""
     if not isinstance(node, ast.ClassDef):
         return []
-    served = [item for item in node.body if _assigns(item, "models")]
-    models = [name.id for item in served for name in ast.walk(item) if isinstance(name, ast.Name)]
+    lists = [item for item in node.body if _assigns(item, "models")]
+    models = [name.id for item in lists for name in ast.walk(item) if isinstance(name, ast.Name)]
     return [node.name, *(name for name in models if name != "models")]
+
+
+def _assigns(node: ast.AST, name: str) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return getattr(node, "value", None) is not None and name in (getattr(item, "id", None) for item in targets)

@@ -1,141 +1,145 @@
-"""How things are called: the signature of a function, a class or an object, and whether a call or an override fits."""
+"""Signatures of functions, classes and objects, and whether a call or an override fits one."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 from collections.abc import Iterator
+from inspect import Parameter
 
-from overlay_tools.api_check.bindings import FUNCTION, decorators_of
-from overlay_tools.api_check.resolver import NameResolver, Symbol
+from overlay_tools.api_check.bindings import FUNCTION, decorator_names
+from overlay_tools.api_check.resolver import NameResolver
+from overlay_tools.api_check.symbols import Symbol
 
-_Kinds = inspect.Parameter
-_VARIABLE = (_Kinds.VAR_POSITIONAL, _Kinds.VAR_KEYWORD)
+_VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
-def signature(resolver: NameResolver, symbol: Symbol) -> inspect.Signature | None:
-    """Return how a function, a class or an object is called, without what is given already; None if unknown."""
+def call_signature(resolver: NameResolver, symbol: Symbol) -> inspect.Signature | None:
+    """Return the signature that calls of a function, a class or an object must fit, or None if it is unknown."""
     node = symbol.node
     if isinstance(node, FUNCTION):
-        return signature_of(node, skip=1 if symbol.given else 0)
+        return function_signature(node, skip=1 if symbol.is_bound else 0)
     if not isinstance(node, ast.ClassDef):
         return None
-    if symbol.instance:  # torch calls a module's forward
+    if symbol.is_instance:  # torch calls a module's forward
         names = ("__call__", "forward")
         called = next((name for name in names if next(resolver.defining_classes(symbol, name), None)), None)
-        found = next(iter(resolver.attribute([symbol], called)), symbol) if called else symbol
-        return signature_of(found.node, skip=1) if isinstance(found.node, FUNCTION) else None
+        found = next(iter(resolver.resolve_attribute([symbol], called)), symbol) if called else symbol
+        return function_signature(found.node, skip=1) if isinstance(found.node, FUNCTION) else None
     for cls in resolver.mro(symbol):
         if not isinstance(cls.node, ast.ClassDef):
             return None
         if init := resolver.members(cls).get("__init__"):
-            return signature_of(init[-1], skip=1) if isinstance(init[-1], FUNCTION) else None
-        if "dataclass" in decorators_of(cls.node):
-            return _fields(resolver, cls)
+            return function_signature(init[-1], skip=1) if isinstance(init[-1], FUNCTION) else None
+        if "dataclass" in decorator_names(cls.node):
+            return _dataclass_signature(resolver, cls)
     return inspect.Signature()
 
 
-def _fields(resolver: NameResolver, cls: Symbol) -> inspect.Signature | None:
+def _dataclass_signature(resolver: NameResolver, cls: Symbol) -> inspect.Signature | None:
     """Return the signature that `dataclass` gives a class."""
-    parameters: dict[str, inspect.Parameter] = {}
+    parameters: dict[str, Parameter] = {}
     for base in reversed(resolver.mro(cls)):
         if not isinstance(base.node, ast.ClassDef):
             return None
-        if "dataclass" not in decorators_of(base.node):
+        if "dataclass" not in decorator_names(base.node):
             continue
-        keywords = any("kw_only=True" in ast.unparse(item) for item in base.node.decorator_list)
+        kw_only = any("kw_only=True" in ast.unparse(item) for item in base.node.decorator_list)
         for node in base.node.body:
             if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
                 continue
             name, value = node.target.id, ast.unparse(node.value) if node.value else ""
             annotation = ast.unparse(node.annotation)
             if annotation.endswith("KW_ONLY"):
-                keywords = True
+                kw_only = True
             elif "ClassVar" not in annotation and "init=False" not in value:
-                kind = _Kinds.KEYWORD_ONLY if keywords else _Kinds.POSITIONAL_OR_KEYWORD
+                kind = Parameter.KEYWORD_ONLY if kw_only else Parameter.POSITIONAL_OR_KEYWORD
                 optional = bool(value) and (not value.startswith("field(") or "default" in value)
-                parameters[name] = _Kinds(name, kind, default=_default(optional))
+                parameters[name] = Parameter(name, kind, default=_default(optional))
     ordered = sorted(parameters.values(), key=lambda item: item.kind)
-    # A field without a default after one with: Python refuses such a class, which is upstream's affair.
+    # Python refuses a field without a default after one with a default; that is for upstream to notice.
     return inspect.Signature(ordered, __validate_parameters__=False)
 
 
-def signature_of(node: ast.FunctionDef | ast.AsyncFunctionDef, skip: int = 0) -> inspect.Signature:
+def function_signature(node: ast.FunctionDef | ast.AsyncFunctionDef, skip: int = 0) -> inspect.Signature:
     """Return the signature of a function, without its first `skip` parameters."""
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
     required = len(positional) - len(arguments.defaults)
-    found = [
-        _Kinds(
+    parameters = [
+        Parameter(
             item.arg,
-            _Kinds.POSITIONAL_ONLY if index < len(arguments.posonlyargs) else _Kinds.POSITIONAL_OR_KEYWORD,
+            Parameter.POSITIONAL_ONLY if index < len(arguments.posonlyargs) else Parameter.POSITIONAL_OR_KEYWORD,
             default=_default(index >= required),
         )
         for index, item in enumerate(positional)
     ][skip:]
     if arguments.vararg:
-        found.append(_Kinds(arguments.vararg.arg, _Kinds.VAR_POSITIONAL))
+        parameters.append(Parameter(arguments.vararg.arg, Parameter.VAR_POSITIONAL))
     for item, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        found.append(_Kinds(item.arg, _Kinds.KEYWORD_ONLY, default=_default(default is not None)))
+        parameters.append(Parameter(item.arg, Parameter.KEYWORD_ONLY, default=_default(default is not None)))
     if arguments.kwarg:
-        found.append(_Kinds(arguments.kwarg.arg, _Kinds.VAR_KEYWORD))
-    return inspect.Signature(found)
+        parameters.append(Parameter(arguments.kwarg.arg, Parameter.VAR_KEYWORD))
+    return inspect.Signature(parameters)
 
 
 def override_mismatch(ours: inspect.Signature, theirs: inspect.Signature) -> Iterator[str]:
-    """Yield why a function cannot stand in for another: what the other may be called with and this may not."""
-    own = [item for item in ours.parameters.values() if item.kind <= _Kinds.POSITIONAL_OR_KEYWORD]
-    takes = {item.kind for item in ours.parameters.values()}
-    moved: set[str] = set()
+    """Yield why a function of ours cannot replace one of theirs: how theirs may be called and ours may not."""
+    positional = [item for item in ours.parameters.values() if item.kind <= Parameter.POSITIONAL_OR_KEYWORD]
+    kinds = {item.kind for item in ours.parameters.values()}
+    swapped: set[str] = set()
     for index, item in enumerate(theirs.parameters.values()):
-        name, mine = item.name, ours.parameters.get(item.name)
-        if item.kind in _VARIABLE:
-            if item.kind not in takes:
-                yield f"upstream takes any further {'keywords' if item.kind == _Kinds.VAR_KEYWORD else 'arguments'}"
+        name, same_name = item.name, ours.parameters.get(item.name)
+        if item.kind in _VARIADIC:
+            if item.kind not in kinds:
+                yield f"upstream takes any further {'keywords' if item.kind == Parameter.VAR_KEYWORD else 'arguments'}"
             continue
-        by_name = item.kind != _Kinds.POSITIONAL_ONLY and (mine is not None or _Kinds.VAR_KEYWORD in takes)
-        by_place = item.kind != _Kinds.KEYWORD_ONLY and (index < len(own) or _Kinds.VAR_POSITIONAL in takes)
-        if item.kind == _Kinds.POSITIONAL_OR_KEYWORD and index < len(own) and own[index].name != name and not moved:
-            moved = {name, own[index].name}
-            yield f"upstream's argument {index + 1} is `{name}`, here it is `{own[index].name}`"
-        elif name not in moved and not (by_place if item.kind == _Kinds.POSITIONAL_ONLY else by_name):
+        by_name = item.kind != Parameter.POSITIONAL_ONLY and (same_name is not None or Parameter.VAR_KEYWORD in kinds)
+        by_position = item.kind != Parameter.KEYWORD_ONLY and (
+            index < len(positional) or Parameter.VAR_POSITIONAL in kinds
+        )
+        has_both = item.kind == Parameter.POSITIONAL_OR_KEYWORD
+        if has_both and index < len(positional) and positional[index].name != name and not swapped:
+            swapped = {name, positional[index].name}
+            yield f"upstream's argument {index + 1} is `{name}`, here it is `{positional[index].name}`"
+        elif name not in swapped and not (by_position if item.kind == Parameter.POSITIONAL_ONLY else by_name):
             yield f"upstream also takes `{name}`"
-        elif item.kind == _Kinds.POSITIONAL_OR_KEYWORD and not by_place and not moved:
+        elif has_both and not by_position and not swapped:
             yield f"upstream takes `{name}` by position too"
-        if mine is not None and mine.default is _Kinds.empty and item.default is not _Kinds.empty:
+        if same_name is not None and same_name.default is Parameter.empty and item.default is not Parameter.empty:
             yield f"`{name}` is required here and optional upstream"
     for item in ours.parameters.values():
-        required = item.default is _Kinds.empty and item.kind not in _VARIABLE
-        if required and item.name not in {*theirs.parameters, *moved}:
+        required = item.default is Parameter.empty and item.kind not in _VARIADIC
+        if required and item.name not in {*theirs.parameters, *swapped}:
             yield f"upstream does not pass `{item.name}`"
 
 
 def call_mismatch(taken: inspect.Signature, call: ast.Call) -> str:
-    """Return why the arguments of a call do not bind, or bind to another's name; nothing if they fit."""
-    given: list[ast.expr] = []
+    """Return why a call's arguments do not fit a signature, or land in a wrong parameter; an empty text if they fit."""
+    positional: list[ast.expr] = []
     for item in call.args:
         if isinstance(item, ast.Starred):
             break
-        given.append(item)
+        positional.append(item)
     named = {item.arg: item.value for item in call.keywords if item.arg}
-    whole = len(given) == len(call.args) and len(named) == len(call.keywords)
-    takes = f"; it takes ({', '.join(map(_shown, taken.parameters.values()))})"
+    is_complete = len(positional) == len(call.args) and len(named) == len(call.keywords)
+    takes = f"; it takes ({', '.join(map(_display, taken.parameters.values()))})"
     try:
-        # What `*` and `**` bring may be what is missing.
-        values = (taken.bind if whole else taken.bind_partial)(*given, **named).arguments
+        # What is missing may come from `*` or `**`.
+        bound = (taken.bind if is_complete else taken.bind_partial)(*positional, **named).arguments
     except TypeError as error:
         return f"{error}{takes}"
-    for name, value in values.items():
-        said = value.id if isinstance(value, ast.Name) else getattr(value, "attr", name)
-        if value in given and said != name and said in taken.parameters:
-            return f"`{said}` is passed where it takes `{name}`{takes}"
+    for name, value in bound.items():
+        passed = value.id if isinstance(value, ast.Name) else getattr(value, "attr", name)
+        if value in positional and passed != name and passed in taken.parameters:
+            return f"`{passed}` is passed where it takes `{name}`{takes}"
     return ""
 
 
 def _default(optional: bool) -> object:
-    return None if optional else _Kinds.empty
+    return None if optional else Parameter.empty
 
 
-def _shown(item: inspect.Parameter) -> str:
-    stars = "*" if item.kind == _Kinds.VAR_POSITIONAL else "**" if item.kind == _Kinds.VAR_KEYWORD else ""
-    return f"{stars}{item.name}{'' if item.default is _Kinds.empty else '='}"
+def _display(item: Parameter) -> str:
+    stars = "*" if item.kind == Parameter.VAR_POSITIONAL else "**" if item.kind == Parameter.VAR_KEYWORD else ""
+    return f"{stars}{item.name}{'' if item.default is Parameter.empty else '='}"

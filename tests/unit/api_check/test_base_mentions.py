@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from overlay_tools.api_check.base_mentions import BaseMention, find_base_mentions, unused_classifications
+from overlay_tools.api_check.base_mentions import BaseMention, find_base_mentions, unused_mentions
 from overlay_tools.upstream.source_tree import open_source_tree
 
 from unit.conftest import Miniature, upstream_files
@@ -46,7 +46,7 @@ OURS = {
             model_type = "ours"
         """,
 }
-OWN = ("sglang/srt/configs/base.py", "BaseConfig", "string 'base' in model_type")  # upstream's own, in all these tests
+OWN = ("sglang/srt/configs/base.py", "BaseConfig", "string 'base' in model_type")  # of UPSTREAM itself
 
 
 @pytest.fixture
@@ -57,15 +57,15 @@ def ours(mini: Miniature) -> Miniature:
     return mini
 
 
-def look(mini: Miniature, files: dict[str, str], version: str = "1.0") -> list[BaseMention]:
-    """Audit a release that has some more files than UPSTREAM."""
+def find(mini: Miniature, files: dict[str, str], version: str = "1.0") -> list[BaseMention]:
+    """Return the mentions in a release that has some more files than UPSTREAM."""
     extra = {name: textwrap.dedent(text).encode() for name, text in (UPSTREAM | files).items()}
     mini.lock_release(version, upstream_files(version) | extra)
     with open_source_tree(mini.lock[version], mini.cache) as sources:
         return find_base_mentions(mini.project, sources)
 
 
-def told(mentions: list[BaseMention]) -> list[tuple[str, str, str]]:
+def described(mentions: list[BaseMention]) -> list[tuple[str, str, str]]:
     found = [(mention.file, mention.scope, mention.what) for mention in mentions]
     assert OWN in found
     return [item for item in found if item != OWN]
@@ -120,8 +120,8 @@ def told(mentions: list[BaseMention]) -> list[tuple[str, str, str]]:
         ("EntryClass = [BaseForCausalLM]", "<module>", "class BaseForCausalLM in EntryClass"),
     ],
 )
-def test_a_place_is_told_by_what_it_does_with_the_name(ours: Miniature, code: str, scope: str, what: str) -> None:
-    assert told(look(ours, {"sglang/srt/args.py": code + "\n"})) == [("sglang/srt/args.py", scope, what)]
+def test_a_mention_says_what_is_done_with_the_name(ours: Miniature, code: str, scope: str, what: str) -> None:
+    assert described(find(ours, {"sglang/srt/args.py": code + "\n"})) == [("sglang/srt/args.py", scope, what)]
 
 
 @pytest.mark.parametrize(
@@ -137,18 +137,18 @@ def test_a_place_is_told_by_what_it_does_with_the_name(ours: Miniature, code: st
         'NAMES = ["BaseForCausalLM2", "NewBaseForCausalLM", "base_model", "FreeForCausalLM"]',
     ],
 )
-def test_what_decides_nothing_is_no_place(ours: Miniature, code: str) -> None:
-    assert told(look(ours, {"sglang/srt/args.py": code + "\n"})) == []
+def test_a_name_that_decides_nothing_is_left_out(ours: Miniature, code: str) -> None:
+    assert described(find(ours, {"sglang/srt/args.py": code + "\n"})) == []
 
 
-def test_a_file_that_the_overlay_replaces_is_upstreams_no_more(ours: Miniature) -> None:
+def test_a_file_that_the_overlay_replaces_is_left_out(ours: Miniature) -> None:
     ours.write("overlay/sglang/srt/args.py", 'ARCHS = ["BaseForCausalLM"]\n')
-    assert told(look(ours, {"sglang/srt/args.py": 'ARCHS = ["BaseForCausalLM"]\n'})) == []
+    assert described(find(ours, {"sglang/srt/args.py": 'ARCHS = ["BaseForCausalLM"]\n'})) == []
 
 
-def test_places_have_their_lines_in_the_order_of_the_files(ours: Miniature) -> None:
+def test_mentions_come_in_the_order_of_files_and_lines(ours: Miniature) -> None:
     code = '\nA = ["BaseForCausalLM"]\n\n\ndef f(c):\n    return c == "BaseForCausalLM"\n'
-    found = look(ours, {"sglang/srt/b.py": code, "sglang/a.py": code})
+    found = find(ours, {"sglang/srt/b.py": code, "sglang/a.py": code})
     assert [(mention.file, mention.line) for mention in found if mention.scope != "BaseConfig"] == [
         ("sglang/a.py", 2),
         ("sglang/a.py", 6),
@@ -158,14 +158,14 @@ def test_places_have_their_lines_in_the_order_of_the_files(ours: Miniature) -> N
     assert {mention.release for mention in found} == {"1.0"}
 
 
-def test_an_overlay_without_bases_has_no_places(mini: Miniature) -> None:
+def test_an_overlay_without_bases_has_no_mentions(mini: Miniature) -> None:
     with open_source_tree(mini.lock["1.0"], mini.cache) as sources:
         assert find_base_mentions(mini.project, sources) == []
 
 
-def test_a_base_that_a_release_lacks_is_still_looked_for_by_its_name(ours: Miniature) -> None:
+def test_a_base_that_a_release_lacks_is_still_searched_for_by_name(ours: Miniature) -> None:
     gone = dict.fromkeys(UPSTREAM, "")
-    found = look(ours, gone | {"sglang/srt/args.py": 'ARCHS = ["BaseForCausalLM"]\n'})
+    found = find(ours, gone | {"sglang/srt/args.py": 'ARCHS = ["BaseForCausalLM"]\n'})
     assert [mention.what for mention in found] == ["string 'BaseForCausalLM' in ARCHS"]
 
 
@@ -184,21 +184,21 @@ def unclassified(mentions: list[BaseMention]) -> list[str]:
     return [mention.what for mention in mentions if not mention.classified and mention.scope != "BaseConfig"]
 
 
-def test_a_place_that_no_entry_speaks_of_is_unclassified(ours: Miniature) -> None:
-    assert unclassified(look(ours, LISTED)) == ["string 'BaseForCausalLM' in ARCHS"]
+def test_a_mention_without_an_entry_is_unclassified(ours: Miniature) -> None:
+    assert unclassified(find(ours, LISTED)) == ["string 'BaseForCausalLM' in ARCHS"]
 
 
-def test_an_entry_classifies_its_place_wherever_the_line_is(ours: Miniature) -> None:
+def test_an_entry_classifies_its_mention_on_whichever_line_it_is(ours: Miniature) -> None:
     classify(ours, ENTRY)
     for version, before in (("1.0", ""), ("1.1", "\n\nX = 1\n")):
-        found = look(ours, {name: before + text for name, text in LISTED.items()}, version)
+        found = find(ours, {name: before + text for name, text in LISTED.items()}, version)
         assert unclassified(found) == []
         assert [mention.handled for mention in found if mention.classified] == ["alias"]
 
 
-def test_a_place_may_be_waived_with_a_reason(ours: Miniature) -> None:
+def test_a_mention_may_be_waived_with_a_reason(ours: Miniature) -> None:
     classify(ours, ENTRY.replace('handled = "alias"', 'reason = "it is not read"'))
-    found = look(ours, LISTED)
+    found = find(ours, LISTED)
     assert unclassified(found) == []
     assert [(mention.handled, mention.waived) for mention in found if mention.classified] == [("", "it is not read")]
 
@@ -213,9 +213,9 @@ def test_a_place_may_be_waived_with_a_reason(ours: Miniature) -> None:
         ("handled", 'releases = ">=1.0", handled'),
     ],
 )
-def test_an_entry_may_speak_of_several(ours: Miniature, old: str, new: str) -> None:
+def test_an_entry_may_have_patterns_lists_and_releases(ours: Miniature, old: str, new: str) -> None:
     classify(ours, ENTRY.replace(old, new))
-    assert unclassified(look(ours, LISTED)) == []
+    assert unclassified(find(ours, LISTED)) == []
 
 
 @pytest.mark.parametrize(
@@ -227,28 +227,28 @@ def test_an_entry_may_speak_of_several(ours: Miniature, old: str, new: str) -> N
         ("handled", 'releases = ">=1.1", handled'),
     ],
 )
-def test_an_entry_speaks_of_nothing_else(ours: Miniature, old: str, new: str) -> None:
+def test_an_entry_that_matches_nothing_is_named_with_its_line(ours: Miniature, old: str, new: str) -> None:
     path = classify(ours, ENTRY.replace(old, new))
-    found = look(ours, LISTED)
+    found = find(ours, LISTED)
     assert len(unclassified(found)) == 1
-    (said,) = unused_classifications(ours.project, found)
-    assert said.startswith(f"{path}:2: the classification of string 'BaseForCausalLM' in ")
+    (line,) = unused_mentions(ours.project, found)
+    assert line.startswith(f"{path}:2: the mention of string 'BaseForCausalLM' in ")
 
 
-def test_a_second_place_like_one_that_is_classified_is_not(ours: Miniature) -> None:
+def test_a_second_mention_like_a_classified_one_is_unclassified(ours: Miniature) -> None:
     twice = {"sglang/srt/args.py": 'ARCHS = {"BaseForCausalLM"}\nARCHS = {"BaseForCausalLM"}\n'}
     classify(ours, ENTRY)
-    found = look(ours, twice)
+    found = find(ours, twice)
     assert [(mention.line, mention.classified) for mention in found if mention.scope == "<module>"] == [
         (1, True),
         (2, False),
     ]
     classify(ours, ENTRY.replace("handled", "times = 2, handled"))
-    assert unclassified(look(ours, twice)) == []
+    assert unclassified(find(ours, twice)) == []
     classify(ours, ENTRY, ENTRY.replace("alias", "draft").replace('handled = "draft"', 'reason = "why"'))
-    assert [mention.waived for mention in look(ours, twice) if mention.classified] == ["", "why"]
+    assert [mention.waived for mention in find(ours, twice) if mention.classified] == ["", "why"]
 
 
-def test_an_entry_that_is_used_in_one_release_is_used(ours: Miniature) -> None:
+def test_an_entry_needs_to_match_in_one_release_only(ours: Miniature) -> None:
     classify(ours, ENTRY)
-    assert unused_classifications(ours.project, look(ours, {}, "1.0") + look(ours, LISTED, "1.1")) == []
+    assert unused_mentions(ours.project, find(ours, {}, "1.0") + find(ours, LISTED, "1.1")) == []

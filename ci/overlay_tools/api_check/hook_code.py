@@ -1,4 +1,4 @@
-"""What the overlay's tables and the hooks need of a release, and the names of ours that upstream must not have."""
+"""What the lines that the hooks add need of a release."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from overlay_tools.api_check.references import Reference, code_references
-from overlay_tools.api_check.resolver import Module, NameResolver
+from overlay_tools.api_check.resolver import NameResolver
+from overlay_tools.api_check.symbols import Module
 from overlay_tools.patches.model import Hook, Patch, target_of
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
@@ -18,21 +19,22 @@ from overlay_tools.settings import Project
 def hook_references(project: Project, resolver: NameResolver) -> Iterator[Reference]:
     """Yield what the lines that the hooks add need of the release and of the overlay.
 
-    Lines that are no statements by themselves, without upstream's around them, are left to the tests of the wheel.
+    Lines that are not whole statements without upstream's around them are left to the tests of the wheel.
     """
     files = tuple((path, path.stat().st_mtime_ns) for path in sorted(project.patches.rglob("*")) if path.is_file())
     for patch in (patch for hook in _series(project.patches, files) for patch in hook.variants):
         if patch.applies.contains(resolver.sources.version, prereleases=True):
-            for module in _added(patch):
+            for module in _added_code(patch):
                 yield from code_references(resolver, module, patch.path.relative_to(project.root).as_posix(), hook=True)
 
 
 @lru_cache(maxsize=1)
-def _series(folder: Path, files: tuple[tuple[Path, int], ...]) -> tuple[Hook, ...]:  # read once, while no file changes
+def _series(folder: Path, files: tuple[tuple[Path, int], ...]) -> tuple[Hook, ...]:
+    """Load the series once for all releases, as long as none of its `files` changes."""
     return load_series(folder)
 
 
-def _added(patch: Patch) -> Iterator[Module]:
+def _added_code(patch: Patch) -> Iterator[Module]:
     """Yield the lines that each hunk adds, as modules whose line numbers are those of the patch."""
     for file in patch.files:
         for hunk in file:
@@ -47,4 +49,4 @@ def _added(patch: Patch) -> Iterator[Module]:
                 if hasattr(node, "lineno"):
                     node.lineno = numbers[node.lineno - 1]
             name = target_of(file).removesuffix(".py").replace("/", ".")
-            yield Module(name=name, path=target_of(file), ours=True, tree=tree)
+            yield Module(name=name, path=target_of(file), in_overlay=True, tree=tree)
