@@ -115,7 +115,7 @@ def bench_gpu(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Run ruff, mypy, the import linter and the patch linter."""
-    session.install("-e", ".[lint,test]")
+    session.install("-e", ".[lint,test,browser]")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
@@ -127,9 +127,17 @@ def lint(session: nox.Session) -> None:
 def test(session: nox.Session) -> None:
     """Test the tool, every locked release statically, and the default release's engine."""
     session.install("-e", ".[test]")
-    session.run("python", "tests/unit/browser.py")
     session.run("pytest", *session.posargs)
     session.run("overlay-tools", "test-engine", SETTINGS["default"])
+    session.log("The status page was not tested in a browser: `nox -s test-page` does that.")
+
+
+@nox.session(name="test-page")
+def test_page(session: nox.Session) -> None:
+    """Test the status page in a browser: the machine's own, or one that is downloaded (arguments go to pytest)."""
+    session.install("-e", ".[test,browser]")
+    session.run("python", "tests/browser/browser.py")
+    session.run("pytest", "tests/browser", *session.posargs)
 
 
 def add_test(version: str) -> None:
