@@ -29,9 +29,9 @@ from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving.runner import plan_matrix, run_matrix
 from overlay_tools.proving.stages import STAGES
+from overlay_tools.report.collect import collect_status
 from overlay_tools.report.html import write_page
-from overlay_tools.report.reading import read_status
-from overlay_tools.report.terminal import show
+from overlay_tools.report.terminal import print_status
 from overlay_tools.settings import Project, cache_dir, load_project
 from overlay_tools.subprocesses import run
 from overlay_tools.upstream.download import fetch
@@ -259,9 +259,9 @@ def status_command(project: Project, arguments: argparse.Namespace) -> None:
     """Show what is known of every release, on the terminal and as a page."""
     lock, hooks = load_lock(project.lock), load_series(project.patches)
     with console.step(f"Read {len(lock)} releases"):
-        status = read_status(project, lock, hooks, cache_dir())
+        status = collect_status(project, lock, hooks, cache_dir())
     # What is no terminal has no width to keep to.
-    show(status, Console(highlight=False, width=None if sys.stdout.isatty() else 200))
+    print_status(status, Console(highlight=False, width=None if sys.stdout.isatty() else 200))
     path = arguments.html or project.dist / "status.html"
     write_page(status, path)
     console.line(f"As a page: {path}")

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 from overlay_tools.report.html import write_page
-from overlay_tools.report.status import Cell, State, Status
+from overlay_tools.report.model import Cell, State, Status
 from playwright.sync_api import Browser, Page
 from unit.report.examples import BAD, HOSTILE, RELEASES, STAGES, status_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from overlay_tools.errors import OverlayError
-from overlay_tools.report.status import Cell, State, Status, StatusTable
+from overlay_tools.report.model import Cell, State, Status, StatusTable
 
 _LEGEND = {
     State.GREEN: "holds for what this checkout builds",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from overlay_tools.report.status import Cell, State, Status, StatusTable
+from overlay_tools.report.model import Cell, State, Status, StatusTable
 
 RELEASES = ("0.5.7", "0.5.10.post1", "0.5.23")
 STAGES = ("static", "kernels", "decisions", "engine", "gpu & more")

@@ -1,4 +1,4 @@
-"""What is known of every release: whether the hooks apply, what the tests said, what the overlay needs of upstream."""
+"""The status of every release: tables of one cell for each release and column."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class State(Enum):
 
     @property
     def ok(self) -> bool:
-        """Tell whether there is nothing to do."""
+        """Say whether nothing needs to be done."""
         return self in (State.NEUTRAL, State.GREEN)
 
 
@@ -25,8 +25,8 @@ class State(Enum):
 class Cell:
     """One thing about one release.
 
-    `word`: the outcome; `notes`: figures beside it; `names`: what the figures count, one by one; `problems`: what there
-    is to know where it is not ok.
+    `word`: the outcome; `notes`: figures beside it; `names`: what the figures count, one by one; `problems`: why the
+    state is not ok.
     """
 
     state: State
@@ -47,7 +47,7 @@ class StatusTable:
 
     @property
     def ok(self) -> int:
-        """Return how many releases have nothing to do in this table."""
+        """Return how many releases need nothing done in this table."""
         return sum(all(cell.state.ok for cell in cells) for cells in self.rows.values())
 
     @property
@@ -58,7 +58,7 @@ class StatusTable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """All there is to show of a checkout at `commit`, whose `default` release is marked."""
+    """The status of a checkout at `commit`, which is empty outside git; its `default` release is marked."""
 
     commit: str
     default: str
@@ -66,12 +66,12 @@ class Status:
     tables: Sequence[StatusTable]
 
     def state(self, release: str) -> State:
-        """Return the worst that is known of a release."""
+        """Return the worst state of a release."""
         return _worst(cell.state for table in self.tables for cell in table.rows[release])
 
     @property
     def worst(self) -> State:
-        """Return the worst that is known of any release."""
+        """Return the worst state of any release."""
         return _worst(self.state(release) for release in self.releases)
 
     def todo(self, release: str) -> list[tuple[StatusTable, str, Cell]]:
@@ -94,7 +94,7 @@ class Status:
 
     @property
     def verdict(self) -> str:
-        """Return all of it in one line."""
+        """Return the whole status in one line."""
         states = [self.state(release) for release in self.releases]
         words = [f"{states.count(State.GREEN)} of {len(states)} releases green"]
         for state in (State.RED, State.OPEN):

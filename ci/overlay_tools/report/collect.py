@@ -1,4 +1,4 @@
-"""What is known of every release: whether the hooks apply, what the tests said, what the overlay needs of upstream."""
+"""Collect the status of every release: whether hooks apply, what the tests said, what the overlay needs of upstream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from overlay_tools.patches.apply import apply_series, find_block
 from overlay_tools.patches.model import Hook, Patch, sides, target_of
 from overlay_tools.proving.results import Result, commit_of, inputs, load_results
 from overlay_tools.proving.stages import STAGES
-from overlay_tools.report.status import Cell, State, Status, StatusTable
+from overlay_tools.report.model import Cell, State, Status, StatusTable
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import Release
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree
@@ -24,41 +24,43 @@ from overlay_tools.upstream.source_tree import SourceTree, open_source_tree
 _PROCESSES = 2
 
 
-def read_status(project: Project, lock: Mapping[str, Release], hooks: Sequence[Hook], cache: Path) -> Status:
-    """Read every release's sources once, and say all that is known of it.
+def collect_status(project: Project, lock: Mapping[str, Release], hooks: Sequence[Hook], cache: Path) -> Status:
+    """Read the sources of every release once, and return all that is known of each.
 
-    What cannot be found out of a release is a red cell.
+    What cannot be found out about a release is a red cell.
     Raises OverlayError if the overlay or the results cannot be read.
     """
     results = load_results(project.results)
-    extra = sorted({stage for version, stage in results if version in lock and stage not in STAGES})
-    # Trees of whole modules are made and dropped; looking for cycles among them would take a third of the time.
+    optional = sorted({stage for version, stage in results if version in lock and stage not in STAGES})
+    # The syntax trees of whole modules come and go; searching them for cycles would take a third of the time.
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("fork"), initializer=gc.disable) as pool:
-        read = dict(zip(lock, pool.map(partial(_read, project, hooks, cache), lock.values(), chunksize=3), strict=True))
-    climbed = {
-        version: [_stage(results.get((version, stage)), stage in STAGES, state) for stage in (*STAGES, *extra)]
-        for version, release in lock.items()
-        for state in [_inputs(project, release, hooks)]
-    }
+        checks = pool.map(partial(_check_sources, project, hooks, cache), lock.values(), chunksize=3)
+        checked = dict(zip(lock, checks, strict=True))
+    stages: dict[str, list[Cell]] = {}
+    for version, release in lock.items():
+        state = _inputs(project, release, hooks)
+        stages[version] = [
+            _stage_cell(results.get((version, stage)), stage in STAGES, state) for stage in (*STAGES, *optional)
+        ]
     tables = [
         StatusTable(
             name="Hooks",
             about="Does each hook apply, exactly, and where: at the lines that its diff names, or offset from them?",
             columns=[hook.name for hook in hooks],
-            rows={version: cells for version, (cells, _) in read.items()},
+            rows={version: cells for version, (cells, _) in checked.items()},
         ),
         StatusTable(
             name="Stages",
             about="What did the tests say of the wheels that this checkout builds?",
-            columns=[*STAGES, *extra],
-            rows=climbed,
+            columns=[*STAGES, *optional],
+            rows=stages,
         ),
         StatusTable(
             name="Contract and base mentions",
             about="Does all that the overlay imports, overrides and calls still fit upstream, and is every place where "
-            "upstream names a base architecture accounted for?",
+            "upstream mentions a base accounted for?",
             columns=["contract", "base mentions"],
-            rows={version: cells for version, (_, cells) in read.items()},
+            rows={version: cells for version, (_, cells) in checked.items()},
         ),
     ]
     try:
@@ -69,42 +71,42 @@ def read_status(project: Project, lock: Mapping[str, Release], hooks: Sequence[H
     return Status(commit=commit, default=project.default, releases=list(lock), tables=shown)
 
 
-def _read(
+def _check_sources(
     project: Project, hooks: Sequence[Hook], cache: Path, release: Release
 ) -> tuple[Sequence[Cell], Sequence[Cell]]:
     """Return the cells of a release's hooks, and those of its contract and base mentions."""
     try:
         with open_source_tree(release, cache) as sources:
-            return list(_hooks(project, hooks, sources)), [
-                _try(project, "not checked", lambda: _contract(check_contract(project, sources))),
-                _try(project, "not audited", lambda: _base_mentions(find_base_mentions(project, sources))),
+            return list(_hook_cells(project, hooks, sources)), [
+                _cell_or_error(project, "not checked", _contract_cell, project, sources),
+                _cell_or_error(project, "not checked", _base_mentions_cell, project, sources),
             ]
     except OverlayError as error:
-        cell = _failed(project, "no sources", error)
+        cell = _error_cell(project, "no sources", error)
         return [cell] * len(hooks), [cell, cell]
 
 
-def _hooks(project: Project, hooks: Sequence[Hook], sources: SourceTree) -> Iterator[Cell]:
+def _hook_cells(project: Project, hooks: Sequence[Hook], sources: SourceTree) -> Iterator[Cell]:
     """Yield a cell for each hook, applied to the release with those before it that apply."""
-    touched: dict[str, bytes] = {}
-
-    def read(name: str) -> bytes | None:
-        return touched[name] if name in touched else sources.read(name)
-
-    def tried(hook: Hook) -> Cell:
-        patch = hook.variant(sources.version)
-        if patch is None:
-            return Cell(state=State.NEUTRAL, word="not due")
-        after = apply_series([patch], read, f"sglang {sources.version}")
-        cell = _applied(patch, read)
-        touched.update(after)
-        return cell
-
+    changed: dict[str, bytes] = {}
     for hook in hooks:
-        yield _try(project, "fails", tried, hook)
+        read = partial(_read, changed, sources)
+        try:
+            patch = hook.variant(sources.version)
+            if patch is None:
+                yield Cell(state=State.NEUTRAL, word="not due")
+                continue
+            changed = changed | apply_series([patch], read, f"sglang {sources.version}")
+            yield _applied_cell(patch, read)
+        except OverlayError as error:
+            yield _error_cell(project, "fails", error)
 
 
-def _applied(patch: Patch, read: Callable[[str], bytes | None]) -> Cell:
+def _read(changed: Mapping[str, bytes], sources: SourceTree, name: str) -> bytes | None:
+    return changed[name] if name in changed else sources.read(name)
+
+
+def _applied_cell(patch: Patch, read: Callable[[str], bytes | None]) -> Cell:
     """Return the cell of a patch that applies to the files that `read` gives."""
     found = []
     for file in patch.files:
@@ -122,8 +124,8 @@ def _applied(patch: Patch, read: Callable[[str], bytes | None]) -> Cell:
     )
 
 
-def _stage(result: Result | None, required: bool, state: str) -> Cell:
-    """Return the cell of a stage: green if all of it passed for the `state` that the checkout is in."""
+def _stage_cell(result: Result | None, required: bool, state: str) -> Cell:
+    """Return the cell of a stage, green if all of it passed for the `state` that the checkout is in."""
     if result is None:
         return Cell(state=State.OPEN if required else State.NEUTRAL, word="not run")
     figures = ((result.failed, "failed"), (result.passed, "passed"))
@@ -144,51 +146,57 @@ def _stage(result: Result | None, required: bool, state: str) -> Cell:
     return Cell(state=outcome, word=counts[0], notes=[*counts[1:], *when], problems=[f"{ran}.", *skipped])
 
 
-def _contract(findings: Sequence[Finding]) -> Cell:
-    changed = [_finding(finding, "") for finding in findings if finding.problem and not finding.waived]
-    waived = [_finding(finding, f"; waived: {finding.waived}") for finding in findings if finding.waived]
+def _contract_cell(project: Project, sources: SourceTree) -> Cell:
+    findings = check_contract(project, sources)
+    changed = [_finding_line(finding, "") for finding in findings if finding.problem and not finding.waived]
+    waived = [_finding_line(finding, f"; waived: {finding.waived}") for finding in findings if finding.waived]
     fit = f"{sum(not finding.problem for finding in findings)} fit"
-    return _counted(changed, "changed", fit, waived, waived)
+    return _count_cell(changed, "changed", fit, waived, waived)
 
 
-def _base_mentions(found: Sequence[BaseMention]) -> Cell:
-    new = [_place(place, "") for place in found if not place.classified]
-    handled = [_place(place, f": {place.handled}") for place in found if place.classified and place.handled]
-    waived = [_place(place, f": waived: {place.waived}") for place in found if place.classified and not place.handled]
-    return _counted(new, "unclassified", f"{len(handled)} handled", waived, [*handled, *waived])
+def _base_mentions_cell(project: Project, sources: SourceTree) -> Cell:
+    mentions = find_base_mentions(project, sources)
+    new = [_mention_line(mention, "") for mention in mentions if not mention.classified]
+    handled = [_mention_line(mention, f": {mention.handled}") for mention in mentions if mention.handled]
+    waived = [
+        _mention_line(mention, f": waived: {mention.waived}")
+        for mention in mentions
+        if mention.waived and not mention.handled
+    ]
+    return _count_cell(new, "unclassified", f"{len(handled)} handled", waived, [*handled, *waived])
 
 
-def _counted(bad: Sequence[str], what: str, good: str, waived: Sequence[str], names: Sequence[str]) -> Cell:
-    """Return the cell of counts that is red if there is anything `bad`."""
+def _count_cell(bad: Sequence[str], what: str, good: str, waived: Sequence[str], names: Sequence[str]) -> Cell:
+    """Return a cell of counts, red if there is anything `bad`."""
     notes = [f"{len(waived)} waived"] * bool(waived)
     if bad:
         return Cell(state=State.RED, word=f"{len(bad)} {what}", notes=[good, *notes], names=names, problems=bad)
     return Cell(state=State.GREEN, word=good, notes=notes, names=names)
 
 
-def _finding(finding: Finding, more: str) -> str:
-    return f"{finding.where}: {finding.kind} of {finding.what}: {finding.problem}{more}"
+def _finding_line(finding: Finding, suffix: str) -> str:
+    return f"{finding.where}: {finding.kind} of {finding.what}: {finding.problem}{suffix}"
 
 
-def _place(place: BaseMention, more: str) -> str:
-    return f"{place.file}:{place.line}, {place.scope}: {place.what}{more}"
+def _mention_line(mention: BaseMention, suffix: str) -> str:
+    return f"{mention.file}:{mention.line}, {mention.scope}: {mention.what}{suffix}"
 
 
 def _inputs(project: Project, release: Release, hooks: Sequence[Hook]) -> str:
     try:
         return inputs(project, release, hooks)
-    except PatchError:  # a hook without a variant, which its own cell says; nothing has passed with that
+    except PatchError:  # a hook lacks a variant, as its own cell says; no stage can have passed with that
         return ""
 
 
-def _try(project: Project, word: str, make: Callable[..., Cell], *arguments: object) -> Cell:
+def _cell_or_error(project: Project, word: str, make: Callable[..., Cell], *arguments: object) -> Cell:
     try:
         return make(*arguments)
     except OverlayError as error:
-        return _failed(project, word, error)
+        return _error_cell(project, word, error)
 
 
-def _failed(project: Project, word: str, error: OverlayError) -> Cell:
-    """Return a red cell of an error, with paths as they are in any checkout."""
+def _error_cell(project: Project, word: str, error: OverlayError) -> Cell:
+    """Return the red cell of an error, with paths relative to the project, as they are in any checkout."""
     problems = [problem.replace(f"{project.root}/", "") for problem in (*error.problems, error.hint) if problem]
     return Cell(state=State.RED, word=word, problems=problems)

@@ -14,10 +14,10 @@ from overlay_tools.errors import ContractError, OverlayError
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving.results import Result, commit_of, inputs, save_results
 from overlay_tools.proving.stages import STAGES
-from overlay_tools.report import reading
-from overlay_tools.report.reading import read_status
-from overlay_tools.report.status import Cell, State, Status
-from overlay_tools.report.terminal import show
+from overlay_tools.report import collect
+from overlay_tools.report.collect import collect_status
+from overlay_tools.report.model import Cell, State, Status
+from overlay_tools.report.terminal import print_status
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree
 from rich.console import Console
@@ -45,21 +45,21 @@ diff --git a/sglang/loader.py b/sglang/loader.py
 """
 
 
-def now(mini: Miniature, *releases: str) -> Status:
+def status_now(mini: Miniature, *releases: str) -> Status:
     lock = {version: release for version, release in mini.lock.items() if version in (releases or mini.lock)}
-    return read_status(mini.project, lock, load_series(mini.root / "patches"), mini.cache)
+    return collect_status(mini.project, lock, load_series(mini.root / "patches"), mini.cache)
 
 
-def cell_of(shown: Status, release: str, column: str) -> Cell:
+def cell_of(status: Status, release: str, column: str) -> Cell:
     return {
-        name: cell for table in shown.tables for name, cell in zip(table.columns, table.rows[release], strict=True)
+        name: cell for table in status.tables for name, cell in zip(table.columns, table.rows[release], strict=True)
     }[column]
 
 
-def terminal(shown: Status, width: int = 200) -> str:
-    said = StringIO()
-    show(shown, Console(file=said, width=width, highlight=False))
-    return said.getvalue()
+def terminal(status: Status, width: int = 200) -> str:
+    output = StringIO()
+    print_status(status, Console(file=output, width=width, highlight=False))
+    return output.getvalue()
 
 
 def result(mini: Miniature, release: str, stage: str) -> Result:
@@ -87,37 +87,37 @@ def prove(mini: Miniature, *others: Result) -> None:
 
 
 @pytest.fixture
-def needs(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Finding], list[BaseMention]], None]:
-    """Return what sets the findings and places of every release."""
+def set_checks(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Finding], list[BaseMention]], None]:
+    """Return a function that sets the findings and base mentions of every release."""
 
-    def sets(findings: list[Finding], places: list[BaseMention]) -> None:
+    def set_checks(findings: list[Finding], mentions: list[BaseMention]) -> None:
         def check_contract(project: Project, sources: SourceTree) -> list[Finding]:
             return [finding for finding in findings if finding.release == sources.version]
 
         def find_base_mentions(project: Project, sources: SourceTree) -> list[BaseMention]:
-            return [place for place in places if place.release == sources.version]
+            return [mention for mention in mentions if mention.release == sources.version]
 
-        monkeypatch.setattr(reading, "check_contract", check_contract)
-        monkeypatch.setattr(reading, "find_base_mentions", find_base_mentions)
+        monkeypatch.setattr(collect, "check_contract", check_contract)
+        monkeypatch.setattr(collect, "find_base_mentions", find_base_mentions)
 
-    return sets
+    return set_checks
 
 
 def test_a_project_whose_stages_have_passed_is_green(mini: Miniature) -> None:
     prove(mini)
-    shown = now(mini)
-    assert shown.verdict == "2 of 2 releases green"
-    assert shown.not_green == []
-    assert [table.ok for table in shown.tables] == [2, 2, 2]
-    said = terminal(shown)
-    assert said.count("✓ exact, +1/-0, line 3") == 2
-    assert said.count("✓ 38 passed, 12 s, 2026-11-23, 895de74+") == 8
-    assert said.endswith("✓ 2 of 2 releases green\n")
+    status = status_now(mini)
+    assert status.verdict == "2 of 2 releases green"
+    assert status.not_green == []
+    assert [table.ok for table in status.tables] == [2, 2, 2]
+    output = terminal(status)
+    assert output.count("✓ exact, +1/-0, line 3") == 2
+    assert output.count("✓ 38 passed, 12 s, 2026-11-23, 895de74+") == 8
+    assert output.endswith("✓ 2 of 2 releases green\n")
 
 
 def test_a_hook_that_stands_elsewhere_is_offset(mini: Miniature) -> None:
     mini.lock_release("1.1", {**upstream_files("1.1"), "sglang/loader.py": f"\n\n{LOADER}".encode()})
-    cell = cell_of(now(mini), "1.1", "choose")
+    cell = cell_of(status_now(mini), "1.1", "choose")
     assert (cell.state, cell.word, cell.notes) == (State.GREEN, "offset +2", ["+1/-0", "line 5"])
     assert cell.names == ["sglang/loader.py:5, offset +2"]
 
@@ -125,58 +125,58 @@ def test_a_hook_that_stands_elsewhere_is_offset(mini: Miniature) -> None:
 def test_a_hook_of_many_hunks_names_each_as_it_stands_after_the_hooks_before(mini: Miniature) -> None:
     mini.write("patches/series", "choose\nsecond\n")
     mini.write("patches/second/1.0.patch", SECOND)
-    cell = cell_of(now(mini), "1.0", "second")
+    cell = cell_of(status_now(mini), "1.0", "second")
     assert (cell.word, cell.notes) == ("offset +0 to +1", ["+1/-1", "2 hunks in 1 file"])
     assert cell.names == ["sglang/loader.py:1", "sglang/loader.py:11, offset +1"]
 
 
-def test_a_hook_that_does_not_apply_says_why_and_keeps_no_other_from_being_tried(mini: Miniature) -> None:
+def test_a_hook_that_does_not_apply_says_why_and_the_others_are_still_tried(mini: Miniature) -> None:
     prove(mini)
     changed = LOADER.replace("name = config.name", "name = config.title")
     mini.lock_release("1.1", {**upstream_files("1.1"), "sglang/loader.py": changed.encode()})
     mini.write("patches/series", "choose\nsecond\n")
     mini.write("patches/second/1.0.patch", SECOND)
-    shown = now(mini)
-    cell = cell_of(shown, "1.1", "choose")
+    status = status_now(mini)
+    cell = cell_of(status, "1.1", "choose")
     assert (cell.state, cell.word) == (State.RED, "fails")
     assert cell.problems == [
         "patches/choose/1.0.patch:10: the lines that the hunk expects are not in sglang/loader.py of sglang 1.1.",
         "Hunks apply exactly or not at all: add a variant for this release.",
     ]
-    assert cell_of(shown, "1.0", "choose").word == "exact"
-    assert cell_of(shown, "1.1", "second").word == "exact"
-    assert shown.state("1.1") == State.RED
-    assert shown.not_green[1].startswith("1.1: choose fails, ")
-    assert "✗ choose: patches/choose/1.0.patch:10: the lines that" in terminal(shown)
+    assert cell_of(status, "1.0", "choose").word == "exact"
+    assert cell_of(status, "1.1", "second").word == "exact"
+    assert status.state("1.1") == State.RED
+    assert status.not_green[1].startswith("1.1: choose fails, ")
+    assert "✗ choose: patches/choose/1.0.patch:10: the lines that" in terminal(status)
 
 
-def test_a_hook_that_is_not_due_is_no_fault_and_one_without_a_variant_is(mini: Miniature) -> None:
+def test_a_hook_may_be_not_due_but_may_not_lack_a_variant(mini: Miniature) -> None:
     mini.patch.write_text(PATCH.replace("<=1.1", "<1.1"))
     mini.write("patches/series", "choose <1.1\n")
     prove(mini)
-    shown = now(mini)
-    assert cell_of(shown, "1.1", "choose") == Cell(state=State.NEUTRAL, word="not due")
-    assert shown.verdict == "2 of 2 releases green"
+    status = status_now(mini)
+    assert cell_of(status, "1.1", "choose") == Cell(state=State.NEUTRAL, word="not due")
+    assert status.verdict == "2 of 2 releases green"
     mini.write("patches/series", "choose\n")
-    shown = now(mini)
-    assert cell_of(shown, "1.1", "choose").problems[0] == "Hook choose has no variant for sglang 1.1."
-    assert cell_of(shown, "1.1", "engine").word == "passed before"
-    assert shown.state("1.0") == State.GREEN
+    status = status_now(mini)
+    assert cell_of(status, "1.1", "choose").problems[0] == "Hook choose has no variant for sglang 1.1."
+    assert cell_of(status, "1.1", "engine").word == "passed before"
+    assert status.state("1.0") == State.GREEN
 
 
 def test_a_stage_that_passed_for_another_state_is_not_green(mini: Miniature) -> None:
     prove(mini)
     mini.write("overlay/sglang/models/ours.py", "OURS = 2\n")
-    shown = now(mini)
-    cell = cell_of(shown, "1.0", "engine")
+    status = status_now(mini)
+    cell = cell_of(status, "1.0", "engine")
     assert (cell.state, cell.word, cell.notes) == (State.OPEN, "passed before", ["12 s", "2026-11-23", "895de74+"])
     ran = "38 passed on 2026-11-23T18:44Z, at 895de74d1234+, with Python 3.11.2 on x86_64"
     assert cell.problems == [f"{ran}; what is built has changed since."]
-    assert shown.verdict == "0 of 2 releases green, 2 open"
-    assert terminal(shown).count("has changed since. (all)") == len(STAGES)
+    assert status.verdict == "0 of 2 releases green, 2 open"
+    assert terminal(status).count("has changed since. (all)") == len(STAGES)
 
 
-def test_each_way_that_a_stage_can_end_is_told_apart(mini: Miniature) -> None:
+def test_each_way_that_a_stage_can_end_has_its_own_cell(mini: Miniature) -> None:
     green = result(mini, "1.0", "engine")
     older = {"inputs": "of an older state"}
     for change, state, word, notes, problem in (
@@ -190,40 +190,40 @@ def test_each_way_that_a_stage_can_end_is_told_apart(mini: Miniature) -> None:
         ({"skipped": ["no GPU"], **older}, State.OPEN, "incomplete before", "12 s", "skipped: no GPU"),
     ):
         prove(mini, replace(green, **change))
-        cell = cell_of(now(mini, "1.0"), "1.0", "engine")
+        cell = cell_of(status_now(mini, "1.0"), "1.0", "engine")
         assert (cell.state, cell.word, cell.notes[0]) == (state, word, notes)
         assert problem in "\n".join(cell.problems)
 
 
 def test_a_stage_without_a_result_is_not_run(mini: Miniature) -> None:
-    shown = now(mini)
-    assert cell_of(shown, "1.0", "static") == Cell(state=State.OPEN, word="not run")
-    assert shown.verdict == "0 of 2 releases green, 2 open"
-    assert shown.not_green[0] == f"1.0: {', '.join(f'{stage} not run' for stage in STAGES)}"
-    assert "○ engine: not run (all)" in terminal(shown)
+    status = status_now(mini)
+    assert cell_of(status, "1.0", "static") == Cell(state=State.OPEN, word="not run")
+    assert status.verdict == "0 of 2 releases green, 2 open"
+    assert status.not_green[0] == f"1.0: {', '.join(f'{stage} not run' for stage in STAGES)}"
+    assert "○ engine: not run (all)" in terminal(status)
 
 
-def test_a_stage_that_is_run_on_some_releases_only_is_shown_and_not_asked_of_the_others(mini: Miniature) -> None:
+def test_a_stage_that_only_some_releases_ran_is_not_required_of_the_others(mini: Miniature) -> None:
     prove(mini, result(mini, "1.1", "gpu"), replace(result(mini, "1.0", "old"), release="0.9"))
-    shown = now(mini)
-    assert shown.tables[1].columns == [*STAGES, "gpu"]
-    assert cell_of(shown, "1.1", "gpu").word == "38 passed"
-    assert cell_of(shown, "1.0", "gpu") == Cell(state=State.NEUTRAL, word="not run")
-    assert shown.verdict == "2 of 2 releases green"
+    status = status_now(mini)
+    assert status.tables[1].columns == [*STAGES, "gpu"]
+    assert cell_of(status, "1.1", "gpu").word == "38 passed"
+    assert cell_of(status, "1.0", "gpu") == Cell(state=State.NEUTRAL, word="not run")
+    assert status.verdict == "2 of 2 releases green"
     prove(mini, replace(result(mini, "1.1", "gpu"), failed=1))
-    assert now(mini).verdict == "1 of 2 releases green, 1 red"
+    assert status_now(mini).verdict == "1 of 2 releases green, 1 red"
 
 
-def test_contract_and_base_mentions_count_what_is_right_and_name_the_rest(
-    mini: Miniature, needs: Callable[[list[Finding], list[BaseMention]], None]
+def test_contract_and_base_mentions_count_what_fits_and_list_the_rest(
+    mini: Miniature, set_checks: Callable[[list[Finding], list[BaseMention]], None]
 ) -> None:
     prove(mini)
     finding = Finding(release="1.0", where="overlay/a.py:3", kind="call", what="forward")
-    place = BaseMention(release="1.0", file="sglang/b.py", line=7, scope="B.run", what="'Base'")
-    waived = [replace(finding, problem="gone", waived="not used here"), replace(place, waived="only logs")]
-    needs([finding, finding, waived[0]], [replace(place, handled="the base"), waived[1]])  # type: ignore[list-item]
-    shown = now(mini)
-    contract, mentions = cell_of(shown, "1.0", "contract"), cell_of(shown, "1.0", "base mentions")
+    mention = BaseMention(release="1.0", file="sglang/b.py", line=7, scope="B.run", what="'Base'")
+    waived = [replace(finding, problem="gone", waived="not used here"), replace(mention, waived="only logs")]
+    set_checks([finding, finding, waived[0]], [replace(mention, handled="the base"), waived[1]])  # type: ignore[list-item]
+    status = status_now(mini)
+    contract, mentions = cell_of(status, "1.0", "contract"), cell_of(status, "1.0", "base mentions")
     assert (contract.state, contract.word, contract.notes) == (State.GREEN, "2 fit", ["1 waived"])
     assert contract.names == ["overlay/a.py:3: call of forward: gone; waived: not used here"]
     assert (mentions.state, mentions.word, mentions.notes) == (State.GREEN, "1 handled", ["1 waived"])
@@ -231,54 +231,54 @@ def test_contract_and_base_mentions_count_what_is_right_and_name_the_rest(
         "sglang/b.py:7, B.run: 'Base': the base",
         "sglang/b.py:7, B.run: 'Base': waived: only logs",
     ]
-    assert cell_of(shown, "1.1", "contract").word == "0 fit"
-    needs([finding, replace(finding, problem="takes `is_mtp`")], [replace(place, handled="the base"), place])
-    shown = now(mini)
-    contract, mentions = cell_of(shown, "1.0", "contract"), cell_of(shown, "1.0", "base mentions")
+    assert cell_of(status, "1.1", "contract").word == "0 fit"
+    set_checks([finding, replace(finding, problem="takes `is_mtp`")], [replace(mention, handled="the base"), mention])
+    status = status_now(mini)
+    contract, mentions = cell_of(status, "1.0", "contract"), cell_of(status, "1.0", "base mentions")
     assert (contract.state, contract.word, contract.notes) == (State.RED, "1 changed", ["1 fit"])
     assert contract.problems == ["overlay/a.py:3: call of forward: takes `is_mtp`"]
     assert (mentions.state, mentions.word, mentions.notes) == (State.RED, "1 unclassified", ["1 handled"])
     assert mentions.problems == ["sglang/b.py:7, B.run: 'Base'"]
-    assert shown.verdict == "1 of 2 releases green, 1 red"
+    assert status.verdict == "1 of 2 releases green, 1 red"
 
 
 def test_what_cannot_be_checked_is_red_with_the_reason(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreadable(project: Project, sources: SourceTree) -> list[Finding]:
         raise ContractError(f"{project.root}/ci/contract.toml:3: no reason.", hint="Give one.")
 
-    monkeypatch.setattr(reading, "check_contract", unreadable)
-    cell = cell_of(now(mini, "1.0"), "1.0", "contract")
+    monkeypatch.setattr(collect, "check_contract", unreadable)
+    cell = cell_of(status_now(mini, "1.0"), "1.0", "contract")
     assert cell == Cell(state=State.RED, word="not checked", problems=["ci/contract.toml:3: no reason.", "Give one."])
 
 
-def test_a_release_whose_wheel_is_damaged_keeps_no_other_from_being_shown(mini: Miniature) -> None:
+def test_a_release_whose_wheel_is_damaged_does_not_hide_the_others(mini: Miniature) -> None:
     prove(mini)
     made = mini.root / mini.lock["1.1"].wheels[0].name
     made.write_bytes(b"no zip")
     mini.lock_wheel("1.1", made)
-    shown = now(mini)
-    assert {cell_of(shown, "1.1", column).word for column in ("choose", "contract", "base mentions")} == {"no sources"}
-    assert made.name in cell_of(shown, "1.1", "choose").problems[0]
-    assert shown.state("1.0") == State.GREEN
+    status = status_now(mini)
+    assert {cell_of(status, "1.1", column).word for column in ("choose", "contract", "base mentions")} == {"no sources"}
+    assert made.name in cell_of(status, "1.1", "choose").problems[0]
+    assert status.state("1.0") == State.GREEN
 
 
 def test_results_that_cannot_be_read_are_an_error(mini: Miniature) -> None:
     mini.write("ci/results.json", "[{}]")
     with pytest.raises(OverlayError, match=r"results\.json"):
-        now(mini)
+        status_now(mini)
 
 
 def test_a_project_without_hooks_has_no_table_of_them(mini: Miniature) -> None:
     mini.write("patches/series", "")
     mini.patch.unlink()
     mini.patch.parent.rmdir()
-    assert [table.name for table in now(mini).tables] == ["Stages", "Contract and base mentions"]
+    assert [table.name for table in status_now(mini).tables] == ["Stages", "Contract and base mentions"]
 
 
 def test_the_commit_is_that_of_the_checkout(mini: Miniature) -> None:
-    assert now(mini).commit == ""
+    assert status_now(mini).commit == ""
     committed(mini)
-    assert now(mini).commit == commit_of(mini.root)
+    assert status_now(mini).commit == commit_of(mini.root)
 
 
 @pytest.fixture
@@ -287,12 +287,14 @@ def inside(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
     return mini
 
 
-def test_the_command_writes_text_and_page(inside: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_status_and_writes_the_page(
+    inside: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["status"]) == 0
-    said = capsys.readouterr().out
-    assert "✓ exact, +1/-0, line 3" in said
-    assert "✗" not in said
-    assert "○ 0 of 2 releases green, 2 open" in said
+    output = capsys.readouterr().out
+    assert "✓ exact, +1/-0, line 3" in output
+    assert "✗" not in output
+    assert "○ 0 of 2 releases green, 2 open" in output
     page = (inside.root / "dist" / "status.html").read_bytes()
     assert "○ 0 of 2 releases green, 2 open".encode() in page
     assert str(inside.root).encode() not in page
@@ -309,10 +311,10 @@ def test_check_fails_where_anything_is_not_green(inside: Miniature, capsys: pyte
     assert cli.main(["status"]) == 0
     capsys.readouterr()
     assert cli.main(["status", "--check"]) == 1
-    said = capsys.readouterr().err
-    assert f"error: 1.0: {rows[0]['stage']} 3 failed\n" in said
-    assert "1.1" not in said
-    assert str(Path("dist") / "status.html") in said
+    output = capsys.readouterr().err
+    assert f"error: 1.0: {rows[0]['stage']} 3 failed\n" in output
+    assert "1.1" not in output
+    assert str(Path("dist") / "status.html") in output
 
 
 def test_a_page_that_cannot_be_written_is_one_error(inside: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
