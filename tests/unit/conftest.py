@@ -21,6 +21,7 @@ from overlay_tools.wheels.builder import BuiltWheel, build_sglang
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).parents[2]
+DOCUMENTS = ("overlay/README.md", "overlay/CHANGELOG.md", "patches/README.md")
 TAG = "cp311-cp311-manylinux_2_34_x86_64"
 LOADER = """\
 def other():
@@ -254,6 +255,8 @@ def make_miniature(root: Path, monkeypatch: pytest.MonkeyPatch) -> Miniature:
     mini.write("overlay/sgl_kernel/__init__.py", "KERNEL = 1\n")
     mini.write("patches/series", "choose\n")
     mini.write("patches/choose/1.0.patch", PATCH)
+    for name in DOCUMENTS:
+        mini.write(name, "# For people\n")
     mini.lock_release("1.0")
     mini.lock_release("1.1")
     return mini

@@ -21,7 +21,7 @@ from overlay_tools.errors import PatchError, WorktreeError
 from overlay_tools.patches.apply import apply_series
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import lint
-from overlay_tools.patches.model import Hook, Patch
+from overlay_tools.patches.model import README, Hook, Patch
 from overlay_tools.patches.relocate import relocate
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
@@ -188,7 +188,7 @@ def _read_commits(
         if not mine:
             continue  # files of the overlay's own
         name = commit.trailers.get("Hook") or re.sub(r"[^a-z0-9]+", "-", commit.subject.lower()).strip("-")
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or name == "series":
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or name in ("series", README):
             faults.append(f"{what}: {name!r} is no name for a hook; give its message a trailer `Hook: NAME`.")
             continue
         if name in edited:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from overlay_tools.errors import OverlayError, PatchError
 from overlay_tools.patches.lint import lint
-from overlay_tools.patches.model import Hook
+from overlay_tools.patches.model import README, Hook
 from overlay_tools.patches.series import load_series
 
 _UNDO = ".nox/undo.json"  # what the files were that are being written
@@ -19,13 +19,14 @@ _UNDO = ".nox/undo.json"  # what the files were that are being written
 def write_patches(
     folder: Path, files: Mapping[str, str], others: Mapping[str, bytes | None] = MappingProxyType({})
 ) -> list[str]:
-    """Make patches/ hold these files and no others; all is written, or where that fails nothing.
+    """Make patches/ hold these files and, beside its README.md, no others; all is written, or where that fails nothing.
 
     Parameters: `others`, files to write with them by their path in the checkout, None to remove one.
     Returns the paths in the checkout that were written or removed. What a kill leaves half done, `undo` puts back.
     """
     root = folder.parent
-    after = {path.relative_to(root).as_posix(): None for path in folder.rglob("*") if path.is_file()} | dict(others)
+    held = [path for path in folder.rglob("*") if path.is_file() and path != folder / README]
+    after = {path.relative_to(root).as_posix(): None for path in held} | dict(others)
     after |= {f"{folder.name}/{name}": text.encode() for name, text in files.items()}
     before = {name: (root / name).read_bytes() if (root / name).is_file() else None for name in after}
     changed = {name: data for name, data in sorted(after.items()) if data != before[name]}

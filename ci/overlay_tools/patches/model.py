@@ -12,6 +12,7 @@ from unidiff import Hunk, PatchedFile
 from overlay_tools.errors import PatchError
 
 FIELDS = ("Subject", "Why", "Applies", "Forwarded", "Remove-When")
+README = "README.md"  # in patches/: about the hooks, and not one of them
 CONTEXT = 3
 MOST_CONTEXT = 12  # for a hunk that would fit at more than one place with less
 

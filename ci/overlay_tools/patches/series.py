@@ -14,7 +14,7 @@ from unidiff import PatchedFile, PatchSet
 from unidiff.errors import UnidiffParseError
 
 from overlay_tools.errors import PatchError
-from overlay_tools.patches.model import FIELDS, Hook, Patch, sides, target_of
+from overlay_tools.patches.model import FIELDS, README, Hook, Patch, sides, target_of
 from overlay_tools.subprocesses import git
 
 _FILE_HEAD = re.compile(r"diff --git a/(\S+) b/\1\n(?:index .*\n)?--- a/\1\n\+\+\+ b/\1\n")
@@ -57,7 +57,7 @@ def load_series(folder: Path) -> tuple[Hook, ...]:
     for path in sorted(folder.rglob("*")):
         part = path.relative_to(folder).parts
         listed = part[0] in hooks and (len(part) == 1 or (len(part) == 2 and path.suffix == ".patch"))
-        if path != series and not listed:
+        if path not in (series, folder / README) and not listed:
             faults.append(f"{path} is not a patch of a hook that {series} lists.")
     if faults:
         raise PatchError(*faults, hint=_HINT)

@@ -1,4 +1,4 @@
-"""The build: a pinned base wheel, the series and the overlay make a drop-in wheel, written whole or not at all."""
+"""overlay/: the files of its packages, read and compiled."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from pathlib import Path
 from overlay_tools.errors import BuildError
 
 _PACKAGES = ("sglang", "sgl_kernel", "sglang_overlay_plugin")
+_DOCUMENTS = ("README.md", "CHANGELOG.md")  # beside the packages, for a reader of the repository; in no wheel
 
 
 def read_package(overlay: Path, package: str) -> dict[str, bytes]:
-    """Return the overlay's files of one top-level package by their path in a wheel.
+    """Return the files of one of the overlay's packages by their path in a wheel.
 
     Hidden files and Python's caches are left out.
-    Raises BuildError if a file is a link, or the overlay has a package that goes into no wheel.
+    Raises BuildError if a file is a symbolic link, or the overlay holds anything beside its packages, README.md and
+    CHANGELOG.md.
     """
-    strange = [path for path in overlay.iterdir() if path.name not in _PACKAGES and path.name[0] != "."]
-    if strange:
-        raise BuildError(*(f"{path} goes into no wheel." for path in strange), hint="overlay/ mirrors site-packages.")
+    if strays := sorted(path for path in overlay.iterdir() if not _belongs(path)):
+        raise BuildError(
+            *(f"{path} goes into no wheel." for path in strays),
+            hint=f"overlay/ holds {', '.join(_PACKAGES)}, and beside them {' and '.join(_DOCUMENTS)}.",
+        )
     content = {}
     for path in sorted((overlay / package).rglob("*")):
         parts = path.relative_to(overlay).parts
@@ -31,9 +35,9 @@ def read_package(overlay: Path, package: str) -> dict[str, bytes]:
 
 
 def compile_all(content: Mapping[str, bytes]) -> None:
-    """Compile every Python file among `content`.
+    """Compile every Python file among `content`, by path.
 
-    Raises BuildError with each syntax error and its line.
+    Raises BuildError with the line of each syntax error.
     """
     faults = []
     for name, data in content.items():
@@ -45,7 +49,11 @@ def compile_all(content: Mapping[str, bytes]) -> None:
             except (SyntaxError, ValueError) as error:
                 faults.append(f"{name}:{getattr(error, 'lineno', None) or 1}: {error}.")
     if faults:
-        raise BuildError(*faults, hint="Mend the file in overlay/, or the patch that touches it.")
+        raise BuildError(*faults, hint="Mend the file in overlay/, or the patch that changes it.")
+
+
+def _belongs(path: Path) -> bool:
+    return path.name in _PACKAGES or path.name[0] == "." or (path.name in _DOCUMENTS and path.is_file())
 
 
 def _read(path: Path) -> bytes:

@@ -224,7 +224,7 @@ def test_an_answer_that_no_header_may_have_is_refused(mini: Miniature) -> None:
     assert "count-calls/1.0.patch: Forwarded must be" in refused(mini, kind=PatchError)
 
 
-@pytest.mark.parametrize("name", ["../../../outside", ".hidden", "a b", "series", "-x", "größe"])
+@pytest.mark.parametrize("name", ["../../../outside", ".hidden", "a b", "series", "README.md", "-x", "größe"])
 def test_a_name_that_no_hook_may_have_is_refused(mini: Miniature, name: str) -> None:
     commit(mini, f"{MESSAGE}Hook: {name}", loader=COUNTED)
     assert f"{name!r} is no name for a hook; give its message a trailer `Hook: NAME`" in refused(mini)

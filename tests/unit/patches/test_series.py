@@ -88,6 +88,15 @@ def test_the_series_and_the_folder_must_agree(mini: Miniature) -> None:
     assert "series:3: choose is listed twice" in found
 
 
+@pytest.mark.parametrize("name", ["CHANGELOG.md", "readme.md", "choose/README.md", "README.md/1.0.patch"])
+def test_no_document_but_the_readme_may_stand_beside_the_hooks(mini: Miniature, name: str) -> None:
+    assert (mini.root / "patches" / "README.md").is_file()
+    assert [hook.name for hook in load_series(mini.root / "patches")] == ["choose"]
+    (mini.root / "patches" / "README.md").unlink()
+    mini.write(f"patches/{name}", PATCH)
+    assert f"{name} is not a patch of a hook" in faults_of(mini)
+
+
 def test_two_variants_for_one_release_are_refused(mini: Miniature) -> None:
     mini.write("patches/choose/1.1.patch", PATCH.replace(">=1.0", ">=1.1"))
     with pytest.raises(PatchError, match=r"1\.0\.patch and .*1\.1\.patch both apply to sglang 1\.1"):
