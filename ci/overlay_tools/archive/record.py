@@ -1,7 +1,4 @@
-"""Wheels: read a base, write a new one around the compressed bytes of what did not change.
-
-The writer follows PKWARE's APPNOTE.TXT 6.3.10: 4.3.7 (local header), 4.3.12 (central directory), 4.3.16 (its end).
-"""
+"""RECORD: the list of a wheel's files, each with its hash and its size."""
 
 from __future__ import annotations
 
@@ -10,45 +7,42 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from installer.records import Hash, InvalidRecordEntry, RecordEntry, parse_record_file
 
 from overlay_tools.errors import WheelError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecordRow:
-    """One line of a RECORD: path, hash (as "sha256=..."), size in bytes; the last two empty for RECORD itself."""
+def parse_record(data: bytes, where: str) -> dict[str, RecordEntry]:
+    """Return the entries of a RECORD by path.
 
-    path: str
-    digest: str
-    size: str
-
-
-def parse_record(text: str) -> dict[str, RecordRow]:
-    """Return the lines of a RECORD by path.
-
-    Raises WheelError if a line has not three columns, or a path is there twice.
+    Parameters: `where`, what an error calls the file.
+    Raises WheelError, with the number of the entry, if one is malformed or names a path for the second time.
     """
-    rows: dict[str, RecordRow] = {}
-    for number, line in enumerate(csv.reader(io.StringIO(text, newline="")), 1):
-        if len(line) != 3 or line[0] in rows:
-            raise WheelError(f"RECORD:{number}: {','.join(line)!r} is malformed or there twice.")
-        rows[line[0]] = RecordRow(path=line[0], digest=line[1], size=line[2])
-    return rows
+    entries: dict[str, RecordEntry] = {}
+    try:
+        for elements in parse_record_file(io.StringIO(data.decode("utf-8"), newline="")):
+            entry = RecordEntry.from_elements(*elements)
+            if entry.path in entries:
+                raise InvalidRecordEntry(elements=elements, issues=["the path is listed twice"])
+            entries[entry.path] = entry
+    except InvalidRecordEntry as error:
+        what = f"{','.join(error.elements)!r}: {error}"
+    except (UnicodeDecodeError, csv.Error) as error:
+        what = str(error)
+    else:
+        return entries
+    raise WheelError(f"{where}: entry {len(entries) + 1}: {what}.", hint="Fetch or build the wheel anew.")
 
 
-def format_record(rows: Iterable[RecordRow]) -> bytes:
-    """Return the text of a RECORD."""
+def format_record(entries: Iterable[RecordEntry]) -> bytes:
+    """Return the text of a RECORD, its entries in the order given."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows((row.path, row.digest, row.size) for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(entry.to_row() for entry in entries)
     return text.getvalue().encode("utf-8")
 
 
-def record_row(path: str, content: bytes) -> RecordRow:
-    """Return the line of RECORD for a file."""
-    return RecordRow(path=path, digest=record_digest(content), size=str(len(content)))
-
-
-def record_digest(content: bytes) -> str:
-    """Return a hash as RECORD writes it: sha256, URL-safe base64 without padding."""
-    return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode("ascii")
+def hash_of(content: bytes) -> Hash:
+    """Return the hash that RECORD gives a file: sha256, in URL-safe base64 without padding."""
+    digest = hashlib.sha256(content).digest()
+    return Hash("sha256", base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii"))

@@ -1,6 +1,6 @@
-"""Wheels: read a base, write a new one around the compressed bytes of what did not change.
+"""Writing a wheel around the compressed bytes of a base's members.
 
-The writer follows PKWARE's APPNOTE.TXT 6.3.10: 4.3.7 (local header), 4.3.12 (central directory), 4.3.16 (its end).
+It follows PKWARE's APPNOTE.TXT 6.3.10: 4.3.7 (local header), 4.3.12 (central directory), 4.3.16 (its end).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s4B4H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
 _UTF8 = 0x800
-_EPOCH = 0x21  # 1980-01-01, the oldest date that the format can hold
+_EPOCH = 0x21  # 1980-01-01, the earliest date that the format can hold
 
 
 class WheelWriter:
-    """Writes one wheel, front to back, and hashes it on the way.
+    """Writes one wheel from front to back, and hashes it on the way.
 
-    New members are stored as they are: how bytes compress depends on the zlib at hand, and the same wheel must come out
-    of every machine. `names`, `sha256` and `size` are those of what has been written.
+    New members are stored uncompressed: what deflate makes of them depends on the version of zlib, and every machine
+    must make the same wheel. `size` and `sha256` are those of what has been written so far.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._hash = hashlib.sha256()
         self._central: list[bytes] = []
-        self.names: list[str] = []
+        self._names: list[str] = []
         self.size = 0
 
     @property
@@ -43,9 +43,9 @@ class WheelWriter:
         return self._hash.hexdigest()
 
     def copy(self, base: WheelReader, names: Mapping[str, str]) -> None:
-        """Copy members of a base as they are, compressed bytes and all.
+        """Copy members of a base in the order in which it has them, their compressed bytes as they are.
 
-        Parameters: `names`, the members to copy, each with the name it gets; most keep theirs.
+        Parameters: `names`, the new name of each member to copy; most keep their own.
         """
         with base.path.open("rb") as source:
             run_start = run_end = -1
@@ -65,7 +65,7 @@ class WheelWriter:
             self._copy_range(source, run_start, run_end)
 
     def add(self, name: str, content: bytes) -> None:
-        """Add a new member with the mode of an ordinary file and the date that all new members have."""
+        """Add a new member, with the mode of an ordinary file and the date of all new members."""
         info = zipfile.ZipInfo(name)
         info.create_system, info.create_version, info.extract_version = 3, 20, 20
         info.external_attr = 0o100644 << 16
@@ -81,12 +81,13 @@ class WheelWriter:
 
         Raises WheelError if a name was written twice, or the archive is too large.
         """
-        if len(set(self.names)) != len(self.names):
-            raise WheelError(*(f"{name} would be there twice." for name in self.names if self.names.count(name) > 1))
+        if len(set(self._names)) != len(self._names):
+            twice = sorted({name for name in self._names if self._names.count(name) > 1})
+            raise WheelError(*(f"{name} would appear twice." for name in twice), hint="Rename one of them.")
         start, count = self.size, len(self._central)
         directory = b"".join(self._central)
         if count >= 0xFFFF or start + len(directory) >= 0xFFFFFFFF:
-            raise WheelError("The wheel would be too large for the zip format without its 64-bit extension.")
+            raise WheelError("The wheel would have to be a ZIP64 archive: it is too large.", hint="Add less to it.")
         self._write(directory)
         self._write(_END.pack(b"PK\5\6", 0, 0, count, count, len(directory), start, 0))
 
@@ -109,7 +110,7 @@ class WheelWriter:
 
     def _add_central(self, info: zipfile.ZipInfo, name: str, offset: int) -> None:
         raw = _encode(name, info.flag_bits)
-        self.names.append(name)
+        self._names.append(name)
         date = (info.date_time[0] - 1980) << 9 | info.date_time[1] << 5 | info.date_time[2]
         time = info.date_time[3] << 11 | info.date_time[4] << 5 | info.date_time[5] // 2
         self._central.append(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from installer.records import RecordEntry
+
 from overlay_tools import __version__
-from overlay_tools.archive.record import RecordRow
 from overlay_tools.errors import VerifyError
 from overlay_tools.patches.model import Patch, target_of
 from overlay_tools.upstream.lockfile import LockedWheel
@@ -22,8 +23,8 @@ _TOOL = f"sglang-overlay-tools {__version__}"
 class Manifest:
     """What a built wheel says of itself.
 
-    `files`: path to [origin, sha256] for every file that is not upstream's as it was, origin being `patched`, `added`,
-    `replaced` or `version`; `tree`: one hash over the paths and hashes of all files, see `tree_hash`.
+    `files`: [origin, sha256] of every file that is not as upstream has it, by path; the origin is `patched`, `added`,
+    `replaced` or `version`. `tree`: one hash over the paths and hashes of all files, see `tree_hash`.
     """
 
     distribution: str
@@ -34,7 +35,7 @@ class Manifest:
     tree: str
 
     def dump(self) -> bytes:
-        """Return the manifest as JSON, the same for the same wheel."""
+        """Return the manifest as JSON: the same bytes for the same wheel."""
         data = {"schema": SCHEMA, "tool": _TOOL, **asdict(self)}
         return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode("utf-8")
 
@@ -43,14 +44,16 @@ def load_manifest(data: bytes, where: str) -> Manifest:
     """Read a manifest.
 
     Parameters: `where`, what an error calls it.
-    Raises VerifyError if it is none, or one of another version of this tool.
+    Raises VerifyError if it cannot be read, or has a schema that this tool does not know.
     """
     try:
         table = json.loads(data)
         schema = table.pop("schema")
         del table["tool"]
         if schema != SCHEMA:
-            raise VerifyError(f"{where}: the manifest has schema {schema}, not {SCHEMA}.", hint="Use its own tool.")
+            raise VerifyError(
+                f"{where}: the manifest has schema {schema}, not {SCHEMA}.", hint="Use the tool that built the wheel."
+            )
         return Manifest(**table)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerifyError(f"{where}: the manifest cannot be read: {error}.", hint="Build the wheel anew.") from None
@@ -76,12 +79,19 @@ def describe_patches(patches: Sequence[Patch]) -> list[dict[str, object]]:
     ]
 
 
-def tree_hash(rows: Iterable[RecordRow]) -> str:
+def describe_files(content: Mapping[str, bytes], origins: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what a manifest says of the files that are not as upstream has them."""
+    return {name: [origins[name], hashlib.sha256(data).hexdigest()] for name, data in content.items()}
+
+
+def tree_hash(entries: Iterable[RecordEntry]) -> str:
     """Return the sha256 over the paths and hashes of files, whatever their order.
 
     RECORD, which has no hash, and the manifest, which holds this one, are left out.
     """
     lines = sorted(
-        f"{row.path}\t{row.digest}\n" for row in rows if row.digest and not row.path.endswith(f".dist-info/{MANIFEST}")
+        f"{entry.path}\t{entry.hash_}\n"
+        for entry in entries
+        if entry.hash_ and not entry.path.endswith(f".dist-info/{MANIFEST}")
     )
     return hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()

@@ -30,8 +30,19 @@ def read_package(overlay: Path, package: str) -> dict[str, bytes]:
         if path.is_symlink():
             raise BuildError(f"{path} is a symbolic link.", hint="Put the file itself there.")
         if path.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts):
-            content["/".join(parts)] = _read(path)
+            content["/".join(parts)] = read_file(path)
     return content
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file that goes into a wheel.
+
+    Raises BuildError if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BuildError(f"{path}: {error.strerror}.", hint="Restore the file, or make it readable.") from None
 
 
 def compile_all(content: Mapping[str, bytes]) -> None:
@@ -54,10 +65,3 @@ def compile_all(content: Mapping[str, bytes]) -> None:
 
 def _belongs(path: Path) -> bool:
     return path.name in _PACKAGES or path.name[0] == "." or (path.name in _DOCUMENTS and path.is_file())
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BuildError(f"{path}: {error.strerror}.") from None

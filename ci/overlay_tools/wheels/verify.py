@@ -1,4 +1,4 @@
-"""Compare a wheel, or what an environment has of it, with the manifest inside."""
+"""Compare a wheel, or what an environment has of it, with the manifest inside it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from installer.records import RecordEntry
+
 from overlay_tools.archive.reader import WheelReader
-from overlay_tools.archive.record import RecordRow, parse_record, record_digest
+from overlay_tools.archive.record import hash_of, parse_record
 from overlay_tools.errors import ToolError, VerifyError, WheelError
 from overlay_tools.subprocesses import run
 from overlay_tools.wheels.manifest import MANIFEST, Manifest, load_manifest, tree_hash
@@ -21,6 +23,7 @@ found = [d for d in importlib.metadata.distributions()
          if (d.metadata["Name"] or "").lower().replace("_", "-") in ("sglang", "sglang-kernel", "sgl-kernel")]
 print(json.dumps([str(d._path) for d in found]))
 """
+_NAME_ONE = "Name the interpreter of an environment, as .venv/bin/python."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,34 +41,29 @@ def verify_wheel(path: Path) -> Verified:
     Raises WheelError if it cannot be read, VerifyError if it has no manifest.
     """
     with WheelReader(path) as wheel:
-        if f"{wheel.dist_info}/{MANIFEST}" not in wheel.members:
-            raise VerifyError(
-                f"{path} has no manifest: it is not one of this project's.", hint="Name a wheel of dist/."
-            )
-        manifest = load_manifest(wheel.read(f"{wheel.dist_info}/{MANIFEST}"), str(path))
-        rows = wheel.record()
+        data = wheel.get(f"{wheel.dist_info}/{MANIFEST}")
+        if data is None:
+            raise VerifyError(f"{path} has no manifest: this project did not build it.", hint="Name a wheel of dist/.")
+        record = wheel.record()
         members = {name for name in wheel.members if not name.endswith("/")}
-
-        def read(name: str) -> bytes | None:
-            return wheel.read(name) if name in wheel.members else None
-
-        return _compare(manifest, rows, rows, members, read)
+        return _compare(load_manifest(data, str(path)), record, record, members, wheel.get)
 
 
 def verify_environment(python: str) -> list[Verified]:
     """Compare what an environment has of this project's wheels with their manifests.
 
     Parameters: `python`, the environment's interpreter.
-    Raises VerifyError if it is none, or has no sglang, or one that is not this project's.
+    Raises VerifyError if it is not a Python interpreter, or its environment has no sglang that this project built.
     """
     try:
         done = run([python, "-I", "-c", _FIND], check=False)
-    except (ToolError, PermissionError):
-        raise VerifyError(f"{python} is no Python.", hint="Name an environment's interpreter.") from None
+    except (ToolError, OSError):
+        raise VerifyError(f"{python} is not a program that can be run.", hint=_NAME_ONE) from None
     try:
         folders = [Path(folder) for folder in json.loads(done.stdout)]
     except ValueError:
-        raise VerifyError(f"{python} is no Python:\n{done.stderr.strip()}", hint="Name an environment's.") from None
+        said = f":\n{done.stderr.strip()}" if done.stderr.strip() else "."
+        raise VerifyError(f"{python} is not a Python interpreter{said}", hint=_NAME_ONE) from None
     ours = [folder for folder in folders if (folder / MANIFEST).exists()]
     if not any(folder.name.startswith("sglang-") and "+overlay" in folder.name for folder in ours):
         found = ", ".join(folder.name.removesuffix(".dist-info") for folder in folders) or "no sglang"
@@ -75,35 +73,45 @@ def verify_environment(python: str) -> list[Verified]:
 
 def _verify_installed(folder: Path) -> Verified:
     site = folder.parent
-    manifest = load_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
-    rows = parse_record((folder / "RECORD").read_text(encoding="utf-8"))
-    added = {f"{folder.name}/{name}" for name in _INSTALLERS}
+    try:
+        manifest = load_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
+        record = parse_record((folder / "RECORD").read_bytes(), str(folder / "RECORD"))
+    except OSError as error:
+        raise VerifyError(f"{error.filename}: {error.strerror}.", hint="Install the wheel anew.") from None
+    of_the_installer = {f"{folder.name}/{name}" for name in _INSTALLERS}
     shipped = {
-        path: row for path, row in rows.items() if path not in added and not path.startswith("..") and not _cached(path)
+        path: entry
+        for path, entry in record.items()
+        if path not in of_the_installer and not path.startswith("..") and not _cached(path)
     }
-    # The folders to look in for foreign files are the wheel's own packages; site-packages itself is shared.
+    # Foreign files are looked for in the wheel's own packages only: other distributions share site-packages.
     tops = {PurePosixPath(path).parts[0] for path in shipped}
     present = {
         path.relative_to(site).as_posix() for top in sorted(tops) for path in (site / top).rglob("*") if path.is_file()
     }
-    present = {path for path in present if path not in added and not _cached(path)}
+    present = {path for path in present if path not in of_the_installer and not _cached(path)}
 
     def read(name: str) -> bytes | None:
         path = site / name
         return path.read_bytes() if path.is_file() else None
 
-    return _compare(manifest, rows, shipped, present, read)
+    return _compare(manifest, record, shipped, present, read)
 
 
 def _compare(
     manifest: Manifest,
-    rows: Mapping[str, RecordRow],
-    shipped: Mapping[str, RecordRow],
+    record: Mapping[str, RecordEntry],
+    shipped: Mapping[str, RecordEntry],
     present: set[str],
     read: Callable[[str], bytes | None],
 ) -> Verified:
-    differences = [f"foreign: {name}" for name in sorted(present - rows.keys())]
-    for name, row in sorted(shipped.items()):
+    """Compare files with a manifest.
+
+    Parameters: `record`, every entry of RECORD; `shipped`, those of the wheel's own files; `present`, the paths of the
+    files that are there; `read` returns the content of one, or None if it is not there.
+    """
+    differences = [f"foreign: {name}" for name in sorted(present - record.keys())]
+    for name, entry in sorted(shipped.items()):
         try:
             data = read(name)
         except WheelError as error:
@@ -111,10 +119,10 @@ def _compare(
             continue
         if data is None:
             differences.append(f"missing: {name}")
-        elif row.digest and record_digest(data) != row.digest:
+        elif entry.hash_ and entry.hash_ != hash_of(data):
             origin = manifest.files[name][0] if name in manifest.files else "upstream's"
             differences.append(f"differs: {name} ({origin})")
-    differences += [f"missing: {name} (not even in RECORD)" for name in sorted(manifest.files.keys() - rows.keys())]
+    differences += [f"missing: {name} (not even in RECORD)" for name in sorted(manifest.files.keys() - record.keys())]
     if tree_hash(shipped.values()) != manifest.tree:
         differences.append("differs: RECORD (it lists other files or hashes than the wheel was built with)")
     return Verified(name=f"{manifest.distribution} {manifest.version}", files=len(shipped), differences=differences)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from overlay_tools.archive.reader import WheelReader
-from overlay_tools.archive.record import parse_record
 from overlay_tools.archive.writer import WheelWriter
 from overlay_tools.errors import WheelError
 
@@ -90,7 +89,7 @@ def test_an_archive_has_no_dead_bytes(base: Path) -> None:
 
 
 def test_a_name_written_twice_is_refused(base: Path) -> None:
-    with pytest.raises(WheelError, match=r"sglang/loader\.py would be there twice"):
+    with pytest.raises(WheelError, match=r"sglang/loader\.py would appear twice"):
         rewrite(base, {"sglang/loader.py": "sglang/loader.py"}, {"sglang/loader.py": b""})
 
 
@@ -103,12 +102,12 @@ def test_a_member_that_escapes_is_refused(tmp_path: Path, name: str) -> None:
         WheelReader(path)
 
 
-def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_a_member_that_appears_twice_is_refused(tmp_path: Path) -> None:
     path = write_wheel(tmp_path / "bad.whl", upstream_files("1.0"))
     with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
         warnings.simplefilter("ignore")
         archive.writestr("sglang/loader.py", b"other")
-    with pytest.raises(WheelError, match=r"sglang/loader\.py is there twice"):
+    with pytest.raises(WheelError, match=r"sglang/loader\.py appears twice"):
         WheelReader(path)
 
 
@@ -139,17 +138,13 @@ def test_a_damaged_member_is_named(base: Path) -> None:
         wheel.read("sglang/loader.py")
 
 
-def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_wheel_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plain.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("sglang/x.py", b"")
     with pytest.raises(WheelError, match=r"0 \.dist-info folders"):
         WheelReader(path)
-    with pytest.raises(WheelError, match="No such file"):
+    with pytest.raises(WheelError, match=r"absent\.whl: No such file or directory\.$"):
         WheelReader(tmp_path / "absent.whl")
-
-
-@pytest.mark.parametrize("text", ["a,b\n", "a,sha256=x,1\na,sha256=x,1\n"])
-def test_a_malformed_record_is_refused(text: str) -> None:
-    with pytest.raises(WheelError, match="RECORD:"):
-        parse_record(text)
+    with pytest.raises(WheelError, match=": Is a directory"):
+        WheelReader(tmp_path)

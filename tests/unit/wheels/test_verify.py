@@ -135,12 +135,25 @@ def test_an_environment_is_compared_file_by_file(installed: tuple[str, Path]) ->
     }
 
 
-def test_an_environment_without_ours_is_refused(tmp_path: Path) -> None:
+def test_an_environment_whose_record_is_gone_is_refused(installed: tuple[str, Path]) -> None:
+    python, site = installed
+    (site / DIST_INFO / "RECORD").unlink()
+    with pytest.raises(VerifyError, match="RECORD: No such file") as caught:
+        verify_environment(python)
+    assert "Install the wheel anew" in caught.value.hint
+
+
+def test_an_environment_without_ours_is_refused() -> None:
     with pytest.raises(VerifyError, match="has no sglang, and no overlay build"):
         verify_environment(sys.executable)
-    with pytest.raises(VerifyError, match="is no Python"):
-        verify_environment(str(tmp_path / "python"))
-    with pytest.raises(VerifyError, match="is no Python"):
+
+
+def test_what_is_not_an_interpreter_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("neither a program nor a script")
+    (tmp_path / "text").chmod(0o755)
+    for path in (tmp_path / "absent", tmp_path, tmp_path / "text"):
+        with pytest.raises(VerifyError, match="is not a program that can be run") as caught:
+            verify_environment(str(path))
+        assert ".venv/bin/python" in caught.value.hint
+    with pytest.raises(VerifyError, match=r"/bin/true is not a Python interpreter\.$"):
         verify_environment("/bin/true")
-    with pytest.raises(VerifyError, match="is no Python"):
-        verify_environment(str(tmp_path))

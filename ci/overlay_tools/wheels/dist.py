@@ -1,0 +1,77 @@
+"""The folder dist/: one build writes to it at a time, and each wheel appears there whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from overlay_tools.archive.reader import WheelReader
+from overlay_tools.archive.writer import WheelWriter
+from overlay_tools.errors import BuildError
+from overlay_tools.settings import Project
+from overlay_tools.wheels.plan import PlannedMember
+
+
+def write_wheel(
+    project: Project, name: str, members: Sequence[PlannedMember], base: WheelReader | None = None
+) -> tuple[Path, int, str]:
+    """Write a wheel under a temporary name, then let it take its place in dist/.
+
+    Parameters: `name`, its file name; `base`, the wheel that members are copied from.
+    Returns its path, its size in bytes and its sha256.
+    Raises BuildError if dist/ cannot be written to.
+    """
+    path = project.dist / name
+    try:
+        with _only_build(project), _partial_file(path) as (stream, part):
+            writer = WheelWriter(stream)
+            _write_members(writer, members, base)
+            stream.flush()
+            os.fsync(stream.fileno())
+            part.chmod(0o644)
+            part.replace(path)
+    except OSError as error:
+        where = error.filename or path
+        raise BuildError(f"{where}: {error.strerror}.", hint="A build must be able to write there.") from None
+    return path, writer.size, writer.sha256
+
+
+def _write_members(writer: WheelWriter, members: Sequence[PlannedMember], base: WheelReader | None) -> None:
+    """Write what is copied before what is new, and all of .dist-info last, as the wheel format advises."""
+    for last in (False, True):
+        group = [member for member in members if member.name.partition("/")[0].endswith(".dist-info") is last]
+        if base is not None:
+            writer.copy(base, {member.source: member.name for member in group if isinstance(member.source, str)})
+        for member in group:
+            if isinstance(member.source, bytes):
+                writer.add(member.name, member.source)
+    writer.finish()
+
+
+@contextmanager
+def _only_build(project: Project) -> Iterator[None]:
+    """Wait until no other build writes to dist/, and remove what a killed one has left there."""
+    project.dist.mkdir(parents=True, exist_ok=True)
+    handle = os.open(project.dist, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in project.dist.glob(".*.part"):
+            left.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _partial_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream, Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
