@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -10,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from overlay_tools import console
 from overlay_tools.engines.environment import engine_environment
@@ -134,14 +135,12 @@ def _minutes(seconds: float) -> str:
 
 @contextmanager
 def _only_run(folder: Path) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
+        held = FileLock(folder.with_suffix(".lock")).acquire(blocking=False)
+    except Timeout:
         raise MatrixError(f"Another run is going on in {folder}.", hint="Wait for it, or end it.") from None
-    finally:
-        os.close(handle)
+    with held:
+        yield
 
 
 def _check_room(folder: Path) -> None:

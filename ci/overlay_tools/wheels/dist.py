@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,11 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.archive.writer import WheelWriter
 from overlay_tools.errors import BuildError
 from overlay_tools.settings import Project
 from overlay_tools.wheels.plan import PlannedMember
+
+_PATIENCE = 60  # seconds that a build waits for another one, which takes less than one
 
 
 def write_wheel(
@@ -24,7 +27,7 @@ def write_wheel(
 
     Parameters: `name`, its file name; `base`, the wheel that members are copied from.
     Returns its path, its size in bytes and its sha256.
-    Raises BuildError if dist/ cannot be written to.
+    Raises BuildError if dist/ cannot be written to, or another build does not finish.
     """
     path = project.dist / name
     try:
@@ -35,6 +38,11 @@ def write_wheel(
             os.fsync(stream.fileno())
             part.chmod(0o644)
             part.replace(path)
+    except Timeout as error:
+        raise BuildError(
+            f"Another build has held {error.lock_file} for {_PATIENCE} seconds.",
+            hint="Wait for it, or end it. If no build is running, delete the file.",
+        ) from None
     except OSError as error:
         where = error.filename or path
         raise BuildError(f"{where}: {error.strerror}.", hint="A build must be able to write there.") from None
@@ -57,14 +65,12 @@ def _write_members(writer: WheelWriter, members: Sequence[PlannedMember], base: 
 def _only_build(project: Project) -> Iterator[None]:
     """Wait until no other build writes to dist/, and remove what a killed one has left there."""
     project.dist.mkdir(parents=True, exist_ok=True)
-    handle = os.open(project.dist, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    lock = project.root / ".nox" / "dist.lock"  # it may stay behind, and in dist/ only wheels should
+    lock.parent.mkdir(exist_ok=True)
+    with FileLock(lock, timeout=_PATIENCE):
         for left in project.dist.glob(".*.part"):
             left.unlink()
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

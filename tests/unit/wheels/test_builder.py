@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from overlay_tools.archive.writer import WheelWriter
 from overlay_tools.errors import BuildError, FetchError, OverlayError, PatchError, WheelError
+from overlay_tools.wheels import dist
 from overlay_tools.wheels.builder import build_kernel
 from overlay_tools.wheels.verify import verify_wheel
 
@@ -231,6 +232,8 @@ def test_dist_that_cannot_be_written_is_named(mini: Miniature) -> None:
 
 def test_dist_that_is_read_only_is_named(mini: Miniature) -> None:
     (mini.root / "dist").mkdir()
+    (mini.root / ".nox").mkdir()
+    (mini.root / ".nox").chmod(0o777)
     # Root may write anywhere, so the build runs as nobody where the tests run as root.
     for path in (mini.root, mini.cache, *mini.root.parents):
         if path.owner() == Path("/proc/self").owner() and path.parts[:2] == ("/", "tmp") and len(path.parts) > 2:
@@ -310,6 +313,17 @@ def test_a_build_waits_for_one_that_is_writing_until_that_is_killed(mini: Miniat
     assert second.wait(30) == 0
     assert dist_of(mini) == [NAME, KERNEL]
     assert (mini.root / "dist" / NAME).read_bytes() == content
+
+
+def test_a_build_does_not_wait_for_ever(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build_that_hangs(mini)
+    before = dist_of(mini)
+    monkeypatch.setattr(dist, "_PATIENCE", 0.2)
+    with pytest.raises(BuildError, match=r"Another build has held .*dist\.lock for 0\.2 seconds") as caught:
+        mini.build()
+    assert "end it" in caught.value.hint
+    assert dist_of(mini) == before
+    kill(first, signal.SIGKILL)
 
 
 def test_it_builds_inside_a_repository_that_ignores_it(mini: Miniature) -> None:
