@@ -15,7 +15,6 @@ from pathlib import Path
 from rich.console import Console
 
 from overlay_tools import console
-from overlay_tools.bench import Case, bench_build
 from overlay_tools.bench_port import bench_port, replay
 from overlay_tools.checkpoints.adopt import KEYS, adopt, read_stock
 from overlay_tools.downstream.export import edit, export, worktrees
@@ -34,7 +33,6 @@ from overlay_tools.report.html import write_page
 from overlay_tools.report.terminal import print_status
 from overlay_tools.settings import Project, cache_dir, load_project
 from overlay_tools.subprocesses import run
-from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.index import difference, query_release
 from overlay_tools.upstream.lockfile import PLATFORMS, PYTHONS, Lock, Release, dump_lock, get_release, load_lock
 from overlay_tools.upstream.source_tree import THIS_PYTHON
@@ -269,16 +267,6 @@ def status_command(project: Project, arguments: argparse.Namespace) -> None:
         raise OverlayError(*status.not_green, hint=f"{path} says why.")
 
 
-def bench_command(project: Project, arguments: argparse.Namespace) -> None:
-    """Time the build of the default release, and of all."""
-    hooks, cases = load_series(project.patches), {}
-    for version, release in load_lock(project.lock).items():
-        wheel = release.select(THIS_PYTHON, platform.machine())
-        base = fetch(release, wheel, cache_dir())
-        cases[version] = Case(project=project, release=release, wheel=wheel, base=base, hooks=hooks)
-    bench_build(cases[project.default], list(cases.values()))
-
-
 def bench_port_command(project: Project, arguments: argparse.Namespace) -> None:
     """Port the series through all releases, and made-up insertions beside other tools."""
     lock = load_lock(project.lock)
@@ -365,9 +353,6 @@ def _parser() -> argparse.ArgumentParser:
 
     lint_ = commands.add_parser("lint-patches", help="check patches/")
     lint_.set_defaults(command=lint_command)
-
-    bench = commands.add_parser("bench-build", help="time the build beside others")
-    bench.set_defaults(command=bench_command)
 
     bench_port_ = commands.add_parser("bench-port", help="measure how hunks are carried to other releases")
     bench_port_.add_argument("old", nargs="?", default="0.5.16", metavar="OLD", help="release that insertions are for")
