@@ -1,1 +1,1 @@
-"""A wheel as a file: read, written around the compressed bytes of what did not change, and its RECORD."""
+"""A wheel as a file: reading one, writing one, and its RECORD."""

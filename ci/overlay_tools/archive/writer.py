@@ -128,4 +128,4 @@ class WheelWriter:
 
 
 def _encode(name: str, flags: int) -> bytes:
-    return name.encode("utf-8" if flags & _UTF8 else "cp437")
+    return name.encode("utf-8" if flags & _UTF8 or name.isascii() else "cp437")  # ASCII is the same in both

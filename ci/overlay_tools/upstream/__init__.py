@@ -1,1 +1,1 @@
-"""Upstream's releases: pinned in upstream.lock, asked of the index, downloaded, and read."""
+"""Upstream's releases: looked up on the index, pinned in upstream.lock, downloaded, and read."""

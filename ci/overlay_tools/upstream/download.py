@@ -1,4 +1,4 @@
-"""Base wheels: fetched through pip with the locked hash, kept in a cache outside the tree."""
+"""Base wheels: fetched with pip, checked against the locked hash, kept in a cache outside the checkout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from overlay_tools.upstream.lockfile import LockedWheel, Release
 def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
     """Return the path of a base wheel in the cache, fetching it first if it is not there.
 
-    Returns a file whose sha256 is the locked one.
+    The file has the locked size and sha256.
     Raises FetchError if the index does not have it, does not answer, or gives another file.
     """
     path = cache / wheel.sha256 / wheel.name
@@ -31,15 +31,15 @@ def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
 
 
 def check(path: Path, wheel: LockedWheel) -> None:
-    """Compare a file with the size and the sha256 of a locked wheel.
+    """Check that a file has the size and the sha256 of a locked wheel.
 
-    Raises FetchError if they differ.
+    Raises FetchError if it has not.
     """
     retry = f"Delete {path} and run this again to fetch it anew."
     size = path.stat().st_size
     if size != wheel.size:
         raise FetchError(
-            f"{path} has {size} bytes, upstream.lock says {wheel.size}: it is truncated or another file.", hint=retry
+            f"{path} has {size} bytes, upstream.lock says {wheel.size}: it is truncated, or another file.", hint=retry
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != wheel.sha256:
@@ -70,8 +70,7 @@ def _download(release: Release, wheel: LockedWheel, folder: Path) -> None:
     except ToolError as error:
         raise FetchError(
             f"{wheel.name} could not be fetched:\n{error}",
-            hint="Check the network, and that the index pip is configured for still has this file "
-            "(`nox -s lock -- --check`).",
+            hint="Check the network, and that the index that pip uses still has this file: `nox -s lock -- --check`.",
         ) from None
     if not (folder / wheel.name).exists():
         got = ", ".join(sorted(path.name for path in folder.glob("*.whl"))) or "nothing"

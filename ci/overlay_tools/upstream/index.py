@@ -1,4 +1,4 @@
-"""What the configured package index says of a release, asked through uv and pip."""
+"""What the package index says of a release; uv and pip ask the one that they are configured for."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def query_release(version: str) -> Release:
     """Ask the index for a release's wheels and for what its metadata pins.
 
     Parameters: `version`, as "0.5.23".
-    Raises LockError if there is no such release or it lacks what a lock needs, ToolError if the index does not answer.
+    Raises LockError if the release does not exist or lacks what a lock needs, ToolError if the index does not answer.
     """
     try:
         canonical = str(Version(version))
     except InvalidVersion:
-        raise LockError(f"{version!r} is no version.", hint="Name a release of sglang, as 0.5.23.") from None
+        raise LockError(f"{version!r} is not a version.", hint="Name a release of sglang, as 0.5.23.") from None
     wheels = _published_wheels(canonical)
     requires_python, requires = _metadata(canonical, wheels[0])
     requirements: dict[str, Requirement] = {}
@@ -44,7 +44,10 @@ def query_release(version: str) -> Release:
     kernel = next((requirements[name] for name in _KERNELS if name in requirements), None)
     absent = [name for name in ("torch", "transformers") if name not in requirements]
     if kernel is None or absent:
-        raise LockError(f"sglang {canonical} pins no {', '.join(absent) or ' or '.join(_KERNELS)}.")
+        raise LockError(
+            f"sglang {canonical} does not require {', '.join(absent) or ' or '.join(_KERNELS)}.",
+            hint="This tool needs a release that pins all of them.",
+        )
     return Release(
         version=canonical,
         requires_python=requires_python,
@@ -56,7 +59,7 @@ def query_release(version: str) -> Release:
 
 
 def difference(locked: Release, found: Release) -> list[str]:
-    """Return one line for each thing that the index now says otherwise than the lock."""
+    """Return a line for each thing that the index now gives otherwise than the lock."""
     lines = [
         f"{locked.version}: {name} is {getattr(locked, name)} in the lock, {getattr(found, name)} on the index"
         for name in ("requires_python", "torch", "transformers", "kernel")
@@ -78,8 +81,8 @@ def _published_wheels(version: str) -> list[LockedWheel]:
     found: dict[str, LockedWheel] = {}
     answers = []
     command = [*uv(), "pip", "compile", "--no-deps", "--universal", "--no-header", "--refresh", "--format=pylock.toml"]
-    command += ["--python", sys.executable]  # or uv looks through every interpreter on the machine
-    # A release that requires a newer Python than the oldest of ours resolves only when asked for that newer one.
+    command += ["--python", sys.executable]  # or uv would look through every interpreter on the machine
+    # A release that requires a newer Python than our oldest can only be resolved for that newer one.
     for python in PYTHONS:
         done = run(
             [*command, f"--python-version={python}", "-"],
@@ -98,19 +101,23 @@ def _published_wheels(version: str) -> list[LockedWheel]:
         raise ToolError(f"The index could not be asked for sglang {version}:\n{said}", hint="Check the network.")
     if yanked := re.search(r"is yanked(?: \(reason: (.*?)\)\s*$)?", done.stderr, re.MULTILINE):
         raise LockError(
-            f"sglang {version} was yanked: {(yanked[1] or 'no reason is given').strip(chr(34))}.", hint="Take another."
+            f"sglang {version} was yanked: {(yanked[1] or 'no reason is given').strip(chr(34))}.",
+            hint="Lock another release.",
         )
     for package in tomllib.loads(done.stdout)["packages"]:
         for wheel in package.get("wheels", []):
             name = wheel.get("name") or wheel["url"].rsplit("/", 1)[-1]
             if wanted(name):
                 if "size" not in wheel or "sha256" not in wheel["hashes"]:
-                    raise LockError(f"The index gives no size or no sha256 for {name}.", hint="Ask an index that does.")
+                    raise LockError(f"The index gives no size or no sha256 for {name}.", hint="Use an index that does.")
                 found[name] = LockedWheel(
                     name=name, size=wheel["size"], sha256=wheel["hashes"]["sha256"], tags=tuple(tags_of(name))
                 )
     if not found:
-        raise LockError(f"sglang {version} has no wheel for CPython {PYTHONS[0]} to {PYTHONS[-1]} on Linux.")
+        raise LockError(
+            f"sglang {version} has no wheel for CPython {PYTHONS[0]} to {PYTHONS[-1]} on Linux.",
+            hint="Lock another release.",
+        )
     return [found[name] for name in sorted(found)]
 
 
@@ -159,5 +166,8 @@ def uv() -> list[str]:
 def _pin(requirement: Requirement) -> str:
     specifiers = list(requirement.specifier)
     if len(specifiers) != 1 or specifiers[0].operator != "==":
-        raise LockError(f"The release does not pin {requirement.name} to one version: {requirement}.")
+        raise LockError(
+            f"The release does not pin {requirement.name} to one version: {requirement}.",
+            hint="This tool needs a release that pins it with ==.",
+        )
     return specifiers[0].version

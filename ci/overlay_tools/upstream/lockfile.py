@@ -1,4 +1,4 @@
-"""upstream.lock: the upstream releases that this overlay stands on, each wheel by its hash."""
+"""upstream.lock: the upstream releases that this overlay builds on, with the hash of each of their wheels."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Release:
     def select(self, python: str, platform: str) -> LockedWheel:
         """Return the wheel for CPython `python` on `platform`.
 
-        Raises LockError, saying what there is, if the release has none.
+        Raises LockError, naming the wheels that there are, if none of them fits.
         """
         for wheel in self.wheels:
             if wheel.fits(python, platform) and SpecifierSet(self.requires_python).contains(python + ".99"):
@@ -86,7 +86,7 @@ def load_lock(path: Path) -> Lock:
     """Read and check a lock.
 
     Returns the releases by version, oldest first.
-    Raises LockError for anything that this version of the tool does not expect to read: every fault with its line.
+    Raises LockError with every fault and its line; an unknown key is a fault too.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def load_lock(path: Path) -> Lock:
 
 
 class _LockReader:
-    """Turns parsed TOML into releases and collects every fault with the line it is on."""
+    """Turns parsed TOML into releases, and collects every fault with its line."""
 
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
@@ -129,7 +129,7 @@ class _LockReader:
         try:
             Version(version)
         except InvalidVersion:
-            self._fault_at(start, f"{version!r} is no version")
+            self._fault_at(start, f"{version!r} is not a version")
         self._keys(table, _RELEASE_KEYS, where, start)
         for name in _RELEASE_KEYS[:-1]:
             if name in table and not isinstance(table[name], str):
@@ -167,13 +167,13 @@ class _LockReader:
         self._keys(entry, _WHEEL_KEYS, where, line)
         name, size, sha256, tags = (entry.get(key) for key in _WHEEL_KEYS)
         if name is not None and (not isinstance(name, str) or not _is_wheel_of(name, version)):
-            self._fault_at(line, f"{where}: {name!r} is no file name of a wheel of sglang {version}")
+            self._fault_at(line, f"{where}: {name!r} is not the file name of a wheel of sglang {version}")
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size <= 0):
             self._fault_at(line, f"{where}: size must be a number of bytes, not {size!r}")
         if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
             self._fault_at(line, f"{where}: sha256 must be 64 lower-case hexadecimal digits, not {sha256!r}")
         if len(self.faults) == before and tags != tags_of(str(name)):
-            self._fault_at(line, f"{where}: tags {tags!r} are not those of its name, {tags_of(str(name))!r}")
+            self._fault_at(line, f"{where}: tags {tags!r} are not those in its name, {tags_of(str(name))!r}")
         if len(self.faults) > before:
             return None
         return LockedWheel(name=str(name), size=int(size), sha256=str(sha256), tags=tuple(tags))  # type: ignore[arg-type]
@@ -196,7 +196,7 @@ class _LockReader:
 
 
 def dump_lock(lock: Lock) -> str:
-    """Return the text of a lock: releases by version, oldest first; the same releases always give the same text."""
+    """Return the text of a lock, oldest release first; the same releases always give the same text."""
     document = tomlkit.document()
     document.add(tomlkit.comment(_HEAD.removeprefix("# ")))
     document.add("lock-version", tomlkit.item(SCHEMA))
@@ -222,7 +222,7 @@ def dump_lock(lock: Lock) -> str:
 def get_release(lock: Lock, version: str, path: Path) -> Release:
     """Return the release `version` of the lock at `path`.
 
-    Raises LockError, saying what there is, if it is not locked.
+    Raises LockError, naming those that are locked, if it is not.
     """
     if version not in lock:
         raise LockError(
@@ -238,7 +238,7 @@ def tags_of(name: str) -> list[str]:
 
 
 def wanted(name: str) -> bool:
-    """Tell whether a published wheel is one that the lock keeps: some Python of ours on some platform of ours."""
+    """Tell whether the lock keeps a published wheel: one for any of our Pythons on any of our platforms."""
     wheel = LockedWheel(name=name, size=1, sha256="", tags=tuple(tags_of(name)))
     return any(wheel.fits(python, platform) for python in PYTHONS for platform in PLATFORMS)
 

@@ -1,4 +1,4 @@
-"""A release's own files, read from its base wheel: nothing is unpacked, nothing imported."""
+"""A release's own files, read from its base wheel without unpacking or importing anything."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _HELD: dict[tuple[bytes, ...], dict[tuple[int, int], bool]] = {}  # by CRC and s
 
 
 class SourceTree:
-    """The files of one release by their path in the wheel, as upstream has them.
+    """The files of one release as upstream has them, by their path in the wheel.
 
-    `names` are those of the Python files under sglang/.
+    `names`: the paths of the Python files under sglang/.
     """
 
     def __init__(self, version: str, wheel: WheelReader) -> None:
         self.version = version
         self.names = tuple(name for name in wheel.members if name.startswith("sglang/") and name.endswith(".py"))
         self._wheel = wheel
-        self._read: dict[str, bytes] = {}
+        self._read: dict[str, bytes | None] = {}
         self._trees: dict[str, ast.Module] = {}
 
     @property
@@ -41,16 +41,14 @@ class SourceTree:
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, or None if the release has no such file."""
-        if name not in self._wheel.members:
-            return None
         if name not in self._read:
-            self._read[name] = self._wheel.read(name)
+            self._read[name] = self._wheel.get(name)
         return self._read[name]
 
     def tree(self, name: str) -> ast.Module | None:
         """Return the syntax tree of a file, or None if the release has no such file.
 
-        Raises WheelError if the file is no Python.
+        Raises WheelError if the file is not valid Python.
         """
         if name not in self._trees:
             data = self.read(name)
@@ -60,7 +58,7 @@ class SourceTree:
         return self._trees[name]
 
     def holding(self, *words: str) -> list[str]:
-        """Return the names of the Python files that hold one of some words, anywhere in their text."""
+        """Return the names of the Python files whose text holds at least one of some words."""
         few = sorted(word.encode() for word in words if not any(other in word for other in words if other != word))
         held, found = _HELD.setdefault(tuple(few), {}), []
         for name in self.names:
@@ -78,14 +76,14 @@ class SourceTree:
 def open_source_tree(release: Release, cache: Path) -> Iterator[SourceTree]:
     """Open a release's files, fetching a base wheel first if none is in `cache`.
 
-    Raises FetchError or WheelError if the wheel cannot be had or read.
+    Raises FetchError or WheelError if the wheel cannot be fetched or read.
     """
     with WheelReader(fetch(release, source_wheel(release), cache)) as wheel:
         yield SourceTree(release.version, wheel)
 
 
 def source_wheel(release: Release) -> LockedWheel:
-    """Return the wheel to read a release's sources from: this Python's, or any, for all hold the same sources."""
+    """Return the wheel to read a release's sources from: this Python's or, as all hold the same ones, any."""
     try:
         return release.select(THIS_PYTHON, platform.machine())
     except LockError:
@@ -93,9 +91,10 @@ def source_wheel(release: Release) -> LockedWheel:
 
 
 def parse(data: bytes, what: str) -> ast.Module:
-    """Return the syntax tree of a file's content; `what` is how an error calls it.
+    """Return the syntax tree of a file's content.
 
-    Raises WheelError if it is no Python.
+    Parameters: `what`, what an error calls the file.
+    Raises WheelError if it is not valid Python.
     """
     try:
         return _parse(data)
@@ -105,8 +104,8 @@ def parse(data: bytes, what: str) -> ast.Module:
 
 @lru_cache(maxsize=128)
 def _parse(data: bytes) -> ast.Module:
-    # Most files are those of the release before, and no one changes a tree. It has no cycles: the collector, which
-    # would take as long as the parser to look for some in so many objects, is told to leave them alone.
+    # Releases share most of their files, and nothing changes a tree, so trees are kept. The garbage collector is kept
+    # away from them: they hold no cycles, and to search so many objects for some would take as long as to parse.
     collecting = gc.isenabled()
     gc.disable()
     try:

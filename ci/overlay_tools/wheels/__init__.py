@@ -1,1 +1,1 @@
-"""The wheels that this project ships: built, described by a manifest, verified."""
+"""The wheels that this project ships: planned, written, described by a manifest, and verified."""

@@ -1,4 +1,4 @@
-"""The plugin: the overlay's own files as a package of their own, for an SGLang as it was published."""
+"""Code of the overlay with its modules renamed to those of the plugin."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from overlay_tools.wheels.overlay_files import compile_all
 
 
 def rewrite(data: bytes, modules: Mapping[str, str], path: str) -> bytes:
-    """Return a file's code with the overlay's modules under their names in the plugin.
+    """Return a file's code in which the overlay's modules have their names in the plugin.
 
-    Parameters: `modules`, their names in the wheel and in the plugin; `path`, what an error calls the file.
-    Dotted names in code are renamed, and strings that name a module, alone or before a colon.
-    Raises BuildError, with the line, on a syntax error and on whatever would still lead to the old name.
+    Dotted names in the code are renamed, and strings that consist of a module's name, or of that and `:NAME`.
+    Parameters: `modules`, the name in the plugin of each module by its name in the overlay; `path`, what an error calls
+    the file.
+    Raises BuildError, with the line, for a syntax error and for anything that would still lead to an old name.
     """
     compile_all({path: data})
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise BuildError(f"{path} is not UTF-8.", hint="Save it as UTF-8.") from None
-    lines = io.StringIO(text).readlines()  # as the tokenizer counts them: a form feed ends none
+    lines = io.StringIO(text).readlines()  # as the tokenizer counts them: a form feed does not end a line
     faults = [f"{path}:{line}: {fault}" for line, fault in _imports_left(ast.parse(text), modules)]
     for (row, start), (_, end), new in reversed(list(_renamed(text, modules))):
         line = lines[row - 1]
@@ -37,7 +38,7 @@ def rewrite(data: bytes, modules: Mapping[str, str], path: str) -> bytes:
 
 
 def _renamed(text: str, modules: Mapping[str, str]) -> Iterator[tuple[tuple[int, int], tuple[int, int], str]]:
-    """Yield where a name stands, from and to, and what is to stand there instead."""
+    """Yield where each old name starts and ends, and the new name that is to stand there."""
     chain: list[tokenize.TokenInfo] = []
     before = ""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -65,7 +66,7 @@ def _renamed_chain(
 def _imports_left(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str]]:
     """Yield what leads to a module of the overlay and cannot be renamed.
 
-    Python's tokenizer finds the names in an f-string from 3.12 on only.
+    This is asked before renaming: the names in an f-string are tokens only since Python 3.12.
     """
     old = _any_of(modules)
     for node in ast.walk(tree):
@@ -80,7 +81,7 @@ def _imports_left(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tupl
 
 
 def _names_left(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str]]:
-    """Yield the strings, other than docstrings, that name a module of the overlay by its old name."""
+    """Yield the strings, docstrings left out, that still name a module of the overlay by its old name."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {
         id(node.body[0].value)

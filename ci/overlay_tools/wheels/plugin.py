@@ -1,4 +1,4 @@
-"""The plugin: the overlay's own files as a package of their own, for an SGLang as it was published."""
+"""The plugin: the overlay's files as a package of their own, for an SGLang as upstream published it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Keywords: {keywords}
 Requires-Dist: sglang
 """
 _ENTRY_POINTS = f"[sglang.srt.plugins]\n{PACKAGE} = {PACKAGE}.attach:serve_plugin\n"
-# Python runs this line whenever it starts; without the variable it looks no further than at that.
+# Python runs this line whenever it starts; where the variable is not set, the line does nothing else.
 _STARTUP = (
     f"import os; os.environ.get('SGLANG_EXTERNAL_MODEL_PACKAGE', '').startswith('{PACKAGE}')"
     f" and __import__('{PACKAGE}.attach').attach.at_python_start()\n"
@@ -29,20 +29,22 @@ _STARTUP = (
 def build_plugin(project: Project) -> BuiltWheel:
     """Build the plugin wheel from the overlay's files.
 
-    Raises BuildError if a file cannot be moved into the plugin's package, or a release that the plugin is said to be
-    proven on is not locked.
+    Raises BuildError if a file cannot be moved into the plugin's package, or if a release that pyproject.toml lists as
+    proven with the plugin is not locked.
     """
     lock = load_lock(project.lock)
     if unknown := [version for version in project.plugin if version not in lock]:
         raise BuildError(
             *(f"pyproject.toml: plugin names {version}, which is not locked." for version in unknown),
-            hint="These are the releases that the plugin is proven on: `nox -s test-plugin-VERSION`.",
+            hint="It lists the releases that the plugin is proven on, with `nox -s test-plugin-VERSION`: take it out.",
         )
     content = read_package(project.overlay, PACKAGE)
     moved = _moved(project)
     places = [*content, *moved.values()]
     if taken := sorted({name for name in places if places.count(name) > 1}):
-        raise BuildError(*(f"overlay: two files of it would be {name}." for name in taken), hint="Rename one of them.")
+        raise BuildError(
+            *(f"overlay/: two files would become {name} of the plugin." for name in taken), hint="Rename one of them."
+        )
     modules = {_module(name): _module(new) for name, new in moved.items() if name.endswith(".py")}
     for name, data in read_package(project.overlay, "sglang").items():
         content[moved[name]] = rewrite(data, modules, f"overlay/{name}") if name.endswith(".py") else data
@@ -63,7 +65,7 @@ def _moved(project: Project) -> dict[str, str]:
     if project.replaces:
         raise BuildError(
             *(f"overlay/{name} replaces a file of upstream." for name in sorted(project.replaces)),
-            hint="A plugin leaves upstream's files as they are: there is none for this overlay.",
+            hint="A plugin cannot replace upstream's files: this overlay needs the drop-in wheel of `nox -s build`.",
         )
     moved = {}
     for name in read_package(project.overlay, "sglang"):

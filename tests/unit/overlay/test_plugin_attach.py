@@ -134,7 +134,7 @@ def ways(name: str = "PlainForCausalLM") -> Mapping[str, tuple[tuple[str, ...], 
 def test_our_class_serves(site: Site, way: str, name: str) -> None:
     words, environment = ways(name)[way]
     assert site.printed(*words, **environment) == OURS[name]
-    if way != "entry point":  # before 0.5.11 there is none
+    if way != "entry point":  # upstream has no such package before 0.5.11
         site.write("sglang/srt/plugins", None)
         assert site.printed(*words, **environment) == OURS[name]
 
@@ -341,7 +341,7 @@ def test_another_plugin_that_comes_late_does_not_take_our_place(site: Site) -> N
     assert site.printed(*LAUNCH) == OURS["PlainForCausalLM"]
 
 
-def test_a_cache_that_was_cleared_is_no_fault(site: Site) -> None:
+def test_a_cache_that_was_cleared_does_no_harm(site: Site) -> None:
     record = (site.packages / DIST_INFO / "RECORD").read_text()
     site.write(f"{DIST_INFO}/RECORD", f"{record}{PLUGIN}/__pycache__/attach.cpython-311.pyc,,\n")
     assert site.printed(*LAUNCH) == OURS["PlainForCausalLM"]

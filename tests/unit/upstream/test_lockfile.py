@@ -108,7 +108,7 @@ def test_a_bad_size_name_or_tag_is_named(mini: Miniature) -> None:
     mini.lock_release("1.0")
     assert "tags" in broken(mini, 'tags = ["cp311', 'tags = ["cp310')
     mini.lock_release("1.0")
-    assert "no file name of a wheel of sglang 1.0" in broken(mini, 'name = "sglang-1.0-', 'name = "../sglang-1.0-')
+    assert "not the file name of a wheel of sglang 1.0" in broken(mini, 'name = "sglang-1.0-', 'name = "../sglang-1.0-')
 
 
 def test_every_fault_is_said_at_once(mini: Miniature) -> None:
@@ -121,7 +121,7 @@ def test_every_fault_is_said_at_once(mini: Miniature) -> None:
 @pytest.mark.parametrize(
     "text", ["[release", "\0", "lock-version = 1\n", "lock-version = 1\n[release]\n", "release = 3\n"]
 )
-def test_what_is_no_lock_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_lock_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "upstream.lock"
     path.write_text(text)
     with pytest.raises(LockError, match=r"upstream\.lock"):
