@@ -27,7 +27,7 @@ from overlay_tools.errors import LockError, OverlayError, PatchError, PortError,
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving.runner import plan_matrix, run_matrix
-from overlay_tools.proving.stages import STAGES
+from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_TESTS
 from overlay_tools.report.collect import collect_status
 from overlay_tools.report.html import write_page
 from overlay_tools.report.terminal import print_status
@@ -39,17 +39,6 @@ from overlay_tools.upstream.source_tree import THIS_PYTHON
 from overlay_tools.wheels.builder import BuiltWheel
 from overlay_tools.wheels.plugin import build_plugin
 from overlay_tools.wheels.verify import verify_environment, verify_wheel
-
-_ENGINE_TESTS = [file for stage, files in STAGES.items() if stage != "static" for file in files]
-# What is tested of upstream's wheel with the plugin: all of the engine but its kernels and the drop-in wheel itself.
-_PLUGIN_TESTS = [
-    *(
-        file
-        for file in (*STAGES["decisions"], *STAGES["engine"])
-        if not file.endswith(("test_install.py", "test_wheel.py"))
-    ),
-    "tests/plugin",
-]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,9 +168,9 @@ def test_command(project: Project, arguments: argparse.Namespace) -> int:
     python, _ = _engine(project, arguments.version, arguments.python, plugin=arguments.plugin)
     if not arguments.gpu:
         os.environ.update(engine_config.ENV)
-    where = ["tests/gpu"] if arguments.gpu else _PLUGIN_TESTS if arguments.plugin else _ENGINE_TESTS
+    where = GPU_TESTS if arguments.gpu else PLUGIN_TESTS if arguments.plugin else ENGINE_TESTS
     if any(word.startswith("tests/") for word in arguments.pytest):
-        where = []
+        where = ()
     words = [str(python), "-m", "pytest", "-W", "default", *where, *arguments.pytest]
     return os.spawnv(os.P_WAIT, words[0], words)
 

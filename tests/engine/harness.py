@@ -20,6 +20,7 @@ import pytest
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.server import Server
 from packaging.version import Version
+from reference.checkpoints import TRAINED
 from reference.greedy import Completion, encode, random_prompts
 
 MAX_NEW_TOKENS = 24
@@ -42,6 +43,8 @@ QUESTION = "What does the overlay do?"
 # As the checkpoints' chat template writes the question: the tokens 2 and 3 are <|im_start|> and <|im_end|>.
 CHAT = [2, *encode("user\n" + QUESTION), 3, *encode("\n"), 2, *encode("assistant\n")]
 PROMPTS = [*random_prompts(), encode(TEXT), CHAT]
+HELD_OUT = encode((TRAINED / "heldout.txt").read_text(encoding="utf-8"))  # text that no checkpoint was trained on
+CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +172,16 @@ def generate(server: Server, prompts: Sequence[list[int]], tokens: int, **option
     sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
     body = {"input_ids": list(prompts), "sampling_params": sampling, "return_logprob": True, **options}
     return list(post(server.url, "/generate", **body))
+
+
+def tokens_of(output: Mapping[str, Any]) -> list[int]:
+    """List the tokens of an output."""
+    return [token for _, token, *_ in output["meta_info"]["output_token_logprobs"]]
+
+
+def cached(outputs: Sequence[Mapping[str, Any]]) -> list[int]:
+    """List how many tokens of each prompt came from the cache."""
+    return [output["meta_info"]["cached_tokens"] for output in outputs]
 
 
 def assert_answers(

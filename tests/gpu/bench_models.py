@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine.harness import EXTRA_BUFFER, ours, post, speculative
-from engine.test_qwen3_next_ext import HELD_OUT
+from engine.harness import EXTRA_BUFFER, HELD_OUT, ours, post, speculative
 from overlay_tools.checkpoints.adopt import adopt, read_stock
 from overlay_tools.engines.server import Server
 from reference.checkpoints import CONFIGS, TRAINED, changed

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from engine.test_qwen3_next_ext import tokens_of
+from engine.harness import tokens_of
 from overlay_tools.engines.server import Server
 from reference.checkpoints import TRAINED
 from reference.greedy import Verdict, judge

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from engine.harness import EXTRA_BUFFER, generate, post, speculative
-from engine.test_qwen3_next_ext import CHUNK, HELD_OUT, cached, tokens_of
+from engine.harness import CHUNK, EXTRA_BUFFER, HELD_OUT, cached, generate, post, speculative, tokens_of
 from reference.checkpoints import TRAINED, make_wide_heads
 from reference.greedy import encode
 

@@ -170,6 +170,15 @@ def make_checkpoint(name: str, out: Path, changes: Mapping[str, Any] | None = No
 
 
 TRAINED = Path(__file__).parents[1] / "data" / "qwen3-next-ext"  # its README.md says what it is
+OFF: dict[str, Any] = {  # of its config.json: every extension switched off
+    "layer_types": ["full_attention" if i in (2, 5) else "linear_attention" for i in range(6)],
+    "scoring_func": None,
+    "n_group": None,
+    "topk_group": None,
+    "head_adapter_rank": None,
+    "logit_transform": None,
+    "logit_softcap": None,
+}
 TRAINED_ON_PICTURES = Path(__file__).parents[1] / "data" / "qwen3-next-ext-vl"  # its README.md says what it is
 
 

@@ -16,26 +16,19 @@ from overlay_tools.errors import OverlayError
 from overlay_tools.proving.results import Result
 from overlay_tools.subprocesses import run, run_logged
 
-# The test files of each stage. The engine's own, which start servers, come last: a fault that another one finds is
-# found sooner there.
+# Each stage's tests are all those in its folders. The engine's own, which start servers, come last: a fault that
+# another stage finds is found sooner there.
 STAGES: dict[str, tuple[str, ...]] = {
     "static": ("tests/static",),
-    "kernels": ("tests/engine/test_kernels.py", "tests/engine/test_kernels_fixups.py", "tests/gpu/test_layers.py"),
-    "decisions": ("tests/engine/test_decisions.py",),
-    "engine": (
-        "tests/engine/test_extensions_off.py",
-        "tests/engine/test_http.py",
-        "tests/engine/test_install.py",
-        "tests/engine/test_llama_logit_shaping.py",
-        "tests/engine/test_parity.py",
-        "tests/engine/test_qwen3_next_ext.py",
-        "tests/engine/test_qwen3_next_ext_config.py",
-        "tests/engine/test_qwen3_next_ext_vl.py",
-        "tests/engine/test_refusals.py",
-        "tests/engine/test_strict_loading.py",
-        "tests/engine/test_wheel.py",
-    ),
+    "kernels": ("tests/engine/kernels", "tests/gpu/kernels"),
+    "decisions": ("tests/engine/decisions",),
+    "engine": ("tests/engine/drop_in", "tests/engine/serving"),
 }
+# What one pytest runs in an environment: of the drop-in wheel; of upstream's wheel and the plugin, which has no drop-in
+# wheel and the same kernels; of a machine with a CUDA GPU.
+ENGINE_TESTS = (*STAGES["kernels"], *STAGES["decisions"], *STAGES["engine"])
+PLUGIN_TESTS = ("tests/engine/decisions", "tests/engine/serving", "tests/plugin")
+GPU_TESTS = ("tests/gpu",)
 
 
 def run_stage(root: Path, version: str, stage: str, python: Path, log: Path, stamp: Mapping[str, str]) -> Result:

@@ -12,10 +12,9 @@ from overlay_tools import cli
 from overlay_tools.errors import MatrixError, OverlayError, ToolError
 from overlay_tools.proving import runner, stages
 from overlay_tools.proving.results import Result, load_results
-from overlay_tools.proving.stages import STAGES
 from overlay_tools.settings import Project
 
-from unit.conftest import REPOSITORY, Miniature
+from unit.conftest import Miniature
 
 GREEN = "def test_a() -> None:\n    pass\n"
 
@@ -36,7 +35,7 @@ def project(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
     mini.write(".gitignore", ".nox\n__pycache__\ndist\n.pytest_cache\n")
     for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "x"]):
         subprocess.run(["git", *words], cwd=mini.root, check=True)
-    table = {"static": ("tests/static",), "engine": ("tests/engine/test_e.py",)}
+    table = {"static": ("tests/static",), "engine": ("tests/engine",)}
     monkeypatch.setattr(stages, "STAGES", table)
     monkeypatch.setattr(runner, "STAGES", table)
     monkeypatch.setattr(runner, "NEEDED", 1.0)
@@ -197,9 +196,3 @@ def test_a_stage_without_a_report_is_an_error(project: Miniature, monkeypatch: p
     monkeypatch.setattr(stages, "run_logged", lambda *words, **options: 3)
     with pytest.raises(OverlayError, match="pytest came to no result"):
         stages.run_stage(project.root, "1.0", "engine", Path(sys.executable), project.root / "log", {})
-
-
-def test_every_engine_test_is_on_one_stage() -> None:
-    listed = [name for stage, names in STAGES.items() if stage != "static" for name in names]
-    found = [path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "tests/engine").glob("test_*.py")]
-    assert sorted(listed) == sorted([*found, "tests/gpu/test_layers.py"])  # the one there that needs no GPU

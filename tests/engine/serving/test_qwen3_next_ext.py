@@ -19,33 +19,25 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from overlay_tools.engines.server import Server
 from packaging.version import Version
-from reference.checkpoints import TRAINED, make_variant
+from reference.checkpoints import OFF, make_variant
 from reference.greedy import Verdict, encode, judge
 
 from engine.harness import (
+    CHUNK,
     CORES,
     EXTRA_BUFFER,
+    HELD_OUT,
     RELEASE,
     SPAWN,
+    cached,
     generate,
     post,
     post_request,
     run_first,
     server,
     speculative,
+    tokens_of,
 )
-
-CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
-
-OFF: dict[str, Any] = {  # every extension of the trained checkpoint switched off
-    "layer_types": ["full_attention" if i in (2, 5) else "linear_attention" for i in range(6)],
-    "scoring_func": None,
-    "n_group": None,
-    "topk_group": None,
-    "head_adapter_rank": None,
-    "logit_transform": None,
-    "logit_softcap": None,
-}
 
 
 def on(*keys: str, **values: object) -> dict[str, Any]:
@@ -196,16 +188,6 @@ class Served:
         assert decided >= max(at_least, len(outputs) * 6 // 7)
 
 
-def tokens_of(output: dict[str, Any]) -> list[int]:
-    """List the tokens of an output."""
-    return [token for _, token, *_ in output["meta_info"]["output_token_logprobs"]]
-
-
-def cached(outputs: Sequence[dict[str, Any]]) -> list[int]:
-    """List how many tokens of each prompt came from the cache."""
-    return [output["meta_info"]["cached_tokens"] for output in outputs]
-
-
 @pytest.fixture(scope="session")
 def relay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     """Run servers for the tests that are selected, in their order."""
@@ -249,7 +231,6 @@ def on_servers(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("served", names, indirect=True, scope="module")
 
 
-HELD_OUT = encode((TRAINED / "heldout.txt").read_text(encoding="utf-8"))
 LENGTHS = [1, 2, 3, 4, 5, 8, 16, 31, 32, 33, 47, 48, 49, 63, 64, 65, 96, 127, 128, 129, 191, 192, 193, 256, 299, 300]
 LENGTHS += [7 + 11 * i % 293 for i in range(80 - len(LENGTHS))]
 PROMPTS = [HELD_OUT[233 * i : 233 * i + length] for i, length in enumerate(LENGTHS)]

@@ -44,9 +44,8 @@ from reference.train_qwen3_next_ext_vl import (
 )
 from reference.train_qwen3_next_ext_vl import prompt as prompt_of
 
-from engine.harness import CORES, EXTRA_BUFFER, RELEASE, SPAWN, post, post_request, server
+from engine.harness import CHUNK, CORES, EXTRA_BUFFER, RELEASE, SPAWN, cached, post, post_request, server, tokens_of
 
-CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
 Request = tuple[list[int], list[bytes]]  # a prompt with one token a picture, and the pictures' files
 
 LISTS_HOSTS = Version("0.5.18") <= RELEASE  # upstream can be told from which hosts pictures may come
@@ -122,16 +121,6 @@ class Served:
             largest = max(largest, *(abs(a - b) for a, b in zip(got, twin.logprobs, strict=True)))
         assert decided >= int(len(outputs) * least)
         return largest
-
-
-def tokens_of(output: Mapping[str, Any]) -> list[int]:
-    """List the tokens of an output."""
-    return [token for _, token, *_ in output["meta_info"]["output_token_logprobs"]]
-
-
-def cached(outputs: Sequence[Mapping[str, Any]]) -> list[int]:
-    """List how many tokens of each prompt came from the cache."""
-    return [output["meta_info"]["cached_tokens"] for output in outputs]
 
 
 def answer_of(output: Mapping[str, Any]) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from reference.checkpoints import TRAINED, make_variant
-from reference.greedy import encode
+from reference.checkpoints import OFF, make_variant
 
-from engine.harness import PACKAGE, post, run_first, server
-from engine.test_qwen3_next_ext import OFF
+from engine.harness import HELD_OUT, PACKAGE, post, run_first, server
 
 # In the server, upstream's class is made and loaded beside ours. It answers while the file SWITCH is there.
 BESIDE = """
@@ -45,8 +43,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]
     environment = run_first(
         f"OURS = {PACKAGE + '.models.qwen3_next_ext'!r}\nSWITCH = {str(switch)!r}\n" + BESIDE, folder
     )
-    text = encode((TRAINED / "heldout.txt").read_text(encoding="utf-8"))
-    prompts = [text[500 * i : 500 * i + length] for i, length in enumerate((1, 2, 17, 64, 100, 129, 300))]
+    prompts = [HELD_OUT[500 * i : 500 * i + length] for i, length in enumerate((1, 2, 17, 64, 100, 129, 300))]
     sampling = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
     options = {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 20}
     found: dict[str, list[object]] = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from overlay_tools.engines import engine_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 UPSTREAM = version("sglang").partition("+")[0]
 LEFT_OUT = engine_config.LEFT_OUT.get(UPSTREAM, ())

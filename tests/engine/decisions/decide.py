@@ -1,6 +1,6 @@
 """What upstream decides for checkpoints, on devices that need not be there.
 
-    python tests/engine/decisions.py CASES.json OUT_FOLDER DEVICE...
+    python tests/engine/decisions/decide.py CASES.json OUT_FOLDER DEVICE...
 
 Nothing is loaded or started: the server's arguments are resolved and checked as an engine does it first, and the model
 configurations of the served model and of its draft are made from them. CASES.json has the `checkpoints` (folders), the

@@ -2,7 +2,7 @@
 
 Qwen3-Next-Ext shows itself to upstream as Qwen3-Next, so that upstream's lists of architectures, which choose attention
 backends, caches, schedules, quantisation, MoE kernels and draft models, hold for it. Here upstream resolves many sets
-of options for checkpoints of both with the same dimensions, on a CPU and on simulated GPUs (see `decisions.py`, also
+of options for checkpoints of both with the same dimensions, on a CPU and on simulated GPUs (see `decide.py`, also
 for what cannot be simulated), and all that it decides is compared.
 """
 
@@ -21,7 +21,7 @@ import pytest
 from overlay_tools.engines import engine_config
 from reference.checkpoints import CONFIGS, write_tokenizer
 
-from engine.decisions import GPUS
+from engine.decisions.decide import GPUS
 
 DEVICES = ("cpu", *GPUS)
 
@@ -176,7 +176,7 @@ def decide(folder: Path) -> Decided:
     with (folder / "log").open("w") as log:
         processes = [
             subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("decisions.py"), folder / "cases.json", folder, *devices],
+                [sys.executable, Path(__file__).with_name("decide.py"), folder / "cases.json", folder, *devices],
                 env=shared | environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
