@@ -1,4 +1,4 @@
-"""Tiny checkpoints and what their twins answer.
+"""Tiny checkpoints and what their reference models answer.
 
 These tests run inside an environment where the wheel under test, its kernel wheel and pytest are installed.
 """
@@ -28,7 +28,7 @@ def quicker_starts(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
-    """Make the checkpoint of each of CASES and ask its twin."""
+    """Make the checkpoint of each of CASES and ask its reference model."""
     made = {}
     # A process of their own: sglang and its kernels change torch and transformers for all that is loaded after them.
     # It ends here, before an engine does: that kills all processes that this one has started.
@@ -37,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
             path = tmp_path_factory.mktemp(kind)
             make_checkpoint(kind, path, changes)
             model = Model(path=path, answers=pool.submit(answers, kind, path, PROMPTS, MAX_NEW_TOKENS).result())
-            # Where the twin is nearly undecided, rounding decides: that would say nothing about the engine.
+            # Where the reference model is nearly undecided, rounding decides: that would say nothing about the engine.
             assert min(min(answer.margins) for answer in model.answers) > 2e-3
             assert max(answer.spread for answer in model.answers) < 1e-4
             made[name] = model

@@ -1,4 +1,4 @@
-"""The models under test with the answers of their twins, and ways to run the engine on them."""
+"""The models under test with the answers of their reference models, and ways to run the engine on them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states a
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """A checkpoint and its twin's greedy answers to PROMPTS."""
+    """A checkpoint and its reference model's greedy answers to PROMPTS."""
 
     path: Path
     answers: list[Completion]
@@ -187,7 +187,7 @@ def cached(outputs: Sequence[Mapping[str, Any]]) -> list[int]:
 def assert_answers(
     outputs: Sequence[Mapping[str, Any]], answers: Sequence[Completion], prompt_from: int | None = None
 ) -> None:
-    """Assert that the engine's outputs have the twin's tokens, and its logprobs within 1e-3.
+    """Assert that the engine's outputs have the reference model's tokens, and its logprobs within 1e-3.
 
     With `prompt_from`, the `logprob_start_len` of the requests, the prompts' logprobs as well. The prompt token there
     has none, by upstream's rule; those after it have.

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from gpu.servers import Wanted, graphs
 from gpu.timing import figure, in_turns, ratios, table
 
-# 3.6 billion parameters, half a billion of them active: small enough for three engines and a twin on one GPU.
+# 3.6 billion parameters, half a billion of them active: small enough for three engines and Transformers on one GPU.
 REALISTIC: dict[str, Any] = {
     "hidden_size": 2048,
     "num_hidden_layers": 16,

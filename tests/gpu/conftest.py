@@ -11,20 +11,20 @@ from reference.checkpoints import TRAINED
 from reference.greedy import judge
 from transformers.utils.import_utils import is_flash_linear_attention_available
 
-from gpu.near import Twins
+from gpu.near import ReferenceModel
 
 WORKERS = 4
 
 
 @pytest.fixture(scope="session")
-def twins() -> Iterator[Twins]:
-    """Start the processes of the twin; they import what they need while servers start."""
+def reference() -> Iterator[ReferenceModel]:
+    """Start the processes of the reference model; they import what they need while servers start."""
     # PyTorch's linear attention is in float32 whatever the model is in: no measure of what bfloat16 costs.
     assert is_flash_linear_attention_available(), "flash-linear-attention is not installed"
     with ProcessPoolExecutor(max_workers=WORKERS, mp_context=get_context("spawn")) as pool:
         for _ in range(WORKERS):
             pool.submit(judge, TRAINED, [])
-        yield Twins(pool, WORKERS)
+        yield ReferenceModel(pool, WORKERS)
 
 
 @pytest.fixture

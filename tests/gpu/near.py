@@ -1,4 +1,4 @@
-"""How near an engine in bfloat16 is to its twin in float32, beside how near the twin in bfloat16 is."""
+"""How near an engine in bfloat16 is to its reference model in float32, beside how near that is in bfloat16."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Servers = Mapping[str, Server]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distance:
-    """How far logprobs are from the twin's in float32, and the share of greedy tokens that are its own."""
+    """How far logprobs are from the reference model's in float32, and the share of greedy tokens that are its own."""
 
     mean: float
     p99: float
@@ -41,8 +41,8 @@ def distance(got: Sequence[float], wanted: Sequence[float], same: Sequence[bool]
     )
 
 
-class Twins:
-    """The twin in several processes on the GPU: one is mostly waiting for its own Python."""
+class ReferenceModel:
+    """The reference model in several processes on the GPU: one is mostly waiting for its own Python."""
 
     def __init__(self, pool: ProcessPoolExecutor, workers: int) -> None:
         self.pool, self.workers = pool, workers
@@ -55,34 +55,33 @@ class Twins:
         return [verdicts[i % self.workers][i // self.workers] for i in range(len(runs))]
 
     def distances(self, prompts: Sequence[list[int]], outputs: Outputs) -> tuple[Distance, Distance]:
-        """Measure the engine, and the twin in bfloat16 on the engine's tokens."""
+        """Measure the engine, and the reference model in bfloat16 on the engine's tokens."""
         runs = [(prompt, tokens_of(output)) for prompt, output in zip(prompts, outputs, strict=True)]
         exact, rounded = (self.judge(runs, dtype) for dtype in (torch.float32, torch.bfloat16))
         engine: list[float] = []
-        twin: list[float] = []
+        transformers: list[float] = []
         wanted: list[float] = []
-        for output, verdict, in_bfloat16 in zip(outputs, exact, rounded, strict=True):
+        for output, in_float32, in_bfloat16 in zip(outputs, exact, rounded, strict=True):
             meta = output["meta_info"]
             # Where the prompt's own were not asked for, those of the continuation alone are compared.
             got = [logprob for logprob, *_ in [*meta["input_token_logprobs"][1:], *meta["output_token_logprobs"]]]
             engine += got
-            for values, of in ((twin, in_bfloat16), (wanted, verdict)):
-                values += [*of.prompt_logprobs, *of.logprobs][-len(got) :]
-        own = [token for verdict in exact for token in verdict.tokens]
-        of_engine = [token for _, tokens in runs for token in tokens]
-        of_twin = [token for verdict in rounded for token in verdict.tokens]
-        same_engine, same_twin = ([a == b for a, b in zip(of, own, strict=True)] for of in (of_engine, of_twin))
-        return distance(engine, wanted, same_engine), distance(twin, wanted, same_twin)
+            transformers += [*in_bfloat16.prompt_logprobs, *in_bfloat16.logprobs][-len(got) :]
+            wanted += [*in_float32.prompt_logprobs, *in_float32.logprobs][-len(got) :]
+        greedy, others = ([token for verdict in verdicts for token in verdict.tokens] for verdicts in (exact, rounded))
+        given = [token for _, tokens in runs for token in tokens]
+        same_given, same_others = ([a == b for a, b in zip(of, greedy, strict=True)] for of in (given, others))
+        return distance(engine, wanted, same_given), distance(transformers, wanted, same_others)
 
     def assert_near(
         self, prompts: Sequence[list[int]], outputs: Outputs, show: Callable[[str], None], what: str
     ) -> None:
-        """Assert that answers are at most 1.2 times as far from the twin in float32 as the twin in bfloat16 is.
+        """Assert that answers are at most 1.2 times as far from the reference model in float32 as it is in bfloat16.
 
-        And that at least 99 of 100 greedy tokens are the twin's own. Shows all figures.
+        And that at least 99 of 100 greedy tokens are those of the model in float32. Shows all figures.
         """
-        engine, twin = self.distances(prompts, outputs)
-        show(f"{what}\n    engine        {engine}\n    transformers  {twin}")
+        engine, transformers = self.distances(prompts, outputs)
+        show(f"{what}\n    engine        {engine}\n    transformers  {transformers}")
         assert engine.agreement >= 0.99
-        assert engine.mean <= 1.2 * twin.mean
-        assert engine.p99 <= 1.2 * twin.p99
+        assert engine.mean <= 1.2 * transformers.mean
+        assert engine.p99 <= 1.2 * transformers.p99

@@ -1,8 +1,9 @@
-"""Qwen3-Next-Ext in bfloat16 on a GPU with upstream's kernels, against its twin in float32 and in bfloat16.
+"""Qwen3-Next-Ext in bfloat16 on a GPU with upstream's kernels, against its reference model in float32 and in bfloat16.
 
 Rounding decides here where two tokens or two experts are close, so single values prove nothing. Distributions do: the
-engine may be 1.2 times as far from the twin in float32 as the twin in bfloat16 is, in the mean and at the 99th of 100
-values, and 99 of 100 greedy tokens must be the twin's own: computed at once, in chunks, from a cache or through drafts.
+engine may be 1.2 times as far from the reference model in float32 as that model in bfloat16 is, in the mean and at the
+99th of 100 values, and 99 of 100 greedy tokens must be those of the model in float32: computed at once, in chunks, from
+a cache or through drafts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from engine.harness import CHUNK, EXTRA_BUFFER, HELD_OUT, cached, generate, post
 from reference.checkpoints import TRAINED, make_wide_heads
 from reference.greedy import encode
 
-from gpu.near import Servers, Twins
+from gpu.near import ReferenceModel, Servers
 from gpu.servers import Wanted, graphs, servers
 
 COMMON: dict[str, object] = {"max_total_tokens": 32_768, "max_running_requests": 32, **graphs(32)}
@@ -37,7 +38,7 @@ PROMPTS = [HELD_OUT[41 * i : 41 * i + length] for i, length in enumerate(LENGTHS
 
 
 @pytest.fixture(scope="module")
-def running(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def running(reference: ReferenceModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     wide: Path = tmp_path_factory.mktemp("wide-heads")
     make_wide_heads(wide)
     models, environments = {"flashinfer": wide}, {"drafts": DRAFTS_ENVIRONMENT}
@@ -53,12 +54,14 @@ Show = Callable[[str], None]
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_bfloat16_is_as_exact_as_transformers(running: Servers, twins: Twins, name: str, show: Show) -> None:
+def test_bfloat16_is_as_exact_as_transformers(
+    running: Servers, reference: ReferenceModel, name: str, show: Show
+) -> None:
     outputs = generate(running[name], PROMPTS, 32, logprob_start_len=0)
-    twins.assert_near(PROMPTS, outputs, show, f"{name}, 256 prompts")
+    reference.assert_near(PROMPTS, outputs, show, f"{name}, 256 prompts")
 
 
-def test_the_same_request_again_comes_from_the_cache(running: Servers, twins: Twins, show: Show) -> None:
+def test_the_same_request_again_comes_from_the_cache(running: Servers, reference: ReferenceModel, show: Show) -> None:
     server = running["triton"]
     post(server.url, "/flush_cache")
     prompts = [HELD_OUT[250 * i : 250 * i + 65 + 3 * i] for i in range(64)]
@@ -67,10 +70,10 @@ def test_the_same_request_again_comes_from_the_cache(running: Servers, twins: Tw
     # One state is kept, where the last whole chunk ends; the last token of a prompt is always computed.
     kept = [len(prompt) // CHUNK * CHUNK for prompt in prompts]
     assert cached(second) == [at if at < len(prompt) else 0 for at, prompt in zip(kept, prompts, strict=True)]
-    twins.assert_near(prompts, second, show, "from the cache")
+    reference.assert_near(prompts, second, show, "from the cache")
 
 
-def test_a_branch_continues_from_the_chunk_before_it(running: Servers, twins: Twins, show: Show) -> None:
+def test_a_branch_continues_from_the_chunk_before_it(running: Servers, reference: ReferenceModel, show: Show) -> None:
     server = running["triton"]
     post(server.url, "/flush_cache")
     stem, places = HELD_OUT[3000:3300], [70 + 3 * i for i in range(64)]
@@ -81,10 +84,10 @@ def test_a_branch_continues_from_the_chunk_before_it(running: Servers, twins: Tw
         generate(server, [branch], 32)
     outputs = [generate(server, [other], 32)[0] for other in others]
     assert cached(outputs) == [at // CHUNK * CHUNK for at in places]
-    twins.assert_near(others, outputs, show, "branches")
+    reference.assert_near(others, outputs, show, "branches")
 
 
-def test_a_conversation_continues_from_the_cache(running: Servers, twins: Twins, show: Show) -> None:
+def test_a_conversation_continues_from_the_cache(running: Servers, reference: ReferenceModel, show: Show) -> None:
     server = running["flashinfer"]
     post(server.url, "/flush_cache")
     prompts = [HELD_OUT[300 * i : 300 * i + 100 + i] for i in range(32)]
@@ -93,10 +96,10 @@ def test_a_conversation_continues_from_the_cache(running: Servers, twins: Twins,
     second = generate(server, turns, 32)
     # The state is kept at the end of a request; the last token it gave was never computed.
     assert cached(second) == [len(prompt) + 32 - 1 for prompt in prompts]
-    twins.assert_near(turns, second, show, "conversations")
+    reference.assert_near(turns, second, show, "conversations")
 
 
-def test_drafts_are_accepted_and_change_nothing(running: Servers, twins: Twins, show: Show) -> None:
+def test_drafts_are_accepted_and_change_nothing(running: Servers, reference: ReferenceModel, show: Show) -> None:
     prompts = PROMPTS[100:164]
     drafted, plain = (generate(running[name], prompts, 64) for name in ("drafts", "triton"))
     verified = sum(output["meta_info"]["spec_verify_ct"] for output in drafted)
@@ -104,7 +107,7 @@ def test_drafts_are_accepted_and_change_nothing(running: Servers, twins: Twins, 
     same = statistics.fmean(tokens_of(a) == tokens_of(b) for a, b in zip(drafted, plain, strict=True))
     show(f"{length:.2f} tokens a step with drafts of 3; {same:.0%} of the answers are wholly those without")
     assert 1.5 < length <= 4
-    twins.assert_near(prompts, drafted, show, "drafts, 64 tokens each")
+    reference.assert_near(prompts, drafted, show, "drafts, 64 tokens each")
 
 
 def test_padding_of_a_batch_changes_no_row(running: Servers) -> None:

@@ -1,4 +1,4 @@
-"""Qwen3-Next-Ext on two GPUs, its weights or its experts shared among them, is as near to its twin as on one."""
+"""On two GPUs that share its weights or its experts, Qwen3-Next-Ext is as near to its reference model as on one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from engine.harness import EXTRA_BUFFER, generate, post
 from reference.checkpoints import TRAINED
 
-from gpu.near import Servers, Twins
+from gpu.near import ReferenceModel, Servers
 from gpu.servers import KNOWN, Wanted, servers
 from gpu.test_parity import COMMON, DRAFTS, DRAFTS_ENVIRONMENT, POOL, PROMPTS, Show
 
@@ -38,16 +38,20 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         yield started
 
 
-def test_two_ranks_are_as_exact_as_transformers(running: Servers, twins: Twins, name: str, show: Show) -> None:
+def test_two_ranks_are_as_exact_as_transformers(
+    running: Servers, reference: ReferenceModel, name: str, show: Show
+) -> None:
     outputs = generate(running[name], PROMPTS, 32, logprob_start_len=0)
-    twins.assert_near(PROMPTS, outputs, show, f"{name}, 256 prompts at once")
+    reference.assert_near(PROMPTS, outputs, show, f"{name}, 256 prompts at once")
 
 
-def test_small_prefills_are_as_exact_as_transformers(running: Servers, twins: Twins, name: str, show: Show) -> None:
+def test_small_prefills_are_as_exact_as_transformers(
+    running: Servers, reference: ReferenceModel, name: str, show: Show
+) -> None:
     """An all-reduce of more than 2048 tokens is never fused."""
     server = running[name]
     post(server.url, "/flush_cache")
     eights = [PROMPTS[i : i + 8] for i in range(0, len(PROMPTS), 8)]
     assert max(sum(map(len, eight)) for eight in eights) < 2048
     outputs = [output for eight in eights for output in generate(server, eight, 32, logprob_start_len=0)]
-    twins.assert_near(PROMPTS, outputs, show, f"{name}, 8 prompts at once")
+    reference.assert_near(PROMPTS, outputs, show, f"{name}, 8 prompts at once")

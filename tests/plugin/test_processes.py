@@ -29,7 +29,7 @@ BOUND = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if Version("0.5.19") <= RELEASE e
 
 
 @pytest.mark.parametrize("arguments", [{"tokenizer_worker_num": 2}, {"dp_size": 2}], ids=str)
-def test_a_server_of_more_processes_answers_as_the_twin(
+def test_a_server_of_more_processes_matches_the_reference_model(
     arguments: dict[str, object], models: dict[str, Model], tmp_path: Path
 ) -> None:
     model = models["LlamaLogitShaping, softcap"]

@@ -18,7 +18,7 @@ from reference.llama_logit_shaping import LlamaLogitShaping
 from reference.qwen3_next_ext import Qwen3NextExt, RoundedQwen3NextExt, Router
 from reference.qwen3_next_ext_vl import Qwen3NextExtVL, prepared
 
-TWINS: dict[str, type[PreTrainedModel]] = {
+REFERENCE_MODELS: dict[str, type[PreTrainedModel]] = {
     "llama": LlamaForCausalLM,
     "llama-logit-shaping": LlamaLogitShaping,
     "qwen3-next": Qwen3NextForCausalLM,
@@ -68,14 +68,14 @@ def random_prompts() -> list[list[int]]:
 
 
 def answers(kind: str, checkpoint: Path, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Completion]:
-    """Load the twin of a checkpoint of `kind` (a key of TWINS) from its folder, in float32; continue each prompt."""
-    model = TWINS[kind].from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    """Continue prompts with the reference model of a checkpoint of `kind`, a key of REFERENCE_MODELS, in float32."""
+    model = REFERENCE_MODELS[kind].from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
     return [complete(model, prompt, max_new_tokens) for prompt in prompts]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What a twin says of tokens that an engine gave: its own choice at each place, and its logprobs of theirs.
+    """What a reference model says of tokens that an engine gave: its own choice at each place, and their logprobs.
 
     `margin` is how far its choices are above the next best, `router_margin` the same inside its routers.
     """
@@ -93,14 +93,14 @@ def judge(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> list[Verdict]:
-    """Let the twin of a Qwen3-Next-Ext checkpoint judge prompts and their continuations, a pass each.
+    """Let the reference model of a Qwen3-Next-Ext checkpoint judge prompts and their continuations, a pass each.
 
-    Tokens that equal the twin's choice at every place are its greedy continuation. Its logits become float32, whatever
+    Tokens that equal the model's choice at every place are its greedy continuation. Its logits become float32, whatever
     the dtype in which it computes, as they do where transformers generates.
     """
     torch.set_num_threads(1)
-    twin = Qwen3NextExt if dtype == torch.float32 else RoundedQwen3NextExt
-    model = twin.from_pretrained(checkpoint, dtype=dtype, attn_implementation="eager").eval().to(device)
+    kind = Qwen3NextExt if dtype == torch.float32 else RoundedQwen3NextExt
+    model = kind.from_pretrained(checkpoint, dtype=dtype, attn_implementation="eager").eval().to(device)
     if dtype == torch.float32:
         # It is the truth then: the kernels of flash-linear-attention, if transformers finds them, would round to tf32.
         for module in model.modules():
@@ -119,9 +119,9 @@ def judge(
 def judge_pictures(
     checkpoint: Path, runs: Sequence[tuple[Sequence[int], Sequence[bytes], Sequence[int]]]
 ) -> list[Verdict]:
-    """Let the twin of a Qwen3-Next-Ext-VL checkpoint judge prompts, their pictures as files, and their continuations.
+    """Let the reference model of a Qwen3-Next-Ext-VL checkpoint judge prompts, their pictures, and their continuations.
 
-    A prompt has one token a picture, as the server is sent it. Otherwise as `judge`.
+    A prompt has one token a picture, as the server is sent it; pictures are given as files. Otherwise as `judge`.
     """
     torch.set_num_threads(1)
     model = Qwen3NextExtVL.load(checkpoint)

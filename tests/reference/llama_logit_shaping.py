@@ -1,4 +1,4 @@
-"""The Transformers twin of `sglang.srt.models.llama_logit_shaping`: the same files, the same numbers, no engine."""
+"""The reference model of `sglang.srt.models.llama_logit_shaping`: the same files, the same numbers, no engine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The Transformers twin of Qwen3-Next-Ext: Qwen3-Next with layers without rotary, a sigmoid router and a shaped head.
+"""The reference model of Qwen3-Next-Ext: Qwen3-Next with layers without rotary, a sigmoid router and a shaped head.
 
-Attention, gated delta net and caches are those of transformers. Its sparse MoE block differs between versions, so the
-twin has its own, whose tensors are named as in the released checkpoints: nothing is converted when it is loaded.
+Attention, gated delta net and caches are those of transformers. Its sparse MoE block differs between versions, so this
+model has its own, whose tensors are named as in the released checkpoints: nothing is converted when it is loaded.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Qwen3NextExt(Qwen3NextForCausalLM):  # type: ignore[misc]
 
 
 class RoundedQwen3NextExt(Qwen3NextExt):
-    """The twin for less than float32: the biases of routers stay in it, as transformers keeps those of DeepSeek-V3."""
+    """The model for less than float32: the biases of routers stay in it, as transformers keeps those of DeepSeek-V3."""
 
     _keep_in_fp32_modules_strict = ("e_score_correction_bias",)
 

@@ -1,4 +1,4 @@
-"""The Transformers twin of Qwen3-Next-Ext-VL: a vision tower in plain torch before the twin of Qwen3-Next-Ext.
+"""The reference model of Qwen3-Next-Ext-VL: a vision tower in plain torch before the reference model of Qwen3-Next-Ext.
 
 A picture is resized so that its sides are multiples of `patch_size * merge_size`, cut into patches, and becomes one
 token of the text for each `merge_size` x `merge_size` patches. Tensors are named as in the checkpoint.

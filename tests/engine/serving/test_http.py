@@ -1,4 +1,4 @@
-"""The HTTP server gives the twin's answers too: through its own API and through the openai client."""
+"""The HTTP server gives the reference model's answers too: through its own API and through the openai client."""
 
 from __future__ import annotations
 

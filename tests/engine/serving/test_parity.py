@@ -1,4 +1,4 @@
-"""The engine gives the tokens and logprobs of the Transformers twin: the overlay's model, and upstream's own."""
+"""The engine gives the tokens and logprobs of the reference model: the overlay's model, and upstream's own."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Qwen3-Next-Ext on the real engine gives what its Transformers twin gives: every extension, cache, batch and draft.
+"""Qwen3-Next-Ext on the real engine gives what its reference model gives: every extension, cache, batch and draft.
 
 The checkpoint is a trained one (`tests/data/qwen3-next-ext`): its answers are peaked, its draft drafts. A run counts
-where the twin itself is decided: where rounding chooses a token or an expert, two right answers may differ.
+where the reference model itself is decided: where rounding chooses a token or an expert, two right answers may differ.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Relay:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Served:
-    """A running server with the twin of its checkpoint."""
+    """A running server with the reference model of its checkpoint."""
 
     name: str
     server: Server
@@ -167,24 +167,24 @@ class Served:
         pytest.fail("the server does not flush its cache")
 
     def assert_right(self, prompts: Sequence[list[int]], outputs: Sequence[dict[str, Any]], at_least: int = 0) -> None:
-        """Assert that outputs are what the twin gives: tokens, and logprobs within 1e-3 where they came.
+        """Assert that outputs are what the reference model gives: tokens, and logprobs within 1e-3 where they came.
 
-        All are compared where the twin is decided, which it must be in `at_least`, and in 6 of 7.
+        All are compared where the reference model is decided, which it must be in `at_least`, and in 6 of 7.
         """
         assert len(outputs) == len(prompts)
         runs = [(prompt, tokens_of(output)) for prompt, output in zip(prompts, outputs, strict=True)]
         decided = 0
-        for (prompt, tokens), output, twin in zip(runs, outputs, self.judge(runs), strict=True):
-            if twin.margin < 1e-3 or twin.router_margin < 2e-6:
+        for (prompt, tokens), output, verdict in zip(runs, outputs, self.judge(runs), strict=True):
+            if verdict.margin < 1e-3 or verdict.router_margin < 2e-6:
                 continue
             decided += 1
             meta = output["meta_info"]
-            assert tokens == twin.tokens, f"prompt of {len(prompt)} tokens, {meta['cached_tokens']} cached"
+            assert tokens == verdict.tokens, f"prompt of {len(prompt)} tokens, {meta['cached_tokens']} cached"
             got = [logprob for logprob, *_ in meta["output_token_logprobs"]]
-            assert got == pytest.approx(twin.logprobs, abs=1e-3, rel=0)
+            assert got == pytest.approx(verdict.logprobs, abs=1e-3, rel=0)
             if len(meta.get("input_token_logprobs") or []) == len(prompt):
                 got = [logprob for logprob, *_ in meta["input_token_logprobs"][1:]]
-                assert got == pytest.approx(twin.prompt_logprobs, abs=1e-3, rel=0)
+                assert got == pytest.approx(verdict.prompt_logprobs, abs=1e-3, rel=0)
         assert decided >= max(at_least, len(outputs) * 6 // 7)
 
 
@@ -207,20 +207,20 @@ def relay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
-def twin() -> Iterator[ProcessPoolExecutor]:
-    """Run the twins in a process of their own: sglang changes transformers for all that is loaded after it."""
+def reference_process() -> Iterator[ProcessPoolExecutor]:
+    """Run reference models in a process of their own: sglang changes transformers for all that is loaded after it."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         yield pool
 
 
 @pytest.fixture(scope="module")
-def served(request: pytest.FixtureRequest, relay: Relay, twin: ProcessPoolExecutor) -> Iterator[Served]:
+def served(request: pytest.FixtureRequest, relay: Relay, reference_process: ProcessPoolExecutor) -> Iterator[Served]:
     """Give the server of CASES that a test names."""
     running, seconds = relay.take(request.param)
     yield Served(
         name=request.param,
         server=running,
-        judge=lambda runs: twin.submit(judge, running.model, runs).result(),
+        judge=lambda runs: reference_process.submit(judge, running.model, runs).result(),
         seconds=seconds,
     )
     running.stop()
@@ -237,18 +237,18 @@ PROMPTS = [HELD_OUT[233 * i : 233 * i + length] for i, length in enumerate(LENGT
 
 
 @on_servers(*SETS)
-def test_tokens_and_logprobs_are_the_twins(served: Served) -> None:
+def test_tokens_and_logprobs_match_the_reference_model(served: Served) -> None:
     outputs = served.generate(PROMPTS, logprob_start_len=0)
     served.assert_right(PROMPTS, outputs, at_least=64)
     assert len({tuple(tokens_of(output)) for output in outputs}) > 40  # they are not all alike
 
 
 @on_servers(*SETS)
-def test_held_out_perplexity_is_the_twins(served: Served) -> None:
+def test_held_out_perplexity_matches_the_reference_model(served: Served) -> None:
     windows = [HELD_OUT[i : i + 256] for i in range(0, 5120, 256)]
     outputs = served.generate(windows, tokens=1, logprob_start_len=0)
     got = [logprob for output in outputs for logprob, *_ in output["meta_info"]["input_token_logprobs"][1:]]
-    wanted = [logprob for twin in served.judge([(w, []) for w in windows]) for logprob in twin.prompt_logprobs]
+    wanted = [logprob for verdict in served.judge([(w, []) for w in windows]) for logprob in verdict.prompt_logprobs]
     assert len(got) == len(wanted) == 20 * 255
     # A perplexity is the exponential of the mean: 0.1 % of it is 0.001 in the mean.
     assert sum(got) / len(got) == pytest.approx(sum(wanted) / len(wanted), abs=1e-3, rel=0)
@@ -412,7 +412,7 @@ def test_drafts_change_no_token(served: Served) -> None:
 
 
 @on_servers("TP=2")
-def test_two_ranks_are_the_twin_too(served: Served) -> None:
+def test_two_ranks_match_the_reference_model(served: Served) -> None:
     served.assert_right(PROMPTS, served.generate(PROMPTS), at_least=64)
 
 

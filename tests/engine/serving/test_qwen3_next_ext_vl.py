@@ -1,7 +1,7 @@
-"""Qwen3-Next-Ext-VL on the real engine gives what its Transformers twin gives, whatever the pictures and their order.
+"""Qwen3-Next-Ext-VL on the real engine gives what its reference model gives, whatever the pictures and their order.
 
 The checkpoint is a trained one (`tests/data/qwen3-next-ext-vl`): it names and counts what pictures show. A run counts
-where the twin itself is decided.
+where the reference model itself is decided.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ SERVERS: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Served:
-    """A running server with the twin of its checkpoint."""
+    """A running server with the reference model of its checkpoint."""
 
     name: str
     server: Server
@@ -102,23 +102,24 @@ class Served:
     def assert_right(
         self, requests: Sequence[Request], outputs: Sequence[dict[str, Any]], least: float = 0.85
     ) -> float:
-        """Assert that outputs are what the twin gives: tokens, and logprobs within 1e-3, where the twin is decided.
+        """Assert that outputs are what the reference model gives where it is decided: tokens, and logprobs within 1e-3.
 
-        It must be so in a share of `least` of them. It seldom is in a long prompt: each token must have clear experts.
-        Returns the largest difference of two logprobs.
+        It must be decided in a share of `least` of them. It seldom is in a long prompt: each token must have clear
+        experts. Returns the largest difference of two logprobs.
         """
         runs = [(*request, tokens_of(output)) for request, output in zip(requests, outputs, strict=True)]
         decided, largest = 0, 0.0
-        for (prompt, files, tokens), output, twin in zip(runs, outputs, self.judge(runs), strict=True):
-            assert output["meta_info"]["prompt_tokens"] == len(twin.prompt_logprobs) + 1  # pictures have as many tokens
-            if twin.margin < 1e-3 or twin.router_margin < 2e-6:
+        for (prompt, files, tokens), output, verdict in zip(runs, outputs, self.judge(runs), strict=True):
+            # Pictures have as many tokens.
+            assert output["meta_info"]["prompt_tokens"] == len(verdict.prompt_logprobs) + 1
+            if verdict.margin < 1e-3 or verdict.router_margin < 2e-6:
                 continue
             decided += 1
             what = f"prompt of {len(prompt)} tokens, {len(files)} pictures, {cached([output])[0]} cached"
-            assert tokens == twin.tokens, what
+            assert tokens == verdict.tokens, what
             got = [logprob for logprob, *_ in output["meta_info"]["output_token_logprobs"]]
-            assert got == pytest.approx(twin.logprobs, abs=1e-3, rel=0), what
-            largest = max(largest, *(abs(a - b) for a, b in zip(got, twin.logprobs, strict=True)))
+            assert got == pytest.approx(verdict.logprobs, abs=1e-3, rel=0), what
+            largest = max(largest, *(abs(a - b) for a, b in zip(got, verdict.logprobs, strict=True)))
         assert decided >= int(len(outputs) * least)
         return largest
 
@@ -170,15 +171,15 @@ def ramp(mode: str) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def twin() -> Iterator[ProcessPoolExecutor]:
-    """Run the twin in a process of its own: sglang changes transformers for all that is loaded after it."""
+def reference_process() -> Iterator[ProcessPoolExecutor]:
+    """Run the reference model in a process of its own: sglang changes transformers for all that is loaded after it."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         yield pool
 
 
 @pytest.fixture(scope="module", params=SERVERS)
 def served(
-    request: pytest.FixtureRequest, twin: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, reference_process: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     """Run one server after the other, the first one's processes started as for users."""
     log = tmp_path_factory.mktemp("vl") / "log"
@@ -187,7 +188,7 @@ def served(
         yield Served(
             name=request.param,
             server=running,
-            judge=lambda runs: twin.submit(judge_pictures, TRAINED_ON_PICTURES, runs).result(),
+            judge=lambda runs: reference_process.submit(judge_pictures, TRAINED_ON_PICTURES, runs).result(),
         )
 
 
@@ -209,7 +210,7 @@ def requests() -> dict[str, Request]:
     }
 
 
-def test_tokens_and_logprobs_are_the_twins(served: Served) -> None:
+def test_tokens_and_logprobs_match_the_reference_model(served: Served) -> None:
     served.flush()
     asked = list(requests().values())
     one_by_one = [served.generate([request])[0] for request in asked]
@@ -224,14 +225,16 @@ BEFORE_PICTURE = len(request_of(BEFORE)[0])  # tokens that a prompt shares with 
 
 
 @pytest.mark.parametrize("by_picture", [False, True], ids=["weights shared", "pictures shared"])
-def test_two_ranks_give_what_one_gives(twin: ProcessPoolExecutor, by_picture: bool, tmp_path: Path) -> None:
+def test_two_ranks_give_what_one_gives(
+    reference_process: ProcessPoolExecutor, by_picture: bool, tmp_path: Path
+) -> None:
     arguments = {**EXTRA_BUFFER, "tp_size": 2, "mm_enable_dp_encoder": by_picture}
     binding = {"SGLANG_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[-1]}"}
     with server(TRAINED_ON_PICTURES, tmp_path / "log", arguments, binding) as running:
         served = Served(
             name="TP=2",
             server=running,
-            judge=lambda runs: twin.submit(judge_pictures, TRAINED_ON_PICTURES, runs).result(),
+            judge=lambda runs: reference_process.submit(judge_pictures, TRAINED_ON_PICTURES, runs).result(),
         )
         alone = request_of(file_of(drawn(48, 48, 11)), "How many squares?")  # shared by pictures, one rank has none
         asked = list(requests().values())
