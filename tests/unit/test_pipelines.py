@@ -1,57 +1,157 @@
-"""The pipeline definitions call what there is."""
+"""The pipelines are valid, and what they and the pages call of nox is there."""
 
 from __future__ import annotations
 
-import re
+import ast
+import json
+import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from overlay_tools.upstream.lockfile import load_lock
 
 from unit.conftest import REPOSITORY
 
-FILES = [
-    *sorted((REPOSITORY / "ci" / "pipelines").glob("*.yml")),
-    REPOSITORY / ".ci" / "run",
-    REPOSITORY / "README.md",
-]
+LOCKED = list(load_lock(REPOSITORY / "upstream.lock"))
+WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").iterdir())
+GITHUB = REPOSITORY / ".github" / "workflows" / "ci.yml"
+GITLAB = REPOSITORY / ".gitlab-ci.yml"
+SCHEMAS = {
+    **dict.fromkeys(WORKFLOWS, ("vendor.github-workflows", "custom.github-workflows-require-timeout")),
+    GITLAB: ("vendor.gitlab-ci",),
+}
+FOLDERS = (".", ".github", "ci", "overlay", "patches", "tests")
+PAGES = [path for folder in FOLDERS for path in (REPOSITORY / folder).glob("*.md")]
 
 
 @pytest.fixture(scope="module")
 def sessions() -> set[str]:
-    listed = subprocess.run(
-        [sys.executable, "-m", "nox", "--list"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    return set(re.findall(r"^[-*] (\S+)", listed.stdout, re.MULTILINE))
+    # Without a choice, the sessions that run by default are listed alone.
+    words = [sys.executable, "-m", "nox", "--list", "--json", "--keywords", "not nothing"]
+    listed = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return {session["session"] for session in json.loads(listed.stdout)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_session_that_is_named_exists(path: Path, sessions: set[str]) -> None:
-    text = path.read_text(encoding="utf-8")
-    named = set(re.findall(r"nox -s \"?([a-z][a-z0-9.-]*[a-z0-9])\b(?!-[$<])", text))
-    versions = re.findall(r"\"(0\.5\.[0-9a-z.]+)\"", text)
-    to_be_locked = {f"test-{version}" for version in re.findall(r"nox -s (?:lock|port) -- (\S+)", text)}
-    assert (named | {f"test-{version}" for version in versions}) - to_be_locked <= sessions
-    assert named or ".ci/run" in text
+def read(path: Path) -> dict[str, Any]:
+    """Read a definition in YAML."""
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def scripts(definition: object) -> Iterator[str]:
+    """Find the shell scripts of a pipeline, whatever they are part of."""
+    if isinstance(definition, dict):
+        for key, value in definition.items():
+            if key in ("run", "script", "before_script", "after_script"):
+                yield value if isinstance(value, str) else "\n".join(value)
+            else:
+                yield from scripts(value)
+    elif isinstance(definition, list):
+        for value in definition:
+            yield from scripts(value)
+
+
+def called(script: str) -> list[str]:
+    """List the sessions that the calls of nox in a shell script name."""
+    lexer = shlex.shlex(script, posix=True, punctuation_chars=";&|\n")
+    lexer.whitespace, lexer.whitespace_split = " \t", True
+    words, found = list(lexer), []
+    for place, word in enumerate(words[:-1]):
+        if Path(word).name == "nox" and words[place + 1] == "-s":
+            for session in words[place + 2 :]:
+                if session.startswith("-") or not session.strip(";&|\n"):
+                    break
+                found.append(session)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    [pytest.param(path, schema, id=f"{path.name}-{schema}") for path, schemas in SCHEMAS.items() for schema in schemas],
+)
+def test_a_pipeline_is_valid(path: Path, schema: str) -> None:
+    words = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_a_job_waits_for_is_there() -> None:
+    for workflow in WORKFLOWS:
+        jobs = read(workflow)["jobs"]
+        needed = [job["needs"] for job in jobs.values() if "needs" in job]
+        assert set(needed) <= jobs.keys()
+    pipeline = read(GITLAB)
+    stages = {job["stage"] for job in pipeline.values() if isinstance(job, dict) and "script" in job}
+    assert stages == set(pipeline["stages"])
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS, GITLAB], ids=lambda path: path.name)
+def test_each_session_that_a_pipeline_runs_exists(path: Path, sessions: set[str]) -> None:
+    found = list(scripts(read(path)))
+    matrix = [script.replace("${{ matrix.version }}", version) for version in LOCKED for script in found]
+    ran = {session for script in matrix for session in called(script)}
+    assert ran
+    assert ran <= sessions
+
+
+def test_each_pipeline_runs_lint_and_test(sessions: set[str]) -> None:
+    assert all(".ci/run" in list(scripts(read(path))) for path in (GITHUB, GITLAB))
+    assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
+    assert {"lint", "test"} <= set(called((REPOSITORY / ".ci" / "run").read_text(encoding="utf-8"))) <= sessions
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the job runs where Python has tomllib")
+def test_the_matrix_is_every_locked_release(tmp_path: Path) -> None:
+    jobs = read(GITHUB)["jobs"]
+    (script,) = scripts(jobs["locked"])
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "GITHUB_OUTPUT": str(tmp_path / "output")}
+    subprocess.run(["bash", "-e", "-c", script], cwd=REPOSITORY, env=environment, check=True)
+    name, _, value = (tmp_path / "output").read_text(encoding="utf-8").partition("=")
+    assert json.loads(value) == LOCKED
+    assert jobs["locked"]["outputs"] == {name: f"${{{{ steps.read.outputs.{name} }}}}"}
+    assert jobs["releases"]["strategy"]["matrix"]["version"] == f"${{{{ fromJSON(needs.locked.outputs.{name}) }}}}"
 
 
 def test_there_is_a_session_for_every_locked_release(sessions: set[str]) -> None:
-    locked = re.findall(r'^\[release\."(.+)"\]$', (REPOSITORY / "upstream.lock").read_text(), re.MULTILINE)
-    assert len(locked) >= 17
-    assert {f"test-{version}" for version in locked} <= sessions
+    assert len(LOCKED) >= 17
+    assert {f"test-{version}" for version in LOCKED} <= sessions
+
+
+def test_each_session_that_a_page_names_exists(sessions: set[str]) -> None:
+    named: set[str] = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        code = [*text.split("`")[1::2], *text.splitlines()]  # in a line or a fence, or indented
+        commands = [line.strip() for part in code for line in part.splitlines() if line.strip().startswith("nox -s ")]
+        words = [shlex.split(command.replace("-VERSION", f"-{LOCKED[-1]}"), comments=True) for command in commands]
+        # A page may tell how a release is taken up, and how it is tested then.
+        new = {f"test-{word[4]}" for word in words if word[2] in ("lock", "port") and len(word) > 4}
+        named |= {word[2] for word in words} - new
+    assert named
+    assert named <= sessions
 
 
 def test_nothing_is_kept_in_the_environment_of_a_session(sessions: set[str]) -> None:
     # nox removes an environment, with all that lies in it, when it makes it anew.
-    tool = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "ci" / "overlay_tools").rglob("*.py"))
-    kept = set(re.findall(r"\"\.nox\"(?: / |, )\"([^\"]+)\"|\.nox/([\w.-]+)\"", tool))
-    folders = {either or other for either, other in kept}
+    folders = set()
+    for path in (REPOSITORY / "ci" / "overlay_tools").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.BinOp(left=ast.BinOp(right=ast.Constant(value=".nox")), right=ast.Constant(value=str(name))):
+                    folders.add(name)
+                case ast.Call(args=[ast.Constant(value=".nox"), ast.Constant(value=str(name)), *_]):
+                    folders.add(name)
+                case ast.Constant(value=str(text)) if text.startswith(".nox/"):
+                    folders.add(text.split("/")[1])
     assert {"worktrees", "porting", "releases", "engines"} <= folders
     assert folders.isdisjoint(sessions)
 
 
-@pytest.mark.parametrize("path", [*FILES[:-2], REPOSITORY / ".pre-commit-config.yaml"], ids=lambda path: path.name)
-def test_the_definitions_are_yaml(path: Path) -> None:
-    assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+def test_the_hooks_of_a_commit_are_yaml() -> None:
+    assert read(REPOSITORY / ".pre-commit-config.yaml").keys() == {"repos"}
