@@ -19,7 +19,6 @@ from types import TracebackType
 from overlay_tools.errors import ServeError
 
 _LAST_LINES = 30
-_GRACE = 20.0
 
 
 class Server:
@@ -43,7 +42,7 @@ class Server:
         port: int | None = None,
         timeout: float = 600.0,
         waiting: Callable[[int], None] = lambda seconds: None,
-        grace: float = _GRACE,
+        grace: float = 20.0,
     ) -> None:
         self.python, self.model, self.flags, self.env, self.log = python, model, flags, env, log
         if port is None:
@@ -91,6 +90,9 @@ class Server:
     def failure(self, what: str) -> ServeError:
         """Return an error that shows the server's own last lines."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+        if not lines:
+            hint = f"See whether `{self.python} -m sglang.launch_server --help` runs."
+            return ServeError(f"{what}. It printed nothing.", hint=hint)
         return ServeError(f"{what}. Its last lines:\n" + "\n".join(lines), hint=f"Its whole output is in {self.log}.")
 
     def stop(self) -> None:

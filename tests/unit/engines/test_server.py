@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,17 +16,30 @@ from overlay_tools.errors import ServeError
 
 STAND_IN = """\
 import http.server, os, signal, subprocess, sys, time
-port = int(sys.argv[sys.argv.index("--port") + 1])
-print("model is", sys.argv[sys.argv.index("--model-path") + 1], "mode is", os.environ["MODE"], flush=True)
-if os.environ["MODE"] == "dies":
+mode, port = os.environ["MODE"], int(sys.argv[sys.argv.index("--port") + 1])
+if mode == "dies without a word":
+    sys.exit(3)
+if mode == "hangs without a word":
+    time.sleep(600)
+print("model is", sys.argv[sys.argv.index("--model-path") + 1], "mode is", mode, flush=True)
+if mode == "dies":
     print("\\n".join(f"line {n}" for n in range(100)), "the reason", file=sys.stderr)
     sys.exit(3)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+ignore = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+sleep = (ignore if "stubborn" in mode else "") + "print(flush=True); import time; time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", sleep], stdout=subprocess.PIPE)
+child.stdout.readline()
 print("child", child.pid, flush=True)
-if os.environ["MODE"] == "hangs":
+if mode == "hangs":
     time.sleep(600)
-if os.environ["MODE"] == "stubborn":
+if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def tidy_up(number, frame):
+    time.sleep(0.5)
+    print("tidied up", flush=True)
+    os._exit(0)
+if mode == "tidies up":
+    signal.signal(signal.SIGTERM, tidy_up)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200 if self.path == "/health_generate" else 404)
@@ -84,8 +98,28 @@ def test_a_server_that_dies_shows_its_last_lines(tmp_path: Path) -> None:
     assert str(tmp_path / "log") in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("mode", "timeout", "said"),
+    [("dies without a word", 60, "ended with status 3"), ("hangs without a word", 1, "did not come up within 1 s")],
+)
+def test_a_server_without_a_last_line_says_so(tmp_path: Path, mode: str, timeout: float, said: str) -> None:
+    with (
+        pytest.raises(ServeError, match=rf"^The server {said}\. It printed nothing\.$") as caught,
+        server(tmp_path, mode, timeout=timeout),
+    ):
+        pytest.fail("it came up")
+    assert f"{sys.executable} -m sglang.launch_server --help" in caught.value.hint
+
+
 def test_a_server_that_does_not_come_up_is_ended(tmp_path: Path) -> None:
-    with pytest.raises(ServeError, match="did not come up within 2 s") as caught, server(tmp_path, "hangs", timeout=2):
+    def wait_for_child(seconds: int) -> None:
+        while "child " not in (tmp_path / "log").read_text():
+            time.sleep(0.01)
+
+    with (
+        pytest.raises(ServeError, match="did not come up within 1 s") as caught,
+        server(tmp_path, "hangs", timeout=1, waiting=wait_for_child),
+    ):
         pytest.fail("it came up")
     assert "mode is hangs" in str(caught.value)
     assert ends(child_of(tmp_path))
@@ -93,7 +127,7 @@ def test_a_server_that_does_not_come_up_is_ended(tmp_path: Path) -> None:
 
 def test_a_server_that_dies_later_is_noticed(tmp_path: Path) -> None:
     with server(tmp_path, "serves") as running:
-        os.kill(running.process.pid, 9)
+        os.kill(running.process.pid, signal.SIGKILL)
         running.process.wait()
         with pytest.raises(ServeError, match="ended with status -9"):
             running.check()
@@ -105,11 +139,26 @@ def test_an_error_inside_the_block_ends_the_server(tmp_path: Path) -> None:
     assert ends(child_of(tmp_path))
 
 
-def test_a_server_that_ignores_the_request_to_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("overlay_tools.engines.server._GRACE", 1.0)
-    with server(tmp_path, "stubborn") as running:
+def test_a_server_has_time_to_tidy_up(tmp_path: Path) -> None:
+    with server(tmp_path, "tidies up") as running:
+        pass
+    assert running.process.returncode == 0
+    assert "tidied up" in (tmp_path / "log").read_text()
+
+
+def test_a_server_that_ignores_the_request_to_end_is_killed_after_its_grace(tmp_path: Path) -> None:
+    with server(tmp_path, "stubborn", grace=0.5) as running:
         child = child_of(tmp_path)
-    assert running.process.returncode == -9
+        stopped = time.monotonic()
+    assert 0.5 <= time.monotonic() - stopped < 5
+    assert running.process.returncode == -signal.SIGKILL
+    assert ends(child)
+
+
+def test_a_child_that_ignores_the_request_to_end_does_not_outlive_its_server(tmp_path: Path) -> None:
+    with server(tmp_path, "serves with a stubborn child") as running:
+        child = child_of(tmp_path)
+    assert running.process.returncode == -signal.SIGTERM
     assert ends(child)
 
 
@@ -136,16 +185,39 @@ def test_flags_reach_the_server(tmp_path: Path) -> None:
     assert subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).stdout == b""
 
 
-def test_free_port_leaves_room_above_it(tmp_path: Path) -> None:
-    servers = [Server(Path("python"), tmp_path, [], env={}, log=tmp_path / "log") for _ in range(50)]
-    # 0.5.12 listens for gRPC on the port 10,000 above, and there are 65,535.
-    assert all(1024 < server.port < 65_535 - 10_000 for server in servers)
-    assert len({server.port for server in servers}) > 1
+def idle(folder: Path) -> Server:
+    """Describe a server that is never started."""
+    return Server(Path("python"), folder, [], env={}, log=folder / "log")
 
 
-def test_a_free_port_is_given_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try ports in their order, not at random."""
     monkeypatch.setattr("random.sample", lambda ports, count: list(ports)[:count])
-    first, second = (Server(Path("python"), tmp_path, [], env={}, log=tmp_path / "log") for _ in range(2))
+
+
+@pytest.mark.usefixtures("in_order")
+def test_a_port_that_something_listens_on_is_not_given(tmp_path: Path) -> None:
+    given = idle(tmp_path).port
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", given))
+        taken.listen()
+        assert idle(tmp_path).port > given
+
+
+def test_where_no_port_is_free_it_says_how_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr("random.sample", lambda ports, count: [taken.getsockname()[1]])
+        with pytest.raises(ServeError, match="No free port") as caught:
+            idle(tmp_path)
+    assert "--port" in caught.value.hint
+
+
+@pytest.mark.usefixtures("in_order")
+def test_a_free_port_is_given_once(tmp_path: Path) -> None:
+    first, second = idle(tmp_path), idle(tmp_path)
     code = "import random; from pathlib import Path; from overlay_tools.engines.server import Server"
     code += "; random.sample = lambda ports, count: list(ports)[:count]"
     code += "; print(Server(Path(), Path(), [], env={}, log=Path()).port)"
@@ -153,4 +225,4 @@ def test_a_free_port_is_given_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len({first.port, second.port, int(third)}) == 3
     given = first.port
     del first
-    assert Server(Path("python"), tmp_path, [], env={}, log=tmp_path / "log").port == given
+    assert idle(tmp_path).port == given
