@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from overlay_tools import cli
 from overlay_tools.errors import OverlayError
-from overlay_tools.settings import Project, load_project
+from overlay_tools.settings import load_project
 
 from unit.conftest import PATCH, Miniature
 
@@ -146,52 +146,3 @@ def test_colour_is_for_terminals_and_can_be_turned_off(inside: Miniature) -> Non
     plain = subprocess.run(words, capture_output=True, check=True, env={**os.environ, "NO_COLOR": "1"})
     piped = subprocess.run(words, capture_output=True, check=True)
     assert b"\x1b[" not in plain.stdout + piped.stdout
-
-
-@pytest.mark.parametrize("words", [("test-engine", "--gpu", "1.0"), ("bench-gpu",)])
-def test_what_needs_a_gpu_says_so_where_there_is_none(
-    inside: Miniature, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(cli, "has_cuda", lambda: False)
-    assert cli.main([*words]) == 1
-    said = capsys.readouterr().err
-    assert "No CUDA GPU answers on this machine" in said
-    assert "needs none" in said
-    assert not (inside.root / ".nox" / "engines").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "ran"),
-    [
-        (("test-engine", "--gpu", "1.0"), ["-m", "pytest", "-W", "default", "tests/gpu"]),
-        (("test-engine", "--gpu", "1.0", "--", "tests/gpu/test_graphs.py"),
-         ["-m", "pytest", "-W", "default", "tests/gpu/test_graphs.py"]),
-        (("bench-gpu", "layers", "drafts", "--release", "1.1"), ["-m", "gpu.bench", "layers", "drafts"]),
-    ],
-)  # fmt: skip
-def test_what_needs_a_gpu_runs_with_upstream_s_kernels(
-    inside: Miniature, words: tuple[str, ...], ran: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def environment(
-        project: Project, version: str, python: str | None, folder: Path, plugin: bool
-    ) -> tuple[Path, bool]:
-        asked.append(version)
-        return Path("/environment/python"), True
-
-    commands: list[list[str]] = []
-
-    def spawn(mode: int, path: str, command: list[str]) -> int:
-        commands.append(command)
-        return 0
-
-    monkeypatch.setattr(cli, "has_cuda", lambda: True)
-    monkeypatch.setattr(cli, "engine_environment", environment)
-    monkeypatch.setattr(os, "spawnv", spawn)
-    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
-    monkeypatch.setenv("PYTHONPATH", "")  # put back at the end
-    assert cli.main([*words]) == 0
-    assert commands == [["/environment/python", *ran]]
-    assert asked == ["1.1" if "--release" in words else "1.0"]
-    assert "SGLANG_USE_CPU_ENGINE" not in os.environ
