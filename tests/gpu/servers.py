@@ -50,15 +50,14 @@ def servers(wanted: Mapping[str, Wanted], logs: Path) -> Iterator[dict[str, Serv
 
     Raises ServeError, with a server's own last lines, if one does not come up.
     """
+    described = [
+        _describe(asked, logs / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.log") for name, asked in wanted.items()
+    ]
     with ExitStack() as stack, ThreadPoolExecutor(max_workers=len(wanted)) as pool:
+        yield dict(zip(wanted, pool.map(stack.enter_context, described), strict=True))
 
-        def start(name: str) -> Server:
-            asked = wanted[name]
-            arguments = {key: value for key, value in ARGS.items() if key in KNOWN} | dict(asked.arguments)
-            log = logs / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.log"
-            flags = engine_config.flags(arguments)
-            return stack.enter_context(
-                Server(Path(sys.executable), asked.model, flags, env=asked.environment, log=log, grace=0)
-            )
 
-        yield dict(zip(wanted, pool.map(start, wanted), strict=True))
+def _describe(asked: Wanted, log: Path) -> Server:
+    arguments = {key: value for key, value in ARGS.items() if key in KNOWN} | dict(asked.arguments)
+    flags = engine_config.flags(arguments)
+    return Server(Path(sys.executable), asked.model, flags, env=asked.environment, log=log, grace=0)

@@ -29,7 +29,7 @@ KEYS = (
 _CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
 _SHARD = "model-extensions.safetensors"
-# Beside a file of the first name Transformers minds no index, so it would leave what is new random.
+# Transformers reads no index beside a file of the first name, and would leave the new tensors random.
 _RENAMED = {"model.safetensors": "model-stock.safetensors"}
 _OWN = {"architectures": ["Qwen3NextExtForCausalLM"], "model_type": "qwen3_next_ext"}
 _STOCK = {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"}
@@ -39,7 +39,7 @@ _GATE = re.compile(r"((?:model|mtp)\.layers\.\d+\.mlp\.gate)\.\w+")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stock:
-    """A stock checkpoint: its `config`, its `index` (None if it has none), its `files`, and its weights.
+    """A stock checkpoint: its `config`, its `index` (None where there is none), its `files`, and its weights.
 
     `tensors` maps each tensor's name to its shard's; `size` is what they hold, in bytes.
     """
@@ -77,7 +77,7 @@ def read_stock(folder: Path) -> Stock:
     """Read a stock checkpoint's config.json, index and shard headers.
 
     Hidden files and subfolders are left out.
-    Raises AdoptError if it is no Qwen3-Next checkpoint, or is not whole.
+    Raises AdoptError if it is not a Qwen3-Next checkpoint, or not a whole one.
     """
     if not folder.is_dir():
         raise AdoptError(f"{folder} is no folder.", hint="Download the checkpoint, and name its folder.")
@@ -129,7 +129,7 @@ def adopt(stock: Stock, out: Path, settings: Sequence[str]) -> Adopted:
     Parameters: `settings`, what config.json is given, each `KEY=VALUE` with a key of KEYS; a value is JSON if it
     parses, else a string.
     Raises AdoptError, before anything is written, if a setting is wrong, if `out` is not a new or empty folder outside
-    of `stock`, or if `stock` has a tensor or file already that is to be added.
+    of `stock`, or if `stock` already has a tensor or file that is to be added.
     """
     config = {**stock.config, **_OWN, **_parse(settings)}
     if config.get("logit_transform") == "softcap" and config.get("logit_softcap") is None:
@@ -167,13 +167,13 @@ def adopt(stock: Stock, out: Path, settings: Sequence[str]) -> Adopted:
 
 
 def new_tensors(config: Mapping[str, Any], stock: Stock) -> dict[str, Tensor]:
-    """Make the tensors that `config` needs beside those of `stock`, so that they change as little as they can.
+    """Make the tensors that `config` needs beside those of `stock`, such that the answers change as little as they can.
 
     With `scoring_func` "sigmoid", the correction bias of each router, [num_experts] float32, is zero. With
     `head_adapter_rank` r, head_adapter.down.weight, [r, hidden_size], is drawn uniformly from +-1/sqrt(hidden_size)
     and head_adapter.up.weight, [hidden_size, r], is zero (Hu et al. 2021, "LoRA", section 4.1; the distribution is
     that of loralib's `Linear.reset_parameters`), both in the dtype of `config`; so their product is zero.
-    Raises AdoptError if `config` cannot be meant so.
+    Raises AdoptError if a value of `config` does not allow that.
     """
     path = stock.folder / _CONFIG
     tensors = {}

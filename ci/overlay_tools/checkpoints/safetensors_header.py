@@ -1,4 +1,4 @@
-"""Adopt a stock Qwen3-Next checkpoint as Qwen3-Next-Ext: its weights are linked, only what is new is written."""
+"""Shards of weights in the safetensors format, as far as their headers: names, types and sizes of the tensors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class Tensor(NamedTuple):
 def read_shard(path: Path) -> tuple[list[str], int]:
     """Return the names of a shard's tensors and how many bytes they hold, from its header.
 
-    Raises ValueError if it is no safetensors file, or is cut short. The format is that of
-    https://github.com/huggingface/safetensors#format; that package opens files only where torch or numpy is.
+    The format is that of https://github.com/huggingface/safetensors#format; that package opens files only where
+    torch or numpy is installed.
+    Raises ValueError if the file is cut short or in another format.
     """
     size = path.stat().st_size - 8
     with path.open("rb") as stream:

@@ -22,7 +22,7 @@ from overlay_tools.upstream.source_tree import THIS_PYTHON
 from overlay_tools.wheels.builder import BuiltWheel, build_kernel, build_sglang
 from overlay_tools.wheels.plugin import build_plugin
 
-# Bounds that a release should have set: what it leaves open has moved on since and no longer works with what it pins.
+# Bounds that a release should have set: newer versions of what it leaves open do not work with what it pins.
 BOUNDS: dict[str, tuple[str, ...]] = dict.fromkeys(("0.5.11", "0.5.12.post1"), ("kernels<0.13",))
 _TEST_EXTRAS = ("pip", "pytest>=8", "uv")
 _GPU_EXTRAS = ("flash-linear-attention>=0.4",)  # what transformers' Qwen3-Next takes on a GPU
@@ -53,7 +53,7 @@ def ensure_environment(
     if stamp.exists() and interpreter.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return interpreter
     if not stamp.exists() or stamp.read_text(encoding="utf-8").splitlines()[-1] != python:
-        # Without its stamp, an environment is one whose making was cut short.
+        # An environment without its stamp is one whose making was cut short.
         shutil.rmtree(folder, ignore_errors=True)
         run([*uv(), "venv", "--no-project", "--python", python, folder])
     stamp.unlink(missing_ok=True)

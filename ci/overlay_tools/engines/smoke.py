@@ -7,10 +7,14 @@ import json
 import mimetypes
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overlay_tools import console
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import ServeError
+
+if TYPE_CHECKING:
+    import openai
 
 _PROMPT = "The capital of France is"
 _QUESTION = "What is this?"
@@ -51,7 +55,7 @@ def _red_square(path: Path) -> Path:
     return path
 
 
-def _look(client, model: str, picture: Path) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _look(client: openai.OpenAI, model: str, picture: Path) -> None:
     data = base64.b64encode(picture.read_bytes()).decode()
     kind, _ = mimetypes.guess_type(picture.name)
     for name, url in {"base64": f"data:{kind};base64,{data}", "path": str(picture.resolve())}.items():
@@ -65,14 +69,14 @@ def _look(client, model: str, picture: Path) -> None:  # type: ignore[no-untyped
         _show(f"picture, by {name}", f"{picture.name}: {_QUESTION}", text, tokens, seconds, None)
 
 
-def _complete(client, model: str) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _complete(client: openai.OpenAI, model: str) -> None:
     started = time.perf_counter()
     answer = client.completions.create(model=model, prompt=_PROMPT, max_tokens=_TOKENS, temperature=0)
     seconds = time.perf_counter() - started
     _show("completion", _PROMPT, answer.choices[0].text, answer.usage.completion_tokens, seconds, None)
 
 
-def _chat(client, model: str) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _chat(client: openai.OpenAI, model: str) -> None:
     started = time.perf_counter()
     first, pieces, tokens = None, [], 0
     for chunk in client.chat.completions.create(

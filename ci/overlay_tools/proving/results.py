@@ -48,9 +48,9 @@ Results = Mapping[tuple[str, str], Result]
 
 
 def load_results(path: Path) -> Results:
-    """Read the results by release and stage; there are none where there is no file.
+    """Read the results by release and stage; a file that is absent holds none.
 
-    Raises OverlayError if the file is not one of results.
+    Raises OverlayError if the file holds anything else.
     """
     if not path.exists():
         return {}
@@ -72,7 +72,7 @@ def load_results(path: Path) -> Results:
 
 
 def save_results(path: Path, results: Iterable[Result]) -> None:
-    """Write results, whole or not at all, in an order of their own."""
+    """Write results, sorted, whole or not at all."""
     rows = [asdict(result) for result in sorted(results, key=lambda result: (result.release, result.stage))]
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Every stage of every release, one environment after the other, in a bounded disk; what is proven is not run again."""
+"""Every stage of every release that is not proven yet: one environment after the other, in a bounded disk space."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from overlay_tools.proving.stages import STAGES, run_stage
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import load_lock
 
-# An environment takes up to 9 GB, and a cache that holds what one release pins about as much. The cache is emptied
-# where it has outgrown CACHE before the next release is installed, so the folder stays under CACHE + 9 GB.
+# An environment takes up to 9 GB, and so does a cache of what one release pins. A cache that has outgrown CACHE is
+# emptied before the next release is installed, so the folder stays under CACHE + 9 GB.
 CACHE = 14e9
 NEEDED = CACHE + 9e9
-_GUESS = {"static": 15.0, "kernels": 60.0, "decisions": 60.0, "engine": 540.0}  # seconds, until a run has shown them
+_GUESS = {"static": 15.0, "kernels": 60.0, "decisions": 60.0, "engine": 540.0}  # seconds, until a run has measured them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,12 +53,12 @@ def plan_matrix(project: Project, versions: Sequence[str], *, again: bool) -> li
 
 
 def run_matrix(project: Project, plan: Sequence[ReleasePlan], python: str | None) -> float:
-    """Run what is due, each release in an environment made for it and removed after it.
+    """Run what is planned, each release in an environment made for it and removed after it.
 
-    The results are written as they come: a run that is cut short goes on where it was.
+    Each result is written as it comes: a run that is cut short goes on where it stopped.
     Returns the most bytes that environments and cache took together.
-    Raises MatrixError if another run is going on, the disk has too little room, or something failed, once everything
-    has been run.
+    Raises MatrixError if another run is in progress or the disk has too little room, and, once everything has been run,
+    if anything failed.
     """
     folder = project.root / ".nox" / "releases"  # .nox/matrix is the environment of the session itself
     (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def run_matrix(project: Project, plan: Sequence[ReleasePlan], python: str | None
                     console.line(f"    {describe(result)}; {clock.left()}", style="green" if result.green else "red")
                     if not result.green:
                         red.append(f"{item.version} {result.stage}: {describe(result)}; see {log}")
-            except OverlayError as error:  # one release that cannot be installed keeps no other from being tested
+            except OverlayError as error:  # a release that cannot be installed does not keep others from being tested
                 console.fail(error)
                 red.append(f"{item.version}: {error.problems[0].splitlines()[0]}")
             finally:

@@ -1,4 +1,4 @@
-"""The stages that the tests of a release climb, and how one is run."""
+"""The stages of a release's tests, and how one is run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from overlay_tools.errors import OverlayError
 from overlay_tools.proving.results import Result
 from overlay_tools.subprocesses import run, run_logged
 
-# Each stage's tests are all those in its folders. The engine's own, which start servers, come last: a fault that
-# another stage finds is found sooner there.
+# A stage's tests are all that lie in its folders. Those that start servers take longest, so they come last: what
+# another stage can find is found sooner there.
 STAGES: dict[str, tuple[str, ...]] = {
     "static": ("tests/static",),
     "kernels": ("tests/engine/kernels", "tests/gpu/kernels"),
