@@ -12,12 +12,19 @@ from overlay_tools.errors import OverlayError
 
 _out = Console(highlight=False, soft_wrap=True, emoji=False)
 _err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+_verbose = False
+
+
+def set_verbose(on: bool) -> None:
+    """Show details from now on, or do not."""
+    global _verbose
+    _verbose = on
 
 
 @contextmanager
 def step(text: str) -> Iterator[None]:
     """Show a step, then how long it took once it is done."""
-    _out.print(f"{text} ... ", end="", markup=False)
+    _out.print(f"{text} ... ", end="\n" if _verbose else "", markup=False)
     started = time.perf_counter()
     try:
         yield
@@ -30,6 +37,12 @@ def step(text: str) -> Iterator[None]:
 def line(text: str, style: str = "") -> None:
     """Show a line."""
     _out.print(text, style=style, markup=False)
+
+
+def detail(text: str) -> None:
+    """Show a line on standard error, if details are to be shown."""
+    if _verbose:
+        _err.print(text, style="dim", markup=False)
 
 
 def table(title: str, rows: Sequence[tuple[str, str]]) -> None:

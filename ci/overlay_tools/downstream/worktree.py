@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from pathlib import Path
 from overlay_tools.errors import ToolError, WorktreeError
 from overlay_tools.patches.code_spans import lines_of
 from overlay_tools.patches.model import Patch
-from overlay_tools.subprocesses import git
+from overlay_tools.subprocesses import git, git_bytes
 
 UPSTREAM, OVERLAY = "upstream", "overlay"  # the tags of the first two commits
 _TRAILERS = ("Hook", "Forwarded", "Remove-When")
@@ -136,10 +134,7 @@ class Worktree:
 
     def read(self, commit: str, name: str) -> bytes | None:
         """Return a file as it is in a commit, or None if the commit has none."""
-        # `process.git` would make line ends alike. Where a hook of git's runs this, GIT_DIR names another repository.
-        env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-        words = ["git", "cat-file", "blob", f"{commit}:{name}"]
-        done = subprocess.run(words, cwd=self.folder, env=env, capture_output=True)
+        done = git_bytes(["cat-file", "blob", f"{commit}:{name}"], cwd=self.folder)
         return done.stdout if done.returncode == 0 else None
 
     def names(self, commit: str) -> set[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from overlay_tools.errors import ServeError
+from overlay_tools.subprocesses import Shown
 
 _LAST_LINES = 30
 
@@ -61,6 +62,7 @@ class Server:
             raise ServeError(f"Port {self.port} is in use.", hint="Name another with --port.")
         command: list[str | Path] = [self.python, "-m", "sglang.launch_server", "--model-path", self.model]
         command += ["--host", "127.0.0.1", "--port", str(self.port), *self.flags]
+        self._shown = Shown(command)
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -104,7 +106,7 @@ class Server:
             pass
         finally:
             self._signal(signal.SIGKILL)
-            self.process.wait()
+            self._shown.ended(self.process.wait())
 
     def _wait(self) -> None:
         started = time.monotonic()

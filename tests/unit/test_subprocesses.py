@@ -1,0 +1,108 @@
+"""Programs that are called: what is said of one that cannot be, what is shown of all with --verbose."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from overlay_tools import console
+from overlay_tools.engines.server import Server
+from overlay_tools.errors import ServeError, ToolError
+from overlay_tools.subprocesses import git, git_bytes, run, run_attached, run_logged
+
+
+@pytest.fixture
+def verbose() -> Iterator[None]:
+    console.set_verbose(True)
+    yield
+    console.set_verbose(False)
+
+
+def test_a_folder_that_is_gone_is_not_taken_for_an_absent_program(tmp_path: Path) -> None:
+    for call in (git, git_bytes):
+        with pytest.raises(ToolError, match=r"There is no folder .*gone to run git in") as caught:
+            call(["status"], cwd=tmp_path / "gone")
+        assert "Install" not in caught.value.hint
+    with pytest.raises(ToolError, match=f"There is no folder .*gone to run {sys.executable} in"):
+        run_logged([sys.executable, "-c", "1"], cwd=tmp_path / "gone", env={}, log=tmp_path / "log")
+
+
+def test_a_program_that_is_absent_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match=r"^no-such-program is not on this machine") as caught:
+        run(["no-such-program"], cwd=tmp_path)
+    assert caught.value.hint == "Install no-such-program and run this again."
+
+
+def test_a_program_that_may_not_be_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match=re.escape(f"{tmp_path} cannot be run: Permission denied")):
+        run([tmp_path])
+
+
+def test_a_failure_shows_the_whole_output_and_the_next_step() -> None:
+    script = "import sys; print('said'); print('complained', file=sys.stderr); sys.exit(4)"
+    with pytest.raises(ToolError, match=r"failed with status 4:\nsaid\ncomplained$") as caught:
+        run([sys.executable, "-c", script])
+    assert "--verbose" in caught.value.hint
+
+
+def test_output_is_text_with_line_ends_made_alike_or_bytes_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"a\r\nb\xff\n")
+    git(["init", "--quiet"], cwd=tmp_path)
+    name = git(["hash-object", "-w", "--no-filters", "file"], cwd=tmp_path).stdout.strip()
+    assert git(["cat-file", "blob", name], cwd=tmp_path).stdout == "a\nb\udcff\n"
+    assert git_bytes(["cat-file", "blob", name], cwd=tmp_path).stdout == b"a\r\nb\xff\n"
+
+
+@pytest.mark.usefixtures("verbose")
+def test_verbose_shows_every_way_to_call_a_program(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    here, python = shlex.quote(str(tmp_path)), sys.executable
+    run([python, "-c", "pass"])
+    git(["status"], cwd=tmp_path)
+    run_logged([python, "-c", "import os; os.kill(os.getpid(), 9)"], cwd=tmp_path, env={}, log=tmp_path / "log")
+    assert run_attached([python, "-c", "import sys; sys.exit(5)"], env={}) == 5
+    with pytest.raises(ServeError), Server(Path(python), tmp_path, ["--a b"], env={}, log=tmp_path / "log"):
+        pytest.fail("it came up")
+    said = capfd.readouterr()
+    assert said.out == ""
+    took = r" after \d+\.\d\d s\n"
+    assert re.fullmatch(
+        rf"\$ {python} -c pass\n  exit status 0{took}"
+        rf"\$ cd {here} && git status\n  exit status 128{took}  fatal: not a git repository.*\n"
+        rf"\$ cd {here} && {python} -c 'import os; os.kill\(os.getpid\(\), 9\)'\n  ended by SIGKILL{took}"
+        rf"\$ {python} -c 'import sys; sys.exit\(5\)'\n  exit status 5{took}"
+        rf"\$ {python} -m sglang.launch_server --model-path {here} --host 127.0.0.1 --port \d+ '--a b'\n"
+        rf"  exit status 1{took}",
+        said.err,
+    )
+
+
+def test_without_verbose_nothing_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    run([sys.executable, "-c", "import sys; print('loud', file=sys.stderr)"])
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_runs_attached_can_clear_up_when_it_is_interrupted(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C reaches both on a terminal; a signal to the tool alone is passed on."""
+    child = "import time; from pathlib import Path\n"
+    child += f"try: Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)\n"
+    child += f"finally: time.sleep(0.5); Path({str(tmp_path / 'cleared')!r}).touch()"
+    tool = "import signal, sys; from overlay_tools.subprocesses import run_attached\n"
+    tool += "signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))\n"
+    tool += f"run_attached([sys.executable, '-c', {child!r}], env={{}})"
+    process = subprocess.Popen([sys.executable, "-c", tool], start_new_session=True, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "up").exists():
+        time.sleep(0.01)
+    if number == signal.SIGINT:
+        subprocess.run(["kill", "-INT", "--", f"-{process.pid}"], check=True)
+    else:
+        process.send_signal(number)
+    assert process.wait(30) != 0
+    assert (tmp_path / "cleared").exists()
