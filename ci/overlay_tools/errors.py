@@ -1,5 +1,8 @@
 """The errors a user can meet, each with what to do next."""
 
+# The next step where a check of the tool's own work has failed.
+REPORT = "This is a fault of the tool: open an issue at the project, with what this command prints with --verbose."
+
 
 class OverlayError(Exception):
     """Say what is wrong and what to do about it.
@@ -12,6 +15,10 @@ class OverlayError(Exception):
         self.problems = problems
         self.hint = hint
         super().__init__("\n".join(problems))
+
+
+class UsageError(OverlayError):
+    """Report arguments that do not go together, or that lack one."""
 
 
 class LockError(OverlayError):

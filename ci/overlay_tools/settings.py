@@ -70,14 +70,16 @@ def load_project(root: Path) -> Project:
     except OSError as error:
         raise OverlayError(f"{path}: {error.strerror}.", hint="Run this in a checkout of sglang-overlay.") from None
     except tomllib.TOMLDecodeError as error:
-        raise OverlayError(f"{path}: {error}.", hint="Mend the file.") from None
+        raise OverlayError(f"{path}: {error}.", hint="Mend the file, or restore it from git.") from None
     except KeyError:
-        raise OverlayError(f"{path} has no table [tool.sglang-overlay].", hint="Restore it.") from None
+        raise OverlayError(f"{path} has no table [tool.sglang-overlay].", hint="Restore the table from git.") from None
     wrong = [
         f"{path}: [tool.sglang-overlay] {name} must be a {kind.__name__}, not {table.get(name)!r}."
         for name, kind in _SETTINGS.items()
         if not isinstance(table.get(name), kind)
-    ] + [f"{path}: [tool.sglang-overlay] knows no {name!r}." for name in sorted(table.keys() - _SETTINGS)]
+    ] + [
+        f"{path}: [tool.sglang-overlay] has an unknown setting: {name!r}." for name in sorted(table.keys() - _SETTINGS)
+    ]
     if not wrong and table["revision"] < 1:
         wrong = [f"{path}: [tool.sglang-overlay] revision must be 1 or more."]
     if wrong:

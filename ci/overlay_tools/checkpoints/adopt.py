@@ -80,7 +80,7 @@ def read_stock(folder: Path) -> Stock:
     Raises AdoptError if it is not a Qwen3-Next checkpoint, or not a whole one.
     """
     if not folder.is_dir():
-        raise AdoptError(f"{folder} is no folder.", hint="Download the checkpoint, and name its folder.")
+        raise AdoptError(f"There is no folder {folder}.", hint="Download the checkpoint, and name its folder.")
     folder = folder.resolve()
     paths = [path for path in sorted(folder.iterdir()) if path.name[0] != "." and not path.is_dir()]
     dangling = [f"{path} is a link to a file that is not there." for path in paths if not path.exists()]
@@ -88,7 +88,7 @@ def read_stock(folder: Path) -> Stock:
         raise AdoptError(*dangling, hint="Download the checkpoint again: it is not whole.")
     files = {path.name: path for path in paths}
     if _CONFIG not in files:
-        raise AdoptError(f"{folder} is no checkpoint: it has no {_CONFIG}.", hint="Name a checkpoint's folder.")
+        raise AdoptError(f"{folder} is not a checkpoint: it has no {_CONFIG}.", hint="Name a checkpoint's folder.")
     config = _read_object(files[_CONFIG])
     _check_stock(files[_CONFIG], config)
 
@@ -113,7 +113,7 @@ def read_stock(folder: Path) -> Stock:
         try:
             names, held = read_shard(files[name])
         except ValueError as error:
-            problems.append(f"{files[name]} is no whole safetensors file: {error}.")
+            problems.append(f"{files[name]} is not a whole safetensors file: {error}.")
         else:
             tensors.update(dict.fromkeys(names, name))
             size += held
@@ -235,9 +235,9 @@ def _check_out(out: Path, stock: Stock) -> None:
     if out == stock.folder or stock.folder in out.parents:
         raise AdoptError(f"{out} is in the checkpoint, {stock.folder}.", hint="Name an OUT outside of it.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise AdoptError(f"{out} is there already and is no empty folder.", hint="Remove it, or name another OUT.")
+        raise AdoptError(f"{out} exists, and is not an empty folder.", hint="Remove it, or name another OUT.")
     if not out.parent.is_dir():
-        raise AdoptError(f"{out.parent} is no folder.", hint="Make it, or name an OUT elsewhere.")
+        raise AdoptError(f"There is no folder {out.parent}.", hint="Make it, or name an OUT elsewhere.")
 
 
 def _parse(settings: Sequence[str]) -> dict[str, Any]:

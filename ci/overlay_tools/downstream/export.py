@@ -17,7 +17,7 @@ from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.downstream.transaction import stage, undo, write_patches
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Commit, Worktree, message_of
-from overlay_tools.errors import PatchError, WorktreeError
+from overlay_tools.errors import REPORT, PatchError, WorktreeError
 from overlay_tools.patches.apply import apply_series
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import lint
@@ -88,10 +88,10 @@ def export(project: Project, cache: Path, version: str, ask: Ask | None) -> list
     lock, hooks = load_lock(project.lock), load_series(project.patches)
     get_release(lock, version, project.lock)
     if faults := lint(hooks, list(lock)):
-        raise PatchError(*faults, hint="Mend the series first; README.md, 'Patches', says how.")
+        raise PatchError(*faults, hint="Mend the series first; patches/README.md says how.")
     tree = worktree_of(project, version)
     if not tree.folder.exists():
-        raise WorktreeError(f"There is no {tree.folder}.", hint=f"`nox -s edit -- {version}` makes it.")
+        raise WorktreeError(f"There is no worktree {tree.folder}.", hint=f"`nox -s edit -- {version}` makes it.")
     if dirty := tree.uncommitted():
         raise WorktreeError(*(f"{tree.folder / name} is not committed." for name in dirty), hint="Commit or remove it.")
     _check_memory(tree, version, hooks)
@@ -207,7 +207,7 @@ def _read_commits(
             )
         edited[name] = Edited(name=name, commit=commit, header=header, before=before, after=after)
     due = [hook.name for hook in hooks if hook.variant(version)]
-    faults += [f"{tree.folder}: hook {name} has no commit any more." for name in due if name not in edited]
+    faults += [f"{tree.folder}: hook {name} no longer has a commit." for name in due if name not in edited]
     old_ones = [hook.name for hook in hooks if hook.name in edited]
     if not faults and list(edited)[: len(old_ones)] != old_ones:
         faults.append(f"{tree.folder}: its hooks are not in the series' order, new ones last: {', '.join(old_ones)}.")
@@ -265,7 +265,7 @@ def _check_effect(tree: Worktree, made: HookedTree, edited: Mapping[str, Edited]
     if different := [name for name in sorted(names) if made.read(name) != tree.read("HEAD", name)]:
         raise WorktreeError(
             *(f"{name} would not be what {tree.folder} has." for name in different),
-            hint="Report this.",
+            hint=REPORT,
         )
 
 
@@ -288,7 +288,7 @@ def _overlay_changes(tree: Worktree, project: Project) -> dict[str, bytes | None
         if here != tree.read(exported, name):
             faults.append(f"{path} has changed since {tree.folder} was made, and there too.")
         if not name.startswith("sglang/"):
-            faults.append(f"{tree.folder / name} goes into no wheel: it is not under sglang/.")
+            faults.append(f"{tree.folder / name} would not go into any wheel: it is not under sglang/.")
         found[name] = new
     if faults:
         raise WorktreeError(*faults, hint="Settle it there and commit, and export again.")

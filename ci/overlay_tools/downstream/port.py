@@ -24,7 +24,7 @@ from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.downstream.transaction import as_if_in, stage, undo, write_patches
 from overlay_tools.downstream.worktree import UPSTREAM, Commit, Worktree
-from overlay_tools.errors import LockError, PatchError, PortError, VerifyError
+from overlay_tools.errors import REPORT, LockError, PatchError, PortError, VerifyError
 from overlay_tools.patches.apply import apply_series
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import lint
@@ -80,10 +80,10 @@ class Port:
         undo(self.project.root)
         if self._state_file.exists():
             going = self._load().release.version
-            raise PortError(f"A port to sglang {going} is going on in {self.folder}.", hint=f"Settle it, {_GO_ON}.")
+            raise PortError(f"A port to sglang {going} is in progress in {self.folder}.", hint=f"Settle it, {_GO_ON}.")
         lock, hooks = load_lock(self.project.lock), load_series(self.project.patches)
         if faults := lint(hooks, list(lock)):
-            raise PatchError(*faults, hint="Mend the series first; README.md, 'Patches', says how.")
+            raise PatchError(*faults, hint="Mend the series first; patches/README.md says how.")
         with console.step(f"Ask the index for sglang {version}"):
             release = query(version)
         if release.version in lock:
@@ -202,7 +202,7 @@ class Port:
             with console.step(f"Build and verify sglang {release.version}+overlay.{project.revision}"):
                 built = build_sglang(project, release, wheel, fetch(release, wheel, self.cache), hooks)
                 if differences := verify_wheel(built.path).differences:
-                    raise VerifyError(*differences, hint="Report this.")
+                    raise VerifyError(*differences, hint=REPORT)
 
 
 class _Follower:
@@ -249,7 +249,7 @@ class _Follower:
         having = [version for version in self.lock if hook.variant(version)]
         older = [version for version in having if Version(version) < Version(self.version)]
         if not having:
-            raise PortError(f"Hook {hook.name} is due for no locked release.", hint="Take it out of the series.")
+            raise PortError(f"Hook {hook.name} is not due for any locked release.", hint="Take it out of the series.")
         return older[-1] if older else having[0]
 
     def _old(self, version: str, hooks: Sequence[Hook]) -> HookedTree:
@@ -285,11 +285,13 @@ class _Follower:
             return None
         upstream = tree.names(UPSTREAM)
         if foreign := [tree.folder / name for name in found if name not in upstream]:
-            faults = [f"{path} is no file of upstream." for path in foreign]
+            faults = [f"{path} is not one of upstream's files." for path in foreign]
             raise PortError(*faults, hint="Files of our own belong in overlay/: move it there.")
         after = {name: data for name, data in found.items() if data is not None}
         if gone := [tree.folder / name for name in found if name not in after]:
-            raise PortError(*(f"{path} is upstream's, and is gone." for path in gone), hint=f"Restore it, {_GO_ON}.")
+            raise PortError(
+                *(f"{path} is one of upstream's files, and it is gone." for path in gone), hint=f"Restore it, {_GO_ON}."
+            )
         if not after:
             hint = f"Change it, {_GO_ON}. If the hook is not needed: `nox -s port -- --continue --drop {hook.name}`."
             raise PortError(f"Hook {hook.name}: no file in {tree.folder} has an uncommitted change.", hint=hint)
@@ -306,7 +308,7 @@ class _Follower:
         if faults := lint([alone], [self.version]):
             raise PatchError(*faults, hint=f"That is the diff of what is in {self.port.tree.folder}: mend it there.")
         if apply_series([made], self.new.read, f"sglang {self.version}") != after:
-            raise PortError(f"Hook {hook.name}: its diff does not make what {self.port.tree.folder} has.")
+            raise PortError(f"Hook {hook.name}: its diff does not make what {self.port.tree.folder} has.", hint=REPORT)
         for file in made.files:
             self.rows.append(
                 HunkReport(hook.name, target_of(file), "settled", f"+{file.added}/-{file.removed} in the worktree")
@@ -343,7 +345,7 @@ def _broken(project: Project, sources: SourceTree) -> list[str]:
 
 
 def _none_going_on() -> PortError:
-    return PortError("No port is going on.", hint="`nox -s port -- VERSION` begins one.")
+    return PortError("There is no port in progress.", hint="`nox -s port -- VERSION` begins one.")
 
 
 def _to_settle(tree: Worktree, open_: Sequence[Placement]) -> PortError:

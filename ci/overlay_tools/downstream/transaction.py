@@ -78,7 +78,7 @@ def stage(folder: Path, files: Mapping[str, str], patches: Path, versions: Seque
     with as_if_in(patches, str(folder)):
         hooks = load_series(folder)
         if faults := lint(hooks, versions):
-            raise PatchError(*faults, hint="README.md, 'Patches', says what a patch must look like.")
+            raise PatchError(*faults, hint="patches/README.md says what a patch must look like.")
     return hooks
 
 

@@ -34,7 +34,7 @@ def apply_series(patches: Sequence[Patch], read: Callable[[str], bytes | None], 
             if done.returncode != 0:
                 raise _refused(patch, before, done.stderr, base)
             after = {name: (tree / name).read_bytes() for name in before}
-        # git's exit status alone is no proof: see `process.git`.
+        # git's exit status alone proves nothing: see `subprocesses.git`.
         for file in patch.files:
             _check_effect(patch, file, before[target_of(file)], after[target_of(file)])
         touched |= after

@@ -25,7 +25,7 @@ def lint(hooks: Sequence[Hook], versions: Sequence[str]) -> list[str]:
         for patch in hook.variants:
             covered = [version for version in versions if patch.applies.contains(version, prereleases=True)]
             if not covered:
-                faults.append(f"{patch.path}: `Applies: {patch.applies}` holds for no locked release.")
+                faults.append(f"{patch.path}: `Applies: {patch.applies}` does not hold for any locked release.")
             elif patch.path.stem != covered[0]:
                 faults.append(f"{patch.path}: it first applies to {covered[0]}; name it {covered[0]}.patch.")
             faults += _lint_lines(patch)

@@ -18,7 +18,7 @@ from overlay_tools.patches.model import FIELDS, README, Hook, Patch, sides, targ
 from overlay_tools.subprocesses import git
 
 _FILE_HEAD = re.compile(r"diff --git a/(\S+) b/\1\n(?:index .*\n)?--- a/\1\n\+\+\+ b/\1\n")
-_HINT = "README.md, 'Patches', says what a patch must look like."
+_HINT = "patches/README.md says what a patch must look like."
 
 
 def load_series(folder: Path) -> tuple[Hook, ...]:
@@ -52,7 +52,7 @@ def load_series(folder: Path) -> tuple[Hook, ...]:
             except PatchError as error:
                 faults += error.problems
         if not any((folder / name).glob("*.patch")):
-            faults.append(f"{series}:{number}: {folder / name} holds no patch.")
+            faults.append(f"{series}:{number}: there is no patch in {folder / name}.")
         hooks[name] = Hook(name=name, due=due, variants=tuple(variants))
     for path in sorted(folder.rglob("*")):
         part = path.relative_to(folder).parts

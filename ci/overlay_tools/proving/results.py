@@ -57,7 +57,8 @@ def load_results(path: Path) -> Results:
     try:
         results = [Result(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
-        raise OverlayError(f"{path} holds no results: {error}.", hint=_MEND) from None
+        why = getattr(error, "strerror", None) or error
+        raise OverlayError(f"{path} cannot be read as results: {why}.", hint=_MEND) from None
     for result in results:
         for field in fields(Result):
             value = getattr(result, field.name)
@@ -98,6 +99,6 @@ def commit_of(root: Path) -> str:
     """Return the commit that is checked out, shortened, with a "+" if there are changes besides the results'."""
     head = git(["rev-parse", "--short=12", "HEAD"], cwd=root)
     if head.returncode != 0:
-        raise OverlayError(f"{root} is no git checkout with a commit.", hint="Results name the commit they are of.")
+        raise OverlayError(f"{root} is not a git checkout with a commit.", hint="Results name the commit they are of.")
     changes = git(["status", "--porcelain", "--", ".", ":!ci/results.json"], cwd=root)
     return head.stdout.strip() + ("+" if changes.stdout.strip() else "")

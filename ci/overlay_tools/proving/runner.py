@@ -148,7 +148,7 @@ def _check_room(folder: Path) -> None:
     if free < NEEDED:
         raise MatrixError(
             f"{folder} has room for {free / 1e9:.0f} GB; the environments and their cache need {NEEDED / 1e9:.0f} GB.",
-            hint="Free some.",
+            hint="Free some disk space.",
         )
 
 

@@ -49,7 +49,7 @@ def run_stage(root: Path, version: str, stage: str, python: Path, log: Path, sta
         run_logged([*words, *STAGES[stage]], cwd=root, env={} if static else engine_config.ENV, log=log)
         seconds = time.monotonic() - started
         if not report.exists():
-            raise OverlayError(f"pytest came to no result for {stage} of {version}.", hint=f"See {log}.")
+            raise OverlayError(f"pytest ended without a report on {stage} of {version}.", hint=f"See {log}.")
         cases = list(ET.parse(report).iter("testcase"))
     failed = sum(any(case.find(kind) is not None for kind in ("failure", "error")) for case in cases)
     skips = [skip.get("message", "") for case in cases for skip in case.findall("skipped")]

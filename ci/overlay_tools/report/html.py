@@ -30,6 +30,9 @@ def write_page(status: Status, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(render_page(status).encode("utf-8", "backslashreplace"))
         part.replace(path)
+    except (FileExistsError, NotADirectoryError):
+        what = f"{path} cannot be written: {path.parent} is not a folder."
+        raise OverlayError(what, hint="Remove that file, or name another place with --html.") from None
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()

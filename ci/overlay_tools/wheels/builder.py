@@ -114,7 +114,7 @@ def build_kernel(project: Project, release: Release) -> BuiltWheel:
     """
     content = read_package(project.overlay, "sgl_kernel")
     if not content:
-        raise BuildError(f"{project.overlay / 'sgl_kernel'} holds no file.", hint="Restore the CPU kernels.")
+        raise BuildError(f"There are no files in {project.overlay / 'sgl_kernel'}.", hint="Restore the CPU kernels.")
     compile_all(content)
     version = f"{release.kernel_version}+cpu.{project.revision}"
     return build_own(project, release.kernel.name, version, content, _KERNEL_METADATA, {})

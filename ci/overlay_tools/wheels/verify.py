@@ -17,6 +17,7 @@ from overlay_tools.wheels.manifest import MANIFEST, Manifest, load_manifest, tre
 
 # What installers write into .dist-info beside the wheel's own files (PyPA, "Recording installed projects").
 _INSTALLERS = ("INSTALLER", "REQUESTED", "direct_url.json", "uv_build.json", "uv_cache.json")
+_NAME = "Name the interpreter of an environment, as .venv/bin/python."
 _FIND = """
 import importlib.metadata, json, sys
 found = [d for d in importlib.metadata.distributions()
@@ -66,8 +67,9 @@ def verify_environment(python: str) -> list[Verified]:
         raise VerifyError(f"{python} is not a Python interpreter{said}", hint=_NAME_ONE) from None
     ours = [folder for folder in folders if (folder / MANIFEST).exists()]
     if not any(folder.name.startswith("sglang-") and "+overlay" in folder.name for folder in ours):
-        found = ", ".join(folder.name.removesuffix(".dist-info") for folder in folders) or "no sglang"
-        raise VerifyError(f"{python} has {found}, and no overlay build of sglang.", hint="Install a wheel of dist/.")
+        found = ", ".join(folder.name.removesuffix(".dist-info") for folder in folders)
+        what = f"{found}, which is not an overlay build of sglang" if found else "no sglang"
+        raise VerifyError(f"The environment of {python} has {what}.", hint="Install a wheel of dist/ there.")
     return [_verify_installed(folder) for folder in ours]
 
 

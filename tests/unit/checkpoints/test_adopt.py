@@ -255,7 +255,7 @@ SIGMOID = ("scoring_func=sigmoid",)
 @pytest.mark.parametrize(
     ("change", "settings", "said"),
     [
-        (remove("config.json"), (), r"snap shot is no checkpoint: it has no config\.json"),
+        (remove("config.json"), (), r"snap shot is not a checkpoint: it has no config\.json"),
         (write("config.json", b"{"), (), r"config\.json is not JSON"),
         (write("config.json", b"\xff"), (), r"config\.json is not JSON"),
         (write("config.json", b"[]"), (), r"config\.json must hold a JSON object"),
@@ -274,7 +274,7 @@ SIGMOID = ("scoring_func=sigmoid",)
         (write(INDEX, NO_MAP), (), r"index\.json: weight_map must map"),
         (write(INDEX, NO_METADATA), (), r"index\.json: metadata must be"),
         (write(INDEX, b'{"weight_map": {}}'), (), "has no weight shards"),
-        (write(SHARD, b""), (), rf"{SHARD} is no whole safetensors file: its header is broken"),
+        (write(SHARD, b""), (), rf"{SHARD} is not a whole safetensors file: its header is broken"),
         (write(SHARD, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), (), rf"{SHARD} .* header is"),
         (write(SHARD, struct.pack("<Q", 2) + b"[]"), (), rf"{SHARD} .* header is broken"),
         (write(SHARD, struct.pack("<Q", 9) + b'{"a": {}}'), (), rf"{SHARD} .* header is broken"),
@@ -308,7 +308,7 @@ def test_sigmoid_without_a_router_is_refused(mini_stock: Checkpoints) -> None:
 
 def test_a_checkpoint_that_is_no_folder_is_refused(mini_stock: Checkpoints) -> None:
     mini_stock.stock = mini_stock.stock / "Qwen"
-    with pytest.raises(AdoptError, match="Qwen is no folder"):
+    with pytest.raises(AdoptError, match=r"There is no folder .*Qwen"):
         mini_stock.adopt()
 
 
@@ -347,12 +347,12 @@ def test_an_out_that_is_not_free_is_refused(mini_stock: Checkpoints) -> None:
     (free.parent / "full" / "kept").write_text("kept")
     (free.parent / "link").symlink_to(mini_stock.stock)
     for out, said in [
-        (free.parent / "full", "full is there already"),
-        (free.parent / "full" / "kept", "kept is there already"),
+        (free.parent / "full", "full exists, and is not an empty folder"),
+        (free.parent / "full" / "kept", "kept exists, and is not an empty folder"),
         (mini_stock.stock, "is in the checkpoint"),
         (mini_stock.stock / "figures", "is in the checkpoint"),
         (free.parent / "link" / "new", "is in the checkpoint"),
-        (free / "deeper", "ext is no folder"),
+        (free / "deeper", "There is no folder .*ext"),
     ]:
         mini_stock.out = out
         refused(mini_stock, ADAPTER, said)

@@ -227,12 +227,12 @@ def test_an_answer_that_no_header_may_have_is_refused(mini: Miniature) -> None:
 @pytest.mark.parametrize("name", ["../../../outside", ".hidden", "a b", "series", "README.md", "-x", "größe"])
 def test_a_name_that_no_hook_may_have_is_refused(mini: Miniature, name: str) -> None:
     commit(mini, f"{MESSAGE}Hook: {name}", loader=COUNTED)
-    assert f"{name!r} is no name for a hook; give its message a trailer `Hook: NAME`" in refused(mini)
+    assert f"{name!r} is not a name for a hook; give its message a trailer `Hook: NAME`" in refused(mini)
 
 
 def test_a_subject_that_gives_no_name_is_refused(mini: Miniature) -> None:
     commit(mini, MESSAGE.replace("Count calls", "修正"), loader=COUNTED)
-    assert "'' is no name for a hook" in refused(mini)
+    assert "'' is not a name for a hook" in refused(mini)
 
 
 def test_a_message_that_is_amended_changes_the_header_alone(mini: Miniature) -> None:
@@ -303,7 +303,7 @@ def test_a_commit_may_change_a_hook_and_the_overlay(mini: Miniature) -> None:
         ),
         (
             lambda mini: git(mini, "reset", "--quiet", "--hard", OVERLAY),
-            "hook choose has no commit any more", WorktreeError,
+            "hook choose no longer has a commit", WorktreeError,
         ),
         (
             lambda mini: git(mini, "reset", "--quiet", "--hard", UPSTREAM),
@@ -322,7 +322,7 @@ def test_a_commit_may_change_a_hook_and_the_overlay(mini: Miniature) -> None:
         (lambda mini: commit(mini, "Ours", ours="def (:\n"), f"{OURS}:1: ", BuildError),
         (
             lambda mini: [(tree(mini) / "notes.py").write_text(""), commit(mini, "Out")],
-            "notes.py goes into no wheel", WorktreeError,
+            "notes.py would not go into any wheel", WorktreeError,
         ),
         (
             lambda mini: [(tree(mini) / "sglang-1.0.dist-info/METADATA").write_text(""), commit(mini, MESSAGE)],
@@ -373,7 +373,7 @@ def test_every_fault_is_said_at_once(mini: Miniature) -> None:
     said = refused(mini)
     assert "changes no line" in said
     assert "is not squashed" in said
-    assert "hook choose has no commit" in said
+    assert "hook choose no longer has a commit" in said
 
 
 def test_a_squashed_fixup_is_the_hooks(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def holds(mini: Miniature, version: str = "1.2") -> None:
     assert lint(load_series(mini.root / "patches"), list(mini.lock)) == []
     mini.build(version)
     assert not (mini.root / ".nox" / "porting").exists()
-    with pytest.raises(PortError, match="No port is going on"):
+    with pytest.raises(PortError, match="There is no port in progress"):
         resume(mini)
 
 
@@ -216,14 +216,14 @@ def test_a_proposal_is_taken_over_by_taking_the_markers_away(mini: Miniature) ->
             lambda tree: (tree / FILE).write_text(SETTLED.replace(", 2)", ", 2) ")),
             "1.2.patch:14: an added line ends in",
         ),
-        (lambda tree: (tree / FILE).unlink(), "sglang/loader.py is upstream's, and is gone"),
+        (lambda tree: (tree / FILE).unlink(), "sglang/loader.py is one of upstream's files, and it is gone"),
         (
             lambda tree: [(tree / FILE).write_text(SETTLED), (tree / "sglang/mine.py").write_text("x = 1\n")],
-            "sglang/mine.py is no file of upstream",
+            "sglang/mine.py is not one of upstream's files",
         ),
         (
             lambda tree: [(tree / FILE).write_text(SETTLED), (tree / "sglang/models/ours.py").write_text("OURS = 2\n")],
-            "sglang/models/ours.py is no file of upstream",
+            "sglang/models/ours.py is not one of upstream's files",
         ),
         (
             lambda tree: [(tree / FILE).write_text(SETTLED), (tree / "sglang/native.so").write_bytes(b"\0" * 999)],
@@ -357,7 +357,7 @@ def test_an_abort_leaves_everything_as_it_was(mini: Miniature) -> None:
 def test_only_one_port_goes_on(mini: Miniature) -> None:
     stopped(mini, lambda: start(mini, loader=CHANGED))
     settle(mini)
-    assert "A port to sglang 1.2 is going on" in stopped(mini, lambda: start(mini, "1.3"))
+    assert "A port to sglang 1.2 is in progress" in stopped(mini, lambda: start(mini, "1.3"))
     assert (worktree(mini) / FILE).read_text() == SETTLED
     resume(mini)
     holds(mini)
@@ -366,7 +366,7 @@ def test_only_one_port_goes_on(mini: Miniature) -> None:
 def test_without_a_port_there_is_nothing_to_go_on_with_or_to_give_up(mini: Miniature) -> None:
     port = Port(mini.project, mini.cache)
     for call in (port.resume, port.abort, lambda: port.resume(["choose"])):
-        assert "No port is going on" in stopped(mini, call)
+        assert "There is no port in progress" in stopped(mini, call)
 
 
 def test_a_release_that_is_locked_or_cannot_be_had_leaves_nothing(
@@ -514,7 +514,7 @@ def test_a_port_that_is_killed_can_be_begun_again(mini: Miniature, version: str)
         if kill_at(number, lambda: port.start(version, lambda asked: release)) == 0:
             break
         if number % 2:  # else the next start puts back what is half done
-            with pytest.raises(PortError, match="No port is going on"):
+            with pytest.raises(PortError, match="There is no port in progress"):
                 port.abort()
             assert mini.content() == before
     assert number >= 4  # the wheel, what is to be undone, a patch, the lock

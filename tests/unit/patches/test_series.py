@@ -83,8 +83,8 @@ def test_the_series_and_the_folder_must_agree(mini: Miniature) -> None:
     assert "other is not a patch of a hook" in found
     assert "1.0.patch is not a patch of a hook" in found
     assert "notes.txt is not a patch of a hook" in found
-    assert "series:2" in found
-    assert "absent holds no patch" in found
+    assert "series:2: there is no patch in" in found
+    assert "patches/absent." in found
     assert "series:3: choose is listed twice" in found
 
 
@@ -147,7 +147,7 @@ def test_a_post_release_counts_as_its_release(mini: Miniature) -> None:
             "more than 12 lines of context",
         ),
         (lambda text: text.replace(">=1.0,<=1.1", ">=1.1"), "it first applies to 1.1; name it 1.1.patch"),
-        (lambda text: text.replace(">=1.0,<=1.1", ">=7"), "holds for no locked release"),
+        (lambda text: text.replace(">=1.0,<=1.1", ">=7"), "does not hold for any locked release"),
     ],
 )  # fmt: skip
 def test_style_is_linted(mini: Miniature, change: Callable[[str], str], fault: str) -> None:

@@ -97,7 +97,7 @@ def test_a_file_that_is_no_json_is_one_error(tmp_path: Path, content: bytes | No
         path.mkdir()
     else:
         path.write_bytes(content)
-    with pytest.raises(OverlayError, match=r"results\.json holds no results"):
+    with pytest.raises(OverlayError, match=r"results\.json cannot be read as results"):
         load_results(path)
 
 
@@ -165,8 +165,8 @@ def test_the_commit_says_whether_there_are_changes_but_for_results(mini: Miniatu
 
 
 def test_there_is_no_commit_without_a_checkout_of_its_own(mini: Miniature) -> None:
-    with pytest.raises(OverlayError, match="is no git checkout with a commit"):
+    with pytest.raises(OverlayError, match="is not a git checkout with a commit"):
         commit_of(mini.root)
     committed(mini)
-    with pytest.raises(OverlayError, match="is no git checkout with a commit"):
+    with pytest.raises(OverlayError, match="is not a git checkout with a commit"):
         commit_of(mini.root / "overlay")

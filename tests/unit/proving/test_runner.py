@@ -154,7 +154,7 @@ def test_what_a_killed_run_left_is_cleared(project: Miniature) -> None:
 def test_two_runs_at_once_are_refused(project: Miniature) -> None:
     folder = project.root / ".nox/releases"
     folder.mkdir(parents=True)
-    with runner._only_run(folder), pytest.raises(MatrixError, match="Another run is going on"):
+    with runner._only_run(folder), pytest.raises(MatrixError, match="Another run is in progress"):
         runner.run_matrix(project.project, [], None)
 
 
@@ -184,7 +184,7 @@ def test_the_cache_is_emptied_where_it_has_outgrown_its_bound(
 def test_results_name_a_commit(project: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(project.root / ".git")
     assert run(project) == 1
-    assert "is no git checkout" in capsys.readouterr().err
+    assert "is not a git checkout" in capsys.readouterr().err
 
 
 def test_a_release_that_is_not_locked_is_named(project: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,5 +194,5 @@ def test_a_release_that_is_not_locked_is_named(project: Miniature, capsys: pytes
 
 def test_a_stage_without_a_report_is_an_error(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "run_logged", lambda *words, **options: 3)
-    with pytest.raises(OverlayError, match="pytest came to no result"):
+    with pytest.raises(OverlayError, match="pytest ended without a report"):
         stages.run_stage(project.root, "1.0", "engine", Path(sys.executable), project.root / "log", {})

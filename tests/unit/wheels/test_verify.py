@@ -76,7 +76,7 @@ def test_a_damaged_wheel_is_refused(mini: Miniature, tmp_path: Path) -> None:
     wheel.write_bytes(wheel.read_bytes()[:-40])
     with pytest.raises(WheelError, match="cannot be read"):
         verify_wheel(wheel)
-    with pytest.raises(WheelError, match="No such file"):
+    with pytest.raises(WheelError, match="There is no file"):
         verify_wheel(tmp_path / "absent.whl")
 
 
