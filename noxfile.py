@@ -1,4 +1,8 @@
-"""The sessions of sglang-overlay; each hands its arguments (after `--`) to one command of ci/overlay_tools."""
+"""The sessions of sglang-overlay. Arguments of one follow `--`: `nox -s build -- 0.5.17 --python 3.12`.
+
+`nox -s build -- --help` says what a session does and takes, with examples; `--verbose` shows the programs it calls.
+Releases are named as 0.5.17 is; each that is locked has a session `test-VERSION`.
+"""
 
 from __future__ import annotations
 
@@ -30,67 +34,67 @@ def tool(session: nox.Session, command: str, *extras: str) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the drop-in wheel: [VERSION ...] [--all] [--python 3.12] [--platform aarch64]."""
+    """Build the drop-in wheel of a release, and its CPU kernel wheel, into dist/."""
     tool(session, "build")
 
 
 @nox.session
 def plugin(session: nox.Session) -> None:
-    """Build the plugin wheel, which brings the models to an unmodified sglang."""
+    """Build the plugin wheel, which brings the models to an unmodified SGLang."""
     tool(session, "plugin")
 
 
 @nox.session
 def verify(session: nox.Session) -> None:
-    """Compare a wheel or an environment with its manifest: WHEEL ... | --env PYTHON."""
+    """Compare a wheel, or what an environment has of it, with its manifest."""
     tool(session, "verify")
 
 
 @nox.session
 def serve(session: nox.Session) -> None:
-    """Build, install and serve a model, and ask it: [VERSION] [--model PATH] [--image FILE] [--port N] [--keep]."""
+    """Build, install and serve a model, and ask it a few questions."""
     tool(session, "serve", "serve")
 
 
 @nox.session
 def adopt(session: nox.Session) -> None:
-    """Make a Qwen3-Next-Ext checkpoint: CHECKPOINT OUT [--set KEY=VALUE ...] [--adapter-rank R]."""
+    """Make a Qwen3-Next-Ext checkpoint of a stock Qwen3-Next one."""
     tool(session, "adopt")
 
 
 @nox.session
 def lock(session: nox.Session) -> None:
-    """Pin an upstream release: VERSION ... | --check [VERSION ...]."""
+    """Pin a release in upstream.lock, or compare the lock with the index."""
     tool(session, "lock")
 
 
 @nox.session
 def port(session: nox.Session) -> None:
-    """Carry the overlay to a new release: VERSION | --continue [--drop HOOK] | --abort."""
+    """Carry the overlay to a release that is not locked yet, and lock it."""
     tool(session, "port")
 
 
 @nox.session
 def edit(session: nox.Session) -> None:
-    """Open a release as a git worktree, one commit a hook: [VERSION] [--discard]."""
+    """Open a release as a git worktree, one commit for each hook."""
     tool(session, "edit")
 
 
 @nox.session
 def export(session: nox.Session) -> None:
-    """Write a worktree's commits back to patches/ and overlay/: [VERSION]."""
+    """Write a worktree's commits back to patches/ and overlay/."""
     tool(session, "export")
 
 
 @nox.session
 def matrix(session: nox.Session) -> None:
-    """Run every stage of every release that is not proven yet: [VERSION ...] [--again] [--python 3.12]."""
+    """Run every stage of every release that is not proven yet."""
     tool(session, "matrix", "test")
 
 
 @nox.session
 def status(session: nox.Session) -> None:
-    """Show what is known of every release, here and as dist/status.html: [--html PATH] [--check]."""
+    """Show what is known of every release, here and as dist/status.html."""
     tool(session, "status")
 
 
@@ -109,13 +113,15 @@ def bench_port(session: nox.Session) -> None:
 
 @nox.session(name="bench-gpu")
 def bench_gpu(session: nox.Session) -> None:
-    """Measure kernels, overhead and speed on a CUDA GPU: [PART ...] [--release VERSION]."""
+    """Measure kernels, overhead and speed on a CUDA GPU."""
     tool(session, "bench-gpu", "test")
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Run ruff, mypy, the import linter and the patch linter."""
+    """Run ruff, mypy, the import linter and the patch linter; it takes no arguments."""
+    if session.posargs:
+        session.error(f"lint takes no arguments, but was given {' '.join(session.posargs)}")
     session.install("-e", ".[lint,test,browser]")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")

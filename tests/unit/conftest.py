@@ -233,6 +233,13 @@ def mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Miniature:
     return make_miniature(tmp_path / "mein Überzug", monkeypatch)
 
 
+@pytest.fixture
+def mini_here(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
+    """Return such a project as the folder that this process is in, where `cli.main` looks for it."""
+    monkeypatch.chdir(mini.root)
+    return mini
+
+
 def make_miniature(root: Path, monkeypatch: pytest.MonkeyPatch) -> Miniature:
     root.mkdir()
     mini = Miniature(root=root, cache=root.parent / "cache")

@@ -1,148 +1,216 @@
+"""The command line: help, version, what is shown with --verbose, and how it ends."""
+
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from overlay_tools import cli
-from overlay_tools.errors import OverlayError
-from overlay_tools.settings import load_project
+from overlay_tools import __version__, cli
 
-from unit.conftest import PATCH, Miniature
+from unit.conftest import REPOSITORY, Miniature
 
 HERE = ("--python", "3.11", "--platform", "x86_64")
+TOOL = (sys.executable, "-m", "overlay_tools")
 
 
-@pytest.fixture
-def inside(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
-    monkeypatch.chdir(mini.root)
-    return mini
+def call(*words: str, cwd: Path = REPOSITORY, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TOOL, *words], cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, **env}
+    )
 
 
-def test_build_prints_one_summary_a_wheel(inside: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["build", *HERE]) == 0
-    said = capsys.readouterr().out
-    wheel = inside.releases["1.0"].wheels[0]
-    assert f"base         {wheel.name}, sha256 {wheel.sha256}" in said
-    assert "hook choose  1.0.patch: +1/-0 lines" in said
-    assert "added        sglang/models/ours.py" in said
-    assert "dist/sglang_kernel-0.4+cpu.3-py3-none-any.whl" in said
-    assert "sglang-1.1" not in said
+def help_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([name, "--help"])
+    assert caught.value.code == 0
+    return capsys.readouterr().out
 
 
-def test_build_takes_releases_or_all(inside: Miniature) -> None:
-    dist = inside.root / "dist"
-    assert cli.main(["build", "1.1", *HERE]) == 0
-    assert [path.name[:10] for path in dist.glob("sglang-*")] == ["sglang-1.1"]
-    assert cli.main(["build", "--all", *HERE]) == 0
-    assert sorted(path.name[:10] for path in dist.glob("sglang-*")) == ["sglang-1.0", "sglang-1.1"]
+def test_help_lists_each_command_and_says_how_to_go_on(tmp_path: Path) -> None:
+    done = call("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for name, summary in cli.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(summary)}$", done.stdout, re.MULTILINE)
+    assert "nox -s build -- --help" in done.stdout
+    assert "Builds, verifies, serves and tests sglang-overlay" in done.stdout
+
+
+def test_every_module_of_a_command_is_listed() -> None:
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("commands/*.py")} - {"__init__", "shared"}
+    assert {name.replace("-", "_") for name in cli.COMMANDS} == modules
+
+
+def test_help_imports_no_command_and_no_library() -> None:
+    code = "import sys, overlay_tools.cli as c\ntry: c.main(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    loaded = set(done.stderr.split())
+    assert "overlay_tools.cli" in loaded
+    ours = {name for name in loaded if name.startswith("overlay_tools.")}
+    assert ours == {"overlay_tools.cli", "overlay_tools.commands", "overlay_tools.errors"}
+    assert not loaded & {"packaging", "platformdirs", "rich", "tomlkit", "tomllib", "unidiff", "urllib.request", "uv"}
+
+
+def test_a_command_is_imported_without_the_others() -> None:
+    code = "import sys, overlay_tools.cli as c\nc.load_command('verify'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name for name in done.stdout.split() if name.startswith("overlay_tools.commands.")}
+    assert loaded == {"overlay_tools.commands.verify"}
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_s_help_has_examples_that_it_takes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = help_of(name, capsys)
+    _, _, text = said.partition("\nexamples:\n")
+    examples = re.findall(r"^  (\S.*)\n      \S", text, re.MULTILINE)
+    assert examples
+    called = f"overlay-tools {name}" if name in ("lint-patches", "test-engine") else f"nox -s {name}"
+    assert f"usage: {called}" in said
+    for example in examples:
+        assert example == called or example.startswith((f"{called} -- ", f"{called} "))
+        words = shlex.split(example.removeprefix(called).removeprefix(" --" if called.startswith("nox") else ""))
+        cli.command_parser(name, cli.load_command(name)).parse_intermixed_args(words)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_s_help_explains_every_argument(name: str) -> None:
+    parser = cli.command_parser(name, cli.load_command(name))
+    for action in parser._actions:
+        assert action.help
+        required = action.required or (not action.option_strings and action.nargs is None)
+        told = any(word in action.help for word in ("default", "several times", "after --", "go on", "give up"))
+        assert required or told or action.dest in ("help", "wheels", "version"), f"{action.dest}: no default"
+
+
+@pytest.mark.parametrize("name", ["build", "edit", "export", "matrix", "serve", "test-engine", "bench-gpu"])
+def test_help_says_what_a_version_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = " ".join(help_of(name, capsys).split())
+    assert "VERSION an SGLang release, as 0.5.23; `nox -l` and upstream.lock list those that are locked" in said
+
+
+def test_nox_says_of_a_session_what_the_tool_says_of_its_command() -> None:
+    words = [sys.executable, "-m", "nox", "--list", "--json", "--sessions"]
+    sessions = sorted({*cli.COMMANDS} - {"test-engine", "lint-patches", "bench-port"})
+    done = subprocess.run([*words, *sessions], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    listed = {entry["session"]: entry["description"] for entry in json.loads(done.stdout)}
+    assert sorted(listed) == sessions
+    for name, description in listed.items():
+        assert description == f"{cli.COMMANDS[name][0].upper()}{cli.COMMANDS[name][1:]}."
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"sglang-overlay-tools {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["build", "--python", "2.7"], "invalid choice: '2.7'"),
+        (["build", "--platform", "vax"], "invalid choice: 'vax'"),
+        (["build", "--colour"], "unrecognized arguments: --colour"),
+        (["build", "--python", "3.11", "--python", "3.12"], "argument --python: it is given twice"),
+        (["status", "--html", "a", "--html=b"], "argument --html: it is given twice"),
+        (["serve", "--port", "70000"], "70000 is not a port, a number from 1 to 65535"),
+        (["serve", "--port", "0"], "0 is not a port"),
+        (["serve", "--timeout", "-1"], "-1 is not a number of seconds above 0"),
+        (["serve", "--timeout", "nan"], "nan is not a number of seconds"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_refused(
+    mini_here: Miniature, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert f"usage: nox -s {words[0]} -- " in error
+    assert f"error: {said}" in error or f": {said}" in error
+    assert f"`nox -s {words[0]} -- --help`" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        ([], "required: COMMAND"),
+        (["--colour", "build"], "unrecognized arguments: --colour"),
+    ],
+)
+def test_what_is_not_a_command_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "usage: overlay-tools" in error
+    assert "`overlay-tools --help`" in error
+
+
+@pytest.mark.parametrize("words", [("--verbose", "build", *HERE), ("build", "--verbose", *HERE)])
+def test_verbose_shows_each_program_on_standard_error(mini: Miniature, words: tuple[str, ...]) -> None:
+    quiet, verbose = call("build", *HERE, cwd=mini.root), call(*words, cwd=mini.root)
+    assert (quiet.returncode, verbose.returncode) == (0, 0)
+    assert quiet.stderr == ""
+    calls = re.findall(r"^\$ cd \S+ && (.*)\n  exit status (\d+) after \d+\.\d\d s$", verbose.stderr, re.MULTILINE)
+    assert ("git apply -p1 --whitespace=nowarn -", "0") in calls
+    assert "git apply" not in verbose.stdout
+    assert "dist/sglang-1.0+overlay.3" in verbose.stdout
+
+
+def test_verbose_shows_what_a_program_that_failed_said(mini: Miniature) -> None:
+    done = call("verify", "--env", "cat", "--verbose", cwd=mini.root)
+    assert done.returncode == 1
+    assert re.search(r"^\$ cat -I -c .*?\n  exit status 1 after .* s\n  cat: ", done.stderr, re.MULTILINE | re.DOTALL)
 
 
 def test_an_error_goes_to_standard_error_with_the_next_step(
-    inside: Miniature, capsys: pytest.CaptureFixture[str]
+    mini_here: Miniature, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["build", "7.7", *HERE]) == 1
     said = capsys.readouterr()
     assert "error: " in said.err
     assert "holds no release '7.7'" in said.err
     assert "It holds 1.0, 1.1" in said.err
-    assert not (inside.root / "dist").exists()
-
-
-def test_a_platform_without_a_wheel_says_what_there_is(inside: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["build", "1.0", "--python", "3.12", "--platform", "aarch64"]) == 1
-    said = capsys.readouterr().err
-    assert "no wheel for CPython 3.12 on aarch64" in said
-    assert inside.releases["1.0"].wheels[0].name in said
-
-
-@pytest.mark.parametrize(
-    "words", [["build", "--python", "2.7"], ["build", "--platform", "vax"], ["nonsense"], [], ["build", "--colour"]]
-)
-def test_an_unknown_argument_is_refused(
-    inside: Miniature, words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(words)
-    assert caught.value.code == 2
-    assert "usage: overlay-tools" in capsys.readouterr().err
-
-
-def test_all_is_built_or_the_first_failure_ends_it(inside: Miniature) -> None:
-    inside.patch.write_text(PATCH.replace("<=1.1", "<=1.0"))
-    assert cli.main(["build", "--all", *HERE]) == 1
-
-
-def test_verify_says_what_differs_and_fails(inside: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
-    wheel = inside.build().path
-    assert cli.main(["verify", str(wheel)]) == 0
-    assert "sglang 1.0+overlay.3: 14 files, no differences" in capsys.readouterr().out
-    data = bytearray(wheel.read_bytes())
-    at = data.index(b"OURS = 1")
-    data[at : at + 8] = b"OURS = 2"
-    wheel.write_bytes(data)
-    assert cli.main(["verify", str(wheel)]) == 1
-    said = capsys.readouterr()
-    assert "differs: sglang/models/ours.py" in said.out
-    assert "not as built" in said.err
-    assert cli.main(["verify"]) == 1
-
-
-def test_lint_patches_says_every_fault_and_fails(inside: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["lint-patches"]) == 0
-    assert "1 patches of 1 hooks: no fault" in capsys.readouterr().out
-    inside.patch.write_text(PATCH.replace("--- a/", "index 1234567..89abcde 100644\n--- a/").replace("<=1.1", "<=1.0"))
-    assert cli.main(["lint-patches"]) == 1
-    said = capsys.readouterr().err
-    assert "index line" in said
-    assert "no variant for sglang 1.1" in said
-
-
-def test_lock_without_a_version_says_how(inside: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["lock"]) == 1
-    assert "nox -s lock -- VERSION" in capsys.readouterr().err
-    assert cli.main(["lock", "--check", "9.9"]) == 1
-    assert "9.9 is not locked" in capsys.readouterr().err
+    assert not (mini_here.root / "dist").exists()
 
 
 def test_outside_a_checkout_it_says_so(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "overlay_tools", "build"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = call("build", cwd=tmp_path)
     assert done.returncode == 1
     assert "Run this in a checkout of sglang-overlay" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("table", "said"),
-    [
-        ("[tool.sglang-overlay]\nplugin = []\ndefault = 1\nrevision = 1\nreplaces = []\n", "default must be a str"),
-        ("[tool.sglang-overlay]\nplugin = []\ndefault = '1'\nrevision = 0\nreplaces = []\n", "must be 1 or more"),
-        ("[tool.sglang-overlay]\nplugin = []\ndefault = '1'\nrevision = 1\nreplaces = []\nx = 1\n", "knows no 'x'"),
-        ("[tool]\n", "has no table"),
-        ("[tool", "pyproject.toml: "),
-    ],
-)
-def test_settings_that_are_wrong_are_named(tmp_path: Path, table: str, said: str) -> None:
-    (tmp_path / "pyproject.toml").write_text(table)
-    with pytest.raises(OverlayError, match=r"pyproject\.toml") as caught:
-        load_project(tmp_path)
-    assert said in str(caught.value)
-
-
-def test_serve_refuses_a_model_that_is_none(
-    inside: Miniature, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_in_a_folder_that_is_gone_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "_engine", lambda *arguments: (Path(sys.executable), False))
-    assert cli.main(["serve", "--model", str(tmp_path)]) == 1
-    assert "is no checkpoint: it has no config.json" in capsys.readouterr().err
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(["build"]) == 1
+    assert "error: The folder that this runs in no longer exists." in capsys.readouterr().err
 
 
-def test_colour_is_for_terminals_and_can_be_turned_off(inside: Miniature) -> None:
-    words = [sys.executable, "-m", "overlay_tools", "build", *HERE]
-    plain = subprocess.run(words, capture_output=True, check=True, env={**os.environ, "NO_COLOR": "1"})
-    piped = subprocess.run(words, capture_output=True, check=True)
-    assert b"\x1b[" not in plain.stdout + piped.stdout
+def test_a_folder_that_cannot_be_written_is_named(mini: Miniature) -> None:
+    words = ("build", *HERE)
+    done = call(*words, cwd=mini.root, SGLANG_OVERLAY_CACHE="/proc/cache")
+    assert done.returncode == 1
+    assert "error: /proc/cache: " in done.stderr
+    assert "--verbose" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in call(*words, "--verbose", cwd=mini.root, SGLANG_OVERLAY_CACHE="/proc/cache").stderr
+
+
+def test_colour_is_for_terminals_and_can_be_turned_off(mini: Miniature) -> None:
+    for env in ({"NO_COLOR": "1"}, {}):
+        done = call("build", *HERE, cwd=mini.root, **env)
+        assert done.returncode == 0
+        assert "\x1b[" not in done.stdout + done.stderr

@@ -33,10 +33,11 @@ class WheelReader:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
-        except OSError as error:
-            raise WheelError(f"{path}: {error.strerror}.", hint="Name a wheel that can be read.") from None
-        except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise WheelError(f"{path} cannot be read as a wheel: {error}.", hint="Fetch or build it anew.") from None
+        except FileNotFoundError:
+            raise WheelError(f"There is no file {path}.", hint="`nox -s build` writes wheels to dist/.") from None
+        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise WheelError(f"{path} cannot be read as a wheel: {why}.", hint="Fetch or build it anew.") from None
         self.members = {info.filename: info for info in self._zip.infolist()}
         faults = list(_faults(self._zip.infolist()))
         if faults:

@@ -189,7 +189,7 @@ def _read_commits(
             continue  # files of the overlay's own
         name = commit.trailers.get("Hook") or re.sub(r"[^a-z0-9]+", "-", commit.subject.lower()).strip("-")
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or name in ("series", README):
-            faults.append(f"{what}: {name!r} is no name for a hook; give its message a trailer `Hook: NAME`.")
+            faults.append(f"{what}: {name!r} is not a name for a hook; give its message a trailer `Hook: NAME`.")
             continue
         if name in edited:
             faults.append(f"{what} is a second commit of hook {name}: `git rebase -i` makes them one.")

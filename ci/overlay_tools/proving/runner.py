@@ -138,7 +138,7 @@ def _only_run(folder: Path) -> Iterator[None]:
     try:
         held = FileLock(folder.with_suffix(".lock")).acquire(blocking=False)
     except Timeout:
-        raise MatrixError(f"Another run is going on in {folder}.", hint="Wait for it, or end it.") from None
+        raise MatrixError(f"Another run is in progress in {folder}.", hint="Wait for it, or end it.") from None
     with held:
         yield
 

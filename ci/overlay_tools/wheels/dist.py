@@ -43,6 +43,11 @@ def write_wheel(
             f"Another build has held {error.lock_file} for {_PATIENCE} seconds.",
             hint="Wait for it, or end it. If no build is running, delete the file.",
         ) from None
+    except (FileExistsError, NotADirectoryError):
+        raise BuildError(
+            f"{path.name} cannot be written: {path.parent} is not a folder.",
+            hint="Remove that file, or give it another name.",
+        ) from None
     except OSError as error:
         where = error.filename or path
         raise BuildError(f"{where}: {error.strerror}.", hint="A build must be able to write there.") from None

@@ -24,7 +24,6 @@ found = [d for d in importlib.metadata.distributions()
          if (d.metadata["Name"] or "").lower().replace("_", "-") in ("sglang", "sglang-kernel", "sgl-kernel")]
 print(json.dumps([str(d._path) for d in found]))
 """
-_NAME_ONE = "Name the interpreter of an environment, as .venv/bin/python."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,12 +58,12 @@ def verify_environment(python: str) -> list[Verified]:
     try:
         done = run([python, "-I", "-c", _FIND], check=False)
     except (ToolError, OSError):
-        raise VerifyError(f"{python} is not a program that can be run.", hint=_NAME_ONE) from None
+        raise VerifyError(f"{python} is not a Python interpreter: it cannot be run.", hint=_NAME) from None
     try:
         folders = [Path(folder) for folder in json.loads(done.stdout)]
     except ValueError:
-        said = f":\n{done.stderr.strip()}" if done.stderr.strip() else "."
-        raise VerifyError(f"{python} is not a Python interpreter{said}", hint=_NAME_ONE) from None
+        said = done.stderr.strip() or "it did not answer"
+        raise VerifyError(f"{python} is not a Python interpreter: {said}", hint=_NAME) from None
     ours = [folder for folder in folders if (folder / MANIFEST).exists()]
     if not any(folder.name.startswith("sglang-") and "+overlay" in folder.name for folder in ours):
         found = ", ".join(folder.name.removesuffix(".dist-info") for folder in folders)

@@ -1,0 +1,40 @@
+"""Run the benchmarks on a GPU in the environment of a release."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from overlay_tools.commands import DEFAULT, LOCKED, Command
+from overlay_tools.commands.shared import add_python, open_engine, require_cuda
+from overlay_tools.settings import Project
+from overlay_tools.subprocesses import run_attached
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help="what to measure: layers, overhead, transformers or drafts (default: all of them)",
+    )
+    parser.add_argument("--release", metavar="VERSION", help=f"{LOCKED} (default: {DEFAULT})")
+    add_python(parser, "measure with")
+
+
+def run(project: Project, arguments: argparse.Namespace) -> int:
+    """Run the parts in the release's environment, and return their exit status."""
+    require_cuda()
+    python, _ = open_engine(project, arguments.release or project.default, arguments.python)
+    path = os.pathsep.join(str(project.root / name) for name in ("ci", "tests"))
+    return run_attached([python, "-m", "gpu.bench", *arguments.parts], env={"PYTHONPATH": path})
+
+
+COMMAND = Command(
+    about="Measures on one CUDA GPU, side by side: fused layers beside upstream's (layers), the derived model beside"
+    " its base (overhead), beside Transformers (transformers), and with drafts (drafts). The report is Markdown.",
+    examples={"": "everything", "layers drafts --release 0.5.17": "two parts, on SGLang 0.5.17"},
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,72 @@
+"""Carry the overlay to a release that is not locked yet."""
+
+from __future__ import annotations
+
+import argparse
+
+from overlay_tools import console
+from overlay_tools.commands import Command
+from overlay_tools.downstream.port import Port
+from overlay_tools.errors import UsageError
+from overlay_tools.settings import Project, cache_dir
+from overlay_tools.upstream.index import query_release
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument(
+        "version",
+        nargs="?",
+        metavar="VERSION",
+        help="an SGLang release that the package index has and upstream.lock has not yet, as 0.5.24",
+    )
+    parser.add_argument(
+        "--continue", action="store_true", dest="go_on", help="take over what you settled in the worktree, and go on"
+    )
+    parser.add_argument("--abort", action="store_true", help="give up, and leave everything as it was")
+    parser.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="HOOK",
+        help="with --continue: this hook is not needed in the new release; may be given several times (default: none)",
+    )
+
+
+def run(project: Project, arguments: argparse.Namespace) -> None:
+    """Begin a port, go on with it, or give it up."""
+    if arguments.drop and not arguments.go_on:
+        raise UsageError(
+            "--drop goes with --continue only.",
+            hint=f"`nox -s port -- --continue --drop {arguments.drop[0]}` goes on with a port without that hook.",
+        )
+    asked = [arguments.version is not None, arguments.go_on, arguments.abort]
+    if sum(asked) != 1:
+        problem = "VERSION, --continue and --abort exclude each other." if any(asked) else "VERSION is missing."
+        raise UsageError(
+            problem,
+            hint="`nox -s port -- VERSION` begins a port, `-- --continue` goes on with it, `-- --abort` gives it up.",
+        )
+    port = Port(project, cache_dir())
+    if arguments.abort:
+        port.abort()
+        console.line("Given up; patches/ and upstream.lock are as they were.")
+    elif arguments.go_on:
+        port.resume(arguments.drop)
+    else:
+        port.start(arguments.version, query_release)
+
+
+COMMAND = Command(
+    about="Finds where each hook belongs in a new release, checks all that the overlay needs of it, builds and verifies"
+    " its wheel, and only then writes patches/ and upstream.lock. Where a hook does not fit, a worktree in .nox/porting"
+    " holds a proposal between conflict markers: settle it there, and continue.",
+    examples={
+        "0.5.24": "begin",
+        "--continue": "go on with what you settled",
+        "--continue --drop resolve-model": "go on without a hook that the release no longer needs",
+        "--abort": "give up",
+    },
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,51 @@
+"""What several commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from overlay_tools import console
+from overlay_tools.engines.environment import engine_environment, has_cuda
+from overlay_tools.errors import OverlayError
+from overlay_tools.settings import Project
+from overlay_tools.upstream.lockfile import PYTHONS
+from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.wheels.builder import BuiltWheel
+
+
+def add_python(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add `--python`, the minor version of CPython to do something with."""
+    parser.add_argument(
+        "--python", choices=PYTHONS, help=f"CPython to {purpose} (default: the one that runs this, {THIS_PYTHON})"
+    )
+
+
+def open_engine(project: Project, version: str, python: str | None, *, plugin: bool = False) -> tuple[Path, bool]:
+    """Make or update the environment of a release that is kept for the next time.
+
+    Parameters: `python` and `plugin` as of `engine_environment`, whose result this returns.
+    """
+    name = f"{version}-py{python or THIS_PYTHON}{'-plugin' if plugin else ''}"
+    return engine_environment(project, version, python, project.root / ".nox" / "engines" / name, plugin)
+
+
+def require_cuda() -> None:
+    """Raise OverlayError if this machine has no CUDA GPU."""
+    if not has_cuda():
+        raise OverlayError("This machine has no working CUDA GPU.", hint="`nox -s test` does without one.")
+
+
+def show_wheel(project: Project, built: BuiltWheel) -> None:
+    """Show what a wheel was made of."""
+    rows = [("base", f"{built.base.name}, sha256 {built.base.sha256}")] if built.base else []
+    rows += [
+        (f"hook {patch.hook}", f"{patch.path.name}: +{patch.added}/-{patch.removed} lines") for patch in built.patches
+    ]
+    rows += [
+        ("added", ", ".join(built.added)),
+        ("size", f"{built.size:,} bytes"),
+        ("sha256", built.sha256),
+        ("took", f"{built.seconds:.2f} s"),
+    ]
+    console.table(str(built.path.relative_to(project.root)), rows)

@@ -1,0 +1,62 @@
+"""Run the engine tests of one release in its environment."""
+
+from __future__ import annotations
+
+import argparse
+
+from overlay_tools.commands import LOCKED, Command
+from overlay_tools.commands.shared import add_python, open_engine, require_cuda
+from overlay_tools.engines import engine_config
+from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_TESTS
+from overlay_tools.settings import Project
+from overlay_tools.subprocesses import run_attached
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("version", metavar="VERSION", help=LOCKED)
+    add_python(parser, "test with")
+    parser.add_argument(
+        "--plugin",
+        action="store_true",
+        help="test upstream's own wheel with the plugin (default: the drop-in wheel)",
+    )
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="run the tests that need a CUDA GPU, with upstream's kernels (default: those for a CPU)",
+    )
+    parser.add_argument(
+        "pytest",
+        nargs="*",
+        metavar="ARGUMENT",
+        help="after --, arguments for pytest; those that begin with tests/ take the place of the usual test files",
+    )
+
+
+def run(project: Project, arguments: argparse.Namespace) -> int:
+    """Run pytest in the release's environment, and return its exit status."""
+    if arguments.gpu:
+        require_cuda()
+    python, _ = open_engine(project, arguments.version, arguments.python, plugin=arguments.plugin)
+    where = GPU_TESTS if arguments.gpu else PLUGIN_TESTS if arguments.plugin else ENGINE_TESTS
+    if any(word.startswith("tests/") for word in arguments.pytest):
+        where = ()
+    # An engine environment holds what the release pins, whose warnings are not ours to mend.
+    words = [python, "-m", "pytest", "-W", "default", *where, *arguments.pytest]
+    return run_attached(words, env={} if arguments.gpu else engine_config.ENV)
+
+
+COMMAND = Command(
+    about="Builds a release's wheels, installs them with all that the release pins into an environment in .nox/engines,"
+    " and runs the tests of the engine there. The sessions `test-VERSION`, `test-gpu-VERSION` and"
+    " `test-plugin-VERSION` run this, and hand their arguments to pytest: `nox -s test-0.5.17 -- -k parity`.",
+    examples={
+        "0.5.17": "all tests of the engine",
+        "0.5.17 -- tests/engine/test_http.py -x": "one file of them",
+        "--plugin 0.5.17": "those of the plugin",
+        "--gpu 0.5.17 -- -k graphs": "some of those for a CUDA GPU",
+    },
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,65 @@
+"""`lock`, `port`, `edit`, `export` and `matrix`: what is missing or does not go together is refused."""
+
+from __future__ import annotations
+
+import pytest
+from overlay_tools import cli
+
+from unit.conftest import Miniature
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        (["port"], "VERSION is missing.", "nox -s port -- VERSION"),
+        (["port", "1.2", "--continue"], "VERSION, --continue and --abort exclude each other.", "--continue"),
+        (["port", "1.2", "--abort"], "VERSION, --continue and --abort exclude each other.", "--abort"),
+        (["port", "--continue", "--abort"], "VERSION, --continue and --abort exclude each other.", "--abort"),
+        (["port", "1.2", "--drop", "choose"], "--drop goes with --continue only.", "--continue --drop choose"),
+        (["port", "--abort", "--drop", "choose"], "--drop goes with --continue only.", "--continue --drop choose"),
+        (["port", "--drop", "choose"], "--drop goes with --continue only.", "--continue --drop choose"),
+        (["lock"], "VERSION is missing: which release is to be locked?", "nox -s lock -- VERSION"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(
+    mini_here: Miniature, words: list[str], said: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = mini_here.content()
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert f"error: {said}" in error
+    assert hint in error
+    assert mini_here.content() == before
+    assert not (mini_here.root / ".nox").exists()
+
+
+def test_lock_check_says_what_is_locked(mini_here: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["lock", "--check", "9.9"]) == 1
+    assert "holds no release '9.9'" in capsys.readouterr().err
+
+
+def test_lock_check_without_a_lock_does_not_agree(mini_here: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    (mini_here.root / "upstream.lock").unlink()
+    assert cli.main(["lock", "--check"]) == 1
+    said = capsys.readouterr()
+    assert "upstream.lock: No such file or directory" in said.err
+    assert "agree" not in said.out
+
+
+def test_export_without_a_worktree_says_how_to_make_one(
+    mini_here: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export"]) == 1
+    said = capsys.readouterr().err
+    assert "There is no worktree to export." in said
+    assert "`nox -s edit`" in said
+
+
+def test_export_of_one_among_several_asks_which(mini_here: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (cli.main(["edit"]), cli.main(["edit", "1.1"])) == (0, 0)
+    assert cli.main(["export"]) == 1
+    said = capsys.readouterr().err
+    assert "There are 2 worktrees: 1.0, 1.1." in said
+    assert "`nox -s export -- 1.0`" in said
+    assert cli.main(["export", "1.1"]) == 0
+    assert "Nothing has changed." in capsys.readouterr().out
