@@ -147,6 +147,13 @@ def test_page(session: nox.Session) -> None:
     session.run("pytest", "tests/browser", *session.posargs)
 
 
+@nox.session(name="test-docs")
+def test_docs(session: nox.Session) -> None:
+    """Run every command of the pages, in a copy of this checkout."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
 def add_test(version: str) -> None:
     """Add the session that tests one release."""
 

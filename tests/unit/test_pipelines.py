@@ -1,4 +1,4 @@
-"""The pipelines are valid, and what they and the pages call of nox is there."""
+"""The pipelines are valid, and what they call of nox is there."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ SCHEMAS = {
     **dict.fromkeys(WORKFLOWS, ("vendor.github-workflows", "custom.github-workflows-require-timeout")),
     GITLAB: ("vendor.gitlab-ci",),
 }
-FOLDERS = (".", ".github", "ci", "overlay", "patches", "tests")
-PAGES = [path for folder in FOLDERS for path in (REPOSITORY / folder).glob("*.md")]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +100,11 @@ def test_each_session_that_a_pipeline_runs_exists(path: Path, sessions: set[str]
 def test_each_pipeline_runs_lint_and_test(sessions: set[str]) -> None:
     assert all(".ci/run" in list(scripts(read(path))) for path in (GITHUB, GITLAB))
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
-    assert {"lint", "test"} <= set(called((REPOSITORY / ".ci" / "run").read_text(encoding="utf-8"))) <= sessions
+    assert (
+        {"lint", "test", "test-page", "test-docs"}
+        <= set(called((REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")))
+        <= sessions
+    )
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="the job runs where Python has tomllib")
@@ -121,20 +123,6 @@ def test_the_matrix_is_every_locked_release(tmp_path: Path) -> None:
 def test_there_is_a_session_for_every_locked_release(sessions: set[str]) -> None:
     assert len(LOCKED) >= 17
     assert {f"test-{version}" for version in LOCKED} <= sessions
-
-
-def test_each_session_that_a_page_names_exists(sessions: set[str]) -> None:
-    named: set[str] = set()
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        code = [*text.split("`")[1::2], *text.splitlines()]  # in a line or a fence, or indented
-        commands = [line.strip() for part in code for line in part.splitlines() if line.strip().startswith("nox -s ")]
-        words = [shlex.split(command.replace("-VERSION", f"-{LOCKED[-1]}"), comments=True) for command in commands]
-        # A page may tell how a release is taken up, and how it is tested then.
-        new = {f"test-{word[4]}" for word in words if word[2] in ("lock", "port") and len(word) > 4}
-        named |= {word[2] for word in words} - new
-    assert named
-    assert named <= sessions
 
 
 def test_nothing_is_kept_in_the_environment_of_a_session(sessions: set[str]) -> None:

@@ -26,7 +26,7 @@ def test_a_write_that_fails_midway_leaves_what_was_there(mini: Miniature, monkey
 
 def test_dist_that_cannot_be_written_is_named(mini: Miniature) -> None:
     mini.write("dist", "a file where the folder should be")
-    with pytest.raises(BuildError, match="dist: File exists"):
+    with pytest.raises(BuildError, match="dist is not a folder"):
         mini.build()
     assert (mini.root / "dist").read_text() == "a file where the folder should be"
 
