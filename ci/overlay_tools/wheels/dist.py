@@ -43,9 +43,9 @@ def write_wheel(
             f"Another build has held {error.lock_file} for {_PATIENCE} seconds.",
             hint="Wait for it, or end it. If no build is running, delete the file.",
         ) from None
-    except (FileExistsError, NotADirectoryError):
+    except (FileExistsError, NotADirectoryError) as error:
         raise BuildError(
-            f"{path.name} cannot be written: {path.parent} is not a folder.",
+            f"{path.name} cannot be written: {error.filename} is not a folder.",
             hint="Remove that file, or give it another name.",
         ) from None
     except OSError as error:

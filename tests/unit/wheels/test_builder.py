@@ -116,6 +116,16 @@ def test_record_lists_each_file_once_and_dist_info_comes_last(mini: Miniature) -
         assert names[-1] == listed[-1] == f"{dist_info}/RECORD"
 
 
+def test_record_keeps_the_order_of_upstreams_and_lists_what_is_ours_after_it(mini: Miniature) -> None:
+    with zipfile.ZipFile(mini.build().path) as wheel:
+        text = wheel.read("sglang-1.0+overlay.3.dist-info/RECORD").decode()
+    ours = ["sglang/_version.py", "sglang/loader.py", "sglang/models/ours.py"]
+    theirs = [name.replace("-1.0.", "-1.0+overlay.3.") for name in upstream_files("1.0") if name not in ours]
+    listed = [line.split(",")[0] for line in text.splitlines()]
+    kept = [name for name in theirs if not name.endswith("METADATA")]
+    assert listed[: len(kept) + len(ours)] == [*kept, *ours]
+
+
 def test_no_byte_depends_on_the_zlib_at_hand(mini: Miniature) -> None:
     base = mini.cache / mini.releases["1.0"].wheels[0].sha256 / mini.releases["1.0"].wheels[0].name
     with zipfile.ZipFile(mini.build().path) as wheel, zipfile.ZipFile(base) as upstream:

@@ -24,11 +24,13 @@ def test_a_write_that_fails_midway_leaves_what_was_there(mini: Miniature, monkey
     assert "No space left on device" in refused(mini, BuildError)
 
 
-def test_dist_that_cannot_be_written_is_named(mini: Miniature) -> None:
-    mini.write("dist", "a file where the folder should be")
-    with pytest.raises(BuildError, match="dist is not a folder"):
+@pytest.mark.parametrize("name", ["dist", ".nox"])
+def test_a_file_where_a_folder_should_be_is_named_and_stays(mini: Miniature, name: str) -> None:
+    mini.write(name, "a file where the folder should be")
+    with pytest.raises(BuildError, match=rf"{name} is not a folder") as caught:
         mini.build()
-    assert (mini.root / "dist").read_text() == "a file where the folder should be"
+    assert "Remove that file" in caught.value.hint
+    assert (mini.root / name).read_text() == "a file where the folder should be"
 
 
 def test_dist_that_is_read_only_is_named(mini: Miniature) -> None:
