@@ -53,7 +53,7 @@ COMMAND = Command(
     " `test-plugin-VERSION` run this, and hand their arguments to pytest: `nox -s test-0.5.17 -- -k parity`.",
     examples={
         "0.5.17": "all tests of the engine",
-        "0.5.17 -- tests/engine/test_http.py -x": "one file of them",
+        "0.5.17 -- tests/engine/serving/test_http.py -x": "one file of them",
         "--plugin 0.5.17": "those of the plugin",
         "--gpu 0.5.17 -- -k graphs": "some of those for a CUDA GPU",
     },

@@ -11,7 +11,7 @@ of the options, else a mapping of dotted names to values. Where upstream refuses
 
 A GPU is simulated by what PyTorch says of it, and only as far as these decisions ask. Upstream is imported before, as
 on a host without one, because the modules with its kernels need a real one. So what they found out when they were
-imported stays that host's: their choice among kernels is no part of this.
+imported stays that host's: their choice among kernels is not part of this.
 """
 
 from __future__ import annotations

@@ -306,7 +306,7 @@ def test_sigmoid_without_a_router_is_refused(mini_stock: Checkpoints) -> None:
     refused(mini_stock, SIGMOID, "snap shot has no router")
 
 
-def test_a_checkpoint_that_is_no_folder_is_refused(mini_stock: Checkpoints) -> None:
+def test_a_checkpoint_that_is_not_a_folder_is_refused(mini_stock: Checkpoints) -> None:
     mini_stock.stock = mini_stock.stock / "Qwen"
     with pytest.raises(AdoptError, match=r"There is no folder .*Qwen"):
         mini_stock.adopt()

@@ -47,13 +47,13 @@ def test_one_whose_making_was_cut_short_is_made_anew(mini: Miniature, wheel: Bui
     assert not (folder / "lib" / "half").exists()
 
 
-def test_what_cannot_be_installed_is_said_and_tried_again(mini: Miniature, wheel: BuiltWheel) -> None:
+def test_what_cannot_be_installed_is_named_and_tried_again(mini: Miniature, wheel: BuiltWheel) -> None:
     folder = mini.root / ".env"
     with pytest.raises(ToolError, match="no-such-distribution"):
         ensure_environment(folder, sys.executable, [wheel.path], ["no-such-distribution"])
     assert kernel_of(ensure_environment(folder, sys.executable, [wheel.path], [])) == "1"
 
 
-def test_an_interpreter_that_is_none_is_said(mini: Miniature, wheel: BuiltWheel) -> None:
+def test_an_absent_interpreter_is_named(mini: Miniature, wheel: BuiltWheel) -> None:
     with pytest.raises(ToolError, match=r"uv venv .*absent/python"):
         ensure_environment(mini.root / ".env", str(mini.root / "absent/python"), [wheel.path], [])

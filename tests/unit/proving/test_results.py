@@ -91,7 +91,7 @@ def test_a_file_that_holds_something_else_is_one_error(tmp_path: Path, change: C
 
 
 @pytest.mark.parametrize("content", [b"", b"<<<<<<< ours\n", b"\xff\xfe", b"3", None])
-def test_a_file_that_is_no_json_is_one_error(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_not_json_is_one_error(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "results.json"
     if content is None:
         path.mkdir()
