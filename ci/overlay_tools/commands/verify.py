@@ -47,7 +47,7 @@ COMMAND = Command(
     about="Compares every file of a wheel, or of what an environment has of it, with the manifest inside the wheel and"
     " with RECORD: what is changed, missing or foreign is listed, and the exit status is 1.",
     examples={
-        "dist/sglang-0.5.23+overlay.1-cp311-cp311-manylinux_2_34_x86_64.whl": "a wheel",
+        "dist/sglang-0.5.23+*.whl": "a wheel",
         "--env .venv/bin/python": "what is installed in an environment",
     },
     add_arguments=add_arguments,
