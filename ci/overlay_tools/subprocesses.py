@@ -15,6 +15,7 @@ from pathlib import Path
 from overlay_tools import console
 from overlay_tools.errors import ToolError
 
+_PATIENCE = 30.0  # seconds that a command gets to clear up
 Words = Sequence[str | Path]
 
 
@@ -65,24 +66,31 @@ def run(
 def run_attached(command: Words, *, env: Mapping[str, str]) -> int:
     """Run a command that reads and writes where this process does, and return its exit status.
 
-    Where this is interrupted, the command gets the time to clear up.
+    Where this is interrupted, the command is as if by Ctrl-C, and gets 30 seconds to clear up.
     """
     shown = Shown(command)
     with _start_errors(command, None):
         process = subprocess.Popen([str(word) for word in command], env={**os.environ, **env})
     try:
         process.wait()
-    except KeyboardInterrupt:  # Ctrl-C has reached the command too
-        process.wait()
-        raise
-    except BaseException:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):  # Ctrl-C has reached the command too
+            process.send_signal(signal.SIGINT)
+        _wait_or_kill(process)
         raise
     finally:
         if process.returncode is not None:
             shown.ended(process.returncode)
     return process.returncode
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
+    """Give a process time to end, and no more: what a shell starts in the background ignores Ctrl-C."""
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def run_logged(command: Words, *, cwd: Path, env: Mapping[str, str], log: Path) -> int:
@@ -106,8 +114,7 @@ def run_logged(command: Words, *, cwd: Path, env: Mapping[str, str], log: Path) 
             status = process.wait()
         except BaseException:
             process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
+            _wait_or_kill(process)
             raise
         finally:
             with contextlib.suppress(ProcessLookupError):

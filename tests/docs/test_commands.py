@@ -36,8 +36,8 @@ BEFORE = {
     "nox -s matrix": f"PYTHONPATH=ci {PYTHON} tests/docs/prepare.py prove",
     "nox -s adopt -- stock-qwen3-next": f"{ENGINE}/bin/python {CHECKPOINTS} qwen3-next stock-qwen3-next",
     "python -m sglang_overlay_plugin doctor": (
-        f"nox -s build; pip install sglang=={DEFAULT} $(ls -t dist/sglang_kernel-*.whl | head -1);"
-        " export SGLANG_USE_CPU_ENGINE=1"
+        f"nox -s build; pip install --reinstall-package sglang sglang=={DEFAULT}"
+        " $(ls -t dist/sglang_kernel-*.whl | head -1); export SGLANG_USE_CPU_ENGINE=1"
     ),
 }
 PIP = """\

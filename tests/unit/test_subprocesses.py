@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -91,10 +92,11 @@ def test_without_verbose_nothing_is_shown(capfd: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_runs_attached_can_clear_up_when_it_is_interrupted(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C reaches both on a terminal; a signal to the tool alone is passed on."""
-    child = "import time; from pathlib import Path\n"
+    by_default = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # else as it is here
+    child = f"{by_default}import time; from pathlib import Path\n"
     child += f"try: Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)\n"
     child += f"finally: time.sleep(0.5); Path({str(tmp_path / 'cleared')!r}).touch()"
-    tool = "import signal, sys; from overlay_tools.subprocesses import run_attached\n"
+    tool = f"{by_default}import sys; from overlay_tools.subprocesses import run_attached\n"
     tool += "signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))\n"
     tool += f"run_attached([sys.executable, '-c', {child!r}], env={{}})"
     process = subprocess.Popen([sys.executable, "-c", tool], start_new_session=True, stderr=subprocess.DEVNULL)
@@ -106,3 +108,19 @@ def test_what_runs_attached_can_clear_up_when_it_is_interrupted(tmp_path: Path, 
         process.send_signal(number)
     assert process.wait(30) != 0
     assert (tmp_path / "cleared").exists()
+
+
+def test_what_runs_attached_and_ignores_the_interrupt_is_killed(tmp_path: Path) -> None:
+    up = tmp_path / "up"
+    child = "import os, signal, time; from pathlib import Path; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    child += f"Path({str(up)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    tool = "import signal, sys; from overlay_tools import subprocesses; subprocesses._PATIENCE = 0.2\n"
+    tool += "signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))\n"
+    tool += f"subprocesses.run_attached([sys.executable, '-c', {child!r}], env={{}})"
+    process = subprocess.Popen([sys.executable, "-c", tool])
+    while not (up.exists() and up.read_text()):
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(30) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(up.read_text()), 0)
