@@ -29,7 +29,8 @@ from overlay_tools.patches.apply import apply_series
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.model import Hook, Patch, target_of
-from overlay_tools.patches.relocate import Placement, RelocatedPatch, relocate
+from overlay_tools.patches.moving_hunk import Placement
+from overlay_tools.patches.relocate import RelocatedPatch, relocate
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project, load_project
 from overlay_tools.upstream.download import fetch

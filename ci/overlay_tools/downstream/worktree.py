@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlay_tools.errors import ToolError, WorktreeError
-from overlay_tools.patches.code_spans import lines_of
+from overlay_tools.patches.code_spans import split_lines
 from overlay_tools.patches.model import Patch
 from overlay_tools.subprocesses import git, git_bytes
 
@@ -98,8 +98,8 @@ class Worktree:
         found = []
         for name in self.uncommitted():
             path = self.folder / name
-            known = lines_of(self.read("HEAD", name) or b"")
-            text = lines_of(path.read_bytes()) if path.is_file() else []
+            known = split_lines(self.read("HEAD", name) or b"")
+            text = split_lines(path.read_bytes()) if path.is_file() else []
             if marked := [str(n) for n, line in enumerate(text, 1) if _MARKER.match(line) and line not in known]:
                 found.append(f"{path}, lines {', '.join(marked)}")
         return found

@@ -1,80 +1,89 @@
-"""The functions and classes of a file, by dotted name and lines; a file that is no Python has none."""
+"""The functions and classes of a file, each by its dotted name and its lines; a file that is not Python has none."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from overlay_tools.errors import WheelError
 from overlay_tools.upstream.source_tree import parse
 
+_DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodeSpan:
-    """A function or class: dotted name, and its lines `first` (with decorators) up to `end`, counted from 0."""
+    """A function or class: its dotted name, and its lines from `first` (with decorators) up to `end`, from 0."""
 
     name: str
     first: int
     end: int
 
 
+def split_lines(content: bytes) -> list[str]:
+    """Return the lines of a file; `join_lines` makes the file of them again, to the byte."""
+    return content.decode("utf-8", "surrogateescape").split("\n")
+
+
+def join_lines(lines: Iterable[str]) -> bytes:
+    """Return the file that has these lines."""
+    return "\n".join(lines).encode("utf-8", "surrogateescape")
+
+
 def scope_of(content: bytes, line: int) -> str:
-    """Return the dotted name of the innermost function or class around a line, counted from 1; "" if there is none."""
-    return innermost(lines_of(content), line - 1)
+    """Return the dotted name of the innermost function or class around a line, counted from 1, or ""."""
+    return (scopes_around(split_lines(content), line - 1) or [""])[-1]
 
 
-def innermost(lines: Sequence[str], index: int) -> str:
-    """Return the name of the innermost scope around a line, counted from 0; "" if there is none."""
-    names = around(lines, index)
-    return names[-1] if names else ""
+def scopes_around(lines: Sequence[str], index: int) -> list[str]:
+    """Return the names of the functions and classes around a line, counted from 0, outer before inner."""
+    return [span.name for span in find_spans("\n".join(lines)) if span.first <= index < span.end]
 
 
-def around(lines: Sequence[str], index: int) -> list[str]:
-    """Return the names of the scopes around a line, counted from 0, outer before inner."""
-    return [scope.name for scope in scopes("\n".join(lines)) if scope.first <= index < scope.end]
+def lines_of_scope(lines: Sequence[str], scope: str) -> range | None:
+    """Return which lines a function or class has, counted from 0, or None if there is none of that name.
 
-
-def range_of(lines: Sequence[str], scope: str) -> range | None:
-    """Return the lines of a scope, counted from 0, of "" all of them; None if there is no such scope."""
+    The scope "" is the whole file.
+    """
     if not scope:
         return range(len(lines) - (lines[-1] == ""))  # but for what comes after the last line end
-    return next((range(s.first, s.end) for s in scopes("\n".join(lines)) if s.name == scope), None)
+    return next((range(s.first, s.end) for s in find_spans("\n".join(lines)) if s.name == scope), None)
 
 
-def part_of(lines: Sequence[str], scope: str) -> Sequence[str]:
-    """Return the text of a scope, nothing if there is no such scope."""
-    part = range_of(lines, scope)
-    return lines[part.start : part.stop] if part is not None else []
+def text_of_scope(lines: Sequence[str], scope: str) -> Sequence[str]:
+    """Return the lines of a function or class, empty if there is none of that name."""
+    found = lines_of_scope(lines, scope)
+    return lines[found.start : found.stop] if found is not None else []
 
 
 @lru_cache(maxsize=256)
-def scopes(text: str) -> Sequence[CodeSpan]:
+def find_spans(text: str) -> Sequence[CodeSpan]:
     """List a file's functions and classes, outer before inner; of two with one name the second is called NAME#2."""
     try:
         tree = parse(text.encode("utf-8", "surrogateescape"), "")
     except WheelError:
-        return ()  # no Python, or none any more with this hunk in it: one scope, the file
-    found: list[CodeSpan] = []
-    seen: dict[str, int] = {}
-
-    def visit(node: ast.AST, prefix: str) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-                name = prefix + child.name
-                seen[name] = seen.get(name, 0) + 1
-                name += f"#{seen[name]}" if seen[name] > 1 else ""
-                first = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
-                found.append(CodeSpan(name=name, first=first - 1, end=child.end_lineno or child.lineno))
-                visit(child, name + ".")
-            elif not isinstance(child, ast.expr):  # whose inside holds no function but lambdas
-                visit(child, prefix)
-
-    visit(tree, "")
-    return found
+        return ()  # not Python, or no longer with this hunk in it: the file is one scope
+    return tuple(_spans_below(tree, ""))
 
 
-def lines_of(content: bytes) -> list[str]:
-    """Return the lines of a file; joined by line feeds and encoded alike they are the file again, to the byte."""
-    return content.decode("utf-8", "surrogateescape").split("\n")
+def _spans_below(node: ast.AST, prefix: str) -> Iterator[CodeSpan]:
+    seen = Counter[str]()
+    for definition in _definitions_below(node):
+        seen[definition.name] += 1
+        times = seen[definition.name]
+        name = f"{prefix}{definition.name}{f'#{times}' if times > 1 else ''}"
+        first = min([definition.lineno, *(decorator.lineno for decorator in definition.decorator_list)])
+        yield CodeSpan(name=name, first=first - 1, end=definition.end_lineno or definition.lineno)
+        yield from _spans_below(definition, f"{name}.")
+
+
+def _definitions_below(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Yield the functions and classes that a node defines itself, whether or not under an `if` or the like."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, _DEFINITION):
+            yield child
+        elif not isinstance(child, ast.expr):  # inside an expression there are only lambdas
+            yield from _definitions_below(child)

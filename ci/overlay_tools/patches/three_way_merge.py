@@ -3,114 +3,134 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from overlay_tools.errors import ToolError
+from overlay_tools.patches.code_spans import join_lines, split_lines
+from overlay_tools.patches.edited_file import Part, Region, hook_lines, shown_lines, upstream_lines
 from overlay_tools.subprocesses import git
 
 _MARKER = 100  # longer than any row of signs in upstream's files
-_FAILED = 128  # git's status from here on is no count of conflicts
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Region:
-    """Lines that a person is to look at: the new release's and those proposed; `base`, what both have changed."""
-
-    ours: Sequence[str]
-    theirs: Sequence[str]
-    base: Sequence[str] = ()
+_REGION = "\x1a{}"  # the line that stands for a region while git merges: no text file has this character
+_FAILED = 128  # git's status from here on is not a count of conflicts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Merged:
-    """A merged function: its lines, and what is in conflict."""
+    """A merged function: its parts; how many lines stand before what has changed, None if nothing has.
 
-    merged: Sequence[list[str] | Region]
+    `clean`: nothing is in conflict; what the merge has changed is a region each.
+    """
 
-    @property
-    def clean(self) -> bool:
-        """Tell whether nothing is in conflict."""
-        return all(isinstance(part, list) for part in self.merged)
-
-    def parts(self, ours: Sequence[str]) -> Iterator[list[str] | Region]:
-        """Yield the lines that stay and the regions to look at, in order; `ours` are the lines that are replaced."""
-        if not self.clean:
-            yield from self.merged
-            return
-        merged = [line for part in self.merged if isinstance(part, list) for line in part]
-        for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, ours, merged, autojunk=False).get_opcodes():
-            if kind == "equal":
-                yield merged[j1:j2]
-            else:
-                yield Region(ours=ours[i1:i2], theirs=merged[j1:j2])
+    parts: Sequence[Part]
+    unchanged: int | None
+    clean: bool
 
 
-def merge(ours: Sequence[str], base: Sequence[str], theirs: Sequence[str]) -> Merged:
-    """Merge what was done to a function from `base` to `theirs` into what it is elsewhere, however far indented."""
-    was, now = _indent(base), _indent(ours)
-    parts = _regions(_merge_file(ours, _moved(base, was, now), _moved(theirs, was, now)))
-    return Merged(merged=[part if isinstance(part, list) else _side_by_side(part) or part for part in parts])
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Conflict:
+    """Lines of which git cannot say what they become; among `ours` there may be regions from before."""
+
+    ours: Sequence[Part]
+    base: Sequence[str]
+    theirs: Sequence[str]
 
 
-def _side_by_side(region: Region) -> list[str] | None:
-    """Return a region merged where the hunk only inserts lines, and what stood before or after them stands still."""
-    same = 0
-    while same < min(len(region.base), len(region.theirs)) and region.base[same] == region.theirs[same]:
-        same += 1
-    head, rest = list(region.base[:same]), list(region.base[same:])
-    size = len(region.theirs) - len(region.base)
-    if size <= 0 or list(region.theirs[same + size :]) != rest:
-        return None
-    inserted, ours = list(region.theirs[same : same + size]), list(region.ours)
-    if ours[:same] == head:
-        return [*head, *inserted, *ours[same:]]
-    if ours[len(ours) - len(rest) :] == rest:
-        return [*ours[: len(ours) - len(rest)], *inserted, *rest]
-    return None
+def merge(ours: Sequence[Part], base: Sequence[str], theirs: Sequence[str]) -> Merged:
+    """Merge what was done to a function from `base` to `theirs` into what it is elsewhere, however far indented.
+
+    A region that `ours` has already stays one, or becomes a part of a new one.
+    """
+    was, now = _indentation(base), _indentation(shown_lines(ours))
+    merged = _merge_file(ours, _reindent(base, was, now), _reindent(theirs, was, now))
+    pieces = [settled for piece in _take_apart(merged) for settled in _settle_insertion(piece)]
+    parts = [piece for piece in pieces if not isinstance(piece, _Conflict)]
+    clean = len(parts) == len(pieces)
+    if clean:
+        parts = list(_mark_changes(ours, parts))
+    else:
+        parts = [_mark_conflict(piece) if isinstance(piece, _Conflict) else piece for piece in pieces]
+    first = next((n for n, part in enumerate(parts) if isinstance(part, Region) and part not in ours), None)
+    unchanged = None if first is None else len(shown_lines(parts[:first]))
+    return Merged(parts=parts, unchanged=unchanged, clean=clean)
 
 
-def _regions(lines: Sequence[str]) -> Iterator[list[str] | Region]:
-    """Take apart what `git merge-file --diff3` writes."""
-    plain: list[str] = []
-    sides_: dict[str, list[str]] = {}
-    current = ""
-    for line in lines:
-        sign = line[:1] if line[:_MARKER] == line[:1] * _MARKER else ""
-        if sign == "<":
-            yield plain
-            plain, sides_, current = [], {"<": [], "|": [], "=": []}, "<"
-        elif current and sign in ("|", "="):
-            current = sign
-        elif current and sign == ">":
-            yield Region(ours=sides_["<"], base=sides_["|"], theirs=sides_["="])
-            current = ""
-        elif current:
-            sides_[current].append(line)
+def _mark_conflict(conflict: _Conflict) -> Region:
+    # Where hunks before this one are open in it, they are among `theirs`, and in `base` they would pass for upstream's.
+    alone = not any(isinstance(part, Region) for part in conflict.ours)
+    base = conflict.base if alone else ()
+    return Region(ours=upstream_lines(conflict.ours), base=base, theirs=conflict.theirs, conflict=True)
+
+
+def _mark_changes(ours: Sequence[Part], merged: Sequence[Part]) -> Iterator[Part]:
+    """Yield the merged parts, as a region what is not among `ours`."""
+    for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, ours, merged, autojunk=False).get_opcodes():
+        if kind == "equal":
+            yield from merged[j1:j2]
         else:
-            plain.append(line)
-    yield plain
+            yield Region(ours=upstream_lines(ours[i1:i2]), theirs=hook_lines(merged[j1:j2]))
 
 
-def _merge_file(ours: Sequence[str], base: Sequence[str], theirs: Sequence[str]) -> list[str]:
+def _settle_insertion(piece: Part | _Conflict) -> Sequence[Part | _Conflict]:
+    """Settle a conflict where the hunk only inserts lines, and what stood before or after them stands still."""
+    if not isinstance(piece, _Conflict):
+        return [piece]
+    base, theirs, ours = list(piece.base), list(piece.theirs), list(piece.ours)
+    size = len(theirs) - len(base)
+    same = 0
+    while same < min(len(base), len(theirs)) and base[same] == theirs[same]:
+        same += 1
+    head, inserted, rest = base[:same], theirs[same : same + size], base[same:]
+    if size > 0 and theirs[same + size :] == rest:
+        if ours[:same] == head:
+            return [*head, *inserted, *ours[same:]]
+        if ours[len(ours) - len(rest) :] == rest:
+            return [*ours[: len(ours) - len(rest)], *inserted, *rest]
+    return [piece]
+
+
+def _take_apart(merged: Iterable[Part]) -> Iterator[Part | _Conflict]:
+    """Yield what `git merge-file --diff3` writes, each of its conflicts as one piece."""
+    sides: dict[str, list[Part]] = {}
+    side = ""
+    for part in merged:
+        sign = part[:1] if isinstance(part, str) and part[:_MARKER] == part[:1] * _MARKER else ""
+        if sign == "<":
+            sides, side = {"<": [], "|": [], "=": []}, "<"
+        elif side and sign in ("|", "="):
+            side = sign
+        elif side and sign == ">":
+            yield _Conflict(ours=sides["<"], base=shown_lines(sides["|"]), theirs=shown_lines(sides["="]))
+            side = ""
+        elif side:
+            sides[side].append(part)
+        else:
+            yield part
+
+
+def _merge_file(ours: Sequence[Part], base: Sequence[str], theirs: Sequence[str]) -> Iterator[Part]:
+    """Yield what `git merge-file --diff3` writes; each region of `ours` is one line to git, and comes out whole."""
+    regions = {_REGION.format(n): part for n, part in enumerate(ours) if isinstance(part, Region)}
+    lines = [part if isinstance(part, str) else _REGION.format(n) for n, part in enumerate(ours)]
     with TemporaryDirectory() as folder:
-        for name, lines in (("ours", ours), ("base", base), ("theirs", theirs)):
-            (Path(folder) / name).write_bytes(("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
+        for name, text in (("ours", lines), ("base", base), ("theirs", theirs)):
+            (Path(folder) / name).write_bytes(join_lines([*text, ""]))
         words = ["merge-file", "--diff3", f"--marker-size={_MARKER}", "ours", "base", "theirs"]
         done = git(words, cwd=Path(folder))
         if not 0 <= done.returncode < _FAILED:
             raise ToolError(f"git merge-file failed: {done.stderr.strip()}")
-        # Not from what git prints: as text, that has its line ends made alike.
-        merged = (Path(folder) / "ours").read_bytes().decode("utf-8", "surrogateescape")
-    return merged.removesuffix("\n").split("\n")
+        # Not from what git prints: reading that as text would make its line ends alike.
+        merged = split_lines((Path(folder) / "ours").read_bytes().removesuffix(b"\n"))
+    return (regions.get(line, line) for line in merged)
 
 
-def _indent(lines: Sequence[str]) -> str:
+def _indentation(lines: Sequence[str]) -> str:
     return lines[0][: len(lines[0]) - len(lines[0].lstrip(" \t"))]
 
 
-def _moved(lines: Sequence[str], was: str, now: str) -> list[str]:
+def _reindent(lines: Sequence[str], was: str, now: str) -> list[str]:
     """Indent lines by `now` instead of `was`; those further left, as a text's can be, stay as they are."""
     return [now + line.removeprefix(was) if line.strip() and line.startswith(was) else line for line in lines]

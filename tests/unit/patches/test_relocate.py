@@ -10,7 +10,8 @@ from overlay_tools.archive.reader import WheelReader
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.patches.code_spans import scope_of
 from overlay_tools.patches.hooked_tree import HookedTree
-from overlay_tools.patches.relocate import Placement, RelocatedPatch, relocate
+from overlay_tools.patches.moving_hunk import Placement
+from overlay_tools.patches.relocate import RelocatedPatch, relocate
 from overlay_tools.patches.series import load_patch
 from overlay_tools.upstream.source_tree import SourceTree
 
@@ -355,6 +356,43 @@ def test_a_hunk_after_others_is_exact_where_they_put_it(follow: Follow) -> None:
     # A proposal before it counts with the lines that it adds, not with its markers.
     placed = follow_one(follow, hooks, ("        entry = self.table[key]\n", "        entry = self.table.get(key)\n"))
     assert [placement.outcome for placement in placed.placements] == ["conflict", "exact"]
+
+
+def test_a_note_counts_the_lines_of_upstream_alone(follow: Follow) -> None:
+    body = "    config = read(path)\n" + "".join(f"    step({n})\n" for n in range(12)) + BUILD
+    old = sub(ENGINE, ("    config = read(path)\n" + BUILD, body))
+    hooks = [("    step(0)\n", "    step(0)\n    ours(0)\n"), HOOK]
+    placed = follow_one(follow, hooks, ("    step(1)\n", "    step(1, True)\n"), old=old)
+    assert [(p.outcome, p.note) for p in placed.placements] == [
+        ("conflict", "lines around it changed; merged within the function"),
+        ("exact", "load changed, +1/-1"),
+    ]
+
+
+def test_each_of_several_hunks_merged_into_one_function_has_its_own_line(follow: Follow) -> None:
+    body = "    config = read(path)\n" + "".join(f"    step({n})\n" for n in range(12)) + BUILD
+    old = sub(ENGINE, ("    config = read(path)\n" + BUILD, body))
+    hooks = [("    step(0)\n", "    step(0)\n    ours(0)\n"), HOOK]
+    upstream = [("    step(1)\n", "    step(1, True)\n"), (BUILD, "    model = build(config, path)\n")]
+    placed = follow_one(follow, hooks, *upstream, old=old)
+    shown = placed.files[FILE].decode().split("\n")
+    assert [shown[placement.line - 1] for placement in placed.placements] == ["    ours(0)", OURS.rstrip()]
+    assert placed.marked[FILE].count(b"<<<<<<< ") == 2
+
+
+def test_hunks_that_git_merges_into_one_conflict_are_one_region(follow: Follow) -> None:
+    steps = [f"    step({n})\n" for n in range(12)]
+    old = sub(ENGINE, (BUILD, BUILD + "".join(steps)))
+    hooks = [(steps[1], "    ours(1)\n"), (steps[10], "    ours(10)\n")]
+    upstream = (BUILD + "".join(steps), BUILD + "".join(f"    stride({n})\n" for n in range(12)))
+    placed = follow_one(follow, hooks, upstream, old=old)
+    assert [placement.outcome for placement in placed.placements] == ["conflict", "conflict"]
+    # Upstream's lines, then both hunks; the first is not shown as if the old release had it.
+    theirs = "".join(steps).replace("step(1)", "ours(1)").replace("step(10)", "ours(10)")
+    assert placed.marked[FILE].decode() == sub(
+        old,
+        ("".join(steps), f"<<<<<<< sglang 1.1\n{upstream[1].removeprefix(BUILD)}=======\n{theirs}>>>>>>> choose\n"),
+    )
 
 
 def test_the_hooks_before_it_are_part_of_both_releases(follow: Follow, tmp_path: Path) -> None:
