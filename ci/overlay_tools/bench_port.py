@@ -26,8 +26,9 @@ from overlay_tools.downstream.transaction import write_patches
 from overlay_tools.errors import PortError, ToolError
 from overlay_tools.patches.code_spans import scope_of
 from overlay_tools.patches.hooked_tree import HookedTree
+from overlay_tools.patches.patch_file import load_patch
 from overlay_tools.patches.relocate import relocate
-from overlay_tools.patches.series import load_patch, load_series
+from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project, load_project
 from overlay_tools.subprocesses import git, run
 from overlay_tools.upstream.lockfile import Lock, dump_lock

@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 from overlay_tools.downstream.transaction import as_if_in
 from overlay_tools.patches.model import FIELDS, Hook, Patch
-from overlay_tools.patches.series import load_patch
+from overlay_tools.patches.patch_file import load_patch
 
 _WIDTH = 120
 

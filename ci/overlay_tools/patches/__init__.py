@@ -1,1 +1,1 @@
-"""patches/: the series, its faults, its exact application, and where a hunk belongs in another release."""
+"""patches/: the series and its faults, its exact application, and where a hunk belongs in another release."""

@@ -1,4 +1,4 @@
-"""patches/: the series of hooks, the header and the diff of each variant, and which variant a release takes."""
+"""What is wrong with a series that can be read: the releases that it covers, the names of its files, its style."""
 
 from __future__ import annotations
 
@@ -14,25 +14,34 @@ from overlay_tools.patches.model import CONTEXT, MOST_CONTEXT, Hook, Patch, loca
 
 
 def lint(hooks: Sequence[Hook], versions: Sequence[str]) -> list[str]:
-    """Return every fault of a series that has been read: of coverage of the locked `versions`, names and style."""
+    """Return every fault of a series, for the locked releases `versions`."""
     faults: list[str] = []
     for hook in hooks:
-        for version in versions:
-            try:
-                hook.variant(version)
-            except PatchError as error:
-                faults += error.problems
+        faults += _lint_coverage(hook, versions)
         for patch in hook.variants:
-            covered = [version for version in versions if patch.applies.contains(version, prereleases=True)]
-            if not covered:
-                faults.append(f"{patch.path}: `Applies: {patch.applies}` does not hold for any locked release.")
-            elif patch.path.stem != covered[0]:
-                faults.append(f"{patch.path}: it first applies to {covered[0]}; name it {covered[0]}.patch.")
+            faults += _lint_name(patch, versions)
             faults += _lint_lines(patch)
             for file in patch.files:
                 for hunk in file:
-                    faults += _lint_hunk(patch, hunk)
+                    faults += _lint_size(patch, hunk)
+                    faults += _lint_context(patch, hunk)
     return faults
+
+
+def _lint_coverage(hook: Hook, versions: Sequence[str]) -> Iterable[str]:
+    for version in versions:
+        try:
+            hook.variant(version)
+        except PatchError as error:
+            yield from error.problems
+
+
+def _lint_name(patch: Patch, versions: Sequence[str]) -> Iterable[str]:
+    covered = [version for version in versions if patch.applies.contains(version, prereleases=True)]
+    if not covered:
+        yield f"{patch.path}: `Applies: {patch.applies}` does not hold for any locked release."
+    elif patch.path.stem != covered[0]:
+        yield f"{patch.path}: it first applies to {covered[0]}; name it {covered[0]}.patch."
 
 
 def _lint_lines(patch: Patch) -> Iterable[str]:
@@ -45,16 +54,21 @@ def _lint_lines(patch: Patch) -> Iterable[str]:
             yield f"{patch.path}:{number}: an added line holds a tab."
 
 
-def _lint_hunk(patch: Patch, hunk: Hunk) -> Iterable[str]:
-    before, after = sides(hunk)
-    smallest = sum(1 for line in difflib.ndiff(before, after) if line[0] in "+-")
-    where = f"{locate(patch, hunk)}:"
-    if smallest < hunk.added + hunk.removed:
-        yield f"{where} the hunk touches {hunk.added + hunk.removed} lines where {smallest} would do."
-    kinds = [line.is_context for line in hunk]
-    changed = [index for index, context in enumerate(kinds) if not context]
-    context = max(CONTEXT, changed[0], len(kinds) - 1 - changed[-1]) if changed else 0
+def _lint_size(patch: Patch, hunk: Hunk) -> Iterable[str]:
+    touched = hunk.added + hunk.removed
+    smallest = sum(line[0] in "+-" for line in difflib.ndiff(*sides(hunk)))
+    if smallest < touched:
+        yield f"{locate(patch, hunk)}: the hunk touches {touched} lines where {smallest} would do."
+
+
+def _lint_context(patch: Patch, hunk: Hunk) -> Iterable[str]:
+    changed = [index for index, line in enumerate(hunk) if not line.is_context]
+    if not changed:
+        return
+    context = max(CONTEXT, changed[0], len(hunk) - 1 - changed[-1])
     if context > MOST_CONTEXT:
-        yield f"{where} the hunk has more than {MOST_CONTEXT} lines of context at an end."
+        yield f"{locate(patch, hunk)}: the hunk has more than {MOST_CONTEXT} lines of context at an end."
     if any(after - before > 2 * context + 1 for before, after in itertools.pairwise(changed)):
-        yield f"{where} the hunk joins changes that are more than {2 * context} lines apart; make it two."
+        yield (
+            f"{locate(patch, hunk)}: the hunk joins changes that are more than {2 * context} lines apart; make it two."
+        )

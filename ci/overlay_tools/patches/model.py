@@ -1,4 +1,4 @@
-"""patches/: the series of hooks, the header and the diff of each variant, and which variant a release takes."""
+"""What patches/ holds: hooks, the variants of each, and which variant a release takes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Hook:
     def variant(self, version: str) -> Patch | None:
         """Return the variant for a release, or None where the hook is not due.
 
-        Raises PatchError if there is none although it is due, or more than one.
+        Raises PatchError if it has none where it is due, one where it is not, or more than one.
         """
         fitting = [patch for patch in self.variants if patch.applies.contains(version, prereleases=True)]
         if len(fitting) > 1:

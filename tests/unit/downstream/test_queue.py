@@ -10,7 +10,8 @@ from overlay_tools.downstream.queue import PatchQueue, specifier
 from overlay_tools.downstream.transaction import stage, undo, write_files, write_patches
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.apply import apply_series
-from overlay_tools.patches.series import load_patch, load_series
+from overlay_tools.patches.patch_file import load_patch
+from overlay_tools.patches.series import load_series
 from packaging.specifiers import SpecifierSet
 
 from unit.conftest import DIFF, ENGINE, HEADER, LOADER, PATCH, Miniature

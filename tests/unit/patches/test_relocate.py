@@ -11,8 +11,8 @@ from overlay_tools.downstream.diff import make_diff
 from overlay_tools.patches.code_spans import scope_of
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.moving_hunk import Placement
+from overlay_tools.patches.patch_file import load_patch
 from overlay_tools.patches.relocate import RelocatedPatch, relocate
-from overlay_tools.patches.series import load_patch
 from overlay_tools.upstream.source_tree import SourceTree
 
 from unit.conftest import ENGINE, HEADER, TAG, upstream_files, write_wheel
