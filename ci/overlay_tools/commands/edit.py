@@ -6,7 +6,7 @@ import argparse
 
 from overlay_tools import console
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.downstream.export import edit
+from overlay_tools.downstream.edit import edit
 from overlay_tools.settings import Project, cache_dir
 
 

@@ -7,7 +7,8 @@ import sys
 
 from overlay_tools import console
 from overlay_tools.commands import LOCKED, Command
-from overlay_tools.downstream.export import export, worktrees
+from overlay_tools.downstream.edit import worktrees
+from overlay_tools.downstream.export import export
 from overlay_tools.errors import WorktreeError
 from overlay_tools.settings import Project, cache_dir
 

@@ -1,4 +1,4 @@
-"""Changes to patches/: which variant of a hook each release takes, and the files that say so."""
+"""The series while it is changed: which variant of a hook each release takes, and the files that say so."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from packaging.specifiers import SpecifierSet
 
-from overlay_tools.downstream.transaction import as_if_in
+from overlay_tools.downstream.staging import as_if_in
 from overlay_tools.patches.model import FIELDS, Hook, Patch
 from overlay_tools.patches.patch_file import load_patch
 
@@ -45,24 +45,14 @@ class PatchQueue:
                 variant = _Variant(text=text, applies=patch.applies, stem=patch.path.stem)
                 taken |= {v: variant for v in versions if patch.applies.contains(v, prereleases=True)}
 
-    def take(self, hook: str, version: str, like: str) -> None:
+    def take(self, hook: str, version: str, *, like: str) -> None:
         """Let a release take the variant that the release `like` takes."""
         self._taken[hook][version] = self._taken[hook][like]
 
-    def renew(self, hook: str, versions: Sequence[str], header: Mapping[str, str], diff: str) -> None:
+    def add_variant(self, hook: str, versions: Sequence[str], header: Mapping[str, str], diff: str) -> None:
         """Let releases take a new variant of a hook, which may be a new hook, added to the end of the series."""
-        header = {**header, "Applies": specifier(sorted(versions, key=self.versions.index), self.versions)}
-        text = "".join(
-            textwrap.fill(
-                f"{name}: {header[name]}",
-                _WIDTH,
-                subsequent_indent=" ",
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            + "\n"
-            for name in FIELDS
-        )
+        applies = specifier(sorted(versions, key=self.versions.index), self.versions)
+        text = _format_header({**header, "Applies": applies})
         self._due.setdefault(hook, SpecifierSet())
         taken = self._taken.setdefault(hook, {})
         taken |= dict.fromkeys(versions, _Variant(text=f"{text}\n{diff}"))
@@ -71,10 +61,10 @@ class PatchQueue:
         """Let a release take no variant: the hook is not due there."""
         self._taken[hook].pop(version, None)
 
-    def patch(self, hook: str, version: str, patches: Path) -> Patch:
+    def variant(self, hook: str, version: str, patches: Path) -> Patch:
         """Return the variant that a release takes, read and checked as if it were in `patches` already.
 
-        Raises PatchError if it is no patch that the series may have.
+        Raises PatchError if it is not a patch that the series may have.
         """
         with TemporaryDirectory() as folder, as_if_in(patches, folder):
             path = Path(folder) / hook / f"{version}.patch"
@@ -111,13 +101,23 @@ class PatchQueue:
             covered = [version for version in self.versions if version in taken]
             if covered == _covered(self._due[hook], self.versions) and hook in where:
                 continue
-            due = f" {_due(covered, self.versions)}".rstrip()
+            due = f" {_due_range(covered, self.versions)}".rstrip()
             if hook in where:
                 comment = lines[where[hook]].partition("#")[1:]
                 lines[where[hook]] = f"{hook}{due}" + ("  " + "".join(comment) if comment[0] else "")
             else:
                 lines.append(f"{hook}{due}")
         return "\n".join(lines) + "\n"
+
+
+def _format_header(header: Mapping[str, str]) -> str:
+    return "".join(
+        textwrap.fill(
+            f"{name}: {header[name]}", _WIDTH, subsequent_indent=" ", break_long_words=False, break_on_hyphens=False
+        )
+        + "\n"
+        for name in FIELDS
+    )
 
 
 def specifier(covered: Sequence[str], versions: Sequence[str]) -> str:
@@ -129,7 +129,7 @@ def specifier(covered: Sequence[str], versions: Sequence[str]) -> str:
     return ",".join([f">={covered[0]}", f"<={covered[-1]}", *(f"!={version}" for version in left_out)])
 
 
-def _due(covered: Sequence[str], versions: Sequence[str]) -> str:
+def _due_range(covered: Sequence[str], versions: Sequence[str]) -> str:
     """Return the range of a hook: as `specifier`, but open where it reaches the oldest or the newest release."""
     if not covered:
         return f"<{versions[0]}"

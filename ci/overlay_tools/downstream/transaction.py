@@ -1,17 +1,14 @@
-"""Changes to patches/: which variant of a hook each release takes, and the files that say so."""
+"""Files of the checkout changed together: all of them, or after a failure or a kill none."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
-from overlay_tools.errors import OverlayError, PatchError
-from overlay_tools.patches.lint import lint
-from overlay_tools.patches.model import README, Hook
-from overlay_tools.patches.series import load_series
+from overlay_tools.patches.model import README
 
 _UNDO = ".nox/undo.json"  # what the files were that are being written
 
@@ -19,7 +16,7 @@ _UNDO = ".nox/undo.json"  # what the files were that are being written
 def write_patches(
     folder: Path, files: Mapping[str, str], others: Mapping[str, bytes | None] = MappingProxyType({})
 ) -> list[str]:
-    """Make patches/ hold these files and, beside its README.md, no others; all is written, or where that fails nothing.
+    """Make patches/ hold these files and, beside its README.md, no others; write all of it, or if that fails nothing.
 
     Parameters: `others`, files to write with them by their path in the checkout, None to remove one.
     Returns the paths in the checkout that were written or removed. What a kill leaves half done, `undo` puts back.
@@ -67,26 +64,3 @@ def write_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
 
 def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
-
-
-def stage(folder: Path, files: Mapping[str, str], patches: Path, versions: Sequence[str]) -> tuple[Hook, ...]:
-    """Write what patches/ is to hold into another folder, read it back and check it against the releases.
-
-    Raises PatchError as `load_series` does, or with what `lint` finds, as if the files were in `patches`.
-    """
-    write_files(folder, {name: text.encode() for name, text in files.items()})
-    with as_if_in(patches, str(folder)):
-        hooks = load_series(folder)
-        if faults := lint(hooks, versions):
-            raise PatchError(*faults, hint="patches/README.md says what a patch must look like.")
-    return hooks
-
-
-@contextmanager
-def as_if_in(real: Path, folder: str) -> Iterator[None]:
-    """Let errors that speak of files of a temporary folder speak of those that they are to be, in `real`."""
-    try:
-        yield
-    except OverlayError as error:
-        problems = (problem.replace(folder, str(real)) for problem in error.problems)
-        raise type(error)(*problems, hint=error.hint.replace(folder, str(real))) from None

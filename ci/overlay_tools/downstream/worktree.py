@@ -71,6 +71,15 @@ class Worktree:
             raise ToolError(f"{self.folder}: git {' '.join(map(str, words))} failed:\n{done.stderr.strip()}")
         return done.stdout
 
+    def head(self) -> str:
+        """Return the commit that is checked out."""
+        return self.git("rev-parse", "HEAD").strip()
+
+    def read_working(self, name: str) -> bytes | None:
+        """Return a file as it lies in the worktree, or None if it is not there."""
+        path = self.folder / name
+        return path.read_bytes() if path.is_file() else None
+
     def write(self, files: Mapping[str, bytes]) -> None:
         """Write files by path."""
         for name, data in files.items():
@@ -136,6 +145,10 @@ class Worktree:
         """Return a file as it is in a commit, or None if the commit has none."""
         done = git_bytes(["cat-file", "blob", f"{commit}:{name}"], cwd=self.folder)
         return done.stdout if done.returncode == 0 else None
+
+    def changed_since(self, commit: str) -> set[str]:
+        """Return the paths of the files in which HEAD differs from a commit."""
+        return set(self.git("diff-tree", "-r", "-z", "--no-renames", "--name-only", commit, "HEAD").split("\0")) - {""}
 
     def names(self, commit: str) -> set[str]:
         """Return the paths of all files in a commit."""

@@ -6,11 +6,25 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from unidiff import Hunk
 
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import CONTEXT, MOST_CONTEXT, Hook, Patch, locate, sides
+from overlay_tools.patches.patch_file import HINT
+from overlay_tools.patches.series import load_series
+
+
+def load_checked_series(folder: Path, versions: Sequence[str]) -> tuple[Hook, ...]:
+    """Read a series as `load_series` does.
+
+    Raises PatchError also for what `lint` finds.
+    """
+    hooks = load_series(folder)
+    if faults := lint(hooks, versions):
+        raise PatchError(*faults, hint=HINT)
+    return hooks
 
 
 def lint(hooks: Sequence[Hook], versions: Sequence[str]) -> list[str]:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from overlay_tools.downstream.committed_hooks import Ask
 from overlay_tools.downstream.diff import make_diff
-from overlay_tools.downstream.export import Ask, edit, export, worktree_of, worktrees
+from overlay_tools.downstream.edit import edit, worktree_of, worktrees
+from overlay_tools.downstream.export import export
 from overlay_tools.downstream.transaction import write_files
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM
 from overlay_tools.errors import BuildError, LockError, OverlayError, PatchError, WorktreeError

@@ -13,7 +13,8 @@ import pytest
 from overlay_tools.api_check.base_mentions import BaseMention
 from overlay_tools.bench_port import replay
 from overlay_tools.downstream.diff import make_diff
-from overlay_tools.downstream.port import HunkReport, Port
+from overlay_tools.downstream.follow import HunkReport
+from overlay_tools.downstream.port import Port
 from overlay_tools.downstream.worktree import OVERLAY
 from overlay_tools.errors import FetchError, LockError, OverlayError, PatchError, PortError
 from overlay_tools.patches.lint import lint
@@ -474,7 +475,7 @@ def test_the_contract_is_that_of_the_hooks_as_they_are_to_be(mini: Miniature) ->
 def test_a_place_that_no_one_has_classified_stops_it(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
     place = BaseMention(release="1.2", file=FILE, line=5, scope="get_model", what="string 'Base'")
     with monkeypatch.context() as patched:
-        patched.setattr("overlay_tools.downstream.port.find_base_mentions", lambda project, sources: [place])
+        patched.setattr("overlay_tools.downstream.trial.find_base_mentions", lambda project, sources: [place])
         said = stopped(mini, lambda: start(mini))
         assert f"{FILE}:5: string 'Base' in get_model is not classified." in said
     resume(mini)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.queue import PatchQueue, specifier
-from overlay_tools.downstream.transaction import stage, undo, write_files, write_patches
+from overlay_tools.downstream.staging import stage
+from overlay_tools.downstream.transaction import undo, write_files, write_patches
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.apply import apply_series
 from overlay_tools.patches.patch_file import load_patch
@@ -61,21 +62,21 @@ def test_what_has_not_changed_stays_to_the_byte(mini: Miniature) -> None:
 def test_a_release_that_takes_a_variant_widens_its_range_alone(mini: Miniature, applies: str) -> None:
     mini.patch.write_text(PATCH.replace(" >=1.0,<=1.1", applies))
     queue = queue_of(mini, "1.0", "1.1", "1.2")
-    queue.take("choose", "1.2", "1.1")
+    queue.take("choose", "1.2", like="1.1")
     assert files_of(queue, mini) == {"choose/1.0.patch": PATCH.replace("<=1.1", "<=1.2"), "series": "choose\n"}
 
 
 def test_a_variant_is_named_for_the_oldest_release_that_takes_it(mini: Miniature) -> None:
     queue = queue_of(mini, "0.9", "1.0", "1.1")
-    queue.take("choose", "0.9", "1.0")
+    queue.take("choose", "0.9", like="1.0")
     assert files_of(queue, mini) == {"choose/0.9.patch": PATCH.replace(">=1.0", ">=0.9"), "series": "choose\n"}
 
 
 def test_a_new_variant_takes_its_releases_from_the_old_one(mini: Miniature) -> None:
     queue = queue_of(mini, "1.0", "1.1", "1.2")
-    queue.take("choose", "1.2", "1.0")
+    queue.take("choose", "1.2", like="1.0")
     patch = load_series(mini.root / "patches")[0].variants[0]
-    queue.renew("choose", ["1.1"], patch.header, DIFF)
+    queue.add_variant("choose", ["1.1"], patch.header, DIFF)
     files = files_of(queue, mini)
     assert files.keys() == {"choose/1.0.patch", "choose/1.1.patch", "series"}
     assert "Applies: >=1.0,<=1.2,!=1.1\n" in files["choose/1.0.patch"]
@@ -87,13 +88,13 @@ def test_a_long_header_is_wrapped_and_says_the_same(mini: Miniature) -> None:
     why = "because " + " ".join(f"word-{n}-of-a-chain https://example.org/some-long/address-{n}" for n in range(20))
     queue = queue_of(mini)
     header = {**load_series(mini.root / "patches")[0].variants[0].header, "Why": why}
-    queue.renew("choose", ["1.0", "1.1"], header, DIFF)
+    queue.add_variant("choose", ["1.0", "1.1"], header, DIFF)
     text = files_of(queue, mini)["choose/1.0.patch"]
     assert max(map(len, text.splitlines())) <= 120
     path = mini.write("patches/choose/1.0.patch", text)
     assert load_patch(path, "choose").header["Why"] == why
     again = queue_of(mini)
-    again.renew("choose", ["1.0", "1.1"], load_patch(path, "choose").header, DIFF)
+    again.add_variant("choose", ["1.0", "1.1"], load_patch(path, "choose").header, DIFF)
     assert files_of(again, mini)["choose/1.0.patch"] == text
 
 
@@ -115,7 +116,7 @@ def test_the_series_says_where_a_hook_is_due(mini: Miniature, line: str, taking:
     mini.write("patches/series", f"# first\n{line}\n")
     versions = sorted({"1.0", "1.1", "1.2", *taking})
     queue = queue_of(mini, *versions)
-    queue.renew("choose", taking, load_series(mini.root / "patches")[0].variants[0].header, DIFF)
+    queue.add_variant("choose", taking, load_series(mini.root / "patches")[0].variants[0].header, DIFF)
     for version in versions:
         if version not in taking:
             queue.drop("choose", version)
@@ -128,7 +129,7 @@ def test_the_series_says_where_a_hook_is_due(mini: Miniature, line: str, taking:
 def test_a_new_hook_goes_to_the_end_of_the_series(mini: Miniature) -> None:
     queue = queue_of(mini)
     header = dict(load_series(mini.root / "patches")[0].variants[0].header)
-    queue.renew("more", ["1.1"], header, DIFF)
+    queue.add_variant("more", ["1.1"], header, DIFF)
     files = files_of(queue, mini)
     assert files["series"] == "choose\nmore >=1.1\n"
     assert files["more/1.1.patch"] == PATCH.replace(">=1.0,<=1.1", "==1.1")
@@ -141,13 +142,13 @@ def test_a_variant_that_is_no_patch_is_refused_under_the_name_that_it_would_have
         (DIFF.replace("a/sglang", "a/numpy").replace("b/sglang", "b/numpy"), "1.1.patch:7: numpy/loader.py is outside"),
         (DIFF.replace("config.name", "config.n\udcffme"), "1.1.patch: 'utf-8' codec can't decode"),
     ]:
-        queue.renew("choose", ["1.1"], header, diff)
+        queue.add_variant("choose", ["1.1"], header, diff)
         with pytest.raises(PatchError) as caught:
-            queue.patch("choose", "1.1", mini.root / "patches")
+            queue.variant("choose", "1.1", mini.root / "patches")
         assert str(caught.value).startswith(str(mini.root / "patches" / "choose"))
         assert said in str(caught.value)
-    queue.renew("choose", ["1.1"], header, DIFF)
-    patch = queue.patch("choose", "1.1", mini.root / "patches")
+    queue.add_variant("choose", ["1.1"], header, DIFF)
+    patch = queue.variant("choose", "1.1", mini.root / "patches")
     assert (patch.path, patch.diff) == (mini.root / "patches" / "choose" / "1.1.patch", DIFF)
 
 

@@ -1,0 +1,122 @@
+"""The hooks among a worktree's commits: each a commit that changes files of upstream's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Commit, Worktree
+from overlay_tools.errors import WorktreeError
+from overlay_tools.patches.model import README, Hook
+
+ASKED = ("Why", "Forwarded", "Remove-When")
+Ask = Callable[[str, str], str]  # what a hook is called, and which field of its header is wanted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommittedHook:
+    """A hook as a commit has it: its header, and the upstream files that it changes, before and after."""
+
+    name: str
+    commit: Commit
+    header: Mapping[str, str]
+    before: Mapping[str, bytes]
+    after: Mapping[str, bytes]
+
+
+def read_committed_hooks(
+    tree: Worktree, hooks: Sequence[Hook], version: str, replaces: Set[str], ask: Ask | None
+) -> dict[str, CommittedHook]:
+    """Return the hooks among a worktree's commits by name, in order.
+
+    Parameters: `hooks`, the series; `version`, the release that the worktree is of; `replaces`, the upstream files in
+    whose place the overlay has its own; `ask` asks a person for a field of a new hook's header, None if no one is there
+    to ask.
+    Raises WorktreeError with every fault of any commit.
+    """
+    reader = _CommitReader(tree, hooks, version, tree.names(UPSTREAM) - replaces, ask)
+    for commit in tree.commits():
+        reader.read(commit)
+    reader.compare_with_series()
+    if reader.faults:
+        raise WorktreeError(*reader.faults, hint="To remove a hook, or to change the order, edit patches/.")
+    return reader.found
+
+
+class _CommitReader:
+    """Reads commits, one after the other: `found` are the hooks among them, `faults` what is wrong with any."""
+
+    def __init__(
+        self, tree: Worktree, hooks: Sequence[Hook], version: str, upstream: Set[str], ask: Ask | None
+    ) -> None:
+        self.tree, self.hooks, self.version, self.upstream, self.ask = tree, hooks, version, upstream, ask
+        self.found: dict[str, CommittedHook] = {}
+        self.faults: list[str] = []
+
+    def read(self, commit: Commit) -> None:
+        """Read a commit, which may be a hook's or change the overlay alone."""
+        folder = self.tree.folder
+        if commit.parents != 1:
+            self._add_fault(commit, "is a merge; rebase instead.")
+        elif re.match(r"(?:fixup|squash|amend)! ", commit.subject):
+            self._add_fault(commit, f"is not squashed: `git -C {folder} rebase -i --autosquash {OVERLAY}` does it.")
+        else:
+            names = sorted(name for name in commit.changed if name in self.upstream)
+            for name in names:
+                if commit.changed[name] == "D":
+                    self._add_fault(commit, f"removes {name}, which is upstream's.")
+            before = {name: self.tree.read(f"{commit.sha}~", name) or b"" for name in names}
+            after = {name: self.tree.read(commit.sha, name) or b"" for name in names}
+            if not commit.changed or (names and before == after):
+                self._add_fault(commit, "changes no line of any file; drop it.")
+            elif names:
+                self._read_hook(commit, before, after)
+
+    def compare_with_series(self) -> None:
+        """See that every hook of the release has its commit still, and that they are in the series' order."""
+        folder = self.tree.folder
+        for hook in self.hooks:
+            if hook.variant(self.version) and hook.name not in self.found:
+                self.faults.append(f"{folder}: hook {hook.name} no longer has a commit.")
+        in_order = [hook.name for hook in self.hooks if hook.name in self.found]
+        if not self.faults and list(self.found)[: len(in_order)] != in_order:
+            self.faults.append(
+                f"{folder}: its hooks are not in the series' order, new ones last: {', '.join(in_order)}."
+            )
+
+    def _read_hook(self, commit: Commit, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
+        name = commit.trailers.get("Hook") or re.sub(r"[^a-z0-9]+", "-", commit.subject.lower()).strip("-")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or name in ("series", README):
+            self.faults.append(
+                f"{self._call(commit)}: {name!r} is not a name for a hook; give its message a trailer `Hook: NAME`."
+            )
+        elif name in self.found:
+            self._add_fault(commit, f"is a second commit of hook {name}: `git rebase -i` makes them one.")
+        else:
+            header = self._header(commit, name)
+            if lacking := [field for field in ASKED if not header[field]]:
+                self._add_fault(
+                    commit,
+                    f"would be the new hook {name}, and its message has no {', '.join(lacking)}: `git commit --amend`"
+                    " it, Why as the body, the others as trailers; or `git rebase -i` squashes it into its hook.",
+                )
+            self.found[name] = CommittedHook(name=name, commit=commit, header=header, before=before, after=after)
+
+    def _header(self, commit: Commit, name: str) -> dict[str, str]:
+        """Return what a commit's message says, completed from the hook as it was, or else by asking."""
+        header = {"Subject": commit.subject, "Why": commit.body, **commit.trailers}
+        hook = next((hook for hook in self.hooks if hook.name == name), None)
+        old = (hook.variant(self.version) or hook.variants[-1]) if hook else None
+        for field in ASKED:
+            if not header.get(field) and old is not None:
+                header[field] = old.header[field]
+            elif not header.get(field):
+                header[field] = self.ask(name, field) if self.ask else ""
+        return header
+
+    def _add_fault(self, commit: Commit, fault: str) -> None:
+        self.faults.append(f"{self._call(commit)} {fault}")
+
+    def _call(self, commit: Commit) -> str:
+        return f"{self.tree.folder}: commit {commit.sha} ({commit.subject})"

@@ -1,0 +1,138 @@
+"""The hooks of the series followed into a release that is not locked yet, up to the first that a person must settle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.version import Version
+
+from overlay_tools.downstream.answers import Answers
+from overlay_tools.downstream.diff import make_diff
+from overlay_tools.downstream.queue import PatchQueue
+from overlay_tools.errors import REPORT, PatchError, PortError
+from overlay_tools.patches.apply import apply_series
+from overlay_tools.patches.hooked_tree import HookedTree
+from overlay_tools.patches.lint import lint
+from overlay_tools.patches.model import Hook, Patch, target_of
+from overlay_tools.patches.relocate import RelocatedPatch, relocate
+from overlay_tools.upstream.lockfile import Lock
+from overlay_tools.upstream.source_tree import SourceTree, open_source_tree
+from overlay_tools.wheels.overlay_files import compile_all
+
+
+class HunkReport(NamedTuple):
+    """What became of a hunk: its hook, where it stands in the new release, the outcome, and what was found."""
+
+    hook: str
+    place: str
+    outcome: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AppliedHook:
+    """A hook that holds in the new release: a variant, whose header is the hook's, and the files that it makes."""
+
+    patch: Patch
+    files: Mapping[str, bytes]
+
+
+class LockedReleases:
+    """The files of the locked releases, each opened once when it is asked for, until the stack ends."""
+
+    def __init__(self, lock: Lock, cache: Path, stack: ExitStack) -> None:
+        self.lock, self.cache, self.stack = lock, cache, stack
+        self._sources: dict[str, SourceTree] = {}
+
+    def nearest(self, hook: Hook, version: str) -> str:
+        """Return the release next to another one, an older one first, that a hook has a variant for.
+
+        Raises PortError if there is none.
+        """
+        having = [locked for locked in self.lock if hook.variant(locked)]
+        if not having:
+            raise PortError(f"Hook {hook.name} is not due for any locked release.", hint="Take it out of the series.")
+        older = [locked for locked in having if Version(locked) < Version(version)]
+        return older[-1] if older else having[0]
+
+    def open(self, version: str, hooks: Sequence[Hook]) -> HookedTree:
+        """Return a release with hooks applied."""
+        if version not in self._sources:
+            sources = self.stack.enter_context(open_source_tree(self.lock[version], self.cache))
+            self._sources[version] = sources
+        return HookedTree.apply(self._sources[version], hooks)
+
+
+class Follower:
+    """Follows hooks, in order, into the new release; it writes nothing but notes what is to be done.
+
+    Parameters: `new`, the release, to which the hooks are applied; `queue`, which notes the variants that it takes;
+    `patches`, the folder that these are for.
+    `reports` is what became of each hunk, `open` the first hook that a person must settle, `applied` those before it.
+    """
+
+    def __init__(
+        self, new: HookedTree, locked: LockedReleases, queue: PatchQueue, answers: Answers, patches: Path
+    ) -> None:
+        self.new, self.locked, self.queue, self.answers, self.patches = new, locked, queue, answers, patches
+        self.version = new.sources.version
+        self.reports: list[HunkReport] = []
+        self.applied: list[AppliedHook] = []
+        self.open: RelocatedPatch | None = None
+
+    def drop(self, hook: Hook) -> None:
+        """Let the release take no variant of a hook."""
+        self.queue.drop(hook.name, self.version)
+        self.reports.append(HunkReport(hook.name, "", "dropped", f"not due at {self.version}"))
+
+    def follow(self, hook: Hook, before: Sequence[Hook]) -> None:
+        """Follow one hook; `before` are those before it."""
+        nearest = self.locked.nearest(hook, self.version)
+        patch = hook.variant(nearest)
+        assert patch is not None
+        relocated = relocate(patch, self.locked.open(nearest, before), self.new)
+        if relocated.settled:
+            self._take(hook, patch, nearest, relocated)
+        elif self.open is None and (files := self.answers.find(hook.name)) is not None:
+            self._take_answer(hook, patch, files)
+        else:
+            self.open = self.open or relocated
+            self._report(relocated)
+            self.new.touched.update(relocated.files)
+
+    def _take(self, hook: Hook, patch: Patch, nearest: str, relocated: RelocatedPatch) -> None:
+        """Let the release take the variant of its neighbour, which applies exactly."""
+        files = apply_series([patch], self.new.read, f"sglang {self.version}")
+        compile_all(files)
+        self.queue.take(hook.name, self.version, like=nearest)
+        self._report(relocated)
+        self._apply(patch, files)
+
+    def _take_answer(self, hook: Hook, patch: Patch, files: Mapping[str, bytes]) -> None:
+        """Make the variant of the release from what a person has settled, and see that it has this effect."""
+        diff = make_diff({name: self.new.read(name) or b"" for name in files}, files)
+        self.queue.add_variant(hook.name, [self.version], patch.header, diff)
+        made = self.queue.variant(hook.name, self.version, self.patches)
+        folder = self.answers.tree.folder
+        if faults := lint([Hook(name=hook.name, due=hook.due, variants=(made,))], [self.version]):
+            raise PatchError(*faults, hint=f"That is the diff of what is in {folder}: mend it there.")
+        if apply_series([made], self.new.read, f"sglang {self.version}") != files:
+            raise PortError(f"Hook {hook.name}: its diff does not make what {folder} has.", hint=REPORT)
+        for file in made.files:
+            note = f"+{file.added}/-{file.removed} in the worktree"
+            self.reports.append(HunkReport(hook.name, target_of(file), "settled", note))
+        self._apply(patch, files)
+
+    def _apply(self, patch: Patch, files: Mapping[str, bytes]) -> None:
+        self.new.touched.update(files)
+        if self.open is None:
+            self.applied.append(AppliedHook(patch=patch, files=files))
+
+    def _report(self, relocated: RelocatedPatch) -> None:
+        for placement in relocated.placements:
+            place = f"{placement.file}:{placement.line}" if placement.line else placement.file
+            self.reports.append(HunkReport(relocated.patch.hook, place, placement.outcome, placement.note))
