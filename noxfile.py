@@ -107,8 +107,9 @@ def bench_build(session: nox.Session) -> None:
 
 @nox.session(name="bench-port")
 def bench_port(session: nox.Session) -> None:
-    """Replay the series through all releases, and carry insertions beside other tools: [OLD] [NEW] [--count N]."""
-    tool(session, "bench-port")
+    """Measure how hunks are carried to other releases, beside what git and patch do."""
+    session.install("-e", ".[bench]")
+    session.run("pytest", "-s", "tests/bench/test_relocation.py", *session.posargs)
 
 
 @nox.session(name="bench-gpu")

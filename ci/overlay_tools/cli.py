@@ -31,7 +31,6 @@ COMMANDS = {
     "status": "show what is known of every release, here and as dist/status.html",
     "test-engine": "run the engine tests of one release in its environment",
     "lint-patches": "check patches/",
-    "bench-port": "measure how hunks are carried to other releases, beside other tools",
     "bench-gpu": "measure kernels, overhead and speed on a CUDA GPU",
 }
 # What people run as sessions of nox with other names, or as parts of some.

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from overlay_tools.api_check.base_mentions import BaseMention
-from overlay_tools.bench_port import replay
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.follow import HunkReport
 from overlay_tools.downstream.port import Port
@@ -129,39 +128,6 @@ def test_a_hook_that_is_not_due_is_not_asked_for(mini: Miniature) -> None:
     assert start(mini, loader="") == []
     assert mini.patch.read_text() == PATCH
     holds(mini)
-
-
-def test_a_replay_carries_the_oldest_release_s_hooks_through_all_the_others(mini: Miniature) -> None:
-    moved = "# more\n" + LOADER
-    mini.lock_release("1.2", upstream_files("1.2") | {FILE: moved.encode()})
-    mini.patch.write_text(PATCH.replace("<=1.1", "<=1.2"))
-    mini.add_hook("later", {FILE: moved}, {FILE: moved.replace("# more", "# most")}, "==1.2")
-    mini.write("patches/series", "choose\nlater ==1.2\n")  # what is due later is not the oldest release's
-    mini.write("ci/nothing", "")
-    before = mini.content()
-    assert replay(mini.project, mini.lock, mini.cache) == {"exact": 1, "offset": 1}
-    assert mini.content() == before
-
-
-@pytest.mark.parametrize("ended", [True, False])
-def test_a_replay_drops_a_hook_where_patches_says_that_it_ends(mini: Miniature, ended: bool) -> None:
-    gone = LOADER.replace("get_model", "find_model").replace("config.name", "config.title")
-    mini.write("patches/series", "")
-    path = mini.add_hook("ends", {FILE: LOADER}, {FILE: LOADER.replace("name = c", "name = 1, c")}, ">=1.0,<=1.1")
-    mini.write("patches/series", "ends <1.2\n")
-    shutil.rmtree(mini.root / "patches/choose")
-    mini.lock_release("1.2", upstream_files("1.2") | {FILE: gone.encode()})
-    mini.write("ci/nothing", "")
-    if ended:
-        assert replay(mini.project, mini.lock, mini.cache) == {"exact": 1, "dropped": 1}
-    else:
-        first = path.read_text()
-        mini.add_hook("ends", {FILE: gone}, {FILE: gone.replace("name = c", "name = 1, c")}, "==1.2")
-        path.rename(path.with_name("1.2.patch"))
-        path.write_text(first)
-        mini.write("patches/series", "ends\n")
-        with pytest.raises(PortError, match=r"ends.1\.0\.patch"):
-            replay(mini.project, mini.lock, mini.cache)
 
 
 def test_a_hook_that_a_person_must_settle_opens_a_worktree(mini: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
