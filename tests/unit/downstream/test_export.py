@@ -246,7 +246,7 @@ def test_a_message_that_is_amended_changes_the_header_alone(mini: Miniature) -> 
 
 
 def test_a_header_that_changes_goes_to_all_that_take_the_diff(mini: Miniature) -> None:
-    # In 1.1 the lines stand in another function: it was put there by hand, and `place` would only propose it.
+    # In 1.1 the lines stand in another function: it was put there by hand, and `relocate` would only propose it.
     moved = LOADER.replace("get_model", "pick_model").replace("def other", "def others")
     mini.lock_release("1.1", upstream_files("1.1") | {FILE: moved.encode()})
     diff = PATCH.replace(" def get_model(config):\n+    config = choose(config)\n", "+    config = choose(config)\n")
@@ -455,7 +455,7 @@ def test_it_is_exported_again_and_again(mini: Miniature) -> None:
     assert (mini.root / "overlay" / OURS).read_text() == "OURS = 1\n"
 
 
-def test_a_release_locked_in_the_meantime_is_no_hindrance(mini: Miniature) -> None:
+def test_a_release_locked_in_the_meantime_does_not_matter(mini: Miniature) -> None:
     amend(mini, loader=CHOSEN)
     mini.lock_release("1.2")
     mini.patch.write_text(PATCH.replace("<=1.1", "<=1.2"))  # as `port` does
@@ -495,7 +495,7 @@ def test_a_worktree_that_cannot_be_made_leaves_the_one_that_is_there(
         opened(mini, discard=True)
     assert (tree(mini) / OURS).read_text() == "OURS = 2\n"
     mini.patch.write_text(PATCH)
-    opened(mini, discard=True)  # what was left half made is no hindrance
+    opened(mini, discard=True)  # what was left half made does not matter
     assert (tree(mini) / OURS).read_text() == "OURS = 1\n"
     assert worktrees(mini.project) == ["1.0"]
 

@@ -215,7 +215,7 @@ def test_a_block_that_fits_twice_is_proposed_in_its_function(follow: Follow) -> 
     assert placed.files[FILE].decode().split("\n")[33] == OURS.rstrip()
 
 
-def test_a_block_that_fits_twice_in_its_function_is_no_place_to_settle(follow: Follow) -> None:
+def test_a_block_that_fits_twice_in_its_function_is_not_settled(follow: Follow) -> None:
     body = LOAD.partition("\n")[2]
     placed = follow_one(
         follow, HOOK, (LOAD, LOAD.replace("    return model\n", "    return model\n\n\n") + body + "\n\n")
@@ -311,7 +311,7 @@ def test_without_a_place_the_target_is_gone(follow: Follow, new: dict[str, str],
     assert placed.files == {}
 
 
-def test_two_places_in_other_files_are_no_place(follow: Follow) -> None:
+def test_two_places_in_other_files_are_not_a_place(follow: Follow) -> None:
     placed = follow(
         {FILE: ENGINE}, {FILE: sub(ENGINE, HOOK)}, {"sglang/a.py": "x = 1\n" + LOAD + LAST, "sglang/b.py": LOAD + LAST}
     )
@@ -487,7 +487,7 @@ def test_the_second_of_two_functions_of_one_name_is_its_own(follow: Follow) -> N
         (None, "target gone"),
     ],
 )
-def test_a_file_that_is_no_python_is_one_scope(follow: Follow, new: str | None, outcome: str) -> None:
+def test_a_file_that_is_not_python_is_one_scope(follow: Follow, new: str | None, outcome: str) -> None:
     old = '{\n  "a": 1,\n  "b": 2,\n  "c": 3\n}\n'
     name = "sglang/config.json"
     placed = follow({name: old}, {name: sub(old, ('  "b"', '  "ours": 1,\n  "b"'))}, {} if new is None else {name: new})
@@ -499,7 +499,7 @@ def test_a_file_that_is_no_python_is_one_scope(follow: Follow, new: str | None, 
     ("encode", "ends"),
     [
         (lambda text: b"# -*- coding: latin-1 -*-\nNAME = '\xfc\xe4'  # \xdc\n" + text.encode(), "\n"),
-        (lambda text: b"# \xff is no UTF-8, so that no one can read this as Python\n" + text.encode(), "\n"),
+        (lambda text: b"# \xff is not UTF-8, so this cannot be read as Python\n" + text.encode(), "\n"),
         (lambda text: text.replace("\n", "\r\n").encode(), "\r\n"),
         (lambda text: ("x = '\u2028\x0c'\n" + text + "last = 'no line end'").encode(), "\n"),
         (lambda text: text.replace("    def put", "    \n    def put").encode(), "\n"),
@@ -527,7 +527,7 @@ def test_text_at_the_margin_of_a_method_stays_there(follow: Follow) -> None:
         assert resolve(both.marked[FILE], "theirs").decode() == sub(old, (new[0], "        out = ours(batch)\n"))
 
 
-def test_a_row_of_signs_is_no_marker_of_the_merges(follow: Follow) -> None:
+def test_a_row_of_signs_is_not_taken_for_a_marker_of_the_merge(follow: Follow) -> None:
     text = '    """\n{}\n' + "=" * 50 + "\n" + "<" * 50 + '\n    """\n    config = read(path)\n'
     old = sub(ENGINE, ("    config = read(path)\n", text.format("Title")))
     placed = follow_one(
