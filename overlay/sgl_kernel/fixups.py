@@ -77,7 +77,7 @@ class Fixup:
 
         :raises FixupError: if the old text does not occur exactly once.
         """
-        old, new = self.edit
+        old, new = self.edit  # type: ignore[misc]  # only rows that have one are asked
         if source.count(old) != 1:
             raise FixupError(self, f"{old!r} occurs {source.count(old)} times, not once")
         return source.replace(old, new)
@@ -93,27 +93,27 @@ class Fixup:
             original = getattr(owner, name)
         except AttributeError:
             raise FixupError(self, "no such symbol") from None
-        setattr(owner, name, self.replace(original))
+        setattr(owner, name, self.replace(original))  # type: ignore[misc]  # only rows that have one are asked
 
 
 def _with(new: Any) -> Callable[[Any], Any]:
     return lambda original: new
 
 
-def _kernel(function: Callable) -> Callable[[Any], Any]:
+def _kernel(function: Callable[..., Any]) -> Callable[[Any], Any]:
     """Replace a Triton kernel, which is launched as ``kernel[grid](*args)``, by a function."""
 
     class Launcher:
-        def __getitem__(self, grid: object) -> Callable:
+        def __getitem__(self, grid: object) -> Callable[..., Any]:
             return function
 
     return _with(Launcher())
 
 
-def _with_globals(**names: Any) -> Callable[[Callable], Callable]:
+def _with_globals(**names: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Let a function, while it runs, see other values under these names of its module."""
 
-    def wrap(original: Callable) -> Callable:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             seen = original.__globals__
@@ -129,10 +129,12 @@ def _with_globals(**names: Any) -> Callable[[Callable], Callable]:
     return wrap
 
 
-def _if_extra_buffer(wrap: Callable[[Callable], Callable]) -> Callable[[Callable], Callable]:
+def _if_extra_buffer(
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Apply a wrapper to a method of ServerArgs only when the caller asked for ``extra_buffer``."""
 
-    def choose(original: Callable) -> Callable:
+    def choose(original: Callable[..., Any]) -> Callable[..., Any]:
         wrapped = wrap(original)
 
         @functools.wraps(original)
@@ -149,7 +151,13 @@ def _true() -> bool:
 
 
 def _extend_cache_locs(
-    req_pool_indices, req_to_token, start_offset, end_offset, batch_size, draft_token_num, device
+    req_pool_indices: torch.Tensor,
+    req_to_token: torch.Tensor,
+    start_offset: torch.Tensor,
+    end_offset: torch.Tensor,
+    batch_size: int,
+    draft_token_num: int,
+    device: Any,
 ) -> torch.Tensor:
     out = torch.empty(batch_size * draft_token_num, dtype=torch.int64)
     speculative.assign_extend_cache_locs_cpu(
@@ -158,7 +166,7 @@ def _extend_cache_locs(
     return out
 
 
-def _draft_without_linear(init_forward_metadata: Callable) -> Callable:
+def _draft_without_linear(init_forward_metadata: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(init_forward_metadata)
     def call(self: Any, forward_batch: Any) -> None:
         if forward_batch.forward_mode.name.startswith("DRAFT_EXTEND"):
@@ -175,7 +183,7 @@ def _apply_vocab_mask(logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
     xgrammar.apply_token_bitmask_inplace(logits, vocab_mask)
 
 
-def _without_pinning(factory: Callable) -> Callable:
+def _without_pinning(factory: Callable[..., Any]) -> Callable[..., Any]:
     """Let a tensor factory ignore ``pin_memory=True`` and take ``device="cuda"`` for the CPU."""
 
     @functools.wraps(factory)
@@ -187,7 +195,7 @@ def _without_pinning(factory: Callable) -> Callable:
     return call
 
 
-def _cpu_by_default(get_device_module: Callable) -> Callable:
+def _cpu_by_default(get_device_module: Callable[..., ModuleType]) -> Callable[..., ModuleType]:
     @functools.wraps(get_device_module)
     def call(device: Any = None) -> ModuleType:
         return get_device_module("cpu" if device is None else device)
@@ -406,6 +414,6 @@ def install() -> None:
 
 
 def _require_module(fixup: Fixup) -> None:
-    root = Path(importlib.util.find_spec("sglang").submodule_search_locations[0])
+    root = Path(importlib.util.find_spec("sglang").submodule_search_locations[0])  # type: ignore[index, union-attr]
     if not root.joinpath(*fixup.module.split(".")[1:]).with_suffix(".py").is_file():
         raise FixupError(fixup, "no such module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.abc
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 
@@ -28,7 +28,9 @@ class ImportHook(importlib.abc.MetaPathFinder):
         self._finish_imported()
         sys.meta_path.insert(0, self)
 
-    def find_spec(self, fullname: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """Find a named module as Python would, but loaded so that the calls are made."""
         self._finish_imported()
         if fullname not in self._names:
@@ -52,8 +54,8 @@ class _Loader(SourceFileLoader):
         super().__init__(name, path)
         self._edit, self._finish = edit, finish
 
-    def get_code(self, fullname: str) -> CodeType:
-        source = self.get_source(fullname)
+    def get_code(self, fullname: str) -> CodeType | None:
+        source: str = self.get_source(fullname)  # type: ignore[assignment]
         edited = self._edit(fullname, source)
         # The cached bytecode is that of the file as it is.
         return super().get_code(fullname) if edited == source else self.source_to_code(edited, self.path)

@@ -12,7 +12,7 @@ import importlib.machinery
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
 from multiprocessing import spawn
@@ -76,7 +76,7 @@ def check() -> None:
     own = own_distribution()
     # From Python 3.12 on, `files` leaves out what is missing. Caches may come and go.
     recorded = [row[0] for row in csv.reader((own.read_text("RECORD") or "").splitlines()) if row]
-    missing = [name for name in recorded if "__pycache__" not in name and not Path(own.locate_file(name)).exists()]
+    missing = [name for name in recorded if "__pycache__" not in name and not Path(own.locate_file(name)).exists()]  # type: ignore[arg-type]
     if not recorded:
         missing = ["its RECORD"]
     if missing:
@@ -112,7 +112,7 @@ def own_distribution() -> Distribution:
 
 def proven_releases() -> list[str]:
     """List the releases of sglang that this plugin's metadata declares it proven on."""
-    words = own_distribution().metadata.get("Keywords", "").split(",")
+    words = own_distribution().metadata.get("Keywords", "").split(",")  # type: ignore[attr-defined]  # until 3.12
     return [word.partition("==")[2] for word in words if word.startswith("sglang==")]
 
 
@@ -173,7 +173,7 @@ class _Watch(importlib.abc.MetaPathFinder):
     """Finds the modules of TARGETS as the other finders do, and attaches to each when its code has run."""
 
     def find_spec(
-        self, fullname: str, path: object = None, target: ModuleType | None = None
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in TARGETS:
             return None
@@ -186,7 +186,7 @@ class _Watch(importlib.abc.MetaPathFinder):
                 execute(module)
                 _finish(module)
 
-            spec.loader.exec_module = execute_and_finish
+            spec.loader.exec_module = execute_and_finish  # type: ignore[method-assign]
         return spec
 
 
@@ -204,7 +204,7 @@ def _install(module: ModuleType) -> None:
 def _resolve(module: ModuleType) -> None:
     from sglang_overlay_plugin import overlay_registry
 
-    upstreams = module.get_model_architecture
+    upstreams: Callable[[object], tuple[type, str]] = module.get_model_architecture
 
     @functools.wraps(upstreams)
     def get_model_architecture(model_config: object) -> tuple[type, str]:

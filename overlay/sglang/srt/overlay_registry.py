@@ -116,7 +116,7 @@ def resolve_model(model_config: Any) -> tuple[type, str] | None:
     architecture = reference.rpartition(":")[2]
     # The row's module comes before the registry, which imports every module and keeps no errors: the second import of
     # a broken module may fail for another reason than the first.
-    found = _load(row.architecture, reference)
+    found: type = _load(row.architecture, reference)
     registered = _registered_classes().get(architecture)
     module = reference.partition(":")[0]
     if registered is not found or found.__module__ != module:
@@ -168,7 +168,7 @@ def _registered_classes() -> Mapping[str, Any]:
     except AssertionError as error:  # so upstream reports two classes of one name
         raise OverlayError(f"an overlay model has the name of one of upstream's: {error}") from error
     ModelRegistry.get_supported_archs()  # some releases import their own models only when they are asked for
-    return ModelRegistry.models
+    return ModelRegistry.models  # type: ignore[no-any-return]
 
 
 def _by_architecture(rows: Iterable[OverlayModel]) -> Mapping[str, OverlayModel]:
