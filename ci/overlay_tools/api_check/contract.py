@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from overlay_tools.api_check.contract_file import Entry, contract_path, load_contract
 from overlay_tools.api_check.fixup_rows import fixup_references
-from overlay_tools.api_check.hook_code import hook_references
+from overlay_tools.api_check.hook_code import apply_hooks, hook_references
 from overlay_tools.api_check.overlay_code import read_overlay
 from overlay_tools.api_check.references import overlay_references
 from overlay_tools.api_check.registry_rows import name_collisions, registry_references
@@ -38,16 +38,19 @@ class Finding:
 def check_contract(project: Project, sources: SourceTree) -> list[Finding]:
     """Check the overlay, its tables and the hooks against one release; return every place, also those that fit.
 
-    Raises ContractError if ci/contract.toml or the overlay cannot be read, PatchError if patches/ cannot.
+    They are checked against the release as all hooks together make it.
+    Raises ContractError if ci/contract.toml or the overlay cannot be read, PatchError if patches/ cannot or a hook does
+    not apply.
     """
-    contract = load_contract(contract_path(project))
-    resolver = NameResolver(sources, read_overlay(project.overlay))
+    contract, overlay = load_contract(contract_path(project)), read_overlay(project.overlay)
+    hooked = apply_hooks(project, sources)
+    resolver = NameResolver(sources.changed(hooked.files), overlay)
     references = [
         *overlay_references(resolver),
         *registry_references(project, resolver),
-        *name_collisions(project, resolver),
+        *name_collisions(project, NameResolver(sources, overlay)),  # what a hook brings is not upstream's
         *fixup_references(project, resolver),
-        *hook_references(project, resolver),
+        *hook_references(project, resolver, hooked),
     ]
     findings = []
     for item in references:

@@ -1,31 +1,81 @@
-"""What the lines that the hooks add need of a release."""
+"""What the lines that the hooks add need of a release, once all hooks are applied to it."""
 
 from __future__ import annotations
 
-import ast
-import textwrap
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from unidiff import PatchedFile
+
 from overlay_tools.api_check.references import Reference, code_references
 from overlay_tools.api_check.resolver import NameResolver
-from overlay_tools.api_check.symbols import Module
-from overlay_tools.patches.model import Hook, Patch, target_of
+from overlay_tools.errors import PatchError, WheelError
+from overlay_tools.patches.apply import apply_series, find_block
+from overlay_tools.patches.code_spans import split_lines
+from overlay_tools.patches.model import Hook, Patch, sides, target_of
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
+from overlay_tools.upstream.source_tree import SourceTree, parse
 
 
-def hook_references(project: Project, resolver: NameResolver) -> Iterator[Reference]:
-    """Yield what the lines that the hooks add need of the release and of the overlay.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AppliedPatch:
+    """A patch with the content, right after it, of the files that it changes."""
 
-    Lines that are not whole statements without upstream's around them are left to the tests of the wheel.
+    patch: Patch
+    after: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AppliedHooks:
+    """The hooks of a release in the order in which they apply, and the files as all of them leave them."""
+
+    patches: Sequence[AppliedPatch]
+    files: Mapping[str, bytes]
+
+
+def apply_hooks(project: Project, sources: SourceTree) -> AppliedHooks:
+    """Apply the hooks that are due to a release.
+
+    Raises PatchError if patches/ cannot be read, or a hook does not apply.
     """
-    files = tuple((path, path.stat().st_mtime_ns) for path in sorted(project.patches.rglob("*")) if path.is_file())
-    for patch in (patch for hook in _series(project.patches, files) for patch in hook.variants):
-        if patch.applies.contains(resolver.sources.version, prereleases=True):
-            for module in _added_code(patch):
-                yield from code_references(resolver, module, patch.path.relative_to(project.root).as_posix(), hook=True)
+    paths = tuple((path, path.stat().st_mtime_ns) for path in sorted(project.patches.rglob("*")) if path.is_file())
+    applied: list[AppliedPatch] = []
+    files: dict[str, bytes] = {}
+    for hook in _series(project.patches, paths):
+        if (patch := hook.variant(sources.version)) is not None:
+            after = apply_series([patch], sources.changed(files).read, f"sglang {sources.version}")
+            applied.append(AppliedPatch(patch=patch, after=after))
+            files |= after
+    _check_syntax(files, sources.version)
+    return AppliedHooks(patches=applied, files=files)
+
+
+def _check_syntax(files: Mapping[str, bytes], version: str) -> None:
+    faults: list[str] = []
+    for name, data in files.items():
+        try:
+            if name.endswith(".py"):
+                parse(data, f"{name} of sglang {version} with the hooks applied")
+        except WheelError as error:
+            faults += error.problems
+    if faults:
+        raise PatchError(*faults, hint="Mend the hook that changes it: `nox -s edit` opens the release.")
+
+
+def hook_references(project: Project, resolver: NameResolver, hooks: AppliedHooks) -> Iterator[Reference]:
+    """Yield what the statements that the hooks add or change need of the release and of the overlay."""
+    for applied in hooks.patches:
+        where = applied.patch.path.relative_to(project.root).as_posix()
+        for file in applied.patch.files:
+            name = target_of(file)
+            module = resolver.module(name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+            if name.endswith(".py") and module is not None:
+                lines = _added_lines(applied.patch, file, applied.after[name], hooks.files[name])
+                yield from code_references(resolver, module, where, lines)
 
 
 @lru_cache(maxsize=1)
@@ -34,19 +84,27 @@ def _series(folder: Path, files: tuple[tuple[Path, int], ...]) -> tuple[Hook, ..
     return load_series(folder)
 
 
-def _added_code(patch: Patch) -> Iterator[Module]:
-    """Yield the lines that each hunk adds, as modules whose line numbers are those of the patch."""
-    for file in patch.files:
-        for hunk in file:
-            lines = {patch.first_line + line.diff_line_no - 1: line.value for line in hunk if line.is_added}
-            text = textwrap.dedent("".join(lines.values()))
-            try:
-                tree = ast.parse(text)
-            except SyntaxError:
-                continue
-            numbers = list(lines)
-            for node in ast.walk(tree):
-                if hasattr(node, "lineno"):
-                    node.lineno = numbers[node.lineno - 1]
-            name = target_of(file).removesuffix(".py").replace("/", ".")
-            yield Module(name=name, path=target_of(file), in_overlay=True, tree=tree)
+def _added_lines(patch: Patch, file: PatchedFile, after: bytes, last: bytes) -> dict[int, int]:
+    """Return the lines that a patch adds to a file, by their number there, with their number in the patch.
+
+    Parameters: `after`, the file's content right after the patch; `last`, its content after all patches.
+    """
+    lines = split_lines(after)
+    moved = _moved_lines(lines, split_lines(last))
+    found = {}
+    for hunk in file:
+        starts = find_block(lines, sides(hunk)[1])
+        start = min(starts, key=lambda line, hunk=hunk: abs(line - hunk.target_start))  # type: ignore[misc]
+        kept = (line for line in hunk if not line.is_removed)
+        for number, line in enumerate(kept, start):
+            if line.is_added and number in moved:
+                found[moved[number]] = patch.first_line + line.diff_line_no - 1
+    return found
+
+
+def _moved_lines(old: Sequence[str], new: Sequence[str]) -> dict[int, int]:
+    """Return where each line of one text stands in another one, both counted from 1."""
+    if old == new:
+        return {number: number for number in range(1, len(old) + 1)}
+    blocks = difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
+    return {a + n + 1: b + n + 1 for a, b, size in blocks for n in range(size)}

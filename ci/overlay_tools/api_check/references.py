@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -58,9 +58,15 @@ def overlay_references(resolver: NameResolver) -> Iterator[Reference]:
         yield from code_references(resolver, module, f"overlay/{path}")
 
 
-def code_references(resolver: NameResolver, module: Module, file: str, hook: bool = False) -> list[Reference]:
-    """Return what code of a module needs of upstream and, if it belongs to a `hook`, of the overlay."""
-    finder = _ReferenceFinder(resolver, module, file, hook)
+def code_references(
+    resolver: NameResolver, module: Module, file: str, hook_lines: Mapping[int, int] | None = None
+) -> list[Reference]:
+    """Return what code of a module needs of upstream.
+
+    Parameters: `file`, where the code comes from; `hook_lines`, if only some lines are asked about, those that a hook
+    adds: their numbers in the module, with their numbers in `file`. What they need of the overlay counts as well.
+    """
+    finder = _ReferenceFinder(resolver, module, file, hook_lines)
     finder.visit_all(module.tree.body)
     return finder.found
 
@@ -68,11 +74,12 @@ def code_references(resolver: NameResolver, module: Module, file: str, hook: boo
 class _ReferenceFinder(ast.NodeVisitor):
     """Visits the code of one module, and keeps track of the scope that each name is looked up in."""
 
-    def __init__(self, resolver: NameResolver, module: Module, file: str, hook: bool) -> None:
+    def __init__(self, resolver: NameResolver, module: Module, file: str, hook_lines: Mapping[int, int] | None) -> None:
         self.resolver = resolver
         self.module = module
         self.file = file
-        self.hook = hook
+        self.hook = hook_lines is not None
+        self.hook_lines = hook_lines
         self.scope = Scope(module=module)
         self.qualname: list[str] = []
         self.caught_kinds: frozenset[str] = frozenset()
@@ -81,12 +88,25 @@ class _ReferenceFinder(ast.NodeVisitor):
     def _add(self, node: ast.AST, kind: str, what: str, problems: Iterable[str] = ()) -> None:
         if kind in ("call", "attribute"):
             what = f"{'.'.join(self.qualname) or '<module>'}: {what}"
-        where = f"{self.file}:{getattr(node, 'lineno', 0)}"
+        where = f"{self.file}:{self._line(node)}"
         uncaught = [] if kind in self.caught_kinds else [problem for problem in problems if problem]
         for problem in dict.fromkeys(uncaught or [""]):
             reference = Reference(where=where, kind=kind, what=what, problem=problem)
             if reference not in self.found:
                 self.found.append(reference)
+
+    def _line(self, node: ast.AST) -> int:
+        """Return a node's line in the file; of a hook the first that it adds to the node, or 0 if it adds none."""
+        first: int = getattr(node, "lineno", 0)
+        if self.hook_lines is None:
+            return first
+        lines = (self.hook_lines.get(line, 0) for line in range(first, (getattr(node, "end_lineno", 0) or first) + 1))
+        return next(filter(None, lines), 0)
+
+    def visit(self, node: ast.AST) -> None:
+        """Visit a node, unless it is code that no hook changes in a file where only a hook is asked about."""
+        if not self.hook or not hasattr(node, "lineno") or self._line(node):
+            super().visit(node)
 
     def visit_all(self, nodes: Iterable[ast.AST]) -> None:
         """Visit nodes in turn."""
@@ -107,7 +127,8 @@ class _ReferenceFinder(ast.NodeVisitor):
         cls = Symbol(module=self.module, node=node)
         self.visit_all([*node.decorator_list, *node.bases, *node.keywords])
         with self._enter(node.name, Scope(module=self.module, parent=self.scope, enclosing_class=cls)):
-            self._check_overrides(cls, node)
+            if not self.hook:  # how upstream's classes derive from one another is left to upstream
+                self._check_overrides(cls, node)
             self.visit_all(node.body)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
@@ -200,7 +221,7 @@ class _ReferenceFinder(ast.NodeVisitor):
         for symbol in self.resolver.infer(self.scope, node.func):
             taken = call_signature(self.resolver, symbol) if self._is_upstream_call(symbol) else None
             if taken is not None and symbol.module is not None:
-                problem = call_mismatch(taken, node)
+                problem = call_mismatch(taken, node, check_names=not self.hook)
                 problems.append(f"{symbol.module.name}.{symbol.name}: {problem}" if problem else "")
         if problems:
             self._add(node, "call", f"{ast.unparse(node.func)}()", problems)
@@ -224,6 +245,8 @@ class _ReferenceFinder(ast.NodeVisitor):
         owners = self.resolver.infer(self.scope, value)
         if UNKNOWN in owners or not any(self._upstream_bases(owner) for owner in owners):
             return
+        if self.hook and any(self._may_have_more(owner) for owner in owners):
+            return
         classes = [next(self.resolver.defining_classes(owner, name), UNKNOWN) for owner in owners]
         if self.hook or not any(cls.module and cls.module.in_overlay for cls in classes):
             has = set(classes) != {UNKNOWN} or self.resolver.resolve_attribute(owners, name)
@@ -232,6 +255,8 @@ class _ReferenceFinder(ast.NodeVisitor):
 
     def _check_assignment(self, node: ast.Attribute) -> None:
         """Check that an attribute that the overlay sets is upstream's, or one of `self` that the overlay reads."""
+        if self.hook:
+            return  # upstream's classes are the hook's own to extend
         owners, cls = self.resolver.infer(self.scope, node.value), self.scope.enclosing_class
         for owner in owners if UNKNOWN not in owners else ():
             bases = [base for base in self._upstream_bases(owner) if isinstance(base.node, ast.ClassDef)]
@@ -262,6 +287,13 @@ class _ReferenceFinder(ast.NodeVisitor):
         every = self.resolver.mro(owner) if isinstance(owner.node, ast.ClassDef) else [owner]
         known = isinstance(owner.node, (ast.ClassDef, ast.Module))
         return [base for base in every if known and base.module and (self.hook or not base.module.in_overlay)]
+
+    def _may_have_more(self, owner: Symbol) -> bool:
+        """Say whether something may have attributes that its class does not show: a subclass's, or a foreign base's."""
+        cls = self.scope.enclosing_class
+        is_own = cls is not None and owner.node is cls.node
+        foreign = isinstance(owner.node, ast.ClassDef) and UNKNOWN in self.resolver.mro(owner)
+        return owner.is_instance or is_own or foreign
 
     def _missing(self, owner: Symbol, name: str) -> str:
         """Say that there is no such attribute, and which other one has nearly this name."""

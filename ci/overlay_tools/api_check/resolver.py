@@ -21,6 +21,7 @@ from overlay_tools.api_check.overlay_code import OverlayCode
 from overlay_tools.api_check.symbols import UNKNOWN, Module, Scope, Symbol, is_sglang
 from overlay_tools.upstream.source_tree import SourceTree
 
+_MOST_STEPS = 1000  # for one expression: names that are bound many times, each from the others, lead to any number
 _OF_EVERY_MODULE = {*dir(ModuleType("")), "__file__", "__path__", "__builtins__"}
 
 
@@ -39,6 +40,7 @@ class NameResolver:
         self._members: dict[ast.ClassDef, Bindings] = {}
         self._mro: dict[ast.ClassDef, list[Symbol]] = {}
         self._resolving: set[object] = set()
+        self._steps = 0
 
     def module(self, name: str) -> Module | None:
         """Return a module by its full name, or None if neither the release nor the overlay has it."""
@@ -98,7 +100,8 @@ class NameResolver:
 
     def infer(self, scope: Scope, node: ast.expr) -> list[Symbol]:
         """Return what an expression stands for."""
-        if id(node) in self._resolving:  # the name is defined by itself
+        self._steps = self._steps + 1 if self._resolving else 0
+        if id(node) in self._resolving or self._steps > _MOST_STEPS:  # the name is defined by itself, or by too much
             return [UNKNOWN]
         with self._guard(id(node)):
             if isinstance(node, ast.Name):

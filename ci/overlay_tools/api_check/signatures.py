@@ -114,8 +114,11 @@ def override_mismatch(ours: inspect.Signature, theirs: inspect.Signature) -> Ite
             yield f"upstream does not pass `{item.name}`"
 
 
-def call_mismatch(taken: inspect.Signature, call: ast.Call) -> str:
-    """Return why a call's arguments do not fit a signature, or land in a wrong parameter; an empty text if they fit."""
+def call_mismatch(taken: inspect.Signature, call: ast.Call, *, check_names: bool = True) -> str:
+    """Return why a call's arguments do not fit a signature; an empty text if they fit.
+
+    Parameters: `check_names`, whether it counts as well that a value has the name of another parameter.
+    """
     positional: list[ast.expr] = []
     for item in call.args:
         if isinstance(item, ast.Starred):
@@ -129,7 +132,7 @@ def call_mismatch(taken: inspect.Signature, call: ast.Call) -> str:
         bound = (taken.bind if is_complete else taken.bind_partial)(*positional, **named).arguments
     except TypeError as error:
         return f"{error}{takes}"
-    for name, value in bound.items():
+    for name, value in bound.items() if check_names else ():
         passed = value.id if isinstance(value, ast.Name) else getattr(value, "attr", name)
         if value in positional and passed != name and passed in taken.parameters:
             return f"`{passed}` is passed where it takes `{name}`{takes}"

@@ -7,10 +7,12 @@ import gc
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.errors import LockError, WheelError
@@ -22,22 +24,27 @@ _HELD: dict[tuple[bytes, ...], dict[tuple[int, int], bool]] = {}  # by CRC and s
 
 
 class SourceTree:
-    """The files of one release as upstream has them, by their path in the wheel.
+    """The files of one release by their path in the wheel, as upstream has them, or with others in their place.
 
     `names`: the paths of the Python files under sglang/.
     """
 
-    def __init__(self, version: str, wheel: WheelReader) -> None:
+    def __init__(self, version: str, wheel: WheelReader, changed: Mapping[str, bytes] = MappingProxyType({})) -> None:
         self.version = version
+        self._changed = changed
         self.names = tuple(name for name in wheel.members if name.startswith("sglang/") and name.endswith(".py"))
         self._wheel = wheel
-        self._read: dict[str, bytes | None] = {}
+        self._read: dict[str, bytes | None] = {**changed}
         self._trees: dict[str, ast.Module] = {}
 
     @property
     def path(self) -> Path:
         """Return the wheel that the files are read from."""
         return self._wheel.path
+
+    def changed(self, files: Mapping[str, bytes]) -> SourceTree:
+        """Return the same release with the content of some of its files changed."""
+        return SourceTree(self.version, self._wheel, files)
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, or None if the release has no such file."""
@@ -63,7 +70,8 @@ class SourceTree:
         held, found = _HELD.setdefault(tuple(few), {}), []
         for name in self.names:
             info = self._wheel.members[name]
-            key = (info.CRC, info.file_size)
+            data = self._changed.get(name)
+            key = (info.CRC, info.file_size) if data is None else (zlib.crc32(data), len(data))
             if key not in held:
                 data = self.read(name) or b""
                 held[key] = any(word in data for word in few)

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
-from unit.api_check.derived import check, misfits
+import textwrap
+
+import pytest
+from overlay_tools.errors import PatchError
+
+from unit.api_check.derived import UPSTREAM, check, misfits
 from unit.conftest import PATCH, Miniature
 
 
@@ -16,7 +21,7 @@ def test_the_lines_of_a_hook_must_fit_the_overlay(ours: Miniature) -> None:
     assert "too many positional arguments" in found.problem
     ours.patch.write_text(patch.replace("registry.choose", "registry.chose"))
     assert misfits(check(ours)) == [
-        "attribute <module>: overlay_registry.chose: sglang.srt.overlay_registry has no `chose`; now `choose`?"
+        "attribute get_model: overlay_registry.chose: sglang.srt.overlay_registry has no `chose`; now `choose`?"
     ]
 
 
@@ -24,9 +29,76 @@ def test_a_hook_is_checked_in_the_releases_that_take_it(ours: Miniature) -> None
     lines = "+    from sglang.srt import registry\n"
     ours.patch.write_text(PATCH.replace("+    config = choose(config)\n", lines))
     assert misfits(check(ours)) == ["import sglang.srt.registry: sglang.srt has no `registry`"]
+    ours.write("patches/series", "choose <=1.1\n")
     assert misfits(check(ours, version="1.2")) == []
 
 
-def test_a_line_of_a_hook_that_is_not_a_whole_statement_is_left_out(ours: Miniature) -> None:
+def test_a_hook_that_leaves_no_python_is_named(ours: Miniature) -> None:
     ours.patch.write_text(PATCH.replace("+    config = choose(config)\n", "+    config=(\n"))
+    with pytest.raises(
+        PatchError, match=r"sglang/loader\.py of sglang 1\.0 with the hooks applied: '\(' was never closed"
+    ):
+        check(ours)
+
+
+ROUTER = "sglang/srt/layers/router.py"
+TAKES = UPSTREAM[ROUTER].replace("bias=None):", "bias=None, extra=False):")
+MODELS = "sglang/srt/models/base.py"
+PASSES = UPSTREAM[MODELS].replace("Router(config.top_k)", "Router(\n            config.top_k, extra=True)")
+
+
+def add_hook(ours: Miniature, name: str, path: str, text: str) -> None:
+    """Add a hook that makes a file of UPSTREAM's what `text` says."""
+    before, after = ({path: textwrap.dedent(side)} for side in (UPSTREAM[path], text))
+    ours.add_hook(name, before, after, ">=1.0,<=1.1")
+
+
+def test_a_hook_may_need_what_another_hook_brings(ours: Miniature) -> None:
+    add_hook(ours, "takes", ROUTER, TAKES)
+    add_hook(ours, "passes", MODELS, PASSES)
+    assert misfits(check(ours)) == []
+
+
+def test_what_a_hook_passes_and_no_function_takes_is_a_problem(ours: Miniature) -> None:
+    add_hook(ours, "passes", MODELS, PASSES)
+    (found,) = [item for item in check(ours) if item.problem]
+    assert found.kind == "call"
+    assert found.where.startswith("patches/passes/1.0.patch:")
+    assert "unexpected keyword argument 'extra'" in found.problem
+    assert found.what == "Block.__init__: Router()"
+
+
+def test_what_a_hook_brings_is_there_for_the_overlay(ours: Miniature) -> None:
+    path = "sglang/srt/layers/head.py"
+    add_hook(ours, "brings", path, UPSTREAM[path] + "SHIFT = 2\n")
+    ours.write("overlay/sglang/srt/models/other.py", "from sglang.srt.layers.head import SHIFT\nEntryClass = SHIFT\n")
+    assert misfits(check(ours)) == []
+
+
+def test_upstream_s_own_code_around_a_hook_is_left_to_upstream(ours: Miniature) -> None:
+    broken = textwrap.dedent(UPSTREAM[MODELS] + "\n\n        def unused():\n            return Router()\n")
+    after = broken.replace("self.config = config", "self.config = config  # ours")
+    ours.add_hook("comment", {MODELS: broken}, {MODELS: after}, ">=1.0,<=1.1")
+    assert misfits(check(ours, {MODELS: broken})) == []
+
+
+MAY_BE_THERE = """
+
+def touch(block: Block):
+    return block.anything
+
+
+class Mixin:
+    @classmethod
+    def make(cls):
+        return cls.other()
+
+
+X = BaseForCausalLM.from_elsewhere
+"""  # of an object, of a class that uses the mixin, of a base outside sglang
+
+
+def test_what_upstream_s_classes_may_get_elsewhere_is_not_missed(ours: Miniature) -> None:
+    before = textwrap.dedent(UPSTREAM[MODELS])
+    ours.add_hook("adds", {MODELS: before}, {MODELS: before + MAY_BE_THERE}, ">=1.0,<=1.1")
     assert misfits(check(ours)) == []
