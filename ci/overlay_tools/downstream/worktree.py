@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlay_tools.errors import ToolError, WorktreeError
-from overlay_tools.patches.code_spans import split_lines
-from overlay_tools.patches.model import Patch
+from overlay_tools.patches.model import Patch, split_lines
 from overlay_tools.subprocesses import git, git_bytes
 
 UPSTREAM, OVERLAY = "upstream", "overlay"  # the tags of the first two commits

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from unidiff import PatchedFile
+from unidiff import Hunk, PatchedFile
 
 from overlay_tools.errors import PatchError
-from overlay_tools.patches.model import Patch, locate, sides, target_of
-from overlay_tools.subprocesses import git
+from overlay_tools.patches.model import Patch, begins_file, ends_file, join_lines, locate, sides, split_lines, target_of
 
 
 def apply_series(patches: Sequence[Patch], read: Callable[[str], bytes | None], base: str) -> dict[str, bytes]:
@@ -19,85 +16,85 @@ def apply_series(patches: Sequence[Patch], read: Callable[[str], bytes | None], 
     Parameters: `read` gives the content of a file of the base, or None if it has no such file; `base` is what an error
     calls it.
     Returns the new content of every touched file.
-    Raises PatchError if a patch does not apply exactly, or does not have the effect that it states.
+    Raises PatchError if a patch does not apply exactly, or changes nothing.
     """
     touched: dict[str, bytes] = {}
     for patch in patches:
-        with TemporaryDirectory() as folder:
-            tree = Path(folder)
-            before = {target_of(file): _before(patch, file, touched, read, base) for file in patch.files}
-            for name, content in before.items():
-                path = tree / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-            done = git(["apply", "-p1", "--whitespace=nowarn", "-"], cwd=tree, stdin=patch.diff)
-            if done.returncode != 0:
-                raise _refused(patch, before, done.stderr, base)
-            after = {name: (tree / name).read_bytes() for name in before}
-        # git's exit status alone proves nothing: see `subprocesses.git`.
         for file in patch.files:
-            _check_effect(patch, file, before[target_of(file)], after[target_of(file)])
-        touched |= after
+            name = target_of(file)
+            content = touched[name] if name in touched else read(name)
+            if content is None:
+                raise PatchError(
+                    f"{patch.path}: {base} has no {name}.", hint="Upstream moved or removed it: move the hook."
+                )
+            touched[name] = _apply_to_file(patch, file, content, base)
     return touched
 
 
-def _before(
-    patch: Patch, file: PatchedFile, touched: dict[str, bytes], read: Callable[[str], bytes | None], base: str
-) -> bytes:
-    name = target_of(file)
-    content = touched[name] if name in touched else read(name)
-    if content is None:
-        raise PatchError(f"{patch.path}: {base} has no {name}.", hint="Upstream moved or removed it: move the hook.")
+def find_hunk(lines: Sequence[str], hunk: Hunk) -> list[int]:
+    """Return where a hunk fits among a file's lines, each place by the first of its lines, counted from 0.
+
+    Nothing else decides whether a hunk applies: it does where this is one place. A hunk that was made at an end of a
+    file has fewer lines of context there, for the end is one: it fits nowhere else.
+    """
+    return _find_side(lines, hunk, sides(hunk)[0])
+
+
+def find_block(lines: Sequence[str], block: Sequence[str]) -> list[int]:
+    """Return where a block of lines stands among others, each place by its first line, counted from 0."""
+    size, block = len(block), list(block)
+    return [n for n, line in enumerate(lines) if line == block[0] and list(lines[n : n + size]) == block]
+
+
+def _find_side(lines: Sequence[str], hunk: Hunk, side: Sequence[str]) -> list[int]:
+    places = find_block(lines, side)
+    if begins_file(hunk):
+        places = [place for place in places if place == 0]
+    if ends_file(hunk):
+        places = [place for place in places if place + len(side) == len(lines)]
+    return places
+
+
+def _apply_to_file(patch: Patch, file: PatchedFile, content: bytes, base: str) -> bytes:
+    """Return a file with the hunks of a patch, each placed where the ones before it have left its lines."""
+    where = f"{target_of(file)} of {base}"
+    lines = split_lines(content)
+    faults, upstream = [], []
     for hunk in file:
-        places = _find_in(content, sides(hunk)[0])
-        if len(places) > 1:
+        before, after = sides(hunk)
+        places = find_hunk(lines, hunk)
+        if len(places) == 1:
+            (place,) = places
+            lines[place : place + len(before)] = after
+        elif places:
+            at = ", ".join(str(place + 1) for place in places)
             raise PatchError(
-                f"{locate(patch, hunk)}: the hunk fits {name} of {base} at lines {', '.join(map(str, places))}.",
+                f"{locate(patch, hunk)}: the hunk fits {where} at lines {at}.",
                 hint="Give it more context, so that it fits once.",
             )
-    return content
-
-
-def _refused(patch: Patch, before: dict[str, bytes], stderr: str, base: str) -> PatchError:
-    """Say of every hunk that stopped git why it did."""
-    faults, upstream = [], []
-    for file in patch.files:
-        name = target_of(file)
-        for hunk in file:
-            old, new = sides(hunk)
-            if _find_in(before[name], old):
-                continue
-            if _find_in(before[name], new):
-                upstream.append(f"{locate(patch, hunk)}: {name} of {base} already holds what the hunk makes of it.")
-            elif _find_in(before[name], old, loosely=True):
-                faults.append(f"{locate(patch, hunk)}: the hunk fits {name} of {base} only if white space is ignored.")
-            else:
-                faults.append(f"{locate(patch, hunk)}: the lines that the hunk expects are not in {name} of {base}.")
+        elif _find_side(lines, hunk, after):
+            upstream.append(f"{locate(patch, hunk)}: {where} already holds what the hunk makes of it.")
+        else:
+            faults.append(f"{locate(patch, hunk)}: {_why_not(lines, hunk, where)}.")
     if upstream and not faults:
-        return PatchError(*upstream, hint="It is upstream: end `Applies` before this release.")
-    return PatchError(
-        *(faults + upstream or [f"{patch.path} does not apply to {base}:\n{stderr.strip()}"]),
-        hint="Hunks apply exactly or not at all: add a variant for this release.",
-    )
+        raise PatchError(*upstream, hint="It is upstream: end `Applies` before this release.")
+    if faults:
+        raise PatchError(*faults, *upstream, hint="Hunks apply exactly or not at all: add a variant for this release.")
+    if (made := join_lines(lines)) == content:
+        raise PatchError(f"{patch.path}: it changes nothing in {where}.", hint="Take out what it does not change.")
+    return made
 
 
-def _check_effect(patch: Patch, file: PatchedFile, before: bytes, after: bytes) -> None:
-    name = target_of(file)
-    grown = after.count(b"\n") - before.count(b"\n")
-    stands = all(_find_in(after, sides(hunk)[1]) for hunk in file)
-    if before == after or grown != file.added - file.removed or not stands:
-        raise PatchError(f"{patch.path}: git reports success, but {name} is not what the diff makes of it.")
+def _why_not(lines: Sequence[str], hunk: Hunk, where: str) -> str:
+    """Say why a hunk fits nowhere."""
+    before = sides(hunk)[0]
+    if find_block(lines, before[:-1] if ends_file(hunk) and before[1:] else before):
+        end = "end" if ends_file(hunk) else "beginning"
+        return f"the lines that the hunk expects at the {end} of the file stand elsewhere in {where}"
+    if find_block(_squeeze(lines), _squeeze(before)):
+        return f"the hunk fits {where} only if white space is ignored"
+    return f"the lines that the hunk expects are not in {where}"
 
 
-def find_block(lines: Sequence[str], block: Sequence[str], *, loosely: bool = False) -> list[int]:
-    """Return where a block of lines stands among others, each place by its first line, counted from 1."""
-    wanted = list(block)
-    if loosely:
-        lines, wanted = (["".join(line.split()) for line in some] for some in (lines, wanted))
-    size = len(wanted)
-    starts = (n for n, line in enumerate(lines) if line == wanted[0])
-    return [n + 1 for n in starts if list(lines[n : n + size]) == wanted]
-
-
-def _find_in(content: bytes, block: Sequence[str], *, loosely: bool = False) -> list[int]:
-    return find_block(content.decode("utf-8", "surrogateescape").split("\n"), block, loosely=loosely)
+def _squeeze(lines: Sequence[str]) -> list[str]:
+    return ["".join(line.split()) for line in lines]

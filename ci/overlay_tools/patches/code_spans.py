@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from overlay_tools.errors import WheelError
+from overlay_tools.patches.model import split_lines
 from overlay_tools.upstream.source_tree import parse
 
 _DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -21,16 +22,6 @@ class CodeSpan:
     name: str
     first: int
     end: int
-
-
-def split_lines(content: bytes) -> list[str]:
-    """Return the lines of a file; `join_lines` makes the file of them again, to the byte."""
-    return content.decode("utf-8", "surrogateescape").split("\n")
-
-
-def join_lines(lines: Iterable[str]) -> bytes:
-    """Return the file that has these lines."""
-    return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
 def scope_of(content: bytes, line: int) -> str:

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from overlay_tools.patches.apply import find_block
-from overlay_tools.patches.code_spans import lines_of_scope, split_lines
+from unidiff import Hunk
+
+from overlay_tools.patches.apply import find_hunk
+from overlay_tools.patches.code_spans import lines_of_scope
 from overlay_tools.patches.hooked_tree import HookedTree
+from overlay_tools.patches.model import split_lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -61,11 +64,10 @@ class EditedFile:
         """Return the lines of the file, those of regions as they are shown."""
         return shown_lines(self.parts)
 
-    def find(self, block: Sequence[str]) -> list[int]:
-        """Return where a block of lines stands, each place as the index of its first part."""
+    def find(self, hunk: Hunk) -> list[int]:
+        """Return where a hunk fits, each place as the index of its first part."""
         no_line = "\n"  # for a region, as no line is this
-        lines = [part if isinstance(part, str) else no_line for part in self.parts]
-        return [number - 1 for number in find_block(lines, block)]
+        return find_hunk([part if isinstance(part, str) else no_line for part in self.parts], hunk)
 
     def line_number(self, index: int) -> int:
         """Return the number of a part's first line, counted from 1."""

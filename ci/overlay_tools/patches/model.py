@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,11 +84,41 @@ def target_of(file: PatchedFile) -> str:
     return str(file.target_file).removeprefix("b/")
 
 
+def split_lines(content: bytes) -> list[str]:
+    """Return the lines of a file; `join_lines` makes the file of them again, to the byte."""
+    return content.decode("utf-8", "surrogateescape").split("\n")
+
+
+def join_lines(lines: Iterable[str]) -> bytes:
+    """Return the file that has these lines."""
+    return "\n".join(lines).encode("utf-8", "surrogateescape")
+
+
 def sides(hunk: Hunk) -> tuple[list[str], list[str]]:
-    """Return the lines of a hunk before and after it, without line ends."""
-    before = [line.value.rstrip("\n") for line in hunk if line.is_context or line.is_removed]
-    after = [line.value.rstrip("\n") for line in hunk if line.is_context or line.is_added]
-    return before, after
+    """Return the lines of a hunk before and after it, as `split_lines` gives those of a file.
+
+    At the end of a file they end as the file does: with "" where its last line has a line end.
+    """
+    texts = {"-": "", "+": ""}
+    last = ""  # the sides that have the last line
+    for line in hunk:
+        if line.line_type == "\\":  # it had no line end
+            texts |= {side: texts[side].removesuffix("\n") for side in last}
+        elif line.line_type:
+            last = "-+" if line.is_context else line.line_type
+            texts |= {side: texts[side] + line.value for side in last}
+    before, after = (text.split("\n") for text in texts.values())
+    return (before, after) if ends_file(hunk) else (before[:-1], after[:-1])
+
+
+def begins_file(hunk: Hunk) -> bool:
+    """Tell whether a hunk was made at the beginning of a file: it changes the first line, or what comes before it."""
+    return hunk.source_start <= 1 and not hunk[0].is_context
+
+
+def ends_file(hunk: Hunk) -> bool:
+    """Tell whether a hunk was made at the end of a file: it has no context after its changes, or no line end."""
+    return not [line for line in hunk if line.line_type][-1].is_context
 
 
 def locate(patch: Patch, hunk: Hunk) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from unidiff import Hunk
 
-from overlay_tools.patches.apply import find_block
+from overlay_tools.patches.apply import find_hunk
 from overlay_tools.patches.code_spans import find_spans, scopes_around, text_of_scope
 from overlay_tools.patches.edited_file import Edit, EditedFile, EditedTree, Region
 from overlay_tools.patches.model import sides
@@ -100,13 +100,13 @@ class MovingHunk:
     @cached_property
     def _old_place(self) -> int:
         """Return where the hunk stands in the old file, which has the lines of the hunks before it: the nearest."""
-        places = [line - 1 for line in find_block(self.old, self.before)]
+        places = find_hunk(self.old, self.hunk)
         return min(places, key=lambda place: abs(place - self.hunk.target_start + 1))
 
     @cached_property
     def places(self) -> list[int]:
         """Return where its lines stand in its own file, each place by its first part, counted from 0."""
-        return self.new.find(self.before) if self.new else []
+        return self.new.find(self.hunk) if self.new else []
 
     @cached_property
     def own_places(self) -> list[int]:
@@ -144,7 +144,7 @@ class MovingHunk:
         file = self.release.file(name)
         target = file.parts_of_scope(scope) if file else None
         base, theirs = text_of_scope(self.old, self.scope), text_of_scope(self.patched, self.scope)
-        if file is None or target is None or not base or not theirs:
+        if file is None or target is None or (self.scope and not theirs):
             return None
         merged = merge(file.parts[target.start : target.stop], base, theirs)
         edit = Edit(file=name, start=target.start, end=target.stop, parts=merged.parts)
@@ -157,8 +157,10 @@ class MovingHunk:
 
     def propose(self, name: str, place: int) -> Edit:
         """Return the edit that applies the hunk at a place of a file, as a region to review."""
-        region = Region(ours=self.before, theirs=self.after)
-        return Edit(file=name, start=place, end=place + len(self.before), parts=[region])
+        ours, theirs = self.before, self.after
+        if ours[-1] == theirs[-1] == "":  # what comes after the last line end of a file: it is not a line to show
+            ours, theirs = ours[:-1], theirs[:-1]
+        return Edit(file=name, start=place, end=place + len(ours), parts=[Region(ours=ours, theirs=theirs)])
 
     def placed(
         self, outcome: str, note: str, edit: Edit | None = None, *, line: int = 0, scope: str | None = None
@@ -179,8 +181,9 @@ def _changed_scope(hunk: Hunk, lines: Sequence[str], at: int) -> str:
     """Return the name of the innermost scope around all that a hunk changes at a line, of those there before it."""
     before, after = sides(hunk)
     patched = [*lines[:at], *after, *lines[at + len(before) :]]
-    added = [n for n, line in enumerate(line for line in hunk if not line.is_removed) if line.is_added]
-    removed = [n for n, line in enumerate(line for line in hunk if not line.is_added) if line.is_removed]
+    kept = [line for line in hunk if line.is_context or line.is_added or line.is_removed]
+    added = [n for n, line in enumerate(line for line in kept if not line.is_removed) if line.is_added]
+    removed = [n for n, line in enumerate(line for line in kept if not line.is_added) if line.is_removed]
     changed = [(patched, at + n) for n in added] + [(lines, at + n) for n in removed]
     changed = [(text, n) for text, n in changed if text[n].strip()] or changed
     names = [scopes_around(text, n) for text, n in changed]

@@ -15,7 +15,7 @@ from unidiff import PatchedFile, PatchSet
 from unidiff.errors import UnidiffParseError
 
 from overlay_tools.errors import PatchError
-from overlay_tools.patches.model import FIELDS, Patch, sides, target_of
+from overlay_tools.patches.model import FIELDS, Patch, target_of
 from overlay_tools.subprocesses import git
 
 HINT = "patches/README.md says what a patch must look like."
@@ -114,5 +114,5 @@ def _check_file(path: Path, file: PatchedFile, first_line: int) -> Iterable[str]
         yield f"{where} {target_of(file)} is outside sglang/; paths are a/sglang/... and b/sglang/..., as in a wheel."
     if not file.added + file.removed:
         yield f"{where} it changes no line of {target_of(file)}."
-    if not all(sides(hunk)[0] for hunk in file):
+    if any(hunk.source_start and not hunk.source_length for hunk in file):
         yield f"{where} a hunk has no context, so that nothing says where it belongs."

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overlay_tools.patches.code_spans import join_lines, split_lines
 from overlay_tools.patches.edited_file import EditedTree
 from overlay_tools.patches.hooked_tree import HookedTree
-from overlay_tools.patches.model import Patch, locate, target_of
+from overlay_tools.patches.model import Patch, join_lines, locate, split_lines, target_of
 from overlay_tools.patches.moving_hunk import MovingHunk, Placement
 from overlay_tools.patches.strategies import place_hunk
 

@@ -30,7 +30,8 @@ def unchanged_in_its_function(hunk: MovingHunk) -> Placement | None:
         return None
     (place,) = hunk.own_places
     line = hunk.new.line_number(place)
-    offset = line - hunk.hunk.target_start  # from where the hunks before it have put it
+    # From where the hunks before it have put it; of a file that the hunk empties, its lines began at the first.
+    offset = line - max(hunk.hunk.target_start, 1)
     note = _compare(hunk.old, hunk.new.lines, hunk.scope)
     return hunk.placed(f"offset {offset}" if offset else "exact", note, hunk.settle(place), line=line)
 
@@ -88,7 +89,7 @@ def in_another_file(hunk: MovingHunk) -> Placement | None:
         (name, file, place)
         for name in hunk.release.names
         if name != hunk.name and longest in (hunk.release.read(name) or b"") and (file := hunk.release.file(name))
-        for place in file.find(hunk.before)
+        for place in file.find(hunk.hunk)
     ]
     if len(found) != 1:
         return None

@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from overlay_tools.errors import ToolError
-from overlay_tools.patches.code_spans import join_lines, split_lines
 from overlay_tools.patches.edited_file import Part, Region, hook_lines, shown_lines, upstream_lines
+from overlay_tools.patches.model import join_lines, split_lines
 from overlay_tools.subprocesses import git
 
 _MARKER = 100  # longer than any row of signs in upstream's files
@@ -128,7 +128,8 @@ def _merge_file(ours: Sequence[Part], base: Sequence[str], theirs: Sequence[str]
 
 
 def _indentation(lines: Sequence[str]) -> str:
-    return lines[0][: len(lines[0]) - len(lines[0].lstrip(" \t"))]
+    first = next(iter(lines), "")
+    return first[: len(first) - len(first.lstrip(" \t"))]
 
 
 def _reindent(lines: Sequence[str], was: str, now: str) -> list[str]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from overlay_tools.api_check.base_mentions import BaseMention, find_base_mentions
 from overlay_tools.api_check.contract import Finding, check_contract
 from overlay_tools.errors import OverlayError, PatchError
-from overlay_tools.patches.apply import apply_series, find_block
-from overlay_tools.patches.model import Hook, Patch, sides, target_of
+from overlay_tools.patches.apply import apply_series, find_hunk
+from overlay_tools.patches.model import Hook, Patch, split_lines, target_of
 from overlay_tools.proving.results import Result, commit_of, inputs, load_results
 from overlay_tools.proving.stages import STAGES
 from overlay_tools.report.model import Cell, State, Status, StatusTable
@@ -110,8 +110,8 @@ def _applied_cell(patch: Patch, read: Callable[[str], bytes | None]) -> Cell:
     """Return the cell of a patch that applies to the files that `read` gives."""
     found = []
     for file in patch.files:
-        lines = (read(target_of(file)) or b"").decode("utf-8", "surrogateescape").split("\n")
-        found += [(target_of(file), find_block(lines, sides(hunk)[0])[0], hunk.source_start) for hunk in file]
+        lines = split_lines(read(target_of(file)) or b"")
+        found += [(target_of(file), find_hunk(lines, hunk)[0] + 1, hunk.source_start) for hunk in file]
     offsets = sorted({line - stated for _, line, stated in found})
     word = f"offset {' to '.join(f'{offset:+}' for offset in dict.fromkeys((offsets[0], offsets[-1])))}"
     where = [f"{name}:{line}" + f", offset {line - stated:+}" * (line != stated) for name, line, stated in found]

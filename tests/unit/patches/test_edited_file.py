@@ -1,17 +1,26 @@
 from __future__ import annotations
 
 from overlay_tools.patches.edited_file import Edit, EditedFile, Region
+from unidiff import Hunk, PatchSet
 
 from unit.conftest import ENGINE
 
+FILE = "sglang/engine.py"
 LOAD = ["    config = read(path)", "    model = build(config)"]
 
 
 def edited(*edits: tuple[int, int, Region]) -> EditedFile:
     file = EditedFile(ENGINE.encode())
     for start, end, region in edits:
-        file.apply(Edit(file="sglang/engine.py", start=start, end=end, parts=[region]))
+        file.apply(Edit(file=FILE, start=start, end=end, parts=[region]))
     return file
+
+
+def hunk(*block: str) -> Hunk:
+    """Return one that expects these lines, between the first and the last line of a file."""
+    text = f"--- a/{FILE}\n+++ b/{FILE}\n@@ -2,{len(block)} +2,{len(block) + 1} @@\n"
+    text += "".join(f" {line}\n" for line in block[:-1]) + f"+\n {block[-1]}\n"
+    return PatchSet.from_string(text)[0][0]
 
 
 def proposal(*lines: str) -> Region:
@@ -21,7 +30,7 @@ def proposal(*lines: str) -> Region:
 def test_a_file_without_an_edit_is_unchanged() -> None:
     file = edited()
     assert not file.changed
-    assert file.find(LOAD) == [30]
+    assert file.find(hunk(*LOAD)) == [30]
     assert file.line_number(30) == 31
     assert file.parts_of_scope("load") == range(29, 34)
     assert file.parts_of_scope("lost") is None
@@ -41,10 +50,10 @@ def test_a_region_counts_with_the_lines_that_are_shown() -> None:
 def test_nothing_is_found_in_a_region_or_across_one() -> None:
     file = edited((30, 32, proposal(*LOAD)))
     assert file.lines == ENGINE.split("\n")
-    assert file.find(LOAD) == file.find(["def load(path, strict=True):", *LOAD]) == []
-    assert file.find(["    check(model, strict)"]) == [31]
+    assert file.find(hunk(*LOAD)) == file.find(hunk("def load(path, strict=True):", *LOAD)) == []
+    assert file.find(hunk("    check(model, strict)")) == [31]
     file = edited((30, 32, proposal()))  # which leaves no line at all
-    assert file.find(["def load(path, strict=True):", "    check(model, strict)"]) == []
+    assert file.find(hunk("def load(path, strict=True):", "    check(model, strict)")) == []
 
 
 def test_a_function_has_the_whole_of_a_region_that_reaches_into_it() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.downstream.diff import make_diff
+from overlay_tools.errors import PatchError
+from overlay_tools.patches.apply import apply_series
 from overlay_tools.patches.code_spans import scope_of
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.moving_hunk import Placement
@@ -186,6 +189,68 @@ def test_what_upstream_has_taken_in_part_is_said_to_be_half_upstream(follow: Fol
     assert (only(placed).outcome, only(placed).proposed) == ("half-upstream", True)
     assert "50%" in only(placed).note
     assert b"<<<<<<< sglang 1.1\n" in placed.marked[FILE]
+
+
+LAST_LINE = "    return None\n"
+FINISH = "\n\ndef finish():\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("hook", "upstream"),
+    [
+        ((LAST_LINE, LAST_LINE + FINISH), (LAST_LINE, LAST_LINE + "\n\ndef more():\n    return 1\n")),
+        ((LAST_LINE, "    return None  # ours\n"), (LAST_LINE, LAST_LINE + "\n\nmore = 1\n")),
+        (("import os\n", "import ours\nimport os\n"), ("import os\n", '"""More."""\n\nimport os\n')),
+    ],
+)
+def test_what_was_made_at_an_end_of_a_file_is_proposed_where_that_has_moved(
+    follow: Follow, hook: Change, upstream: Change
+) -> None:
+    assert only(follow_one(follow, hook)).outcome == "exact"
+    placed = follow_one(follow, hook, upstream)
+    assert (only(placed).outcome, only(placed).proposed) == ("conflict", True)
+    with pytest.raises(PatchError, match=r"the lines that the hunk expects at the (end|beginning) of the file stand"):
+        apply_series([placed.patch], {FILE: sub(ENGINE, upstream).encode()}.get, "sglang 1.1")
+
+
+@pytest.mark.parametrize(
+    ("old", "hooked", "new", "outcome"),
+    [
+        ("", "import os\n", "", "exact"),
+        ("", "import os\n", "import re\n", "conflict"),
+        ("import os\n", "", "import os\n", "exact"),
+        ("import os\n", "", "import os\nimport re\n", "conflict"),
+        ("a = 1", "a = 1\n", "a = 1", "exact"),
+        ("a = 1", "a = 1\n", "a = 1\n", "conflict"),
+        ("b\na = 1\n", "b\na = 1", "# more\n\n\nb\na = 1\n", "offset 3"),
+        ("", "import os\n", None, "target gone"),
+    ],
+)
+def test_an_empty_file_and_a_last_line_without_an_end_have_their_place(
+    follow: Follow, old: str, hooked: str, new: str | None, outcome: str
+) -> None:
+    placed = follow({FILE: old}, {FILE: hooked}, {} if new is None else {FILE: new})
+    assert only(placed).outcome == outcome
+
+
+def test_what_is_settled_is_what_applies(follow: Follow) -> None:
+    draw, settled = random.Random(5), 0
+    lines = ["a = 1\n", "b = 2\n", "\n", "call()\n"]
+
+    def changed(text: list[str]) -> list[str]:
+        at = draw.randrange(len(text) + 1)
+        return [*text[:at], *draw.choices(lines, k=draw.randrange(3)), *text[at + draw.randrange(2) :]]
+
+    for _ in range(100):
+        old = draw.choices(lines, k=draw.randrange(12))
+        before, hooked, new = ("".join(text) for text in (old, changed(old), changed(changed(old))))
+        if hooked == before:
+            continue
+        placed = follow({FILE: before}, {FILE: hooked}, {FILE: new})
+        if placed.settled:
+            settled += 1
+            assert apply_series([placed.patch], {FILE: new.encode()}.get, "sglang 1.1") == placed.files
+    assert settled > 5
 
 
 def test_the_same_line_elsewhere_in_the_file_is_not_taken_for_upstreams(follow: Follow) -> None:
