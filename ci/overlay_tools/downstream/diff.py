@@ -1,54 +1,92 @@
-"""Changes to patches/: which variant of a hook each release takes, and the files that say so."""
+"""The diff that a hook is written as: the fewest lines, each hunk with the context that makes it fit once."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Mapping, Sequence
 
 from unidiff import PatchSet
 
-from overlay_tools.patches.apply import find_block
+from overlay_tools.patches.apply import find_hunk
 from overlay_tools.patches.code_spans import scope_of
-from overlay_tools.patches.model import CONTEXT, MOST_CONTEXT, sides
-from overlay_tools.subprocesses import git
+from overlay_tools.patches.line_diff import Change, find_changes
+from overlay_tools.patches.model import CONTEXT, lines_with_ends, sides, split_lines
 
 
 def make_diff(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
-    """Return the diff between files by path: the same for the same content, whatever git and its configuration.
+    """Return the diff between files by path: the same for the same content, and the one that lint asks for.
 
-    Only files whose content differs are in it, sorted by path. A file's hunks have three lines of context, or as many
-    more as it takes for each of them to fit the file at one place only.
+    Only files whose content differs are in it, sorted by path. A hunk has three lines of context, or as many more as it
+    takes for it to fit the file at one place only.
     """
-    diffs = []
-    for name in sorted(before):
-        if before[name] != after[name]:
-            lines = before[name].decode("utf-8", "surrogateescape").split("\n")
-            for context in range(CONTEXT, MOST_CONTEXT + 1):
-                diff = _file_diff(name, before[name], after[name], context)
-                hunks = [hunk for file in PatchSet.from_string(diff) for hunk in file]
-                if all(len(find_block(lines, sides(hunk)[0])) == 1 for hunk in hunks):
-                    break
-            diffs.append(diff)
-    return "".join(diffs)
-
-
-def _file_diff(name: str, before: bytes, after: bytes, context: int) -> str:
-    with TemporaryDirectory() as folder:
-        for side, data in (("a", before), ("b", after)):
-            path = Path(folder) / side / name
-            path.parent.mkdir(parents=True)
-            path.write_bytes(data)
-        words = ["-c", "core.quotePath=false", "diff", "--no-index", "--no-prefix", "--no-renames", "--no-ext-diff"]
-        words += ["--no-color", "--text", f"-U{context}", "--inter-hunk-context=0", "--minimal", "--indent-heuristic"]
-        # To a file: what git prints, as text, has its line ends made alike.
-        git([*words, "--output=diff", "a", "b"], cwd=Path(folder))
-        text = (Path(folder) / "diff").read_bytes().decode("utf-8", "surrogateescape")
-    text = re.sub(r"(?m)^index [0-9a-f]+\.\..*\n", "", text, count=1)
-    # What git writes after the @@ depends on its configuration.
-    return re.sub(
-        r"(?m)^(@@ -\d+(?:,\d+)? \+(\d+)(?:,\d+)? @@).*$",
-        lambda head: f"{head[1]} {scope_of(after, int(head[2]) + context)}".rstrip(),
-        text,
+    return "".join(
+        _file_diff(name, before[name], after[name]) for name in sorted(before) if before[name] != after[name]
     )
+
+
+def _file_diff(name: str, before: bytes, after: bytes) -> str:
+    old, new = (lines_with_ends(split_lines(content)) for content in (before, after))
+    changes = find_changes(old, new)
+    context = [CONTEXT] * len(changes)
+    while True:
+        groups = _group(changes, context)
+        hunks = [_format_hunk(old, new, changes[first:end], context[first], after) for first, end in groups]
+        diff = "".join([f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n", *hunks])
+        ambiguous = _ambiguous_hunks(before, diff)
+        if not ambiguous:
+            return diff
+        for first, end in (groups[n] for n in ambiguous):
+            context[first:end] = [context[first] + 1] * (end - first)
+
+
+def _group(changes: Sequence[Change], context: list[int]) -> list[tuple[int, int]]:
+    """Return which changes share a hunk, as ranges: those whose lines of context meet.
+
+    Those of one hunk have as much context as the one that needs most.
+    """
+    groups: list[tuple[int, int]] = []
+    for n, change in enumerate(changes):
+        first, _ = groups[-1] if groups else (n, n)
+        if groups and change.start - changes[n - 1].end <= context[n - 1] + context[n]:
+            context[first : n + 1] = [max(context[first : n + 1])] * (n + 1 - first)
+            groups[-1] = first, n + 1
+        else:
+            groups.append((n, n + 1))
+    return groups
+
+
+def _format_hunk(old: Sequence[str], new: Sequence[str], changes: Sequence[Change], context: int, after: bytes) -> str:
+    """Return a hunk, headed by the function or class that it begins in."""
+    above = min(context, changes[0].start)
+    start, new_start = changes[0].start - above, changes[0].new_start - above
+    end = min(len(old), changes[-1].end + context)
+    new_end = changes[-1].new_end + end - changes[-1].end
+    lines = []
+    at = start
+    for change in changes:
+        lines += [f" {line}" for line in old[at : change.start]]
+        lines += [f"-{line}" for line in old[change.start : change.end]]
+        lines += [f"+{line}" for line in new[change.new_start : change.new_end]]
+        at = change.end
+    lines += [f" {line}" for line in old[at:end]]
+    ended = (line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+    head = f"@@ -{_range(start, end)} +{_range(new_start, new_end)} @@ {scope_of(after, changes[0].new_start + 1)}"
+    return head.rstrip() + "\n" + "".join(ended)
+
+
+def _range(start: int, end: int) -> str:
+    size = end - start
+    return f"{start + (size > 0)}" if size == 1 else f"{start + (size > 0)},{size}"
+
+
+def _ambiguous_hunks(before: bytes, diff: str) -> list[int]:
+    """Return which hunks of a file's diff would fit, with those before them applied, at more than one place."""
+    (file,) = PatchSet.from_string(diff)
+    lines, ambiguous = split_lines(before), []
+    for n, hunk in enumerate(file):
+        places = find_hunk(lines, hunk)
+        old, new = sides(hunk)
+        at = hunk.target_start - (hunk.target_length > 0)
+        assert at in places
+        ambiguous += [n] * (len(places) > 1)
+        lines[at : at + len(old)] = new
+    return ambiguous

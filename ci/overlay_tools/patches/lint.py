@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,8 @@ from pathlib import Path
 from unidiff import Hunk
 
 from overlay_tools.errors import PatchError
-from overlay_tools.patches.model import CONTEXT, MOST_CONTEXT, Hook, Patch, locate, sides
+from overlay_tools.patches.line_diff import count_changes
+from overlay_tools.patches.model import CONTEXT, Hook, Patch, lines_with_ends, locate, sides
 from overlay_tools.patches.patch_file import HINT
 from overlay_tools.patches.series import load_series
 
@@ -38,7 +38,7 @@ def lint(hooks: Sequence[Hook], versions: Sequence[str]) -> list[str]:
             for file in patch.files:
                 for hunk in file:
                     faults += _lint_size(patch, hunk)
-                    faults += _lint_context(patch, hunk)
+                    faults += _lint_gaps(patch, hunk)
     return faults
 
 
@@ -59,29 +59,29 @@ def _lint_name(patch: Patch, versions: Sequence[str]) -> Iterable[str]:
 
 
 def _lint_lines(patch: Patch) -> Iterable[str]:
-    for number, line in enumerate(patch.diff.splitlines(), patch.first_line):
+    for number, line in enumerate(patch.diff.split("\n"), patch.first_line):
+        text = line.removesuffix("\r")
         if re.match(r"index [0-9a-f]+\.\.", line):
             yield f"{patch.path}:{number}: an index line changes with every release; remove it."
-        if line.startswith("+") and not line.startswith("+++ ") and line != line.rstrip():
+        if text.startswith("+") and not text.startswith("+++ ") and text != text.rstrip(" \t"):
             yield f"{patch.path}:{number}: an added line ends in white space."
-        if line.startswith("+") and "\t" in line:
+        if text.startswith("+") and "\t" in text:
             yield f"{patch.path}:{number}: an added line holds a tab."
 
 
 def _lint_size(patch: Patch, hunk: Hunk) -> Iterable[str]:
     touched = hunk.added + hunk.removed
-    smallest = sum(line[0] in "+-" for line in difflib.ndiff(*sides(hunk)))
+    smallest = count_changes(*(lines_with_ends(side) for side in sides(hunk)))
     if smallest < touched:
         yield f"{locate(patch, hunk)}: the hunk touches {touched} lines where {smallest} would do."
 
 
-def _lint_context(patch: Patch, hunk: Hunk) -> Iterable[str]:
-    changed = [index for index, line in enumerate(hunk) if not line.is_context]
-    if not changed:
-        return
-    context = max(CONTEXT, changed[0], len(hunk) - 1 - changed[-1])
-    if context > MOST_CONTEXT:
-        yield f"{locate(patch, hunk)}: the hunk has more than {MOST_CONTEXT} lines of context at an end."
+def _lint_gaps(patch: Patch, hunk: Hunk) -> Iterable[str]:
+    lines = [line for line in hunk if line.is_context or line.is_added or line.is_removed]
+    changed = [index for index, line in enumerate(lines) if not line.is_context]
+    if hunk.source_start <= 1:
+        return  # how much context it needs does not show where the file begins
+    context = max(CONTEXT, changed[0])
     if any(after - before > 2 * context + 1 for before, after in itertools.pairwise(changed)):
         yield (
             f"{locate(patch, hunk)}: the hunk joins changes that are more than {2 * context} lines apart; make it two."

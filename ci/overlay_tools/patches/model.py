@@ -13,8 +13,7 @@ from overlay_tools.errors import PatchError
 
 FIELDS = ("Subject", "Why", "Applies", "Forwarded", "Remove-When")
 README = "README.md"  # in patches/: about the hooks, and not one of them
-CONTEXT = 3
-MOST_CONTEXT = 12  # for a hunk that would fit at more than one place with less
+CONTEXT = 3  # lines at each end of a hunk, or more where it would fit at more than one place with these
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +91,12 @@ def split_lines(content: bytes) -> list[str]:
 def join_lines(lines: Iterable[str]) -> bytes:
     """Return the file that has these lines."""
     return "\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+def lines_with_ends(lines: Sequence[str]) -> list[str]:
+    """Return the lines of a file, or of the end of one, each with its line end: the last can be without."""
+    ended = [*(f"{line}\n" for line in lines[:-1]), *lines[-1:]]
+    return ended if ended[-1:] != [""] else ended[:-1]
 
 
 def sides(hunk: Hunk) -> tuple[list[str], list[str]]:

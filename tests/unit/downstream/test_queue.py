@@ -180,10 +180,10 @@ def test_a_hunk_gets_the_context_that_makes_it_fit_once(mini: Miniature) -> None
     diff = make_diff({FILE: text.encode()}, {FILE: (head + tail.replace("d = 4", "d = 0")).encode()})
     assert diff.count("\n     ") + diff.count("\n-    ") == 7  # one line more than three does it: it holds the name
     assert "def two" in diff
-    # Where none does, the hunk has as much as it may have.
+    # Where less than all up to the beginning of the file would fit twice, it has that.
     twice = "".join(f"    a = {n}\n" for n in range(40)) * 2
     diff = make_diff({FILE: twice.encode()}, {FILE: twice.replace("a = 20", "a = 99", 1).encode()})
-    assert diff.count("\n     ") == 24
+    assert diff.count("\n     ") == 40
 
 
 PAIRS = {

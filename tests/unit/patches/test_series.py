@@ -141,10 +141,8 @@ def test_a_post_release_counts_as_its_release(mini: Miniature) -> None:
             "1.0.patch:10: the hunk touches 3 lines where 1 would do",
         ),
         (
-            lambda text: text.replace("-3,5 +3,6", "-1,16 +1,17").replace(
-                "other():\n \n", "other():\n" + "     return 1\n" * 11 + " \n", 1
-            ),
-            "more than 12 lines of context",
+            lambda text: text.replace("-3,5 +3,6", "-3,12 +3,14") + "     a = 1\n" * 7 + "+    b = 2\n",
+            "the hunk joins changes that are more than 6 lines apart; make it two",
         ),
         (lambda text: text.replace(">=1.0,<=1.1", ">=1.1"), "it first applies to 1.1; name it 1.1.patch"),
         (lambda text: text.replace(">=1.0,<=1.1", ">=7"), "does not hold for any locked release"),
