@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -58,6 +58,33 @@ def find_spans(text: str) -> Sequence[CodeSpan]:
     except WheelError:
         return ()  # not Python, or no longer with this hunk in it: the file is one scope
     return tuple(_spans_below(tree, ""))
+
+
+@lru_cache(maxsize=256)
+def find_names(text: str) -> Set[str]:
+    """Return what a file's code gives a value, imports or defines: each name below those of its functions and classes.
+
+    So `Cache.get.key` is a parameter or a variable of that method, and `Cache.get.self.size` an attribute set in it.
+    """
+    try:
+        return frozenset(_names_below(parse(text.encode("utf-8", "surrogateescape"), ""), ""))
+    except WheelError:
+        return frozenset()
+
+
+def _names_below(node: ast.AST, prefix: str) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        inner = prefix
+        if isinstance(child, _DEFINITION):
+            yield prefix + child.name
+            inner = f"{prefix}{child.name}."
+        elif isinstance(child, ast.Name | ast.Attribute) and isinstance(child.ctx, ast.Store):
+            yield prefix + ast.unparse(child)
+        elif isinstance(child, ast.arg):
+            yield prefix + child.arg
+        elif isinstance(child, ast.alias):
+            yield prefix + (child.asname or child.name)
+        yield from _names_below(child, inner)
 
 
 def _spans_below(node: ast.AST, prefix: str) -> Iterator[CodeSpan]:

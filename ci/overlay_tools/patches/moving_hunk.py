@@ -9,7 +9,7 @@ from functools import cached_property
 from unidiff import Hunk
 
 from overlay_tools.patches.apply import find_hunk
-from overlay_tools.patches.code_spans import find_spans, scopes_around, text_of_scope
+from overlay_tools.patches.code_spans import find_names, find_spans, scopes_around, text_of_scope
 from overlay_tools.patches.edited_file import Edit, EditedFile, EditedTree, Region
 from overlay_tools.patches.model import sides
 from overlay_tools.patches.three_way_merge import merge
@@ -129,6 +129,18 @@ class MovingHunk:
         if added:
             return sum(now.count(line) > was.count(line) for line in added) / len(added)
         return sum(now.count(line) < was.count(line) for line in removed) / max(1, len(removed)) if now else 0
+
+    @cached_property
+    def names_upstream(self) -> Sequence[str]:
+        """Return the names that the hunk adds to its file and the new release has added there itself, sorted.
+
+        Of a function's or class's names, none is there beside its own.
+        """
+        if self.new is None:
+            return []
+        old, patched, new = (find_names("\n".join(lines)) for lines in (self.old, self.patched, self.new.lines))
+        both = (patched - old) & new
+        return sorted(name for name in both if name.rpartition(".")[0] not in both)
 
     @cached_property
     def merged(self) -> MergedScope | None:

@@ -14,6 +14,7 @@ from overlay_tools.patches.code_spans import text_of_scope
 from overlay_tools.patches.lookalikes import find_lookalikes
 from overlay_tools.patches.moving_hunk import MovingHunk, Placement
 
+_MOST = 0.5  # of a hunk's lines: with more of them upstream, it is not applied unseen
 Strategy = Callable[[MovingHunk], Placement | None]
 
 
@@ -22,6 +23,27 @@ def place_hunk(hunk: MovingHunk) -> Placement:
     found = next((placement for strategy in _STRATEGIES if (placement := strategy(hunk))), None)
     gone = f"function {hunk.scope} is gone" if hunk.new and hunk.scope else f"{hunk.name} is gone"
     return found or hunk.placed("target gone", gone)
+
+
+def already_upstream(hunk: MovingHunk) -> Placement | None:
+    """Say that the release has made the whole change itself."""
+    if hunk.upstream_share < 1:
+        return None
+    return hunk.placed("upstream", "the release has these lines already; where it has the whole hook, drop it")
+
+
+def standing_but_added_upstream(hunk: MovingHunk) -> Placement | None:
+    """Propose the place of a hunk of which the release has added most, or a name that it adds: a method, an import."""
+    if hunk.new is None or len(hunk.own_places) != 1:
+        return None
+    if hunk.names_upstream:
+        note = f"the release has added {', '.join(hunk.names_upstream)} too"
+    elif hunk.upstream_share > _MOST:
+        note = _upstream_note(hunk)
+    else:
+        return None
+    (place,) = hunk.own_places
+    return hunk.placed("half-upstream", note, hunk.propose(hunk.name, place), line=hunk.new.line_number(place))
 
 
 def unchanged_in_its_function(hunk: MovingHunk) -> Placement | None:
@@ -46,13 +68,6 @@ def one_of_several_in_its_function(hunk: MovingHunk) -> Placement | None:
     return hunk.placed("conflict", note, hunk.propose(hunk.name, place), line=hunk.new.line_number(place))
 
 
-def already_upstream(hunk: MovingHunk) -> Placement | None:
-    """Say that the release has made the whole change itself."""
-    if hunk.upstream_share < 1:
-        return None
-    return hunk.placed("upstream", "the release has these lines already; where it has the whole hook, drop it")
-
-
 def merged_within_its_function(hunk: MovingHunk) -> Placement | None:
     """Propose the hunk merged into its function, where nothing conflicts and nothing of it is upstream."""
     if hunk.upstream_share or hunk.merged is None or not hunk.merged.clean:
@@ -66,8 +81,7 @@ def partly_upstream(hunk: MovingHunk) -> Placement | None:
     if not hunk.upstream_share:
         return None
     edit, line = (hunk.merged.edit, hunk.merged.line) if hunk.merged else (None, 0)
-    note = f"the release has {hunk.upstream_share:.0%} of the hunk's lines already"
-    return hunk.placed("half-upstream", note, edit, line=line)
+    return hunk.placed("half-upstream", _upstream_note(hunk), edit, line=line)
 
 
 def in_another_function(hunk: MovingHunk) -> Placement | None:
@@ -117,9 +131,10 @@ def in_a_function_like_its_own(hunk: MovingHunk) -> Placement | None:
 
 
 _STRATEGIES: Sequence[Strategy] = (
+    already_upstream,
+    standing_but_added_upstream,
     unchanged_in_its_function,
     one_of_several_in_its_function,
-    already_upstream,
     merged_within_its_function,
     partly_upstream,
     in_another_function,
@@ -127,6 +142,10 @@ _STRATEGIES: Sequence[Strategy] = (
     conflicting_within_its_function,
     in_a_function_like_its_own,
 )
+
+
+def _upstream_note(hunk: MovingHunk) -> str:
+    return f"the release has {hunk.upstream_share:.0%} of the hunk's lines already"
 
 
 def _compare(old: Sequence[str], new: Sequence[str], scope: str) -> str:

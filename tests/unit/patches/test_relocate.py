@@ -191,6 +191,66 @@ def test_what_upstream_has_taken_in_part_is_said_to_be_half_upstream(follow: Fol
     assert b"<<<<<<< sglang 1.1\n" in placed.marked[FILE]
 
 
+METHOD = "    def drop(self, key):\n        del self.table[key]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("hook", "upstream", "found"),
+    [
+        # Each hunk's lines stand where they stood: without a look at what upstream has done, it would be applied again.
+        (("    def put(", METHOD + "    def put("), ("    def get(", METHOD + "    def get("), "upstream"),
+        (("    def put(", METHOD + "    def put("), ("    def get(", "    drop = None\n\n    def get("), "Cache.drop"),
+        (
+            ("    def put(", METHOD + "    def put("),
+            ("class Cache:\n", "class Cache:\n    def drop(self, name, key=None):\n        pass\n\n"),
+            "Cache.drop",
+        ),
+        (
+            ("import os\n", "import os\nimport ours\n"),
+            ("\n\nclass Engine", "\n\nimport ours as ours\n\n\nclass Engine"),
+            "ours",
+        ),
+        (
+            ("    size = 4\n", "    size = 4\n    limit = 2\n"),
+            ("\n\nclass Engine", "\n    limit = 3\n\n\nclass Engine"),
+            "Cache.limit",
+        ),
+        (
+            ("def load(path", "def load(path, ours"),
+            ("    return model\n", "    ours = 1\n    return model\n"),
+            "load.ours",
+        ),
+        (
+            ("        self.log(out)\n", "        self.log(out)\n        self.at = 1\n"),
+            ("    def step(self, batch):\n", "    def step(self, batch):\n        self.at = now()\n"),
+            "Engine.step.self.at",
+        ),
+        (
+            ("    model.close()\n", "    model.close()\n    log(1)\n    log(2)\n    log(3)\n"),
+            ("def unload(model):\n", "def unload(model):\n    log(1)\n    log(3)\n    start()\n"),
+            "67%",
+        ),
+    ],
+)  # fmt: skip
+def test_what_stands_unchanged_is_not_settled_where_upstream_has_added_it_too(
+    follow: Follow, hook: Change, upstream: Change, found: str
+) -> None:
+    placed = follow_one(follow, hook, upstream)
+    assert not placed.settled
+    if found != "upstream":
+        assert (only(placed).outcome, only(placed).proposed) == ("half-upstream", True)
+        assert found in only(placed).note
+    else:
+        assert only(placed).outcome == "upstream"
+
+
+def test_a_name_that_upstream_had_before_or_added_elsewhere_is_the_hooks_to_use(follow: Follow) -> None:
+    again = (CHECK, CHECK + "    config = ours(config)\n    model = ours(model)\n")
+    assert only(follow_one(follow, again)).outcome == "exact"
+    other = ("    def step(", "    def drop(self):\n        pass\n\n    def step(")
+    assert only(follow_one(follow, ("    def put(", METHOD + "    def put("), other)).outcome == "exact"
+
+
 LAST_LINE = "    return None\n"
 FINISH = "\n\ndef finish():\n    pass\n"
 
