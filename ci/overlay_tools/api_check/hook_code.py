@@ -14,8 +14,7 @@ from overlay_tools.api_check.references import Reference, code_references
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.errors import PatchError, WheelError
 from overlay_tools.patches.apply import apply_series, find_block
-from overlay_tools.patches.code_spans import split_lines
-from overlay_tools.patches.model import Hook, Patch, sides, target_of
+from overlay_tools.patches.model import Hook, Patch, sides, split_lines, target_of
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree, parse
@@ -94,9 +93,9 @@ def _added_lines(patch: Patch, file: PatchedFile, after: bytes, last: bytes) -> 
     found = {}
     for hunk in file:
         starts = find_block(lines, sides(hunk)[1])
-        start = min(starts, key=lambda line, hunk=hunk: abs(line - hunk.target_start))  # type: ignore[misc]
-        kept = (line for line in hunk if not line.is_removed)
-        for number, line in enumerate(kept, start):
+        start = min(starts, key=lambda line, hunk=hunk: abs(line + 1 - hunk.target_start))  # type: ignore[misc]
+        kept = (line for line in hunk if line.is_added or line.is_context)
+        for number, line in enumerate(kept, start + 1):
             if line.is_added and number in moved:
                 found[moved[number]] = patch.first_line + line.diff_line_no - 1
     return found
