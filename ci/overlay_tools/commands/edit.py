@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from overlay_tools import console
+from overlay_tools.checkout import only_writer
 from overlay_tools.commands import DEFAULT, LOCKED, Command
 from overlay_tools.downstream.edit import edit
 from overlay_tools.settings import Project, cache_dir
@@ -22,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Open the worktree, and say where it is."""
-    tree = edit(project, cache_dir(), arguments.version or project.default, discard=arguments.discard)
+    with only_writer(project.root):
+        tree = edit(project, cache_dir(), arguments.version or project.default, discard=arguments.discard)
     console.line(f"Change files in {tree.folder}, commit, then `nox -s export`.")
     console.line(f"Run from it: PYTHONPATH={tree.folder} before an interpreter of .nox/engines")
 

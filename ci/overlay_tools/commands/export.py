@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from overlay_tools import console
+from overlay_tools.checkout import only_writer
 from overlay_tools.commands import LOCKED, Command
 from overlay_tools.downstream.edit import worktrees
 from overlay_tools.downstream.export import export
@@ -23,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Write the commits back, and show which files have changed."""
     version = arguments.version or _only_worktree(project)
-    changed = export(project, cache_dir(), version, _ask if sys.stdin.isatty() else None)
+    with only_writer(project.root):
+        changed = export(project, cache_dir(), version, _ask if sys.stdin.isatty() else None)
     for name in changed:
         console.line(name)
     console.line(f"{len(changed)} files written or removed." if changed else "Nothing has changed.")

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from overlay_tools import console
+from overlay_tools.checkout import only_writer
 from overlay_tools.commands import Command
+from overlay_tools.downstream.transaction import undo, write_files
 from overlay_tools.errors import LockError, UsageError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.index import difference, query_release
@@ -38,15 +40,18 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             "VERSION is missing: which release is to be locked?",
             hint="`nox -s lock -- VERSION` locks one, `nox -s lock -- --check` compares all with the index.",
         )
+    with only_writer(project.root):
+        undo(project.root)
+        _lock(project, arguments.versions)
+
+
+def _lock(project: Project, versions: Sequence[str]) -> None:
     new: dict[str, Release] = dict(load_lock(project.lock)) if project.lock.exists() else {}
-    for version in arguments.versions:
+    for version in versions:
         release = _ask(version)
         new[release.version] = release
-    text = dump_lock(new)
-    part = project.lock.with_name(".upstream.lock.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(project.lock)
-    return console.line(f"{project.lock.name} holds {len(new)} releases.")
+    write_files(project.root, {project.lock.name: dump_lock(new).encode()})
+    console.line(f"{project.lock.name} holds {len(new)} releases.")
 
 
 def _check(project: Project, versions: Sequence[str]) -> None:

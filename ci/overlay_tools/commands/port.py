@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from overlay_tools import console
+from overlay_tools.checkout import only_writer
 from overlay_tools.commands import Command
 from overlay_tools.downstream.port import Port
 from overlay_tools.errors import UsageError
@@ -48,13 +49,14 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             hint="`nox -s port -- VERSION` begins a port, `-- --continue` goes on with it, `-- --abort` gives it up.",
         )
     port = Port(project, cache_dir())
-    if arguments.abort:
-        port.abort()
-        console.line("Given up; patches/ and upstream.lock are as they were.")
-    elif arguments.go_on:
-        port.resume(arguments.drop)
-    else:
-        port.start(arguments.version, query_release)
+    with only_writer(project.root):
+        if arguments.abort:
+            port.abort()
+            console.line("Given up; patches/ and upstream.lock are as they were.")
+        elif arguments.go_on:
+            port.resume(arguments.drop)
+        else:
+            port.start(arguments.version, query_release)
 
 
 COMMAND = Command(

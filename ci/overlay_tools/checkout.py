@@ -1,0 +1,42 @@
+"""A checkout that several commands may want to write to at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from overlay_tools import console
+from overlay_tools.errors import OverlayError
+
+_PATIENCE = 300  # seconds; a port takes a minute or two, and longer only where it asks something or downloads
+
+
+@contextmanager
+def only_writer(root: Path) -> Iterator[None]:
+    """Wait until no other command writes to upstream.lock, patches/ or overlay/, and keep others waiting from then on.
+
+    What is to be changed must be read inside: another command may have changed it until then. A killed process holds
+    nothing.
+    Raises OverlayError if another command does not finish.
+    """
+    path = root / ".nox" / "checkout.lock"
+    path.parent.mkdir(exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        console.line("Another command writes to this checkout: waiting for it to end.")
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout:
+            raise OverlayError(
+                f"Another command has held {path} for {_PATIENCE} seconds.",
+                hint="Wait for it, answer what it asks, or end it.",
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,137 @@
+"""Several commands at once in one checkout, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from overlay_tools import checkout, cli
+from overlay_tools.checkout import only_writer
+from overlay_tools.errors import OverlayError
+from overlay_tools.upstream.lockfile import Release
+
+from unit.conftest import PATCH, Miniature, upstream_files
+
+
+def begin(call: Callable[[], object]) -> int:
+    """Run something in a process of its own, whose exit status tells whether it went well; return its number."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = int(bool(call()))
+        finally:
+            os._exit(status)
+    return child
+
+
+def status_of(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(500):
+        if path.exists():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{path} did not come")
+
+
+def hold(root: Path) -> None:
+    with only_writer(root):
+        (root / "held").touch()
+        time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        (["port", "1.2"], ["port", "1.3"]),
+        (["port", "1.2"], ["lock", "1.3"]),
+        (["lock", "1.2"], ["port", "1.3"]),
+        (["lock", "1.2"], ["lock", "1.3"]),
+    ],
+)
+def test_no_command_loses_what_another_writes_meanwhile(
+    mini_here: Miniature, commands: Sequence[Sequence[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mini_here.patch.write_text(PATCH.replace("<=1.1", "<=1.3"))  # `lock` widens no range
+    releases = {version: mini_here.publish(version, upstream_files(version)) for version in ("1.2", "1.3")}
+    asked = mini_here.root / "asked"
+
+    def query(version: str) -> Release:
+        asked.touch()
+        time.sleep(0.5)  # long enough for the other command to read the lock as it is, if nothing keeps it from that
+        return releases[version]
+
+    monkeypatch.setattr("overlay_tools.commands.port.query_release", query)
+    monkeypatch.setattr("overlay_tools.commands.lock.query_release", query)
+    first = begin(lambda: cli.main(commands[0]))
+    wait_for(asked)
+    second = begin(lambda: cli.main(commands[1]))
+    assert (status_of(first), status_of(second)) == (0, 0)
+    assert list(mini_here.lock) == ["1.0", "1.1", "1.2", "1.3"]
+
+
+@pytest.mark.parametrize("words", [["port", "1.2"], ["port", "--abort"], ["lock", "1.2"], ["edit"], ["export", "1.0"]])
+def test_a_command_that_writes_waits_for_another_one_and_is_refused_in_the_end(
+    mini_here: Miniature, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checkout, "_PATIENCE", 0.1)
+    before = mini_here.content()
+    child = begin(lambda: hold(mini_here.root))
+    try:
+        wait_for(mini_here.root / "held")
+        assert cli.main(words) == 1
+    finally:
+        os.kill(child, signal.SIGKILL)
+        status_of(child)
+    said = capsys.readouterr()
+    assert "Another command writes to this checkout: waiting for it to end." in said.out
+    assert f"error: Another command has held {mini_here.root / '.nox' / 'checkout.lock'} for" in said.err
+    assert "end it" in said.err
+    (mini_here.root / "held").unlink()
+    assert mini_here.content() == before
+
+
+def test_a_command_that_writes_nothing_does_not_wait(mini_here: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkout, "_PATIENCE", 0.1)
+    with only_writer(mini_here.root):
+        assert cli.main(["build", "1.0", "--python", "3.11", "--platform", "x86_64"]) == 0
+
+
+def test_a_killed_process_and_one_that_fails_hold_nothing(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkout, "_PATIENCE", 0.1)
+    child = begin(lambda: hold(mini.root))
+    wait_for(mini.root / "held")
+    os.kill(child, signal.SIGKILL)
+    assert status_of(child) == -signal.SIGKILL
+    with pytest.raises(OverlayError, match="of its own"), only_writer(mini.root):
+        raise OverlayError("An error of its own.")
+    with only_writer(mini.root):
+        pass
+
+
+def test_lock_keeps_what_it_writes_after_a_port_that_was_killed(
+    mini_here: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = mini_here.publish("1.2", upstream_files("1.2"))
+    monkeypatch.setattr("overlay_tools.commands.port.query_release", lambda version: release)
+    monkeypatch.setattr("overlay_tools.commands.lock.query_release", lambda version: release)
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "undo.json":
+            os.kill(os.getpid(), signal.SIGKILL)  # everything is written, and what it was is not forgotten yet
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        assert status_of(begin(lambda: cli.main(["port", "1.2"]))) == -signal.SIGKILL
+    assert cli.main(["lock", "1.2"]) == 0
+    assert cli.main(["edit"]) == 0
+    assert "1.2" in mini_here.lock
