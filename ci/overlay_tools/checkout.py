@@ -1,9 +1,10 @@
-"""A checkout that several commands may want to write to at once."""
+"""A checkout: the files in it that are the project's own, and one command at a time that writes to them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -12,6 +13,19 @@ from overlay_tools import console
 from overlay_tools.errors import OverlayError
 
 _PATIENCE = 300  # seconds; a port takes a minute or two, and longer only where it asks something or downloads
+
+# What editors, Python and file managers leave in overlay/ and patches/; no one means it to be there.
+_SCRATCH = (".*", "*~", "#*#", "__pycache__")
+
+
+def own_paths(folder: Path) -> list[Path]:
+    """Return what lies in a folder of the checkout, at any depth, sorted, but for what is hidden or an editor's."""
+    return [path for path in sorted(folder.rglob("*")) if not is_scratch(path.relative_to(folder))]
+
+
+def is_scratch(path: Path) -> bool:
+    """Tell whether a path in overlay/ or patches/ is hidden, or an editor's, or below such a folder."""
+    return any(fnmatchcase(part, pattern) for part in path.parts for pattern in _SCRATCH)
 
 
 @contextmanager

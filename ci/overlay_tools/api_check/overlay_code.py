@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from overlay_tools.api_check.bindings import last_name
+from overlay_tools.checkout import own_paths
 from overlay_tools.errors import ContractError, WheelError
 from overlay_tools.upstream.source_tree import parse
 
@@ -31,7 +32,8 @@ def read_overlay(folder: Path) -> OverlayCode:
 
     Raises ContractError if one of them is not valid Python.
     """
-    files = ((path.relative_to(folder).as_posix(), path.read_bytes()) for path in sorted(folder.rglob("*.py")))
+    paths = (path for path in own_paths(folder) if path.suffix == ".py")
+    files = ((path.relative_to(folder).as_posix(), path.read_bytes()) for path in paths)
     return _parse(tuple((name, data) for name, data in files if name.startswith("sglang/") or b"sglang" in data))
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
+from overlay_tools.checkout import own_paths
 from overlay_tools.patches.model import README
 
 _UNDO = ".nox/undo.json"  # what the files were that are being written
@@ -22,7 +23,7 @@ def write_patches(
     Returns the paths in the checkout that were written or removed. What a kill leaves half done, `undo` puts back.
     """
     root = folder.parent
-    held = [path for path in folder.rglob("*") if path.is_file() and path != folder / README]
+    held = [path for path in own_paths(folder) if path.is_file() and path != folder / README]
     after = {path.relative_to(root).as_posix(): None for path in held} | dict(others)
     after |= {f"{folder.name}/{name}": text.encode() for name, text in files.items()}
     before = {name: (root / name).read_bytes() if (root / name).is_file() else None for name in after}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from overlay_tools.checkout import is_scratch, own_paths
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import README, Hook, Patch
 from overlay_tools.patches.patch_file import HINT, load_patch
@@ -35,7 +36,7 @@ def load_series(folder: Path) -> tuple[Hook, ...]:
     entries, faults = _parse_series(series, text)
     hooks = []
     for entry in entries:
-        paths = sorted((folder / entry.name).glob("*.patch"))
+        paths = [path for path in sorted((folder / entry.name).glob("*.patch")) if not is_scratch(Path(path.name))]
         if not paths:
             faults.append(f"{series}:{entry.line}: there is no patch in {folder / entry.name}.")
         variants, more = _load_variants(paths, entry.name)
@@ -77,7 +78,7 @@ def _load_variants(paths: Sequence[Path], hook: str) -> tuple[list[Patch], list[
 
 def _unlisted(folder: Path, series: Path, hooks: Collection[str]) -> Iterable[str]:
     """Yield what lies in patches/ and is neither a patch of a hook in the series nor about the hooks."""
-    for path in sorted(folder.rglob("*")):
+    for path in own_paths(folder):
         parts = path.relative_to(folder).parts
         listed = parts[0] in hooks and (len(parts) == 1 or (len(parts) == 2 and path.suffix == ".patch"))
         if path not in (series, folder / README) and not listed:

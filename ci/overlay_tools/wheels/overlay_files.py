@@ -6,32 +6,32 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from overlay_tools.checkout import is_scratch, own_paths
 from overlay_tools.errors import BuildError
 
 _PACKAGES = ("sglang", "sgl_kernel", "sglang_overlay_plugin")
 _DOCUMENTS = ("README.md", "CHANGELOG.md")  # beside the packages, for a reader of the repository; in no wheel
+_LEFT_BY_MERGES = (".orig", ".rej")  # by git mergetool and patch
 
 
 def read_package(overlay: Path, package: str) -> dict[str, bytes]:
     """Return the files of one of the overlay's packages by their path in a wheel.
 
-    Hidden files and Python's caches are left out.
-    Raises BuildError if a file is a symbolic link, or the overlay holds anything beside its packages, README.md and
-    CHANGELOG.md.
+    What is hidden, an editor's or Python's cache is left out.
+    Raises BuildError if a file is a symbolic link or was left by a merge, or the overlay holds anything beside its
+    packages, README.md and CHANGELOG.md.
     """
     if strays := sorted(path for path in overlay.iterdir() if not _belongs(path)):
         raise BuildError(
             *(f"{path} goes into no wheel." for path in strays),
             hint=f"overlay/ holds {', '.join(_PACKAGES)}, and beside them {' and '.join(_DOCUMENTS)}.",
         )
-    content = {}
-    for path in sorted((overlay / package).rglob("*")):
-        parts = path.relative_to(overlay).parts
-        if path.is_symlink():
-            raise BuildError(f"{path} is a symbolic link.", hint="Put the file itself there.")
-        if path.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts):
-            content["/".join(parts)] = read_file(path)
-    return content
+    paths = own_paths(overlay / package)
+    if linked := [path for path in paths if path.is_symlink()]:
+        raise BuildError(*(f"{path} is a symbolic link." for path in linked), hint="Put the file itself there.")
+    if left := [path for path in paths if path.suffix in _LEFT_BY_MERGES]:
+        raise BuildError(*(f"{path} was left by a merge or a patch." for path in left), hint="Settle and remove it.")
+    return {path.relative_to(overlay).as_posix(): read_file(path) for path in paths if path.is_file()}
 
 
 def read_file(path: Path) -> bytes:
@@ -64,4 +64,4 @@ def compile_all(content: Mapping[str, bytes]) -> None:
 
 
 def _belongs(path: Path) -> bool:
-    return path.name in _PACKAGES or path.name[0] == "." or (path.name in _DOCUMENTS and path.is_file())
+    return path.name in _PACKAGES or is_scratch(Path(path.name)) or (path.name in _DOCUMENTS and path.is_file())

@@ -107,6 +107,15 @@ def test_a_release_whose_hooks_all_hold_is_locked(mini: Miniature, capsys: pytes
     holds(mini)
 
 
+def test_what_an_editor_has_in_patches_stays_there(mini: Miniature) -> None:
+    swap, link = mini.write("patches/choose/.1.0.patch.swp", "open"), mini.root / "patches/choose/.#1.0.patch"
+    link.symlink_to("me@host.1:1")
+    start(mini)
+    assert swap.read_text() == "open"
+    assert link.is_symlink()
+    holds(mini)
+
+
 def test_an_older_release_gives_the_variant_its_name(mini: Miniature) -> None:
     assert outcomes(start(mini, "0.9")) == [("choose", "exact")]
     assert {name for name in mini.content() if "choose" in name} == {"patches/choose/0.9.patch"}

@@ -88,6 +88,22 @@ def test_the_series_and_the_folder_must_agree(mini: Miniature) -> None:
     assert "series:3: choose is listed twice" in found
 
 
+def test_what_editors_leave_is_not_of_the_series(mini: Miniature) -> None:
+    before = load_series(mini.root / "patches")
+    for folder in ("patches", "patches/choose"):
+        for name in (".1.0.patch.swp", ".0.patch", "1.0.patch~", "#1.0.patch#", ".cache/1.0.patch"):
+            mini.write(f"{folder}/{name}", PATCH)
+        (mini.root / folder / ".#1.0.patch").symlink_to("me@host.1:1")
+    assert load_series(mini.root / "patches") == before
+    assert lint_of(mini) == ""
+
+
+@pytest.mark.parametrize("name", ["1.0.patch.orig", "1.0.patch.rej"])
+def test_what_a_merge_has_left_beside_the_hooks_is_named(mini: Miniature, name: str) -> None:
+    mini.write(f"patches/choose/{name}", PATCH)
+    assert f"choose/{name} is not a patch of a hook" in faults_of(mini)
+
+
 @pytest.mark.parametrize("name", ["CHANGELOG.md", "readme.md", "choose/README.md", "README.md/1.0.patch"])
 def test_no_document_but_the_readme_may_stand_beside_the_hooks(mini: Miniature, name: str) -> None:
     assert (mini.root / "patches" / "README.md").is_file()

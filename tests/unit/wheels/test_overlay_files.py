@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from overlay_tools.api_check.overlay_code import read_overlay
 from overlay_tools.errors import BuildError
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving.results import inputs
@@ -41,3 +42,43 @@ def test_anything_else_beside_the_packages_is_refused(mini: Miniature, name: str
         with pytest.raises(BuildError, match=f"overlay/{name.partition('/')[0]} goes into no wheel") as caught:
             read_package(mini.project.overlay, package)
         assert "README.md and CHANGELOG.md" in caught.value.hint
+
+
+SCRATCH = (
+    ".ours.py.swp",
+    ".ours.py.orig",
+    "ours.py~",
+    "#ours.py#",
+    ".cache/x.py",
+    "__pycache__/ours.cpython-311.pyc",
+    ".DS_Store",
+)
+
+
+def test_what_editors_leave_changes_no_wheel_and_no_result(mini: Miniature) -> None:
+    wheels, digest = shas(mini), inputs_of(mini)
+    for folder in ("overlay", "overlay/sglang", "overlay/sglang/models", "overlay/sgl_kernel"):
+        for name in SCRATCH:
+            mini.write(f"{folder}/{name}", "not Python (")
+        (mini.root / folder / ".#ours.py").symlink_to("me@host.1:1")  # by Emacs, of a buffer that is not saved
+    assert (shas(mini), inputs_of(mini)) == (wheels, digest)
+    assert not [name for name in read_overlay(mini.project.overlay).files if "#" in name or "cache" in name]
+
+
+@pytest.mark.parametrize("suffix", [".orig", ".rej"])
+def test_what_a_merge_has_left_is_named_and_goes_into_no_wheel(mini: Miniature, suffix: str) -> None:
+    names = [f"overlay/sglang/models/{name}.py{suffix}" for name in ("ours", "yours")]
+    for name in names:
+        mini.write(name, "OURS = 0\n")
+    for call in (mini.build, lambda: inputs_of(mini)):
+        with pytest.raises(BuildError) as caught:
+            call()
+        assert list(caught.value.problems) == [f"{mini.root / name} was left by a merge or a patch." for name in names]
+        assert "remove" in caught.value.hint
+
+
+@pytest.mark.parametrize("target", ["ours.py", "nowhere"])
+def test_a_link_that_is_not_hidden_is_refused(mini: Miniature, target: str) -> None:
+    (mini.root / "overlay/sglang/models/link.py").symlink_to(target)
+    with pytest.raises(BuildError, match=r"link\.py is a symbolic link"):
+        mini.build()
