@@ -67,4 +67,4 @@ def _port(copy: Path, cache: Path, hooks: Sequence[Hook], version: str, query: C
         if not ended:
             raise
         reports = port.resume(ended)
-    return [report.outcome.split()[0] for report in reports]
+    return [report.outcome.split()[0] for report in reports if report.outcome != "not due"]

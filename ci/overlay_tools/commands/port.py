@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from overlay_tools import console
 from overlay_tools.checkout import only_writer
@@ -32,6 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOOK",
         help="with --continue: this hook is not needed in the new release; may be given several times (default: none)",
     )
+    parser.add_argument(
+        "--take",
+        action="append",
+        default=[],
+        metavar="HOOK",
+        help="make a hook due at this release that is not; may be given several times (default: ask, where it fits and"
+        " a release beside this one takes it)",
+    )
+    parser.add_argument(
+        "--leave",
+        action="append",
+        default=[],
+        metavar="HOOK",
+        help="do not make such a hook due, and do not ask; may be given several times (default: ask)",
+    )
 
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
@@ -48,23 +64,42 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             problem,
             hint="`nox -s port -- VERSION` begins a port, `-- --continue` goes on with it, `-- --abort` gives it up.",
         )
+    take, leave = arguments.take, arguments.leave
+    if arguments.abort and (take or leave):
+        raise UsageError("--take and --leave do not go with --abort.", hint="`nox -s port -- --abort` gives a port up.")
+    if both := [name for name in take if name in leave]:
+        raise UsageError(f"Hook {both[0]} cannot be taken and left.", hint="Give --take or --leave.")
+    ask = _ask if sys.stdin.isatty() else None
     port = Port(project, cache_dir())
     with only_writer(project.root):
         if arguments.abort:
             port.abort()
             console.line("Given up; patches/ and upstream.lock are as they were.")
         elif arguments.go_on:
-            port.resume(arguments.drop)
+            port.resume(arguments.drop, take=take, leave=leave, ask=ask)
         else:
-            port.start(arguments.version, query_release)
+            port.start(arguments.version, query_release, take=take, leave=leave, ask=ask)
+
+
+def _ask(hook: str, found: str) -> bool | None:
+    """Ask on the terminal whether a release takes a hook that is not due there; None if it is closed."""
+    try:
+        answer = ""
+        while answer not in ("y", "yes", "n", "no"):
+            answer = input(f"Hook {hook} is not due, but {found}. Is it needed? [y/n] ").strip().lower()
+    except EOFError:
+        return None
+    return answer[0] == "y"
 
 
 COMMAND = Command(
     about="Finds where each hook belongs in a new release, checks all that the overlay needs of it, builds and verifies"
     " its wheel, and only then writes patches/ and upstream.lock. Where a hook does not fit, a worktree in .nox/porting"
-    " holds a proposal between conflict markers: settle it there, and continue.",
+    " holds a proposal between conflict markers: settle it there, and continue. A hook that is not due, but fits and is"
+    " taken by a release beside the new one, is asked about on a terminal; --take and --leave answer without one.",
     examples={
         "0.5.24": "begin",
+        "0.5.24 --take text-config": "begin, with a hook that is not due there",
         "--continue": "go on with what you settled",
         "--continue --drop resolve-model": "go on without a hook that the release no longer needs",
         "--abort": "give up",

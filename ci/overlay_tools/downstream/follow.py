@@ -12,6 +12,7 @@ from packaging.version import Version
 
 from overlay_tools.downstream.answers import Answers
 from overlay_tools.downstream.diff import make_diff
+from overlay_tools.downstream.not_due import NotDue, is_near
 from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.errors import REPORT, PatchError, PortError
 from overlay_tools.patches.apply import apply_series
@@ -89,6 +90,28 @@ class Follower:
         self.queue.drop(hook.name, self.version)
         self.reports.append(HunkReport(hook.name, "", "dropped", f"not due at {self.version}"))
 
+    def consider(self, hook: Hook, before: Sequence[Hook], not_due: NotDue) -> None:
+        """Follow a hook that is not due if a person asks for it: a question where it fits and is taken nearby."""
+        taking = [locked for locked in self.locked.lock if hook.variant(locked)]
+        fits, found = self._try(hook, before) if taking else (False, "no locked release takes it")
+        near = fits and is_near(self.version, taking, self.locked.lock)
+        if hook.name in not_due.taken or (near and not_due.takes(hook.name, found)):
+            self.follow(hook, before)
+            return
+        self.queue.drop(hook.name, self.version)
+        self.reports.append(HunkReport(hook.name, "", "not due", found))
+
+    def _try(self, hook: Hook, before: Sequence[Hook]) -> tuple[bool, str]:
+        """Tell whether a hook fits exactly, and what was found, in words; note nothing."""
+        nearest = self.locked.nearest(hook, self.version)
+        patch = hook.variant(nearest)
+        assert patch is not None
+        relocated = relocate(patch, self.locked.open(nearest, before), self.new)
+        if relocated.settled:
+            return True, f"fits exactly, as it does {nearest}"
+        amiss = next(placement for placement in relocated.placements if not placement.settled)
+        return False, f"does not fit: {amiss.outcome}"
+
     def follow(self, hook: Hook, before: Sequence[Hook]) -> None:
         """Follow one hook; `before` are those before it."""
         nearest = self.locked.nearest(hook, self.version)
@@ -118,7 +141,7 @@ class Follower:
         self.queue.add_variant(hook.name, [self.version], patch.header, diff)
         made = self.queue.variant(hook.name, self.version, self.patches)
         folder = self.answers.tree.folder
-        if faults := lint([Hook(name=hook.name, due=hook.due, variants=(made,))], [self.version]):
+        if faults := lint([Hook(name=hook.name, due=made.applies, variants=(made,))], [self.version]):
             raise PatchError(*faults, hint=f"That is the diff of what is in {folder}: mend it there.")
         if apply_series([made], self.new.read, f"sglang {self.version}") != files:
             raise PortError(f"Hook {hook.name}: its diff does not make what {folder} has.", hint=REPORT)

@@ -17,6 +17,7 @@ from packaging.version import Version
 from overlay_tools import console
 from overlay_tools.downstream.answers import GO_ON, Answers, commits_by_hook
 from overlay_tools.downstream.follow import Follower, HunkReport, LockedReleases
+from overlay_tools.downstream.not_due import Ask, NotDue
 from overlay_tools.downstream.port_state import PortState, in_progress, no_port
 from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.downstream.staging import staged_project
@@ -26,6 +27,7 @@ from overlay_tools.downstream.worktree import Worktree
 from overlay_tools.errors import PortError
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import load_checked_series
+from overlay_tools.patches.model import Hook
 from overlay_tools.patches.relocate import RelocatedPatch
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
@@ -33,6 +35,11 @@ from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import Release, dump_lock, load_lock
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, source_wheel
 from overlay_tools.wheels.overlay_files import read_package
+
+_FOR_NOT_DUE = (
+    "--take and --leave are for hooks that are not due, before one after them is to be settled;"
+    " `nox -s port -- --abort` lets you begin again."
+)
 
 
 class Port:
@@ -43,10 +50,19 @@ class Port:
         self.folder = project.root / ".nox" / "porting"  # .nox/port is the session's environment, which nox may remove
         self.tree = Worktree(self.folder / "worktree")
 
-    def start(self, version: str, query: Callable[[str], Release]) -> list[HunkReport]:
+    def start(
+        self,
+        version: str,
+        query: Callable[[str], Release],
+        *,
+        take: Sequence[str] = (),
+        leave: Sequence[str] = (),
+        ask: Ask | None = None,
+    ) -> list[HunkReport]:
         """Begin with a release, and end at once where everything holds.
 
-        Parameters: `query` asks the index for a release.
+        Parameters: `query` asks the index for a release; `take` and `leave`, hooks that are not due and are to be taken
+        or not; `ask` asks about others.
         Returns what became of each hunk.
         Raises PortError if something is left to a person, or another port is in progress; LockError if there is no such
         release; PatchError if the series has faults to begin with.
@@ -56,33 +72,57 @@ class Port:
             other = PortState.read(self.folder).release.version
             raise PortError(f"A port to sglang {other} is in progress in {self.folder}.", hint=f"Settle it, {GO_ON}.")
         lock = load_lock(self.project.lock)
-        load_checked_series(self.project.patches, list(lock))
+        hooks = load_checked_series(self.project.patches, list(lock))
         with console.step(f"Ask the index for sglang {version}"):
             release = query(version)
         if release.version in lock:
             hint = f"`nox -s edit -- {release.version}` opens it, to change what it takes."
             raise PortError(f"sglang {release.version} is locked already.", hint=hint)
+        if faults := _wrong_answers(hooks, release.version, [*take, *leave]):
+            raise PortError(*faults, hint=_FOR_NOT_DUE)
         shutil.rmtree(self.folder, ignore_errors=True)
-        return self._advance(PortState(release=release), settle=False)
+        return self._advance(PortState(release=release, taken=take, left=leave), ask, settle=False)
 
-    def resume(self, drop: Sequence[str] = ()) -> list[HunkReport]:
+    def resume(
+        self,
+        drop: Sequence[str] = (),
+        *,
+        take: Sequence[str] = (),
+        leave: Sequence[str] = (),
+        ask: Ask | None = None,
+    ) -> list[HunkReport]:
         """Take over what a person has settled in the worktree, and go on.
 
-        Parameters: `drop`, hooks that are not due at this release.
+        Parameters: `drop`, hooks that are no longer due at this release; the others are as those of `start`.
         Returns the same as `start`.
         Raises PortError if no port is in progress, or something is still open.
         """
         state = PortState.read(self.folder)
         undo(self.project.root)
-        names, held = [hook.name for hook in load_series(self.project.patches)], commits_by_hook(self.tree)
+        hooks, held = load_series(self.project.patches), commits_by_hook(self.tree)
+        names = [hook.name for hook in hooks]
         faults = [f"There is no hook {name}; there are {', '.join(names)}." for name in drop if name not in names]
         faults += [f"Hook {name} has a commit in {self.tree.folder}." for name in drop if name in held]
         if faults:
             raise PortError(*faults, hint="What is dropped is the hook to be settled, or one after it.")
+        settled = {*held, state.open} if self.tree.folder.exists() else set[str]()
+        faults = _wrong_answers(hooks, state.release.version, [*take, *leave]) or [
+            f"Hook {name} cannot be decided anew: {later} stands in {self.tree.folder} already."
+            for name in [*take, *leave]
+            for later in names[names.index(name) :]
+            if later in settled
+        ]
+        if faults:
+            raise PortError(*faults, hint=_FOR_NOT_DUE)
         if state.open in drop and self.tree.folder.exists():
             self.tree.git("reset", "--quiet", "--hard")  # what is proposed for it
-        state = dataclasses.replace(state, dropped=[*dict.fromkeys([*state.dropped, *drop])])
-        return self._advance(state, settle=state.open not in drop)
+        state = dataclasses.replace(
+            state,
+            dropped=[*dict.fromkeys([*state.dropped, *drop])],
+            taken=[*(name for name in state.taken if name not in leave), *take],
+            left=[*(name for name in state.left if name not in take), *leave],
+        )
+        return self._advance(state, ask, settle=state.open not in state.dropped)
 
     def abort(self) -> None:
         """Give up a port; nothing but .nox/porting goes.
@@ -94,7 +134,7 @@ class Port:
             raise no_port()
         shutil.rmtree(self.folder)
 
-    def _advance(self, state: PortState, *, settle: bool) -> list[HunkReport]:
+    def _advance(self, state: PortState, ask: Ask | None, *, settle: bool) -> list[HunkReport]:
         """Follow the hooks as far as they hold; where all of them do, try the release and lock it.
 
         Parameters: `settle`, whether what is not committed in the worktree settles a hook.
@@ -114,13 +154,18 @@ class Port:
                 Answers(self.tree, settle=settle),
                 self.project.patches,
             )
+            not_due = NotDue(state.taken, state.left, ask)
             for number, hook in enumerate(hooks):
                 if hook.name in state.dropped:
                     follower.drop(hook)
                 elif hook.due.contains(release.version, prereleases=True):
                     follower.follow(hook, hooks[:number])
-            self._update_worktree(follower, sources)
+                else:
+                    follower.consider(hook, hooks[:number], not_due)
             console.grid(("hook", "place", "outcome", "what was found"), follower.reports)
+            state = dataclasses.replace(state, taken=not_due.taken, left=not_due.left)
+            self._stop_at_questions(state, not_due.open)
+            self._update_worktree(follower, sources)
             self._stop_at_open(state, follower.open)
             files = queue.files((self.project.patches / "series").read_text(encoding="utf-8"))
             self._try(state, files, versions, sources)
@@ -130,6 +175,23 @@ class Port:
         console.line("\n  ".join([f"sglang {release.version} is locked.", *changed]), style="green")
         console.line(f"Next: nox -s test-{release.version}")
         return follower.reports
+
+    def _stop_at_questions(self, state: PortState, hooks: Sequence[str]) -> None:
+        """Raise PortError if it is not known whether the release takes hooks; what was said until then is kept."""
+        if not hooks:
+            return
+        version, said = state.release.version, [(name, "--take") for name in hooks]
+        if in_progress(self.folder):
+            state.write(self.folder)
+            begin = "--continue"
+        else:
+            begin = version
+            said = [*((name, "--take") for name in state.taken), *((name, "--leave") for name in state.left), *said]
+        raise PortError(
+            *(f"Hook {name} is not due at sglang {version}, but fits there: is it needed?" for name in hooks),
+            hint=f"`nox -s port -- {begin} {' '.join(f'{option} {name}' for name, option in said)}` takes"
+            f" {'it' if len(hooks) == 1 else 'them'}; `--leave` instead of `--take` leaves a hook out.",
+        )
 
     def _update_worktree(self, follower: Follower, sources: SourceTree) -> None:
         """Commit what a person has settled; put before an open hook those that hold, and its files with markers."""
@@ -173,3 +235,11 @@ class Port:
                 raise PortError(*lines, hint=f"Change overlay/, a hook or ci/contract.toml, {GO_ON}.")
             with console.step(f"Build and verify sglang {sources.version}+overlay.{staged.project.revision}"):
                 build_and_verify(staged.project, state.release, staged.hooks, self.cache)
+
+
+def _wrong_answers(hooks: Sequence[Hook], version: str, names: Sequence[str]) -> list[str]:
+    """Return what is wrong with the names of hooks that a release is to take or not, though they are not due there."""
+    due = {hook.name: hook.due.contains(version, prereleases=True) for hook in hooks}
+    return [f"There is no hook {name}; there are {', '.join(due)}." for name in names if name not in due] + [
+        f"Hook {name} is due at sglang {version}." for name in names if due.get(name)
+    ]

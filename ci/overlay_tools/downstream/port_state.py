@@ -15,10 +15,16 @@ _NOTE = "state.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PortState:
-    """`release`: to be locked; `dropped`: the hooks that are not due there; `open`: the one to be settled, or ""."""
+    """The release to be locked, and what was said of its hooks.
+
+    `dropped`: due until then and no longer; `taken` and `left`: not due, and asked for or not; `open`: the one to be
+    settled, or "".
+    """
 
     release: Release
     dropped: Sequence[str] = ()
+    taken: Sequence[str] = ()
+    left: Sequence[str] = ()
     open: str = ""
 
     @classmethod
@@ -32,7 +38,7 @@ class PortState:
             data = json.loads(path.read_text(encoding="utf-8"))
             (folder / "release.lock").write_text(data["release"], encoding="utf-8")
             (release,) = load_lock(folder / "release.lock").values()
-            return cls(release=release, dropped=data["dropped"], open=data["open"])
+            return cls(**data | {"release": release})
         except FileNotFoundError:
             raise no_port() from None
         except (ValueError, KeyError, TypeError, LockError) as error:
@@ -42,8 +48,13 @@ class PortState:
     def write(self, folder: Path) -> None:
         """Note the port in a folder, all of it or nothing."""
         folder.mkdir(parents=True, exist_ok=True)
-        release = dump_lock({self.release.version: self.release})
-        data = {"release": release, "dropped": list(self.dropped), "open": self.open}
+        data = {
+            "release": dump_lock({self.release.version: self.release}),
+            "dropped": list(self.dropped),
+            "taken": list(self.taken),
+            "left": list(self.left),
+            "open": self.open,
+        }
         part = folder / ".state.part"
         part.write_text(json.dumps(data), encoding="utf-8")
         part.replace(folder / _NOTE)

@@ -18,6 +18,8 @@ from unit.conftest import Miniature
         (["port", "1.2", "--drop", "choose"], "--drop goes with --continue only.", "--continue --drop choose"),
         (["port", "--abort", "--drop", "choose"], "--drop goes with --continue only.", "--continue --drop choose"),
         (["port", "--drop", "choose"], "--drop goes with --continue only.", "--continue --drop choose"),
+        (["port", "--abort", "--take", "choose"], "--take and --leave do not go with --abort.", "-- --abort"),
+        (["port", "1.2", "--take", "a", "--leave", "a"], "Hook a cannot be taken and left.", "--take or --leave"),
         (["lock"], "VERSION is missing: which release is to be locked?", "nox -s lock -- VERSION"),
     ],
 )

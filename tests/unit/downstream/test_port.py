@@ -134,7 +134,9 @@ def test_a_release_between_two_changes_only_the_lock(mini: Miniature) -> None:
 
 def test_a_hook_that_is_not_due_is_not_asked_for(mini: Miniature) -> None:
     mini.write("patches/series", "choose <1.2\n")
-    assert start(mini, loader="") == []
+    assert start(mini, loader="") == [
+        ("choose", "", "not due", "does not fit: target gone"),
+    ]
     assert mini.patch.read_text() == PATCH
     holds(mini)
 
