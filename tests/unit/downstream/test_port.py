@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import textwrap
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,12 @@ from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.follow import HunkReport
 from overlay_tools.downstream.port import Port
 from overlay_tools.downstream.worktree import OVERLAY
-from overlay_tools.errors import FetchError, LockError, OverlayError, PatchError, PortError
+from overlay_tools.errors import BuildError, FetchError, LockError, OverlayError, PatchError, PortError
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
 from overlay_tools.upstream.lockfile import Release
 
+from unit.api_check.derived import REGISTRY, UPSTREAM, derive
 from unit.conftest import ENGINE, HEADER, LOADER, PATCH, Miniature, upstream_files
 
 FILE, ENGINE_FILE = "sglang/loader.py", "sglang/engine.py"
@@ -427,6 +429,32 @@ def test_a_contract_that_does_not_hold_stops_it_until_it_does(mini: Miniature) -
     mini.write("overlay/sglang/models/ours.py", "from sglang.loader import other\n")
     assert outcomes(resume(mini)) == [("choose", "exact")]
     holds(mini)
+
+
+def test_a_file_that_upstream_has_too_now_is_named(mini: Miniature) -> None:
+    said = stopped(mini, lambda: port_to(mini, "1.2", {"sglang/models/ours.py": "THEIRS = 1\n"}), BuildError)
+    assert "overlay/sglang/models/ours.py exists upstream." in said
+    assert "`replaces`" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("sglang/srt/models/new.py", "class OursForCausalLM:\n    pass\n", "architecture OursForCausalLM"),
+        ("sglang/srt/configs/new.py", "class New:\n    model_type = 'ours'\n", "model_type ours"),
+    ],
+)
+def test_a_name_that_upstream_has_too_now_is_said_with_its_place(
+    mini: Miniature, file: str, text: str, said: str
+) -> None:
+    derive(mini)
+    mini.write("overlay/sglang/srt/configs/ours.py", "class OursConfig:\n    model_type = 'ours'\n")
+    config = 'config="sglang.srt.configs.ours:OursConfig", base='
+    mini.write("overlay/sglang/srt/overlay_registry.py", textwrap.dedent(REGISTRY).replace("base=", config))
+    files = {name: textwrap.dedent(content) for name, content in UPSTREAM.items()}
+    found = stopped(mini, lambda: port_to(mini, "1.2", {**files, file: text}))
+    line = 2 if "configs" in file else 1
+    assert f"collision {said}: upstream has one: {file}:{line}." in found
 
 
 def test_the_contract_is_that_of_the_hooks_as_they_are_to_be(mini: Miniature) -> None:
