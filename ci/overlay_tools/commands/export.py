@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
 from overlay_tools import console
 from overlay_tools.checkout import only_writer
 from overlay_tools.commands import LOCKED, Command
@@ -20,12 +22,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "version", nargs="?", metavar="VERSION", help=f"{LOCKED} (default: the one that has a worktree)"
     )
 
+    parser.add_argument(
+        "--releases",
+        type=_releases,
+        metavar="RANGE",
+        help="which other locked releases take what is new or changed, if it fits: a PEP 440 specifier, as '>=0.5.14',"
+        " or all (default: for a new hook, those newer than the worktree's; for a change, those that had what it"
+        " changes)",
+    )
+    parser.add_argument(
+        "--yes",
+        action="store_true",
+        help="write without asking whether hooks may become due where they were not (default: ask)",
+    )
+
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Write the commits back, and show which files have changed."""
     version = arguments.version or _only_worktree(project)
+    here = sys.stdin.isatty()
     with only_writer(project.root):
-        changed = export(project, cache_dir(), version, _ask if sys.stdin.isatty() else None)
+        changed = export(
+            project,
+            cache_dir(),
+            version,
+            wanted=arguments.releases,
+            ask=_ask if here else None,
+            agree=(lambda hooks: True) if arguments.yes else _agree if here else _cannot_agree,
+        )
     for name in changed:
         console.line(name)
     console.line(f"{len(changed)} files written or removed." if changed else "Nothing has changed.")
@@ -43,15 +67,38 @@ def _only_worktree(project: Project) -> str:
     return made[0]
 
 
+def _releases(text: str) -> SpecifierSet:
+    try:
+        return SpecifierSet("" if text == "all" else text)
+    except InvalidSpecifier:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of releases, as '>=0.5.14', nor all") from None
+
+
+def _agree(hooks: str) -> bool:
+    return input(f"Write this, with {hooks} due where it was not? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _cannot_agree(hooks: str) -> bool:
+    raise WorktreeError(
+        f"Nothing was written: {hooks} would become due where it was not, and there is no terminal to ask on.",
+        hint="If the table above is as it should be, export again with --yes; `--releases` limits or widens it.",
+    )
+
+
 def _ask(hook: str, field: str) -> str:
     return input(f"{field} of the new hook {hook}: ").strip()
 
 
 COMMAND = Command(
     about="Takes the commits of a worktree that `nox -s edit` opened and writes what they change to patches/ and"
-    " overlay/, all of it or nothing. A changed hook is tried on every locked release; those that it does not fit keep"
-    " the variant that they have. What a new hook's commit message leaves out is asked for on a terminal.",
-    examples={"": "the only worktree there is", "0.5.17": "that of SGLang 0.5.17"},
+    " overlay/, all of it or nothing. A table shows first which releases take a new or changed hook, and why others do"
+    " not; before a hook becomes due for a release where it was not, you are asked. What a new hook's commit message"
+    " leaves out is asked for on a terminal.",
+    examples={
+        "": "the only worktree there is",
+        "0.5.17": "that of SGLang 0.5.17",
+        "0.5.17 --releases all --yes": "a new hook to every release where it fits, without a question",
+    },
     add_arguments=add_arguments,
     run=run,
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 from overlay_tools.downstream.transaction import write_files
 from overlay_tools.errors import OverlayError
@@ -34,15 +36,25 @@ def stage(folder: Path, files: Mapping[str, str], patches: Path, versions: Seque
 
 
 @contextmanager
-def staged_project(project: Project, files: Mapping[str, str], versions: Sequence[str]) -> Iterator[StagedProject]:
+def staged_project(
+    project: Project,
+    files: Mapping[str, str],
+    versions: Sequence[str],
+    overlay: Mapping[str, bytes | None] = MappingProxyType({}),
+) -> Iterator[StagedProject]:
     """Give a checkout that differs from another one in nothing but patches/, which holds `files`.
 
+    Parameters: `overlay`, files of overlay/ that differ too, by path, None for those that are not there.
     Raises PatchError as `stage` does; errors speak of files of the other one.
     """
     with TemporaryDirectory() as folder, as_if_in(project.root, folder):
         root = Path(folder)
         for name in ("overlay", "ci", "NOTICE", "LICENSE", "pyproject.toml"):
             (root / name).symlink_to(project.root / name)
+        if overlay:
+            (root / "overlay").unlink()
+            shutil.copytree(project.overlay, root / "overlay", symlinks=True)
+            write_files(root / "overlay", overlay)
         hooks = stage(root / "patches", files, project.patches, versions)
         yield StagedProject(project=load_project(root), hooks=hooks)
 

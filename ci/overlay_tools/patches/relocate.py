@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from overlay_tools.patches.apply import find_hunk
 from overlay_tools.patches.edited_file import EditedTree
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.model import Patch, join_lines, locate, split_lines, target_of
@@ -64,3 +65,20 @@ def relocate(patch: Patch, old: HookedTree, new: HookedTree) -> RelocatedPatch:
         files={name: join_lines(file.lines) for name, file in changed.items()},
         marked={name: join_lines(file.with_markers(*sides)) for name, file in changed.items()},
     )
+
+
+def applies_unchanged(patch: Patch, old: HookedTree, new: HookedTree) -> bool:
+    """Tell whether another release takes a patch as it is, each hunk in the function where it stood.
+
+    Unlike `relocate`, this looks for no other place. Parameters as there.
+    """
+    for file in patch.files:
+        name = target_of(file)
+        content = new.read(name)
+        if content is None:
+            return False
+        if content != old.read(name):
+            lines = split_lines(content)
+            if any(len(find_hunk(lines, hunk)) != 1 for hunk in file):
+                return False
+    return relocate(patch, old, new).settled

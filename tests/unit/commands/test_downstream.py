@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+
 import pytest
 from overlay_tools import cli
 
@@ -65,3 +68,49 @@ def test_export_of_one_among_several_asks_which(mini_here: Miniature, capsys: py
     assert "`nox -s export -- 1.0`" in said
     assert cli.main(["export", "1.1"]) == 0
     assert "Nothing has changed." in capsys.readouterr().out
+
+
+def commit_hook(mini: Miniature) -> None:
+    """Commit a new hook in the worktree of 1.0."""
+    tree = mini.root / ".nox" / "worktrees" / "1.0"
+    text = (tree / "sglang/loader.py").read_text()
+    (tree / "sglang/loader.py").write_text(text.replace("return 3", "return 4"))
+    who = ["-c", "user.name=me", "-c", "user.email=me@here"]
+    message = "Four\n\nbecause\n\nForwarded: no: ours\nRemove-When: never"
+    subprocess.run(["git", *who, "commit", "--quiet", "--all", f"--message={message}"], cwd=tree, check=True)
+
+
+def test_export_without_a_terminal_wants_yes_for_a_new_hook(
+    mini_here: Miniature, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert cli.main(["edit"]) == 0
+    commit_hook(mini_here)
+    before = mini_here.content()
+    assert cli.main(["export"]) == 1
+    said = capsys.readouterr()
+    assert "four  1.0 to 1.1  becomes due" in said.out
+    assert "Nothing was written: four would become due where it was not" in said.err
+    assert "--yes" in said.err
+    assert mini_here.content() == before
+    assert cli.main(["export", "--releases", "<1.1", "--yes"]) == 0
+    assert (mini_here.root / "patches/series").read_text() == "choose\nfour <=1.0\n"
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y", 0), ("", 1), ("no", 1)])
+def test_export_asks_on_a_terminal(
+    mini_here: Miniature, monkeypatch: pytest.MonkeyPatch, answer: str, status: int
+) -> None:
+    terminal = io.StringIO(f"{answer}\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    assert cli.main(["edit"]) == 0
+    commit_hook(mini_here)
+    assert cli.main(["export"]) == status
+    assert (mini_here.root / "patches/four").exists() == (status == 0)
+
+
+def test_a_range_that_is_none_is_refused(mini_here: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["export", "--releases", "newer"])
+    assert "'newer' is not a range of releases" in capsys.readouterr().err

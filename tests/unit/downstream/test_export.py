@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM
 from overlay_tools.errors import BuildError, LockError, OverlayError, PatchError, WorktreeError
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
+from packaging.specifiers import SpecifierSet
 
 from unit.conftest import HEADER, LOADER, PATCH, Miniature, upstream_files
 
@@ -69,14 +71,16 @@ def amend(mini: Miniature, message: str = "", **files: str | None) -> str:
     return git(mini, "commit", "--quiet", "--all", "--amend", told)
 
 
-def written(mini: Miniature, version: str = "1.0", ask: Ask | None = None) -> list[str]:
+def written(
+    mini: Miniature, version: str = "1.0", ask: Ask | None = None, wanted: SpecifierSet | None = None
+) -> list[str]:
     """Export, and expect a series without a fault that makes what the worktree has."""
-    done = export(mini.project, mini.cache, version, ask)
+    done = export(mini.project, mini.cache, version, wanted=wanted, ask=ask, agree=lambda hooks: True)
     hooks = load_series(mini.root / "patches")
     assert lint(hooks, list(mini.lock)) == []
     for each in mini.lock:
         mini.build(each)
-    assert export(mini.project, mini.cache, version, None) == []
+    assert export(mini.project, mini.cache, version, agree=lambda hooks: True) == []
     return done
 
 
@@ -86,10 +90,16 @@ def refused(
     """Expect an error with a next step, and the checkout and the worktree as they were."""
     before, head = mini.content(), git(mini, "rev-parse", "HEAD")
     with pytest.raises(kind) as caught:
-        export(mini.project, mini.cache, version, ask)
+        export(mini.project, mini.cache, version, ask=ask, agree=lambda hooks: True)
     assert (mini.content(), git(mini, "rev-parse", "HEAD")) == (before, head)
     assert caught.value.hint
     return f"{caught.value}\n{caught.value.hint}"
+
+
+def table(capsys: pytest.CaptureFixture[str]) -> dict[tuple[str, str], str]:
+    """Return the table that was shown: by hook and releases, what became of the hook there."""
+    rows = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    return {(hook, releases): outcome for hook, releases, outcome in rows}
 
 
 def changed(mini: Miniature, call: Callable[[], object]) -> set[str]:
@@ -121,7 +131,7 @@ def test_an_export_without_a_change_writes_nothing(mini: Miniature) -> None:
     )
     mini.write("patches/series", "# ours\nchoose  # all\n")
     opened(mini)
-    assert changed(mini, lambda: export(mini.project, mini.cache, "1.0", None)) == set()
+    assert changed(mini, lambda: export(mini.project, mini.cache, "1.0", agree=lambda hooks: True)) == set()
     assert written(mini) == []
 
 
@@ -142,7 +152,9 @@ def test_a_release_that_the_change_does_not_fit_keeps_what_it_has(
     opened(mini)
     amend(mini, loader=COUNTED)
     assert written(mini) == ["patches/choose/1.0.patch", "patches/choose/1.1.patch"]
-    assert "choose does not fit 1.1, which keep" in capsys.readouterr().out
+    shown = table(capsys)
+    assert shown["choose", "1.0, 1.2"] == "takes the change"
+    assert shown["choose", "1.1"] == "keeps 1.0.patch: it does not fit"
     assert mini.patch.read_text() == HEADER.replace("<=1.1", "<=1.2,!=1.1") + make_diff(
         {FILE: LOADER.encode()}, {FILE: COUNTED.encode()}
     )
@@ -201,7 +213,139 @@ def test_a_new_hook_is_due_where_it_fits(mini: Miniature, capsys: pytest.Capture
     commit(mini, MESSAGE + "Hook: mine", loader=COUNTED)
     assert written(mini) == ["patches/mine/1.0.patch", "patches/series"]
     assert (mini.root / "patches/series").read_text() == "choose\nmine <=1.0\n"
-    assert "mine does not fit 1.1, which do without it" in capsys.readouterr().out
+    shown = table(capsys)
+    assert shown["mine", "1.0"] == "becomes due"
+    assert shown["mine", "1.1"] == "not due: it does not fit"
+
+
+def test_a_new_hook_is_not_due_before_the_release_that_it_was_made_on(
+    mini: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened(mini, "1.1")
+    commit(mini, MESSAGE, "1.1", loader=COUNTED)
+    assert written(mini, "1.1") == ["patches/count-calls/1.1.patch", "patches/series"]
+    assert (mini.root / "patches/series").read_text() == "choose\ncount-calls >=1.1\n"
+    assert table(capsys)["count-calls", "1.0"] == "not due: older than 1.1, on which it was made"
+
+
+def test_a_new_hook_goes_to_the_releases_that_are_asked_for(
+    mini: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mini.lock_release("1.2")
+    mini.patch.write_text(PATCH.replace("<=1.1", "<=1.2"))
+    opened(mini, "1.1")
+    commit(mini, MESSAGE, "1.1", loader=COUNTED)
+    assert written(mini, "1.1", wanted=SpecifierSet("<1.2")) == ["patches/count-calls/1.0.patch", "patches/series"]
+    assert (mini.root / "patches/series").read_text() == "choose\ncount-calls <=1.1\n"
+    assert table(capsys)["count-calls", "1.2"] == "not due: outside --releases"
+
+
+# `first` gives `last` a parameter; `second` passes it in another file, where nothing of `first` stands.
+CALLER = "import sglang.loader as loader\n\n\ndef call():\n    return loader.last()\n"
+FIRST = HOOKED.replace("def last():\n", "def last(switch=False):\n")
+SECOND = CALLER.replace("last()", "last(switch=True)")
+
+
+@pytest.fixture
+def pair(mini: Miniature) -> Miniature:
+    """Return a project whose releases have a caller, and 1.1 lines at `last` that `first` does not fit."""
+    other = LOADER.replace("    return 3\n", "    return 4\n")
+    for version, loader in (("1.0", LOADER), ("1.1", other)):
+        mini.lock_release(
+            version, upstream_files(version) | {FILE: loader.encode(), "sglang/caller.py": CALLER.encode()}
+        )
+    opened(mini)
+    return mini
+
+
+@pytest.mark.parametrize("caller", [SECOND, CALLER.replace("loader.last()", "loader.last(), 1")])
+def test_a_hook_is_not_due_where_one_that_it_needs_is_not(
+    pair: Miniature, capsys: pytest.CaptureFixture[str], caller: str
+) -> None:
+    commit(pair, MESSAGE.replace("Count calls", "First"), loader=FIRST)
+    commit(pair, MESSAGE.replace("Count calls", "Second"), caller=caller)
+    assert written(pair, wanted=SpecifierSet()) == [
+        "patches/first/1.0.patch",
+        "patches/second/1.0.patch",
+        "patches/series",
+    ]
+    assert (pair.root / "patches/series").read_text() == "choose\nfirst <=1.0\nsecond <=1.0\n"
+    assert table(capsys)["second", "1.1"] == "not due: it may need first, which is not there"
+
+
+def test_what_an_exported_hook_brings_is_needed_too(pair: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    commit(pair, MESSAGE.replace("Count calls", "First"), loader=FIRST)
+    written(pair)
+    commit(pair, MESSAGE.replace("Count calls", "Second"), caller=SECOND)
+    written(pair)
+    assert table(capsys)["second", "1.1"] == "not due: it may need first, which is not there"
+
+
+def test_hooks_of_one_file_go_together(pair: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    commit(pair, MESSAGE.replace("Count calls", "First"), loader=FIRST)
+    commit(pair, MESSAGE.replace("Count calls", "Second"), loader=FIRST.replace("return 1", "return 2"))
+    commit(pair, MESSAGE.replace("Count calls", "Third"), caller=CALLER + "\n\nDONE = 1\n")
+    written(pair)
+    assert (pair.root / "patches/series").read_text() == "choose\nfirst <=1.0\nsecond <=1.0\nthird\n"
+
+
+def test_a_release_whose_contract_a_hook_breaks_does_not_take_it(
+    pair: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Upstream's own `last` of 1.0 takes what the hook passes, that of 1.1 does not.
+    files = upstream_files("1.0") | {FILE: LOADER.replace("last():", "last(switch=False):").encode()}
+    pair.lock_release("1.0", files | {"sglang/caller.py": CALLER.encode()})
+    pair.lock_release("1.2", upstream_files("1.2") | {"sglang/caller.py": CALLER.encode()} | {
+        FILE: files[FILE]
+    })  # fmt: skip
+    pair.patch.write_text(PATCH.replace("<=1.1", "<=1.2"))
+    opened(pair)
+    commit(pair, MESSAGE, caller=SECOND)
+    written(pair)
+    assert (pair.root / "patches/series").read_text() == "choose\ncount-calls !=1.1\n"
+    shown = table(capsys)
+    assert shown["count-calls", "1.0, 1.2"] == "becomes due"
+    assert "last()" in shown["count-calls", "1.1"]
+    assert "'switch'" in shown["count-calls", "1.1"]
+
+
+def test_a_hook_that_breaks_the_contract_of_its_own_release_is_refused(pair: Miniature) -> None:
+    commit(pair, MESSAGE, caller=SECOND)
+    said = refused(pair, kind=PatchError)
+    assert "patches/count-calls/1.0.patch:" in said
+    assert "'switch'" in said
+    assert "ci/contract.toml" in said
+
+
+def test_an_overlay_file_that_is_new_counts_for_the_contract(mini: Miniature) -> None:
+    called = HOOKED.replace("def last():\n", "def last():\n    from sglang.models.mine import count\n\n    count()\n")
+    commit(mini, MESSAGE, loader=called, models_mine="def count():\n    pass\n")
+    assert len(written(mini)) == 3
+
+
+def test_nothing_is_written_unless_a_wider_hook_is_agreed_to(
+    mini: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit(mini, MESSAGE, loader=COUNTED)
+    asked: list[str] = []
+    before = mini.content()
+
+    def refuse(hooks: str) -> bool:
+        asked.append(hooks)
+        return False
+
+    with pytest.raises(WorktreeError, match=r"Nothing was written") as caught:
+        export(mini.project, mini.cache, "1.0", agree=refuse)
+    assert mini.content() == before
+    assert "--releases" in caught.value.hint
+    assert asked == ["count-calls"]
+    assert table(capsys)["count-calls", "1.0 to 1.1"] == "becomes due"
+    assert len(written(mini)) == 2
+
+
+def test_a_change_needs_no_agreement(mini: Miniature) -> None:
+    amend(mini, loader=CHOSEN)
+    assert export(mini.project, mini.cache, "1.0", agree=lambda hooks: False) == ["patches/choose/1.0.patch"]
 
 
 def test_what_a_message_does_not_say_is_asked(mini: Miniature) -> None:
@@ -504,7 +648,7 @@ def test_a_release_that_is_not_locked_or_not_open_is_refused(mini: Miniature) ->
     with pytest.raises(LockError, match=r"holds no release '7\.7'"):
         opened(mini, "7.7")
     with pytest.raises(WorktreeError, match=r"There is no .*1\.1") as caught:
-        export(mini.project, mini.cache, "1.1", None)
+        export(mini.project, mini.cache, "1.1", agree=lambda hooks: True)
     assert "nox -s edit -- 1.1" in caught.value.hint
     assert worktrees(mini.project) == ["1.0"]
 
@@ -533,6 +677,6 @@ def test_a_write_that_fails_leaves_hooks_and_overlay_as_they_were(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", fail)
         with pytest.raises(OSError, match="No space left"):
-            export(mini.project, mini.cache, "1.0", None)
+            export(mini.project, mini.cache, "1.0", agree=lambda hooks: True)
     assert mini.content() == before
     assert len(written(mini)) == 3

@@ -1,0 +1,62 @@
+"""A plan of an export that breaks the contract of no release: what would break it there is not taken there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from overlay_tools.api_check.contract import Finding, check_contract
+from overlay_tools.downstream.export_plan import Exported, ExportPlan
+from overlay_tools.downstream.staging import staged_project
+from overlay_tools.errors import PatchError
+from overlay_tools.settings import Project
+from overlay_tools.upstream.source_tree import SourceTree
+
+
+def make_plan(
+    project: Project,
+    exported: Exported,
+    sources: Mapping[str, SourceTree],
+    overlay: Mapping[str, bytes | None],
+) -> ExportPlan:
+    """Plan an export, and check it against the contract of each release that takes a new or changed hook.
+
+    Parameters: `overlay`, the files of overlay/ that change with it, by path.
+    Raises PatchError if the contract of the release that the worktree is of would be broken, or of a release where
+    nothing is left that could be the reason.
+    """
+    barred: dict[tuple[str, str], str] = {}
+    held: dict[str, list[str]] = {}  # by release, the new and changed hooks with which its contract holds
+    while True:
+        plan = ExportPlan(exported, sources, barred)
+        taking = {v: names for v in sources if (names := plan.taken_by(v)) and held.get(v) != names}
+        if not taking:
+            return plan
+        with staged_project(project, plan.files(), list(sources), overlay) as staged:
+            for version, names in taking.items():
+                problems = _problems(staged.project, sources[version])
+                if problems:
+                    known = {_what(finding) for finding in _problems(project, sources[version])}
+                    problems = [finding for finding in problems if _what(finding) not in known]
+                if problems and version == exported.version:
+                    raise PatchError(
+                        *(_say(finding) for finding in problems),
+                        hint="Mend it in the worktree; what does no harm is waived in ci/contract.toml.",
+                    )
+                held[version] = names
+                for finding in problems:
+                    to_blame = [name for name in names if finding.where.startswith(f"patches/{name}/")] or names
+                    barred |= {(name, version): f"{finding.what}: {finding.problem}" for name in to_blame}
+
+
+def _problems(project: Project, sources: SourceTree) -> list[Finding]:
+    """Return what does not hold; which methods upstream's own classes override, where a hook adds a line, is theirs."""
+    found = (finding for finding in check_contract(project, sources) if finding.problem and not finding.waived)
+    return [each for each in found if not (each.kind == "override" and each.where.startswith("patches/"))]
+
+
+def _what(finding: Finding) -> tuple[str, str, str]:
+    return finding.kind, finding.what, finding.problem
+
+
+def _say(finding: Finding) -> str:
+    return f"{finding.where}: {finding.kind} {finding.what}: {finding.problem}."

@@ -1,0 +1,63 @@
+"""What a hook needs of others: the names that they bring or change, and the files that they change with it."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Set
+from dataclasses import dataclass
+
+from unidiff import PatchSet
+
+from overlay_tools.downstream.committed_hooks import CommittedHook
+from overlay_tools.downstream.diff import make_diff
+from overlay_tools.patches.code_spans import scopes_around, split_lines
+from overlay_tools.patches.model import Patch, target_of
+
+_NAME = re.compile(r"[^\W\d]\w*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HookNames:
+    """What a hook's lines say.
+
+    `files`: those that it changes; `brings`: names that no line of them had before, and those of the functions and
+    classes that it changes; `uses`: all names on the lines that it adds.
+    """
+
+    files: Set[str]
+    brings: Set[str]
+    uses: Set[str]
+
+    def needs(self, other: HookNames, *, changed: bool) -> bool:
+        """Tell whether this hook may need one before it.
+
+        Parameters: `changed`, whether the other is new or changed too: then a file that both change is enough, for
+        what it was changed for is not known.
+        """
+        return bool(self.uses & other.brings) or (changed and bool(self.files & other.files))
+
+
+def read_names(hook: CommittedHook, old: Patch | None) -> HookNames:
+    """Read the names on a hook's lines.
+
+    Parameters: `old`, the variant that it was until now: what that used already is no new need.
+    """
+    brings, uses = set[str](), set[str]()
+    for file in PatchSet.from_string(make_diff(hook.before, hook.after)):
+        name = target_of(file)
+        sides = {False: split_lines(hook.before[name]), True: split_lines(hook.after[name])}
+        brings |= _names("\n".join(sides[True])) - _names("\n".join(sides[False]))
+        for line in (line for hunk in file for line in hunk if not line.is_context):
+            number = line.target_line_no if line.is_added else line.source_line_no
+            if number is not None:
+                brings |= _names(" ".join(scopes_around(sides[line.is_added], number - 1)))
+            if line.is_added:
+                uses |= _names(line.value)
+    before = (line.value for file in old.files for hunk in file for line in hunk if line.is_added) if old else ()
+    uses -= _names("\n".join(before))
+    return HookNames(files=set(hook.after), brings={n for n in brings if not n.startswith("__")}, uses=uses)
+
+
+def _names(text: str) -> set[str]:
+    return {name for name in _NAME.findall(text) if not keyword.iskeyword(name)}
