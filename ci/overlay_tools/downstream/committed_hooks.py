@@ -63,12 +63,15 @@ class _CommitReader:
             self._add_fault(commit, f"is not squashed: `git -C {folder} rebase -i --autosquash {OVERLAY}` does it.")
         else:
             names = sorted(name for name in commit.changed if name in self.upstream)
+            unusual = {name: commit.unusual[name] for name in names if name in commit.unusual}
             for name in names:
                 if commit.changed[name] == "D":
                     self._add_fault(commit, f"removes {name}, which is upstream's.")
+                elif name in unusual:
+                    self._add_fault(commit, f"makes {name}, which is upstream's, {unusual[name]}.")
             before = {name: self.tree.read(f"{commit.sha}~", name) or b"" for name in names}
             after = {name: self.tree.read(commit.sha, name) or b"" for name in names}
-            if not commit.changed or (names and before == after):
+            if not commit.changed or (names and before == after and not unusual):
                 self._add_fault(commit, "changes no line of any file; drop it.")
             elif names:
                 self._read_hook(commit, before, after)

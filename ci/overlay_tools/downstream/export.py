@@ -109,7 +109,11 @@ def _overlay_changes(tree: Worktree, project: Project) -> dict[str, bytes | None
     """
     upstream, exported = tree.names(UPSTREAM) - project.replaces, ExportedState.read(tree).exported
     found: dict[str, bytes | None] = {}
-    faults = []
+    faults = [
+        f"{tree.folder / name} is {kind}; only ordinary files go to overlay/."
+        for name, kind in tree.unusual_since(exported).items()
+        if name not in upstream
+    ]
     for name in sorted(tree.changed_since(exported) - upstream):
         path = project.overlay / name
         here = path.read_bytes() if path.is_file() else None

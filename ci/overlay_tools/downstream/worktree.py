@@ -16,12 +16,17 @@ from overlay_tools.subprocesses import git, git_bytes
 UPSTREAM, OVERLAY = "upstream", "overlay"  # the tags of the first two commits
 _TRAILERS = ("Hook", "Forwarded", "Remove-When")
 _WHO = ("-c", "user.name=sglang-overlay", "-c", "user.email=sglang-overlay@localhost")
+_ORDINARY, _EXECUTABLE, _LINK, _SUBMODULE = "100644", "100755", "120000", "160000"  # git's modes
 _MARKER = re.compile(r"^(?:<{7}|>{7}|\|{7})(?: |$)|^={7}$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commit:
-    """A commit after the overlay's: `changed`, the paths of files by what was done to them (git's A, M, D, T)."""
+    """A commit after the overlay's.
+
+    `changed`: what was done to files (git's A, M, D, T), by path; `unusual`: by path, what is now more or other than an
+    ordinary file, as upstream's or the overlay's are.
+    """
 
     sha: str
     parents: int
@@ -29,6 +34,7 @@ class Commit:
     body: str
     trailers: Mapping[str, str]
     changed: Mapping[str, str]
+    unusual: Mapping[str, str]
 
 
 class Worktree:
@@ -126,8 +132,7 @@ class Worktree:
         for sha in self.git("rev-list", "--reverse", "--topo-order", f"{OVERLAY}..HEAD").split():
             parents, _, message = self.git("show", "--no-patch", "--format=%P%n%B", sha).partition("\n")
             subject, body, trailers = read_message(message)
-            words = ("diff-tree", "-r", "--no-commit-id", "--no-renames", "--name-status", "-z", f"{sha}~", sha)
-            fields = self.git(*words).split("\0")
+            changes = self._changes(f"{sha}~", sha)
             found.append(
                 Commit(
                     sha=sha[:12],
@@ -135,7 +140,8 @@ class Worktree:
                     subject=subject,
                     body=body,
                     trailers=trailers,
-                    changed=dict(zip(fields[1::2], fields[0::2], strict=False)),
+                    changed={name: status for name, (_, _, status) in changes.items()},
+                    unusual=_unusual(changes),
                 )
             )
         return found
@@ -147,11 +153,33 @@ class Worktree:
 
     def changed_since(self, commit: str) -> set[str]:
         """Return the paths of the files in which HEAD differs from a commit."""
-        return set(self.git("diff-tree", "-r", "-z", "--no-renames", "--name-only", commit, "HEAD").split("\0")) - {""}
+        return set(self._changes(commit, "HEAD"))
+
+    def unusual_since(self, commit: str) -> Mapping[str, str]:
+        """Return, by path, what HEAD has made something other than an ordinary file since a commit."""
+        return _unusual(self._changes(commit, "HEAD"))
+
+    def _changes(self, before: str, after: str) -> dict[str, tuple[str, str, str]]:
+        """Return the paths of the files that differ, with git's mode before and after, and its letter."""
+        fields = self.git("diff-tree", "-r", "--no-renames", "--raw", "-z", before, after).split("\0")
+        rows = ((name, entry.lstrip(":").split()) for entry, name in zip(fields[0::2], fields[1::2], strict=False))
+        return {name: (old, new, status) for name, (old, new, _, _, status) in rows}
 
     def names(self, commit: str) -> set[str]:
         """Return the paths of all files in a commit."""
         return set(self.git("ls-tree", "-r", "-z", "--name-only", commit).split("\0")) - {""}
+
+
+def _unusual(changes: Mapping[str, tuple[str, str, str]]) -> dict[str, str]:
+    found = {}
+    for name, (old, new, _) in changes.items():
+        if new in (_LINK, _SUBMODULE):
+            found[name] = "a symbolic link" if new == _LINK else "a submodule"
+        elif new == _EXECUTABLE and old != new:
+            found[name] = "executable"
+        elif old == _EXECUTABLE and new == _ORDINARY:
+            found[name] = "no longer executable"
+    return found
 
 
 def message_of(patch: Patch) -> str:

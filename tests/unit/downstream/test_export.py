@@ -64,6 +64,27 @@ def commit(mini: Miniature, message: str, version: str = "1.0", **files: str | N
     return git(mini, "commit", "--quiet", "--allow-empty", f"--message={message}", version=version)
 
 
+def commit_link(mini: Miniature, name: str) -> str:
+    """Commit a path of the worktree as a link to a file beside it."""
+    (tree(mini) / name).unlink(missing_ok=True)
+    (tree(mini) / name).symlink_to("version.py")
+    return commit(mini, MESSAGE)
+
+
+def commit_executable(mini: Miniature, name: str) -> str:
+    """Commit a path of the worktree as an executable file, which is new unless it is there."""
+    (tree(mini) / name).touch()
+    (tree(mini) / name).chmod(0o755)
+    return commit(mini, MESSAGE)
+
+
+def commit_submodule(mini: Miniature, name: str) -> str:
+    """Commit a submodule that is not checked out."""
+    (tree(mini) / name).mkdir()
+    git(mini, "update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},{name}")
+    return git(mini, "commit", "--quiet", f"--message={MESSAGE}")
+
+
 def amend(mini: Miniature, message: str = "", **files: str | None) -> str:
     """Change the last commit: its files, or its message."""
     write(mini, "1.0", **files)
@@ -429,10 +450,12 @@ def test_a_commit_may_change_a_hook_and_the_overlay(mini: Miniature) -> None:
     ("change", "said", "kind"),
     [
         (lambda mini: commit(mini, "Nothing"), "(Nothing) changes no line of any file; drop it", WorktreeError),
-        (
-            lambda mini: [subprocess.run(["chmod", "+x", tree(mini) / FILE]), commit(mini, "Mode\n\nHook: x")],
-            "(Mode) changes no line of any file", WorktreeError,
-        ),
+        (lambda mini: commit_executable(mini, FILE), f"makes {FILE}, which is upstream's, executable.", WorktreeError),
+        (lambda mini: commit_link(mini, FILE), f"makes {FILE}, which is upstream's, a symbolic link.", WorktreeError),
+        (lambda mini: commit_link(mini, "sglang/a.py"), "sglang/a.py is a symbolic link; only ordinary", WorktreeError),
+        (lambda mini: commit_link(mini, OURS), f"{OURS} is a symbolic link; only ordinary files", WorktreeError),
+        (lambda mini: commit_submodule(mini, "sglang/a"), "sglang/a is a submodule; only ordinary", WorktreeError),
+        (lambda mini: commit_executable(mini, "sglang/a.py"), "sglang/a.py is executable; only", WorktreeError),
         (lambda mini: write(mini, loader=COUNTED), f"{FILE} is not committed", WorktreeError),
         (lambda mini: write(mini, new="x = 1\n"), "sglang/new.py is not committed", WorktreeError),
         (
