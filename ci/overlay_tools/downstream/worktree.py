@@ -15,6 +15,8 @@ from overlay_tools.subprocesses import git, git_bytes
 
 UPSTREAM, OVERLAY = "upstream", "overlay"  # the tags of the first two commits
 _TRAILERS = ("Hook", "Forwarded", "Remove-When")
+_CALLED = {name.lower(): name for name in _TRAILERS}
+_MESSAGE = "%P%x00%B%x00%(trailers)%x00%(trailers:only,unfold)"
 _WHO = ("-c", "user.name=sglang-overlay", "-c", "user.email=sglang-overlay@localhost")
 _ORDINARY, _EXECUTABLE, _LINK, _SUBMODULE = "100644", "100755", "120000", "160000"  # git's modes
 _MARKER = re.compile(r"^(?:<{7}|>{7}|\|{7})(?: |$)|^={7}$")
@@ -130,8 +132,9 @@ class Worktree:
             )
         found = []
         for sha in self.git("rev-list", "--reverse", "--topo-order", f"{OVERLAY}..HEAD").split():
-            parents, _, message = self.git("show", "--no-patch", "--format=%P%n%B", sha).partition("\n")
-            subject, body, trailers = read_message(message)
+            told = self.git("show", "--no-patch", f"--format={_MESSAGE}", sha)
+            parents, message, block, trailers = told.split("\0")
+            subject, body = _split_message(message, block)
             changes = self._changes(f"{sha}~", sha)
             found.append(
                 Commit(
@@ -139,7 +142,7 @@ class Worktree:
                     parents=len(parents.split()),
                     subject=subject,
                     body=body,
-                    trailers=trailers,
+                    trailers=_read_trailers(trailers),
                     changed={name: status for name, (_, _, status) in changes.items()},
                     unusual=_unusual(changes),
                 )
@@ -188,13 +191,13 @@ def message_of(patch: Patch) -> str:
     return f"{patch.header['Subject']}\n\n{patch.header['Why']}\n\n{trailers}"
 
 
-def read_message(message: str) -> tuple[str, str, dict[str, str]]:
-    """Return a commit message's subject, body and trailers; lines that are folded are joined."""
-    subject, _, rest = message.strip().partition("\n")
-    paragraphs = re.split(r"\n\s*\n", rest.strip())
-    trailers: dict[str, str] = {}
-    lines = re.sub(r"\n[ \t]+", " ", paragraphs[-1]).splitlines()
-    if lines and all(re.match(r"[A-Za-z][A-Za-z-]*: ", line) for line in lines):
-        trailers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        paragraphs.pop()
-    return subject, " ".join(" ".join(paragraphs).split()), trailers
+def _split_message(message: str, block: str) -> tuple[str, str]:
+    """Return a commit message's subject, and its body without the block of trailers, which ends it."""
+    subject, _, rest = message.strip().removesuffix(block.strip()).strip().partition("\n")
+    return subject, " ".join(rest.split())
+
+
+def _read_trailers(lines: str) -> dict[str, str]:
+    """Return trailers by name, which counts whether or not it is capitalised, from what git prints of them."""
+    trailers = (line.partition(":") for line in lines.strip().splitlines())
+    return {_CALLED.get(name.lower(), name): value.strip() for name, _, value in trailers}
