@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from overlay_tools.checkout import own_paths
+from overlay_tools.errors import OverlayError
 from overlay_tools.patches.model import README
 
 _UNDO = ".nox/undo.json"  # what the files were that are being written
@@ -28,7 +29,7 @@ def write_patches(
     after |= {f"{folder.name}/{name}": text.encode() for name, text in files.items()}
     before = {name: (root / name).read_bytes() if (root / name).is_file() else None for name in after}
     changed = {name: data for name, data in sorted(after.items()) if data != before[name]}
-    note = {name: None if (data := before[name]) is None else data.decode("latin-1") for name in changed}
+    note = {name: (_note(before[name]), _note(data)) for name, data in changed.items()}
     write_files(root, {_UNDO: json.dumps(note).encode()})
     try:
         write_files(root, changed)
@@ -40,13 +41,31 @@ def write_patches(
 
 
 def undo(root: Path) -> None:
-    """Put back what `write_patches` has changed in a checkout, if it was killed midway."""
-    if (root / _UNDO).is_file():
-        note = json.loads((root / _UNDO).read_text(encoding="utf-8"))
-        for name in note:
-            _part(root / name).unlink(missing_ok=True)
-        write_files(root, {name: text if text is None else text.encode("latin-1") for name, text in note.items()})
-        (root / _UNDO).unlink()
+    """Put back what `write_patches` has changed in a checkout, if it was killed midway.
+
+    Raises OverlayError with the files that it leaves as they are, for someone has changed them since then.
+    """
+    if not (root / _UNDO).is_file():
+        return
+    note = json.loads((root / _UNDO).read_text(encoding="utf-8"))
+    here = {name: _note((root / name).read_bytes() if (root / name).is_file() else None) for name in note}
+    for name in note:
+        _part(root / name).unlink(missing_ok=True)
+    back = {name: before for name, (before, after) in note.items() if here[name] in (before, after)}
+    write_files(root, {name: text if text is None else text.encode("latin-1") for name, text in back.items()})
+    (root / _UNDO).unlink()
+    if changed := [name for name in note if name not in back]:
+        raise OverlayError(
+            *(
+                f"{root / name} has changed since a run that wrote it was killed, and is left as it is."
+                for name in changed
+            ),
+            hint="The other files are as they were before that run. See that these go with them, then run this again.",
+        )
+
+
+def _note(data: bytes | None) -> str | None:
+    return None if data is None else data.decode("latin-1")
 
 
 def write_files(folder: Path, files: Mapping[str, bytes | None]) -> None:

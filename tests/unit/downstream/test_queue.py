@@ -9,7 +9,7 @@ from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.queue import PatchQueue, specifier
 from overlay_tools.downstream.staging import stage
 from overlay_tools.downstream.transaction import undo, write_files, write_patches
-from overlay_tools.errors import PatchError
+from overlay_tools.errors import OverlayError, PatchError
 from overlay_tools.patches.apply import apply_series
 from overlay_tools.patches.patch_file import load_patch
 from overlay_tools.patches.series import load_series
@@ -309,6 +309,27 @@ def test_a_write_that_is_stopped_leaves_what_was_there(
     gone = {"patches/choose/1.0.patch", "patches/choose/2.0.patch"}
     new = {"patches/choose/0.9.patch", "patches/more/1.0.patch", "overlay/sglang/a.py"}
     assert mini.content().keys() == before.keys() - gone | new
+
+
+def test_what_a_person_changed_after_a_kill_is_left(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    mini.write("patches/choose/2.0.patch", "old")
+    before = mini.content()
+    child = os.fork()
+    if child == 0:
+        stop_at(monkeypatch, 4, lambda: os._exit(9))  # the note is the first file
+        write_patches(mini.root / "patches", NEW, BESIDE)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert mini.content() != before
+    mini.write("overlay/sglang/a.py", "a = 2\n")  # written by the run, and then by a person
+    mini.write("patches/choose/0.9.patch", "mine\n")
+    with pytest.raises(OverlayError, match=r"a\.py has changed since a run") as caught:
+        undo(mini.root)
+    assert len(caught.value.problems) == 2
+    assert caught.value.hint
+    kept = {"overlay/sglang/a.py": b"a = 2\n", "patches/choose/0.9.patch": b"mine\n"}
+    assert mini.content() == before | kept
+    undo(mini.root)  # it is said once
+    assert mini.content() == before | kept
 
 
 def test_a_file_is_written_whole(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
