@@ -64,7 +64,8 @@ def worktrees(project: Project) -> list[str]:
 
 def _unexported(tree: Worktree) -> list[str]:
     """Return what a worktree holds that only it has, a sentence each."""
+    exported = ExportedState.read(tree).exported
     lines = [f"{tree.folder / name} is not committed." for name in tree.uncommitted()]
-    if tree.head() != ExportedState.read(tree).exported:
+    if tree.head() != exported:
         lines.append(f"{tree.folder} has commits that are not exported.")
-    return lines
+    return lines + [f"{tree.folder}: {what} is not exported." for what in tree.kept_aside(exported)]

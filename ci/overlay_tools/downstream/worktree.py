@@ -109,6 +109,19 @@ class Worktree:
         words = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
         return [entry[3:] for entry in self.git(*words).split("\0") if entry]
 
+    def kept_aside(self, commit: str) -> list[str]:
+        """Return the stashes, and the branches and tags with commits that are not among those of one, but HEAD's own.
+
+        Parameters: `commit`, "" if none counts.
+        """
+        stashes = [f"stash {line}" for line in self.git("stash", "list", "--format=%gd (%gs)").splitlines()]
+        merged = [f"--no-merged={commit}"] if commit else []
+        refs = self.git("for-each-ref", "--format=%(HEAD)%(refname)", *merged, "refs/heads", "refs/tags").splitlines()
+        names = [ref[1:].split("/", 2)[1:] for ref in refs if ref[0] != "*"]
+        own = (UPSTREAM, OVERLAY)
+        branches = [f"branch {name}" for kind, name in names if kind == "heads"]
+        return stashes + branches + [f"tag {name}" for kind, name in names if kind == "tags" and name not in own]
+
     def markers(self) -> list[str]:
         """Return the changed files that hold conflict markers that HEAD has not, each with the numbers of the lines."""
         found = []

@@ -653,6 +653,30 @@ def test_a_worktree_with_work_is_not_replaced(mini: Miniature) -> None:
     assert "patches/ has changed since" in refused(mini)
 
 
+def test_a_worktree_with_something_kept_aside_is_not_replaced(mini: Miniature) -> None:
+    write(mini, loader=COUNTED)
+    git(mini, "stash", "push", "--quiet", "--message=later")
+    git(mini, "checkout", "--quiet", "-b", "try/out")
+    commit(mini, MESSAGE, loader=COUNTED)
+    git(mini, "tag", "good")
+    commit(mini, "Ours", ours="OURS = 2\n")
+    git(mini, "checkout", "--quiet", "main")
+    git(mini, "branch", "same")  # has nothing that main has not
+    with pytest.raises(WorktreeError) as caught:
+        opened(mini)
+    assert [line.removeprefix(f"{tree(mini)}: ") for line in caught.value.problems] == [
+        "stash stash@{0} (On main: later) is not exported.",
+        "branch try/out is not exported.",
+        "tag good is not exported.",
+    ]
+    assert git(mini, "stash", "list")
+    git(mini, "stash", "drop", "--quiet")
+    git(mini, "merge", "--quiet", "--ff-only", "try/out")
+    written(mini)
+    opened(mini)  # what was kept aside is exported with the rest
+    assert git(mini, "branch", "--list") == "* main"
+
+
 def test_a_worktree_that_cannot_be_made_leaves_the_one_that_is_there(
     mini: Miniature, monkeypatch: pytest.MonkeyPatch
 ) -> None:
