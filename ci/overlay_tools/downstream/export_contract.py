@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from overlay_tools.api_check.contract import Finding, check_contract
 from overlay_tools.downstream.export_plan import Exported, ExportPlan
+from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.downstream.staging import staged_project
 from overlay_tools.errors import PatchError
 from overlay_tools.settings import Project
@@ -21,21 +22,23 @@ def make_plan(
     """Plan an export, and check it against the contract of each release that takes a new or changed hook.
 
     Parameters: `overlay`, the files of overlay/ that change with it, by path.
-    Raises PatchError if the contract of the release that the worktree is of would be broken, or of a release where
-    nothing is left that could be the reason.
+    What is broken without the new and changed hooks too is not their fault.
+    Raises PatchError if the contract of the release that the worktree is of would be broken.
     """
     barred: dict[tuple[str, str], str] = {}
     held: dict[str, list[str]] = {}  # by release, the new and changed hooks with which its contract holds
+    series = (project.patches / "series").read_text(encoding="utf-8")
+    until_now = PatchQueue(exported.hooks, list(sources)).files(series)
     while True:
         plan = ExportPlan(exported, sources, barred)
         taking = {v: names for v in sources if (names := plan.taken_by(v)) and held.get(v) != names}
-        if not taking:
-            return plan
+        found: dict[tuple[str, str], str] = {}
         with staged_project(project, plan.files(), list(sources), overlay) as staged:
             for version, names in taking.items():
                 problems = _problems(staged.project, sources[version])
                 if problems:
-                    known = {_what(finding) for finding in _problems(project, sources[version])}
+                    with staged_project(project, until_now, list(sources), overlay) as before:
+                        known = {_what(finding) for finding in _problems(before.project, sources[version])}
                     problems = [finding for finding in problems if _what(finding) not in known]
                 if problems and version == exported.version:
                     raise PatchError(
@@ -45,7 +48,10 @@ def make_plan(
                 held[version] = names
                 for finding in problems:
                     to_blame = [name for name in names if finding.where.startswith(f"patches/{name}/")] or names
-                    barred |= {(name, version): f"{finding.what}: {finding.problem}" for name in to_blame}
+                    found |= {(name, version): f"{finding.what}: {finding.problem}" for name in to_blame}
+        if not found:
+            return plan
+        barred |= found
 
 
 def _problems(project: Project, sources: SourceTree) -> list[Finding]:

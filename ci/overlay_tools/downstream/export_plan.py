@@ -24,13 +24,17 @@ from overlay_tools.wheels.overlay_files import compile_all
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """Whether a release takes a hook as it is now, and why; `due_before`: whether it took any variant until now."""
+    """Whether a release takes a hook as it is now, and why.
+
+    `due_before`: whether it took any variant until now; `same`: whether nothing but the header changes.
+    """
 
     hook: str
     release: str
     taken: bool
     why: str
     due_before: bool
+    same: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,8 +97,8 @@ class ExportPlan:
         return list(dict.fromkeys(each.hook for each in self.decisions if each.taken and not each.due_before))
 
     def taken_by(self, version: str) -> list[str]:
-        """Return the new and changed hooks that a release takes."""
-        return [each.hook for each in self.decisions if each.taken and each.release == version]
+        """Return the hooks with new or changed lines that a release takes."""
+        return [each.hook for each in self.decisions if each.taken and not each.same and each.release == version]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return the table of the decisions: hook, releases, and why they take it or do not."""
@@ -156,7 +160,7 @@ class ExportPlan:
         else:
             why = "takes the new header" if same else "takes the change" if old else "becomes due"
         self.decisions.append(
-            Decision(hook=hook, release=version, taken=not why_not, why=why, due_before=old is not None)
+            Decision(hook=hook, release=version, taken=not why_not, why=why, due_before=old is not None, same=same)
         )
 
 
