@@ -11,8 +11,8 @@ from unidiff import PatchSet
 
 from overlay_tools.downstream.committed_hooks import CommittedHook
 from overlay_tools.downstream.diff import make_diff
-from overlay_tools.patches.code_spans import scopes_around, split_lines
-from overlay_tools.patches.model import Patch, target_of
+from overlay_tools.patches.code_spans import scopes_around
+from overlay_tools.patches.model import Patch, split_lines, target_of
 
 _NAME = re.compile(r"[^\W\d]\w*")
 
