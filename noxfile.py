@@ -86,6 +86,12 @@ def export(session: nox.Session) -> None:
     tool(session, "export")
 
 
+@nox.session(name="import")
+def import_(session: nox.Session) -> None:
+    """Bring in patches or a fork: changed files as hooks, new ones to overlay/."""
+    tool(session, "import")
+
+
 @nox.session
 def matrix(session: nox.Session) -> None:
     """Run every stage of every release that is not proven yet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import signal
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from overlay_tools import __version__
 from overlay_tools.commands import Command
 from overlay_tools.errors import OverlayError, UsageError
 
-# Each command, for what it is there. Its module is that of its name in `commands`.
+# Each command, for what it is there. Its module in `commands` is what `module_name` makes of its name.
 COMMANDS = {
     "build": "build the drop-in wheel of a release, and its CPU kernel wheel, into dist/",
     "plugin": "build the plugin wheel, which brings the models to an unmodified SGLang",
@@ -26,6 +27,7 @@ COMMANDS = {
     "edit": "open a release as a git worktree, one commit for each hook",
     "export": "write a worktree's commits back to patches/ and overlay/",
     "port": "carry the overlay to a release that is not locked yet, and lock it",
+    "import": "bring in patches or a fork: changed files as hooks, new ones to overlay/",
     "lock": "pin a release in upstream.lock, or compare the lock with the index",
     "matrix": "run every stage of every release that is not proven yet",
     "status": "show what is known of every release, here and as dist/status.html",
@@ -89,8 +91,13 @@ def _here() -> Path:
 
 def load_command(name: str) -> Command:
     """Import the module of a command and return what it declares."""
-    command: Command = importlib.import_module(f"overlay_tools.commands.{name.replace('-', '_')}").COMMAND
+    command: Command = importlib.import_module(f"overlay_tools.commands.{module_name(name)}").COMMAND
     return command
+
+
+def module_name(name: str) -> str:
+    """Return the name of a command's module."""
+    return f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
 
 
 def command_parser(name: str, command: Command) -> argparse.ArgumentParser:

@@ -33,6 +33,10 @@ PYTHON = shlex.quote(sys.executable)  # which has the tool
 ELSEWHERE = {"nox -s test": ".ci/run"}
 BEFORE = {
     f"nox -s port -- {NEXT}": f"PYTHONPATH=ci {PYTHON} tests/docs/prepare.py unlock {NEWEST}",
+    "nox -s import -- fix.patch": (
+        "printf '%s\\n' 'diff --git a/python/sglang/fix.py b/python/sglang/fix.py' 'new file mode 100644'"
+        " '--- /dev/null' '+++ b/python/sglang/fix.py' '@@ -0,0 +1 @@' '+FIXED = True' >fix.patch"
+    ),
     "nox -s matrix": f"PYTHONPATH=ci {PYTHON} tests/docs/prepare.py prove",
     "nox -s adopt -- stock-qwen3-next": f"{ENGINE}/bin/python {CHECKPOINTS} qwen3-next stock-qwen3-next",
     "python -m sglang_overlay_plugin doctor": (

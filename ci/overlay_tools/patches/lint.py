@@ -11,7 +11,7 @@ from unidiff import Hunk
 
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.line_diff import count_changes
-from overlay_tools.patches.model import CONTEXT, Hook, Patch, lines_with_ends, locate, sides
+from overlay_tools.patches.model import CONTEXT, TO_BE_FILLED, Hook, Patch, lines_with_ends, locate, sides
 from overlay_tools.patches.patch_file import HINT
 from overlay_tools.patches.series import load_series
 
@@ -40,6 +40,15 @@ def lint(hooks: Sequence[Hook], versions: Sequence[str]) -> list[str]:
                     faults += _lint_size(patch, hunk)
                     faults += _lint_gaps(patch, hunk)
     return faults
+
+
+def unfilled(hooks: Sequence[Hook]) -> list[str]:
+    """Return which fields of headers are still to be filled, a line a patch; that is a warning, not a fault."""
+    found = []
+    for patch in (patch for hook in hooks for patch in hook.variants):
+        if fields := [name for name, value in patch.header.items() if TO_BE_FILLED in value]:
+            found.append(f"{patch.path}: {', '.join(fields)}: to be filled in.")
+    return found
 
 
 def _lint_coverage(hook: Hook, versions: Sequence[str]) -> Iterable[str]:

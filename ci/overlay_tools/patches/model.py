@@ -13,6 +13,7 @@ from overlay_tools.errors import PatchError
 
 FIELDS = ("Subject", "Why", "Applies", "Forwarded", "Remove-When")
 README = "README.md"  # in patches/: about the hooks, and not one of them
+TO_BE_FILLED = "TO BE FILLED"  # stands in a header for what a person must say yet
 CONTEXT = 3  # lines at each end of a hunk, or more where it would fit at more than one place with these
 
 

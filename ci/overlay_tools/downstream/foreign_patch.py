@@ -1,0 +1,273 @@
+"""Patches that others made, read as they come: a diff, a mail of `git format-patch`, a mailbox, or a folder of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from email.parser import HeaderParser
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+from unidiff import Hunk, PatchedFile, PatchSet
+from unidiff.errors import UnidiffParseError
+
+from overlay_tools.downstream.worktree import read_message
+from overlay_tools.errors import PatchError
+from overlay_tools.subprocesses import git
+
+_HINT = "SOURCE is a patch, a folder of patches, a mailbox of `git format-patch`, or a fork's checkout or wheel."
+_SECTION = re.compile(r"^diff --git .*\n", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileChange:
+    """What a patch does to one file.
+
+    `name`: its path in a wheel, or as the patch has it if it is not under sglang/; `diff`: the lines that change in an
+    existing file, and `line`, that of its first @@ in what was read; `content`: a new file's; `left_out`: what of it
+    cannot be brought in, and why.
+    """
+
+    name: str
+    diff: str = ""
+    line: int = 0
+    content: bytes | None = None
+    left_out: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForeignPatch:
+    """One change that is to be brought in.
+
+    `title`: what a person knows it by; `path`: where it was read; `name`: of the hook that it becomes; `header`: what
+    is known of that hook's header.
+    """
+
+    title: str
+    path: Path
+    name: str
+    header: Mapping[str, str] = field(default_factory=dict)
+    files: Sequence[FileChange] = ()
+
+
+def read_patches(source: Path) -> list[ForeignPatch]:
+    """Read a patch, a mailbox, or all of a folder: in the order of its `series`, or else by name.
+
+    Raises PatchError if one of them is absent, empty, or not a patch.
+    """
+    if source.is_dir():
+        return [patch for path in _patches_of(source) for patch in _read_file(path)]
+    return _read_file(source)
+
+
+def slug(text: str) -> str:
+    """Return a text as the name of a hook."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].rstrip("-") or "patch"
+
+
+def wheel_name(path: str) -> str:
+    """Return a path of a patch or a checkout as it is in a wheel: upstream keeps sglang/ in python/."""
+    return path.removeprefix("python/") if path.startswith("python/sglang/") else path
+
+
+def apply_as_stated(content: bytes, file: PatchedFile) -> bytes | None:
+    """Return a file with hunks applied, if each stands at the very line that it states; None if one does not.
+
+    A patch made for this file can say so with lines of context that stand in it twice.
+    """
+    lines = re.split(r"(?<=\n)", content.decode("utf-8", "surrogateescape"))
+    shift = 0
+    for hunk in file:
+        before, after = _side(hunk, "-"), _side(hunk, "+")
+        start = hunk.source_start - (hunk.source_length > 0) + shift
+        if not before or lines[start : start + len(before)] != before:
+            return None
+        lines[start : start + len(before)] = after
+        shift += len(after) - len(before)
+    return "".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _side(hunk: Hunk, sign: str) -> list[str]:
+    """Return the lines of a hunk, with their ends, before it (`-`) or after it (`+`)."""
+    lines: list[str] = []
+    last = ""
+    for line in hunk:
+        if line.line_type == "\\" and last in (" ", sign):
+            lines[-1] = lines[-1].removesuffix("\n")
+        elif line.line_type in (" ", sign):
+            lines.append(line.value)
+        last = line.line_type
+    return lines
+
+
+def _patches_of(folder: Path) -> list[Path]:
+    series = folder / "series"
+    if series.is_file():
+        lines = series.read_text(encoding="utf-8").splitlines()
+        paths = [folder / line.split()[0] for line in lines if line.partition("#")[0].strip()]
+        if absent := [path for path in paths if not path.is_file()]:
+            raise PatchError(*(f"{series} lists {path.name}, which is not there." for path in absent), hint=_HINT)
+    else:
+        paths = sorted(path for path in folder.iterdir() if path.suffix in (".patch", ".diff", ".mbox", ".eml"))
+    if not paths:
+        raise PatchError(f"There is no patch in {folder}, and no sglang/ or python/sglang/.", hint=_HINT)
+    return paths
+
+
+def _read_file(path: Path) -> list[ForeignPatch]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PatchError(f"{path}: {error.strerror}.", hint=_HINT) from None
+    text = data.decode("utf-8", "surrogateescape")
+    head, diff = _split(text)
+    if re.match(r"From \S+ ", text):
+        patches = list(_read_mailbox(path, data, 1))
+    elif {"From", "Subject", "Date"} <= {*HeaderParser().parsestr(head)}:
+        patches = list(_read_mailbox(path, b"From mail Mon Sep 17 00:00:00 2001\n" + data, 0))
+    else:
+        patch = _make_patch(path, path.name, _read_header(head), diff)
+        patches = [dataclasses.replace(patch, files=_with_lines(patch.files, text, 1))]
+    if not any(patch.files for patch in patches):
+        raise PatchError(f"{path} is not a patch: there is no diff in it.", hint=_HINT)
+    return patches
+
+
+def _read_mailbox(path: Path, data: bytes, line: int) -> Iterator[ForeignPatch]:
+    """Yield the patches of a mailbox, whose first line is `line`; git decodes them, as for `git am`."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "mbox").write_bytes(data)
+        _git(path, folder, ["mailsplit", "--keep-cr", f"-o{folder}", "mbox"])
+        mails = sorted(mail for mail in folder.iterdir() if mail.name.isdigit())
+        for mail in mails:
+            text = mail.read_bytes().decode("utf-8", "surrogateescape")
+            said = _git(path, folder, ["mailinfo", "message", "diff"], text)
+            subject = next((line[9:] for line in said.splitlines() if line.startswith("Subject: ")), path.stem)
+            message = (folder / "message").read_text(encoding="utf-8", errors="replace")
+            diff = (folder / "diff").read_bytes().decode("utf-8", "surrogateescape")
+            title = path.name if len(mails) == 1 else f"{path.name} {int(mail.name)}/{len(mails)}"
+            patch = _make_patch(path, title, _header_of(f"{subject}\n\n{message}"), _split(diff)[1])
+            yield dataclasses.replace(patch, files=_with_lines(patch.files, text, line))
+            line += text.count("\n")
+
+
+def _git(path: Path, folder: Path, words: Sequence[str], stdin: str | None = None) -> str:
+    done = git(words, cwd=folder, stdin=stdin)
+    if done.returncode != 0:
+        raise PatchError(f"{path}: git cannot read the mailbox: {done.stderr.strip()}", hint=_HINT)
+    return done.stdout
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return what stands before a diff, and the diff."""
+    found = re.search(r"^(?:diff --git |--- \S.*\n\+\+\+ \S)", text, re.MULTILINE)
+    return (text, "") if found is None else (text[: found.start()], text[found.start() :])
+
+
+def _read_header(head: str) -> dict[str, str]:
+    """Return what stands before a diff without a mail: fields as in patches/ or DEP-3, or a message."""
+    fields = HeaderParser().parsestr(head.lstrip())
+    if "Subject" in fields or "Description" in fields:
+        known = dict(fields.items())
+        subject, _, rest = known.get("Subject", known.get("Description", "")).partition("\n")
+        return _clean({"Why": known.get("Description", rest) or rest, **known, "Subject": subject})
+    return _header_of(head.strip())
+
+
+def _header_of(message: str) -> dict[str, str]:
+    subject, body, trailers = read_message(message)
+    return _clean({"Subject": subject, "Why": body.removesuffix("---").strip(), **trailers})
+
+
+def _clean(header: Mapping[str, str]) -> dict[str, str]:
+    known = {name: " ".join(str(value).encode("utf-8", "replace").decode().split()) for name, value in header.items()}
+    if not re.match(r"https://\S+$|no: \S", known.get("Forwarded", "")):
+        known.pop("Forwarded", None)
+    kept = ("Subject", "Why", "Forwarded", "Remove-When", "Hook")
+    return {name: value for name, value in known.items() if name in kept and value}
+
+
+def _make_patch(path: Path, title: str, header: dict[str, str], diff: str) -> ForeignPatch:
+    named = re.sub(r"^\d+[-_]", "", path.stem)
+    name = header.pop("Hook", "")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
+        name = slug(name or header.get("Subject", named))
+    try:
+        files = [change for section in _sections(diff) for change in _read_section(section)]
+    except UnidiffParseError as error:
+        raise PatchError(f"{title}: the diff cannot be read: {error}.", hint=_HINT) from None
+    header.setdefault("Subject", named)
+    return ForeignPatch(title=title, path=path, name=name, header=header, files=files)
+
+
+def _with_lines(files: Sequence[FileChange], text: str, first: int) -> list[FileChange]:
+    """Return changes with the lines of their first @@ in a text that begins on line `first`; 0 if that is encoded."""
+    found, at = [], 0
+    for file in files:
+        head = next((line for line in file.diff.split("\n") if line.startswith("@@ ")), "")
+        place = text.find(f"\n{head.rstrip()}", at) if head else -1
+        if place >= 0:
+            at = place + 1
+            file = dataclasses.replace(file, line=first + text.count("\n", 0, at))
+        found.append(file)
+    return found
+
+
+def _sections(diff: str) -> list[str]:
+    """Return the parts of a diff, one a file."""
+    starts = [found.start() for found in _SECTION.finditer(diff)]
+    if starts:
+        return [diff[start:end] for start, end in zip(starts, [*starts[1:], len(diff)], strict=True)]
+    return [str(file) for file in PatchSet.from_string(diff)]
+
+
+def _read_section(section: str) -> Iterator[FileChange]:
+    """Yield what one part of a diff does: to its file's lines, and what cannot be expressed."""
+    head = section.partition("\n@@ ")[0]
+    name = _name_in(head)
+    if not name.startswith("sglang/") or ".." in PurePosixPath(name).parts:
+        yield FileChange(name=name, left_out="it is outside the wheel")
+        return
+    if re.search(r"^(?:rename|copy) from ", head, re.MULTILINE):
+        yield FileChange(name=name, left_out="it is renamed or copied, which a hook cannot express")
+        return
+    if re.search(r"^(?:deleted file mode |\+\+\+ /dev/null)", head, re.MULTILINE):
+        yield FileChange(name=name, left_out="it is deleted, which a hook cannot express")
+        return
+    if re.search(r"^(?:GIT binary patch|Binary files )", head, re.MULTILINE):
+        yield FileChange(name=name, left_out="it is binary, which a hook cannot express")
+        return
+    if re.search(r"^new file mode (?:12|16)0000", head, re.MULTILINE):
+        yield FileChange(name=name, left_out="it is a link, which a wheel cannot hold")
+        return
+    if re.search(r"^(?:old mode |new file mode 100755)", head, re.MULTILINE):
+        yield FileChange(name=name, left_out="its mode changes, which cannot be expressed")
+    hunks = list(PatchSet.from_string(section))
+    if re.search(r"^(?:new file mode |--- /dev/null)", head, re.MULTILINE):
+        yield FileChange(name=name, content=_content(hunks))
+    elif hunks and len(hunks[0]):
+        lines = "".join(str(hunk) for hunk in hunks[0])
+        yield FileChange(name=name, diff=f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n{lines}")
+
+
+def _name_in(head: str) -> str:
+    """Return the path of a diff's file, as in a wheel."""
+    found = re.search(r"^\+\+\+ ([^\t\n]+)", head, re.MULTILINE)
+    if found is None or found[1] == "/dev/null":
+        found = re.search(r"^--- ([^\t\n]+)", head, re.MULTILINE)
+    if found is None or found[1] == "/dev/null":
+        found = re.match(r"diff --git \S+ (\S+)", head)
+    path = found[1].strip() if found else head.partition("\n")[0]
+    if path.startswith('"'):  # git quotes what is not ASCII, as C does
+        path = path.strip('"').encode("ascii", "replace").decode("unicode_escape")
+        path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+    return wheel_name(re.sub(r"^[ab]/", "", path))
+
+
+def _content(files: Sequence[PatchedFile]) -> bytes:
+    """Return the content of a new file, from the diff that adds it."""
+    lines = [line for file in files for hunk in file for line in _side(hunk, "+")]
+    return "".join(lines).encode("utf-8", "surrogateescape")

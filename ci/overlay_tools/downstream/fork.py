@@ -1,0 +1,132 @@
+"""A fork of upstream's, as a wheel or a checkout: its files beside those of a release, and the release it came from."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from overlay_tools.archive.reader import WheelReader
+from overlay_tools.downstream.diff import make_diff
+from overlay_tools.downstream.foreign_patch import FileChange, ForeignPatch, slug
+from overlay_tools.errors import OverlayError, WorktreeError
+from overlay_tools.subprocesses import git_bytes
+from overlay_tools.upstream.download import fetch
+from overlay_tools.upstream.lockfile import Lock
+from overlay_tools.upstream.source_tree import source_wheel
+
+_VERSION_FILE = "sglang/_version.py"  # each build writes its own
+_HINT = "SOURCE is a patch, a folder of patches, a mailbox of `git format-patch`, or a fork's checkout or wheel."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fork:
+    """The files of a fork under sglang/.
+
+    `crcs`: the CRC of each, by path in a wheel; `read` gives a file's content; `complete`: whether what it lacks was
+    deleted, as in a wheel; in a checkout, what a build adds is absent too.
+    """
+
+    path: Path
+    crcs: Mapping[str, int]
+    read: Callable[[str], bytes]
+    complete: bool
+
+
+def is_fork(source: Path) -> bool:
+    """Tell whether a source is a fork's wheel or checkout, rather than patches."""
+    return source.suffix == ".whl" or _root_of(source) is not None
+
+
+def open_fork(source: Path, exclude: Sequence[str], stack: ExitStack) -> Fork:
+    """Open a wheel, or a checkout: of a git repository, the files that it tracks; links are left out.
+
+    Parameters: `exclude`, patterns of paths in a wheel to leave alone; `stack` closes the wheel.
+    Raises WheelError if the wheel cannot be read; WorktreeError if there is no sglang/ in it.
+    """
+    root = _root_of(source)
+    if root is None:
+        wheel = stack.enter_context(WheelReader(source))
+        crcs, read, complete = crcs_of(wheel), wheel.read, True
+    else:
+        found = root
+
+        def read(name: str) -> bytes:
+            return (found / name).read_bytes()
+
+        crcs, complete = {name: zlib.crc32(read(name)) for name in _files_of(source, root)}, False
+    kept = {name: crc for name, crc in crcs.items() if not _excluded(name, exclude)}
+    if not kept:
+        raise WorktreeError(f"{source} has no file under sglang/: it is not a fork of SGLang.", hint=_HINT)
+    return Fork(path=source, crcs=kept, read=read, complete=complete)
+
+
+def crcs_of(wheel: WheelReader) -> dict[str, int]:
+    """Return the CRC of each file of a wheel's sglang/."""
+    return {
+        name: info.CRC
+        for name, info in wheel.members.items()
+        if name.startswith("sglang/") and not name.endswith("/") and name != _VERSION_FILE
+    }
+
+
+def find_base(fork: Fork, lock: Lock, cache: Path, exclude: Sequence[str]) -> tuple[str, int]:
+    """Return the locked release in which the fewest files differ from a fork's, and how many do."""
+    counts = {}
+    for version, release in lock.items():
+        with WheelReader(fetch(release, source_wheel(release), cache)) as wheel:
+            base = {name: crc for name, crc in crcs_of(wheel).items() if not _excluded(name, exclude)}
+        counts[version] = sum(base.get(name) != fork.crcs.get(name) for name in base.keys() | fork.crcs.keys())
+    best = min(counts, key=lambda version: counts[version])
+    return best, counts[best]
+
+
+def compare(fork: Fork, base: WheelReader, version: str, exclude: Sequence[str]) -> list[ForeignPatch]:
+    """Return what a fork changes of a release, a patch a file: changed ones first, then new, then deleted ones."""
+    old = {name: crc for name, crc in crcs_of(base).items() if not _excluded(name, exclude)}
+    changes: list[FileChange] = []
+    for name in sorted(fork.crcs.keys() & old.keys()):
+        if fork.crcs[name] != old[name]:
+            before, after = base.read(name), fork.read(name)
+            if b"\0" in before or b"\0" in after:
+                changes.append(FileChange(name=name, left_out="it is binary, which a hook cannot express"))
+            else:
+                changes.append(FileChange(name=name, diff=make_diff({name: before}, {name: after})))
+    changes += [FileChange(name=name, content=fork.read(name)) for name in sorted(fork.crcs.keys() - old.keys())]
+    gone = [name for name in sorted(old.keys() - fork.crcs.keys()) if fork.complete or not name.endswith(".so")]
+    changes += [FileChange(name=name, left_out="it is deleted, which a hook cannot express") for name in gone]
+    return [
+        ForeignPatch(
+            title=change.name,
+            path=fork.path,
+            name=slug(change.name.removeprefix("sglang/").removesuffix(".py")),
+            header={"Subject": f"Change {change.name} as {fork.path.name} does, from {version} on"},
+            files=[change],
+        )
+        for change in changes
+    ]
+
+
+def _root_of(source: Path) -> Path | None:
+    """Return the folder in which a checkout has its sglang/, None if it is not a checkout."""
+    roots = (source / "python", source)
+    return next((root for root in roots if (root / "sglang" / "__init__.py").is_file()), None)
+
+
+def _files_of(source: Path, root: Path) -> list[str]:
+    if (source / ".git").exists():
+        done = git_bytes(["ls-files", "-z", "--", str((root / "sglang").relative_to(source))], cwd=source)
+        if done.returncode != 0:
+            raise OverlayError(f"{source}: git cannot list its files: {done.stderr.decode(errors='replace').strip()}")
+        paths = [source / name for name in done.stdout.decode("utf-8", "surrogateescape").split("\0") if name]
+    else:
+        paths = list((root / "sglang").rglob("*"))
+    names = [path.relative_to(root).as_posix() for path in paths if path.is_file() and not path.is_symlink()]
+    return sorted(name for name in names if "__pycache__" not in name.split("/") and name != _VERSION_FILE)
+
+
+def _excluded(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) or name.startswith(f"{pattern.rstrip('/')}/") for pattern in patterns)

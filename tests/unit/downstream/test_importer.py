@@ -1,0 +1,438 @@
+from __future__ import annotations
+
+import subprocess
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from overlay_tools import cli
+from overlay_tools.downstream.importer import ImportPlan, plan_import, write_import
+from overlay_tools.patches.lint import lint
+from overlay_tools.patches.series import load_series
+
+from unit.conftest import ENGINE, LOADER, Miniature, upstream_files, write_wheel
+
+FILE, ENGINE_FILE = "sglang/loader.py", "sglang/engine.py"
+LAST = LOADER.replace("    return 3\n", "    return 4\n")
+FASTER = ENGINE.replace("size = 4", "size = 8")
+
+
+@pytest.fixture
+def mini(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
+    """Return a project, as the folder that this process is in, whose two releases have an engine too."""
+    for version in ("1.0", "1.1"):
+        mini.lock_release(version, upstream(version))
+    monkeypatch.chdir(mini.root)
+    return mini
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    folder = tmp_path / "from elsewhere"
+    folder.mkdir()
+    return folder
+
+
+def upstream(version: str = "1.0") -> dict[str, bytes]:
+    return upstream_files(version) | {ENGINE_FILE: ENGINE.encode()}
+
+
+def git(folder: Path, *words: str | Path) -> str:
+    who = ("-c", "user.name=Jürgen", "-c", "user.email=j@example.org", "-c", "init.defaultBranch=main")
+    done = subprocess.run(["git", *who, *words], cwd=folder, capture_output=True, check=True)
+    return done.stdout.decode()
+
+
+def write(folder: Path, files: Mapping[str, bytes | str | None]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def checkout(folder: Path, version: str = "1.0") -> Path:
+    """Make a checkout of upstream's, as git has it: sglang/ in python/, beside tests and documents."""
+    fork = folder / "fork"
+    fork.mkdir()
+    git(fork, "init", "--quiet")
+    files = {f"python/{name}": data for name, data in upstream(version).items() if "dist-info" not in name}
+    write(fork, {**files, "README.md": "upstream\n", "test/test_loader.py": "def test(): pass\n"})
+    commit(fork, "Upstream")
+    return fork
+
+
+def commit(fork: Path, message: str, files: Mapping[str, bytes | str | None] | None = None) -> None:
+    write(fork, files or {})
+    git(fork, "add", "--all")
+    git(fork, "commit", "--quiet", "--allow-empty", f"--message={message}")
+
+
+def mailed(fork: Path, count: int, *, one: bool = False) -> Path:
+    """Return the last commits of a checkout as `git format-patch` writes them: a folder, or one mailbox."""
+    if one:
+        mailbox = fork.parent / "ours.mbox"
+        mailbox.write_text(git(fork, "format-patch", "--stdout", f"-{count}"))
+        return mailbox
+    git(fork, "format-patch", "--quiet", "-o", fork.parent / "mails", f"-{count}")
+    return fork.parent / "mails"
+
+
+def difference(folder: Path, name: str, **files: tuple[str | None, str | None]) -> Path:
+    """Write a diff without a message: loader, engine or new, before and after it."""
+    fork = folder / f"{name} made"
+    fork.mkdir()
+    paths = {"loader": f"python/{FILE}", "engine": f"python/{ENGINE_FILE}", "new": "python/sglang/new.py"}
+    git(fork, "init", "--quiet")
+    commit(fork, "before", {paths[key]: before for key, (before, _) in files.items() if before is not None})
+    write(fork, {paths[key]: after for key, (_, after) in files.items()})
+    git(fork, "add", "--all")
+    path = folder / f"{name}.patch"
+    path.write_text(git(fork, "diff", "--cached"))
+    return path
+
+
+def planned(mini: Miniature, source: Path, base: str | None = "1.0", releases: str | None = None) -> ImportPlan:
+    """Plan, and expect the checkout as it was."""
+    before = mini.content()
+    plan = plan_import(mini.project, mini.cache, source, base, releases, ())
+    assert mini.content() == before
+    return plan
+
+
+def brought_in(mini: Miniature, source: Path, base: str | None = "1.0", releases: str | None = None) -> ImportPlan:
+    """Plan and write, and expect a series without a fault, and wheels that build."""
+    plan = planned(mini, source, base, releases)
+    write_import(mini.project, plan)
+    assert lint(load_series(mini.root / "patches"), list(mini.lock)) == []
+    for version in mini.lock:
+        mini.build(version)
+    return plan
+
+
+def in_wheel(mini: Miniature, name: str, version: str = "1.0") -> str:
+    with zipfile.ZipFile(mini.build(version).path) as archive:
+        return archive.read(name).decode()
+
+
+def outcomes(plan: ImportPlan) -> list[tuple[str, str, str]]:
+    return [(row.title, row.outcome, row.hook) for row in plan.rows]
+
+
+def notes(plan: ImportPlan) -> str:
+    return "\n".join(note for row in plan.rows for note in row.notes)
+
+
+def test_a_patch_becomes_a_hook_of_its_base(mini: Miniature, elsewhere: Path) -> None:
+    source = difference(elsewhere, "0007-Four_at last", loader=(LOADER, LAST))
+    plan = brought_in(mini, source)
+    assert [(row.hook, row.lines, row.releases) for row in plan.rows] == [("four-at-last", "+1/-1", ["1.0"])]
+    assert (mini.root / "patches/series").read_text() == "choose\nfour-at-last <=1.0\n"
+    assert "return 4" in in_wheel(mini, FILE)
+    assert "choose(config)" in in_wheel(mini, FILE)
+    assert "return 3" in in_wheel(mini, FILE, "1.1")
+
+
+def test_what_is_unknown_is_to_be_filled_and_lint_warns_of_it(
+    mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brought_in(mini, difference(elsewhere, "four", loader=(LOADER, LAST)))
+    text = (mini.root / "patches/four/1.0.patch").read_text()
+    assert "Subject: four\nWhy: TO BE FILLED\n" in text
+    assert "Forwarded: no: TO BE FILLED\nRemove-When: TO BE FILLED\n" in text
+    capsys.readouterr()
+    assert cli.main(["lint-patches"]) == 0
+    said = capsys.readouterr().out
+    assert "four/1.0.patch: Why, Forwarded, Remove-When: to be filled in." in said
+    assert "choose/1.0.patch" not in said
+
+
+def test_commits_give_subject_reason_and_trailers(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    message = "Größer\n\nWhy it is:\nit was too small.\n\nForwarded: https://example.org/1\nSigned-off-by: me <a@b>\n"
+    commit(fork, message, {f"python/{ENGINE_FILE}": FASTER})
+    commit(fork, "Four\n\nHook: of-mine", {f"python/{FILE}": LAST})
+    plan = brought_in(mini, mailed(fork, 2, one=True))
+    assert outcomes(plan) == [("ours.mbox 1/2", "brought in", "gr-er"), ("ours.mbox 2/2", "brought in", "of-mine")]
+    hook = next(hook for hook in load_series(mini.root / "patches") if hook.name == "gr-er")
+    header = hook.variants[0].header
+    assert (header["Subject"], header["Why"]) == ("Größer", "Why it is: it was too small.")
+    assert (header["Forwarded"], header["Remove-When"]) == ("https://example.org/1", "TO BE FILLED")
+
+
+def test_a_folder_is_applied_in_the_order_of_its_series(mini: Miniature, elsewhere: Path) -> None:
+    folder = elsewhere / "series of ours"
+    folder.mkdir()
+    five = LAST.replace("return 4", "return 5")
+    difference(folder, "b", loader=(LOADER, LAST))
+    difference(folder, "a", loader=(LAST, five))
+    assert [row.outcome for row in planned(mini, folder).rows] == ["conflict", "brought in"]
+    (folder / "series").write_text("# ours\nb.patch\n\na.patch -p1\n")
+    assert [row.hook for row in brought_in(mini, folder).rows] == ["b", "a"]
+    assert "return 5" in in_wheel(mini, FILE)
+
+
+def test_new_files_go_to_the_overlay_and_later_patches_change_them_there(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "New", {"python/sglang/models/new.py": "NEW = 1\n", "python/sglang/models/end.txt": "no end"})
+    commit(fork, "Newer", {"python/sglang/models/new.py": "NEW = 2\n", f"python/{FILE}": LAST})
+    plan = brought_in(mini, mailed(fork, 2))
+    assert outcomes(plan) == [("0001-New.patch", "brought in", ""), ("0002-Newer.patch", "brought in", "newer")]
+    assert (mini.root / "overlay/sglang/models/new.py").read_text() == "NEW = 2\n"
+    assert (mini.root / "overlay/sglang/models/end.txt").read_text() == "no end"
+
+
+def test_what_cannot_be_brought_in_is_named_and_the_rest_is(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Tests alone", {"test/test_loader.py": "def test(): assert 1\n"})
+    commit(fork, "Two sides", {f"python/{ENGINE_FILE}": FASTER, "README.md": "ours\n"})
+    commit(fork, "Gone", {"python/sglang/übersetzung.txt": None})
+    git(fork, "mv", "python/sglang/version.py", "python/sglang/other.py")
+    commit(fork, "Moved")
+    (fork / "python" / FILE).chmod(0o755)
+    commit(fork, "Mode")
+    commit(fork, "Binary", {"python/sglang/native.so": b"\0other"})
+    commit(fork, "Broken", {f"python/{FILE}": "def (:\n" + LOADER})
+    commit(fork, "Stale", {f"python/{FILE}": "THIS = 'is'\n" + LOADER})
+    plan = brought_in(mini, mailed(fork, 8))
+    assert {row.title[5:-6]: row.outcome for row in plan.rows} == {
+        "Tests-alone": "left out",
+        "Two-sides": "in part",
+        "Gone": "left out",
+        "Moved": "left out",
+        "Mode": "left out",
+        "Binary": "left out",
+        "Broken": "conflict",
+        "Stale": "conflict",
+    }
+    said = notes(plan)
+    for part in ("test/test_loader.py: it is outside", "README.md: it is outside", "it is deleted", "it is renamed"):
+        assert part in said
+    for part in ("its mode changes", "sglang/native.so: it is binary", "loader.py:1: invalid syntax"):
+        assert part in said
+    stale = elsewhere / "mails" / "0008-Stale.patch"
+    line = next(n for n, line in enumerate(stale.read_text().split("\n"), 1) if line.startswith("@@ "))
+    assert f"{stale}:{line}: the lines that the hunk expects are not in sglang/loader.py of sglang 1.0" in said
+    assert "size = 8" in in_wheel(mini, ENGINE_FILE)
+
+
+def test_other_releases_take_a_hook_where_it_fits_exactly(mini: Miniature, elsewhere: Path) -> None:
+    mini.lock_release("1.2", upstream("1.2") | {FILE: LOADER.replace("return 3", "return 9").encode()})
+    mini.patch.write_text(mini.patch.read_text().replace("<=1.1", "<=1.2"))
+    folder = elsewhere / "ours"
+    folder.mkdir()
+    difference(folder, "a", loader=(LOADER, LAST))
+    difference(folder, "b", engine=(ENGINE, FASTER))
+    plan = brought_in(mini, folder, releases=">=1.0")
+    assert [row.releases for row in plan.rows] == [["1.0", "1.1"], ["1.0", "1.1", "1.2"]]
+    assert (mini.root / "patches/series").read_text() == "choose\na <=1.1\nb\n"
+
+
+def test_a_wheel_of_a_fork_is_built_again_byte_for_byte(mini: Miniature, elsewhere: Path) -> None:
+    since = {f"sglang/since/{number}.py": b"SINCE = 1.1\n" for number in range(3)}
+    mini.lock_release("1.1", upstream("1.1") | since | {"sglang/since.py": b"", "sglang/loader.txt": b"x\n"})
+    theirs = (
+        upstream("1.1")
+        | since
+        | {
+            "sglang/loader.txt": b"y\n",
+            FILE: LAST.encode(),
+            ENGINE_FILE: FASTER.replace("hits += 1", "hits += 2").encode(),
+            "sglang/deep/new.py": b"NEW = 1\n",
+        }
+    )
+    theirs = {name.replace("sglang-1.1", "sglang_fork-7.0"): data for name, data in theirs.items()}
+    wheel = write_wheel(elsewhere / "sglang_fork-7.0-py3-none-any.whl", theirs)
+    plan = brought_in(mini, wheel, None)
+    assert plan.base == "1.1"
+    assert plan.base_note.endswith("differ: 5")
+    assert outcomes(plan) == [
+        (ENGINE_FILE, "brought in", "engine"),
+        (FILE, "brought in", "loader"),
+        ("sglang/loader.txt", "brought in", "loader-txt"),
+        ("sglang/deep/new.py", "brought in", ""),
+        ("sglang/since.py", "left out", ""),
+    ]
+    for name in (ENGINE_FILE, "sglang/loader.txt", "sglang/deep/new.py"):
+        assert in_wheel(mini, name, "1.1").encode() == theirs[name]
+    assert in_wheel(mini, FILE, "1.1") == LAST.replace("(config):\n", "(config):\n    config = choose(config)\n")
+
+
+@pytest.mark.parametrize("repository", [True, False])
+def test_a_checkout_is_compared_with_its_base(mini: Miniature, elsewhere: Path, repository: bool) -> None:
+    mini.lock_release("1.1", upstream("1.1") | {"sglang/since.py": b"SINCE = 1.1\n"})
+    fork = checkout(elsewhere)
+    commit(fork, "Ours", {f"python/{FILE}": LAST, "python/sglang/_version.py": None, "python/sglang/native.so": None})
+    write(fork, {"python/sglang/__pycache__/loader.pyc": b"\0", "python/sglang/ours.py": "OURS = 1\n"})
+    if repository:
+        write(fork, {"python/sglang/untracked.py": "not ours\n"})
+        git(fork, "add", "python/sglang/ours.py")
+    else:
+        git(fork, "clean", "-ffdxq", ".git")
+        (fork / ".git").rename(elsewhere / "git")
+    plan = brought_in(mini, fork, None)
+    assert plan.base == "1.0"
+    assert outcomes(plan) == [(FILE, "brought in", "loader"), ("sglang/ours.py", "brought in", "")]
+
+
+def test_files_of_a_fork_can_be_left_alone(
+    mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = upstream() | {FILE: LAST.encode(), ENGINE_FILE: FASTER.encode(), "sglang/big/new.py": b"NEW = 1\n"}
+    wheel = write_wheel(elsewhere / "sglang-1.0-py3-none-any.whl", theirs)
+    words = ["import", str(wheel), "--exclude", "sglang/big", "--exclude", "sglang/l*.py", "--yes"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "1 brought in, 0 in part, 0 conflict, 0 left out" in said
+    assert not (mini.root / "overlay/sglang/big").exists()
+
+
+def test_what_stands_in_the_way_of_a_new_file_is_named(mini: Miniature, elsewhere: Path) -> None:
+    mini.lock_release("1.1", upstream("1.1") | {"sglang/since.py": b"SINCE = 1.1\n"})
+    fork = checkout(elsewhere)
+    commit(fork, "Ours", {"python/sglang/models/ours.py": "OURS = 2\n"})
+    commit(fork, "Same", {"python/sglang/models/ours.py": None})
+    commit(fork, "Same", {"python/sglang/models/ours.py": "OURS = 1\n"})
+    commit(fork, "Hidden", {"python/sglang/.hidden": "1\n"})
+    commit(fork, "Since", {"python/sglang/since.py": "SINCE = 1.0\n"})
+    plan = planned(mini, mailed(fork, 5))
+    assert [row.outcome for row in plan.rows] == ["conflict", "left out", "brought in", "conflict", "brought in"]
+    assert "overlay/sglang/models/ours.py exists with another content" in notes(plan)
+    assert "sglang/.hidden would go into no wheel" in notes(plan)
+    assert plan.warnings == ["sglang 1.1 has its own sglang/since.py: it cannot be built beside overlay/'s."]
+
+
+def test_what_lint_would_refuse_is_a_conflict(mini: Miniature, elsewhere: Path) -> None:
+    plan = planned(mini, difference(elsewhere, "blank", loader=(LOADER, LOADER.replace("return 3", "return 4 "))))
+    assert [row.outcome for row in plan.rows] == ["conflict"]
+    assert "an added line ends in white space" in notes(plan)
+
+
+def test_lines_that_stand_twice_are_changed_where_the_patch_says(mini: Miniature, elsewhere: Path) -> None:
+    twin = "    x = 1\n    x = 2\n    x = 3\n    x = 4\n    x = 5\n    x = 6\n    x = 7\n"
+    text = f"{LOADER}\n\ndef a():\n{twin}\n\ndef b():\n{twin}"
+    head, _, tail = text.rpartition("x = 4")
+    for version in ("1.0", "1.1"):
+        mini.lock_release(version, upstream(version) | {FILE: text.encode()})
+    folder = elsewhere / "ours"
+    folder.mkdir()
+    longer, head = (part.replace("return 1", "print()\n    return 1") for part in (text, head))
+    difference(folder, "1", loader=(text, longer))
+    difference(folder, "2", loader=(longer, f"{head}x = 44{tail}"))
+    plan = brought_in(mini, folder)
+    assert [row.outcome for row in plan.rows] == ["brought in", "brought in"]
+    assert in_wheel(mini, FILE).endswith(f"x = 44{tail}")
+    assert in_wheel(mini, FILE).count("x = 44") == 1
+
+
+def test_one_mail_is_read_and_conflicts_name_its_line(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Broken", {f"python/{FILE}": LAST.replace("def last", "def first")})
+    commit(fork, "Größer\n\nIt was small.", {f"python/{FILE}": LAST.replace("def last", "def först")})
+    (elsewhere / "one.eml").write_text(mailed(fork, 1, one=True).read_text().partition("\n")[2])
+    for source in (elsewhere / "one.eml", mailed(fork, 1, one=True)):
+        line = next(n for n, line in enumerate(source.read_text().split("\n"), 1) if line.startswith("@@ "))
+        plan = planned(mini, source)
+        assert [row.outcome for row in plan.rows] == ["conflict"]
+        assert f"{source}:{line}: " in notes(plan)
+    commit(fork, "Back", {f"python/{FILE}": LOADER})
+    commit(fork, "Größer\n\nIt was small.", {f"python/{FILE}": LAST})
+    (elsewhere / "one.eml").write_text(mailed(fork, 1, one=True).read_text().partition("\n")[2])
+    assert [row.hook for row in brought_in(mini, elsewhere / "one.eml").rows] == ["gr-er"]
+    assert load_series(mini.root / "patches")[-1].variants[0].header["Why"] == "It was small."
+
+
+def test_a_file_that_a_patch_changes_twice_is_a_conflict(mini: Miniature, elsewhere: Path) -> None:
+    source = difference(elsewhere, "four", loader=(LOADER, LAST))
+    other = difference(elsewhere, "two", loader=(LOADER, LOADER.replace("return 1", "return 2")))
+    source.write_text(source.read_text() + other.read_text())
+    assert "is changed by the patch twice" in notes(planned(mini, source))
+
+
+def test_a_plain_diff_and_a_header_like_ours_are_read(mini: Miniature, elsewhere: Path) -> None:
+    git_diff = difference(elsewhere, "four", loader=(LOADER, LAST)).read_text()
+    plain = git_diff[git_diff.index("--- ") :].replace(f"a/python/{FILE}", f"a/python/{FILE}\t2026-01-01 10:00:00")
+    head = "Subject: Of ours\nWhy: so that\n it is four\nForwarded: perhaps\nRemove-When: never\n\n"
+    (elsewhere / "plain.patch").write_text(head + plain)
+    plan = brought_in(mini, elsewhere / "plain.patch")
+    assert outcomes(plan) == [("plain.patch", "brought in", "of-ours")]
+    header = load_series(mini.root / "patches")[-1].variants[0].header
+    assert (header["Subject"], header["Why"], header["Remove-When"]) == ("Of ours", "so that it is four", "never")
+    assert header["Forwarded"] == "no: TO BE FILLED"
+
+
+def test_the_end_of_a_file_stays_as_the_patch_has_it(mini: Miniature, elsewhere: Path) -> None:
+    new = difference(elsewhere, "new", new=(None, "A = 1\nB = 2"))
+    brought_in(mini, new)
+    assert (mini.root / "overlay/sglang/new.py").read_text() == "A = 1\nB = 2"
+    brought_in(mini, difference(elsewhere, "ended", new=("A = 1\nB = 2", "A = 1\nB = 3\n")))
+    assert (mini.root / "overlay/sglang/new.py").read_text() == "A = 1\nB = 3\n"
+
+
+def test_a_name_that_is_taken_gets_a_number(mini: Miniature, elsewhere: Path) -> None:
+    plan = brought_in(mini, difference(elsewhere, "choose", loader=(LOADER, LAST)))
+    assert [row.hook for row in plan.rows] == ["choose-2"]
+    assert (mini.root / "patches/choose-2/1.0.patch").is_file()
+
+
+def test_nothing_is_written_unless_someone_agrees(
+    mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(difference(elsewhere, "four", loader=(LOADER, LAST)))
+    before = mini.content()
+    assert cli.main(["import", source]) == 1
+    said = capsys.readouterr()
+    assert "four.patch" in said.out
+    assert "Nothing was written: no one is here to ask." in said.err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    assert cli.main(["import", source]) == 1
+    assert mini.content() == before
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    assert cli.main(["import", source]) == 0
+    assert mini.content() != before
+
+
+def test_a_source_of_which_nothing_fits_is_a_failure(
+    mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = mini.content()
+    source = difference(elsewhere, "twice", loader=("a\n", "b\n"))
+    assert cli.main(["import", str(source), "--yes"]) == 1
+    assert "Nothing of" in capsys.readouterr().err
+    assert mini.content() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["absent.patch"], "There is no file or folder"),
+        (["empty"], "There is no patch in"),
+        (["text.patch"], "is not a patch: there is no diff in it"),
+        (["short.patch"], "the diff cannot be read"),
+        (["listed"], "lists absent.patch, which is not there"),
+        (["other-1.0-py3-none-any.whl"], "is not a fork of SGLang"),
+        (["text.whl"], "cannot be read as a wheel"),
+        (["good.patch", "--base", "9.9"], "holds no release '9.9'"),
+        (["good.patch", "--releases", "new"], "'new' is not a range of releases"),
+        (["good.patch", "--exclude", "x"], "--exclude goes with a fork only"),
+        (["same-1.0-py3-none-any.whl"], "does not differ from sglang 1.0"),
+    ],
+)
+def test_bad_input_is_one_error(
+    mini: Miniature, elsewhere: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = difference(elsewhere, "good", loader=(LOADER, LAST)).read_text()
+    write(elsewhere, {"text.patch": "hello\n", "text.whl": "hello\n", "empty/none.txt": "", "short.patch": good[:-20]})
+    write(elsewhere, {"listed/series": "absent.patch\n", "short.patch": good.rsplit("\n", 3)[0] + "\n"})
+    write_wheel(elsewhere / "other-1.0-py3-none-any.whl", {"other/x.py": b"", "other-1.0.dist-info/METADATA": b""})
+    write_wheel(elsewhere / "same-1.0-py3-none-any.whl", upstream())
+    before = mini.content()
+    assert cli.main(["import", str(elsewhere / words[0]), *words[1:], "--yes"]) in (1, 2)
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("error: ") == 1
+    assert mini.content() == before
