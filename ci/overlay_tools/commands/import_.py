@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from overlay_tools import console
+from overlay_tools.checkout import only_writer
 from overlay_tools.commands import Command
 from overlay_tools.downstream.importer import OUTCOMES, ImportPlan, plan_import, write_import
 from overlay_tools.errors import OverlayError
@@ -46,15 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Show what would be brought in, ask, and write it."""
-    plan = plan_import(
-        project, cache_dir(), arguments.source, arguments.base, arguments.releases, tuple(arguments.exclude)
-    )
-    _show(plan)
-    if not any(row.outcome in ("brought in", "in part") for row in plan.rows):
-        raise OverlayError(f"Nothing of {arguments.source} can be brought in.", hint="The table above says why.")
-    if not arguments.yes:
-        _agree()
-    changed = write_import(project, plan)
+    with only_writer(project.root):
+        plan = plan_import(
+            project, cache_dir(), arguments.source, arguments.base, arguments.releases, tuple(arguments.exclude)
+        )
+        _show(plan)
+        if not any(row.outcome in ("brought in", "in part") for row in plan.rows):
+            raise OverlayError(f"Nothing of {arguments.source} can be brought in.", hint="The table above says why.")
+        if not arguments.yes:
+            _agree()
+        changed = write_import(project, plan)
     console.line(f"{len(changed)} files written.")
     if plan.unfilled:
         console.line(f"{plan.unfilled} hooks have fields to be filled in: `nox -s lint` lists them.", "yellow")

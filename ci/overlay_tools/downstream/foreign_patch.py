@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from unidiff import Hunk, PatchedFile, PatchSet
 from unidiff.errors import UnidiffParseError
 
-from overlay_tools.downstream.worktree import read_message
+from overlay_tools.downstream.worktree import read_trailers
 from overlay_tools.errors import PatchError
 from overlay_tools.subprocesses import git
 
@@ -178,8 +178,13 @@ def _read_header(head: str) -> dict[str, str]:
 
 
 def _header_of(message: str) -> dict[str, str]:
-    subject, body, trailers = read_message(message)
-    return _clean({"Subject": subject, "Why": body.removesuffix("---").strip(), **trailers})
+    message = message.strip()
+    words = ["interpret-trailers", "--parse", "--no-divider"]
+    trailers = read_trailers(git(words, cwd=Path.cwd(), stdin=f"{message}\n").stdout)
+    subject, _, body = message.partition("\n")
+    if trailers:
+        body = "\n\n".join(re.split(r"\n\s*\n", body.strip())[:-1])
+    return _clean({"Subject": subject, "Why": body.strip().removesuffix("---").strip(), **trailers})
 
 
 def _clean(header: Mapping[str, str]) -> dict[str, str]:

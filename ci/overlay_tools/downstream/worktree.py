@@ -155,7 +155,7 @@ class Worktree:
                     parents=len(parents.split()),
                     subject=subject,
                     body=body,
-                    trailers=_read_trailers(trailers),
+                    trailers=read_trailers(trailers),
                     changed={name: status for name, (_, _, status) in changes.items()},
                     unusual=_unusual(changes),
                 )
@@ -210,7 +210,7 @@ def _split_message(message: str, block: str) -> tuple[str, str]:
     return subject, " ".join(rest.split())
 
 
-def _read_trailers(lines: str) -> dict[str, str]:
+def read_trailers(lines: str) -> dict[str, str]:
     """Return trailers by name, which counts whether or not it is capitalised, from what git prints of them."""
     trailers = (line.partition(":") for line in lines.strip().splitlines())
     return {_CALLED.get(name.lower(), name): value.strip() for name, _, value in trailers}
