@@ -27,8 +27,6 @@ BLOCKS = [block for page in pages() for block in command_blocks(page)]
 DEFAULT = load_project(ROOT).default
 NEWEST = list(load_lock(ROOT / "upstream.lock"))[-1]
 NEXT = "0.5.24"  # the release that the pages take as their example of one that is not locked yet
-ENGINE = f".nox/engines/{DEFAULT}-py{sys.version_info.major}.{sys.version_info.minor}"
-CHECKPOINTS = "tests/reference/checkpoints.py"
 PYTHON = shlex.quote(sys.executable)  # which has the tool
 ELSEWHERE = {"nox -s test": ".ci/run"}
 BEFORE = {
@@ -38,7 +36,6 @@ BEFORE = {
         " '--- /dev/null' '+++ b/python/sglang/fix.py' '@@ -0,0 +1 @@' '+FIXED = True' >fix.patch"
     ),
     "nox -s matrix": f"PYTHONPATH=ci {PYTHON} tests/docs/prepare.py prove",
-    "nox -s adopt -- stock-qwen3-next": f"{ENGINE}/bin/python {CHECKPOINTS} qwen3-next stock-qwen3-next",
     "python -m sglang_overlay_plugin doctor": (
         f"nox -s build; pip install --reinstall-package sglang sglang=={DEFAULT}"
         " $(ls -t dist/sglang_kernel-*.whl | head -1); export SGLANG_USE_CPU_ENGINE=1"
@@ -112,6 +109,7 @@ def test_the_commands_do_what_the_page_says(block: Block, checkout: Path, env: M
 def as_run(command: str) -> str:
     """Return a command as it is on this machine, with one test in place of all those of a release."""
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    command = command.replace("0.5.23-py3.11", f"{DEFAULT}-py{sys.version_info.major}.{sys.version_info.minor}")
     command = command.replace("cp311-cp311", f"{tag}-{tag}").replace("_x86_64", f"_{platform.machine()}")
     command = command.replace(NEXT, NEWEST)
     if re.fullmatch(r"nox -s test-[\d.]+", command):
