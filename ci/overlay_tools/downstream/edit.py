@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from overlay_tools import console
@@ -11,6 +12,7 @@ from overlay_tools.downstream.transaction import undo
 from overlay_tools.downstream.worktree import Worktree
 from overlay_tools.errors import WorktreeError
 from overlay_tools.patches.apply import apply_series
+from overlay_tools.patches.model import Hook
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
 from overlay_tools.upstream.download import fetch
@@ -31,7 +33,7 @@ def edit(project: Project, cache: Path, version: str, *, discard: bool) -> Workt
     lock, hooks = load_lock(project.lock), load_series(project.patches)
     release = get_release(lock, version, project.lock)
     tree = worktree_of(project, version)
-    if tree.folder.exists() and not discard and (work := _unexported(tree)):
+    if tree.folder.exists() and not discard and (work := _only_there(tree, hooks)):
         raise WorktreeError(
             *work,
             hint=f"`nox -s export -- {version}` writes commits back; `nox -s edit -- {version} --discard` does not.",
@@ -62,10 +64,12 @@ def worktrees(project: Project) -> list[str]:
     return [path.name for path in sorted(folder.iterdir()) if path.name[0] != "."] if folder.exists() else []
 
 
-def _unexported(tree: Worktree) -> list[str]:
+def _only_there(tree: Worktree, hooks: Sequence[Hook]) -> list[str]:
     """Return what a worktree holds that only it has, a sentence each."""
-    exported = ExportedState.read(tree).exported
+    state = ExportedState.read(tree)
     lines = [f"{tree.folder / name} is not committed." for name in tree.uncommitted()]
-    if tree.head() != exported:
+    if tree.head() != state.exported:
         lines.append(f"{tree.folder} has commits that are not exported.")
-    return lines + [f"{tree.folder}: {what} is not exported." for what in tree.kept_aside(exported)]
+    gone = sorted(state.patches.keys() - {hook.name for hook in hooks})
+    lines += [f"{tree.folder}: hook {name} is in its commits, and no longer in patches/." for name in gone]
+    return lines + [f"{tree.folder}: {what} is not exported." for what in tree.kept_aside(state.exported)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -675,6 +676,21 @@ def test_a_worktree_with_something_kept_aside_is_not_replaced(mini: Miniature) -
     written(mini)
     opened(mini)  # what was kept aside is exported with the rest
     assert git(mini, "branch", "--list") == "* main"
+
+
+def test_a_worktree_with_a_hook_that_patches_no_longer_has_is_not_replaced(mini: Miniature) -> None:
+    series = mini.root / "patches" / "series"
+    before = series.read_text()
+    commit(mini, MESSAGE, loader=COUNTED)
+    written(mini)
+    shutil.rmtree(mini.root / "patches" / "count-calls")
+    series.write_text(before)
+    with pytest.raises(WorktreeError, match="hook count-calls is in its commits, and no longer in patches/") as caught:
+        opened(mini)
+    assert "--discard" in caught.value.hint
+    assert (tree(mini) / FILE).read_text() == COUNTED
+    opened(mini, discard=True)
+    assert (tree(mini) / FILE).read_text() == HOOKED
 
 
 def test_a_worktree_that_cannot_be_made_leaves_the_one_that_is_there(
