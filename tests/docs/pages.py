@@ -25,8 +25,8 @@ class Block:
 
 
 def pages() -> list[str]:
-    """Return the paths of all pages that git tracks, or would track."""
-    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--deduplicate", "*.md"]
+    """Return the paths of all pages that git tracks; an environment in the checkout has pages of others."""
+    words = ["git", "ls-files", "*.md"]
     listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     return sorted(name for name in listed if name and (ROOT / name).is_file())
 
