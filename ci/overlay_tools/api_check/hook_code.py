@@ -14,10 +14,11 @@ from overlay_tools.api_check.references import Reference, code_references
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.errors import PatchError, WheelError
 from overlay_tools.patches.apply import apply_series, find_block
+from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.model import Hook, Patch, sides, split_lines, target_of
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
-from overlay_tools.upstream.source_tree import SourceTree, parse
+from overlay_tools.upstream.source_tree import SourceTree, module_name, parse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +47,7 @@ def apply_hooks(project: Project, sources: SourceTree) -> AppliedHooks:
     files: dict[str, bytes] = {}
     for hook in _series(project.patches, paths):
         if (patch := hook.variant(sources.version)) is not None:
-            after = apply_series([patch], sources.changed(files).read, f"sglang {sources.version}")
+            after = apply_series([patch], HookedTree(sources, files).read, f"sglang {sources.version}")
             applied.append(AppliedPatch(patch=patch, after=after))
             files |= after
     _check_syntax(files, sources.version)
@@ -71,7 +72,7 @@ def hook_references(project: Project, resolver: NameResolver, hooks: AppliedHook
         where = applied.patch.path.relative_to(project.root).as_posix()
         for file in applied.patch.files:
             name = target_of(file)
-            module = resolver.module(name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+            module = resolver.module(module_name(name))
             if name.endswith(".py") and module is not None:
                 lines = _added_lines(applied.patch, file, applied.after[name], hooks.files[name])
                 yield from code_references(resolver, module, where, lines)

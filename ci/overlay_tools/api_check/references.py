@@ -26,6 +26,7 @@ from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.api_check.signatures import call_mismatch, call_signature, function_signature, override_mismatch
 from overlay_tools.api_check.static_conditions import evaluate_condition
 from overlay_tools.api_check.symbols import UNKNOWN, Module, Scope, Symbol, is_sglang
+from overlay_tools.upstream.source_tree import module_name
 
 _KINDS_CAUGHT_BY = {
     "ImportError": {"import"},
@@ -53,7 +54,7 @@ class Reference:
 def overlay_references(resolver: NameResolver) -> Iterator[Reference]:
     """Yield what the overlay's files need of upstream."""
     for path in resolver.overlay.files:
-        module = resolver.module(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+        module = resolver.module(module_name(path))
         assert module is not None
         yield from code_references(resolver, module, f"overlay/{path}")
 
@@ -207,7 +208,7 @@ class _ReferenceFinder(ast.NodeVisitor):
         defined = re.compile(rf"^(?:class|def|async def) {name}\b|^{name}\s*[:=]".encode(), re.MULTILINE)
         sources = self.resolver.sources
         files = [file for file in sources.holding(name) if defined.search(sources.read(file) or b"")]
-        modules = [file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files]
+        modules = [module_name(file) for file in files]
         closest = difflib.get_close_matches(self.module.name, modules, 1, 0)
         return f"; moved to {closest[0]}?" if closest else ""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Commit, Worktree
 from overlay_tools.errors import WorktreeError
-from overlay_tools.patches.model import README, Hook
+from overlay_tools.patches.model import HOOK_NAME, README, Hook
 
 ASKED = ("Why", "Forwarded", "Remove-When")
 Ask = Callable[[str, str], str]  # what a hook is called, and which field of its header is wanted
@@ -90,7 +90,7 @@ class _CommitReader:
 
     def _read_hook(self, commit: Commit, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
         name = commit.trailers.get("Hook") or re.sub(r"[^a-z0-9]+", "-", commit.subject.lower()).strip("-")
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or name in ("series", README):
+        if not HOOK_NAME.fullmatch(name) or name in ("series", README):
             self.faults.append(
                 f"{self._call(commit)}: {name!r} is not a name for a hook; give its message a trailer `Hook: NAME`."
             )

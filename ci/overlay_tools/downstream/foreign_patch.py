@@ -15,9 +15,19 @@ from unidiff.errors import UnidiffParseError
 
 from overlay_tools.downstream.worktree import read_trailers
 from overlay_tools.errors import PatchError
+from overlay_tools.patches.model import FORWARDED, HOOK_NAME
 from overlay_tools.subprocesses import git
 
 _HINT = "SOURCE is a patch, a folder of patches, a mailbox of `git format-patch`, or a fork's checkout or wheel."
+_NOT_EXPRESSED = tuple(
+    (re.compile(pattern, re.MULTILINE), reason)
+    for pattern, reason in (
+        (r"^(?:rename|copy) from ", "it is renamed or copied, which a hook cannot express"),
+        (r"^(?:deleted file mode |\+\+\+ /dev/null)", "it is deleted, which a hook cannot express"),
+        (r"^(?:GIT binary patch|Binary files )", "it is binary, which a hook cannot express"),
+        (r"^new file mode (?:12|16)0000", "it is a link, which a wheel cannot hold"),
+    )
+)  # by the head of a file's diff
 _SECTION = re.compile(r"^diff --git .*\n", re.MULTILINE)
 
 
@@ -189,7 +199,7 @@ def _header_of(message: str) -> dict[str, str]:
 
 def _clean(header: Mapping[str, str]) -> dict[str, str]:
     known = {name: " ".join(str(value).encode("utf-8", "replace").decode().split()) for name, value in header.items()}
-    if not re.match(r"https://\S+$|no: \S", known.get("Forwarded", "")):
+    if not FORWARDED.match(known.get("Forwarded", "")):
         known.pop("Forwarded", None)
     kept = ("Subject", "Why", "Forwarded", "Remove-When", "Hook")
     return {name: value for name, value in known.items() if name in kept and value}
@@ -198,7 +208,7 @@ def _clean(header: Mapping[str, str]) -> dict[str, str]:
 def _make_patch(path: Path, title: str, header: dict[str, str], diff: str) -> ForeignPatch:
     named = re.sub(r"^\d+[-_]", "", path.stem)
     name = header.pop("Hook", "")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
+    if not HOOK_NAME.fullmatch(name):
         name = slug(name or header.get("Subject", named))
     try:
         files = [change for section in _sections(diff) for change in _read_section(section)]
@@ -236,17 +246,8 @@ def _read_section(section: str) -> Iterator[FileChange]:
     if not name.startswith("sglang/") or ".." in PurePosixPath(name).parts:
         yield FileChange(name=name, left_out="it is outside the wheel")
         return
-    if re.search(r"^(?:rename|copy) from ", head, re.MULTILINE):
-        yield FileChange(name=name, left_out="it is renamed or copied, which a hook cannot express")
-        return
-    if re.search(r"^(?:deleted file mode |\+\+\+ /dev/null)", head, re.MULTILINE):
-        yield FileChange(name=name, left_out="it is deleted, which a hook cannot express")
-        return
-    if re.search(r"^(?:GIT binary patch|Binary files )", head, re.MULTILINE):
-        yield FileChange(name=name, left_out="it is binary, which a hook cannot express")
-        return
-    if re.search(r"^new file mode (?:12|16)0000", head, re.MULTILINE):
-        yield FileChange(name=name, left_out="it is a link, which a wheel cannot hold")
+    if reason := next((reason for pattern, reason in _NOT_EXPRESSED if pattern.search(head)), ""):
+        yield FileChange(name=name, left_out=reason)
         return
     if re.search(r"^(?:old mode |new file mode 100755)", head, re.MULTILINE):
         yield FileChange(name=name, left_out="its mode changes, which cannot be expressed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from unidiff import Hunk, PatchedFile
 from overlay_tools.errors import PatchError
 
 FIELDS = ("Subject", "Why", "Applies", "Forwarded", "Remove-When")
+FORWARDED = re.compile(r"https://\S+$|no: \S")
+HOOK_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 README = "README.md"  # in patches/: about the hooks, and not one of them
 TO_BE_FILLED = "TO BE FILLED"  # stands in a header for what a person must say yet
 CONTEXT = 3  # lines at each end of a hunk, or more where it would fit at more than one place with these

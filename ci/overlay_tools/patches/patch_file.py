@@ -15,7 +15,7 @@ from unidiff import PatchedFile, PatchSet
 from unidiff.errors import UnidiffParseError
 
 from overlay_tools.errors import PatchError
-from overlay_tools.patches.model import FIELDS, Patch, target_of
+from overlay_tools.patches.model import FIELDS, FORWARDED, Patch, target_of
 from overlay_tools.subprocesses import git
 
 HINT = "patches/README.md says what a patch must look like."
@@ -69,7 +69,7 @@ def _check_header(path: Path, text: str, header: Message) -> Iterable[str]:
     rest = str(header.get_payload()).strip()
     if rest or header.defects:
         yield f"{path}: this is neither a header nor a diff: {rest.splitlines()[0] if rest else text!r}."
-    if not re.match(r"https://\S+$|no: \S", header["Forwarded"] or "no: absent"):
+    if not FORWARDED.match(header["Forwarded"] or "no: absent"):
         yield f"{path}: Forwarded must be upstream's address of it, or `no: ` and a reason."
     try:
         SpecifierSet(header["Applies"] or "")

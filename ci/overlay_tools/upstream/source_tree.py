@@ -98,6 +98,11 @@ def source_wheel(release: Release) -> LockedWheel:
         return release.wheels[0]
 
 
+def module_name(path: str) -> str:
+    """Return the dotted name of the module that a Python file is, by its path in a wheel."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 def parse(data: bytes, what: str) -> ast.Module:
     """Return the syntax tree of a file's content.
 

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from overlay_tools.errors import BuildError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import load_lock
+from overlay_tools.upstream.source_tree import module_name
 from overlay_tools.wheels.builder import BuiltWheel, build_own
 from overlay_tools.wheels.import_rewriter import rewrite
 from overlay_tools.wheels.overlay_files import compile_all, read_package
@@ -45,7 +46,7 @@ def build_plugin(project: Project) -> BuiltWheel:
         raise BuildError(
             *(f"overlay/: two files would become {name} of the plugin." for name in taken), hint="Rename one of them."
         )
-    modules = {_module(name): _module(new) for name, new in moved.items() if name.endswith(".py")}
+    modules = {module_name(name): module_name(new) for name, new in moved.items() if name.endswith(".py")}
     for name, data in read_package(project.overlay, "sglang").items():
         content[moved[name]] = rewrite(data, modules, f"overlay/{name}") if name.endswith(".py") else data
     folders = {str(parent) for name in content for parent in PurePosixPath(name).parents if str(parent) != "."}
@@ -72,7 +73,3 @@ def _moved(project: Project) -> dict[str, str]:
         prefix = next(prefix for prefix in _UPSTREAM if name.startswith(prefix))
         moved[name] = f"{PACKAGE}/{name.removeprefix(prefix)}"
     return moved
-
-
-def _module(name: str) -> str:
-    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
