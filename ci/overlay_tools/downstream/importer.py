@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -13,6 +13,7 @@ from unidiff import PatchSet
 
 from overlay_tools import console
 from overlay_tools.archive.reader import WheelReader
+from overlay_tools.checkout import is_scratch
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.foreign_patch import FileChange, ForeignPatch, apply_as_stated, read_patches
 from overlay_tools.downstream.fork import compare, find_base, is_fork, open_fork
@@ -251,8 +252,8 @@ class _Importer:
     def _add(self, name: str, content: bytes, attempt: _Attempt) -> None:
         if self.trees[self.base].sources.read(name) is not None:
             raise PatchError(f"{name} is a new file, and sglang {self.base} has one of this name.")
-        if any(part.startswith(".") or part == "__pycache__" for part in PurePosixPath(name).parts):
-            raise PatchError(f"{name} would go into no wheel: hidden files do not.")
+        if is_scratch(Path(name)):
+            raise PatchError(f"{name} would go into no wheel: hidden files and editors' do not.")
         here = self._read_overlay(name)
         if here is not None and here != content:
             raise PatchError(f"{name} is a new file, and overlay/{name} exists with another content.")

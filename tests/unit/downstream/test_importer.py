@@ -290,6 +290,14 @@ def test_files_of_a_fork_can_be_left_alone(
     assert not (mini.root / "overlay/sglang/big").exists()
 
 
+def test_a_new_file_that_no_wheel_would_hold_is_not_brought_in(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "An editor's", {"python/sglang/models/ours.py~": "OURS = 2\n"})
+    plan = planned(mini, mailed(fork, 1))
+    assert [row.outcome for row in plan.rows] == ["conflict"]
+    assert "sglang/models/ours.py~ would go into no wheel" in notes(plan)
+
+
 def test_what_stands_in_the_way_of_a_new_file_is_named(mini: Miniature, elsewhere: Path) -> None:
     mini.lock_release("1.1", upstream("1.1") | {"sglang/since.py": b"SINCE = 1.1\n"})
     fork = checkout(elsewhere)
