@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from overlay_tools.engines import engine_config
+from overlay_tools.engines.loopback import open_directly
 from overlay_tools.engines.server import Server
 from packaging.version import Version
 from reference.checkpoints import TRAINED
@@ -162,7 +163,7 @@ def post_request(address: str, path: str, body: Mapping[str, object]) -> urllib.
 
 def post(address: str, path: str, **body: object) -> Any:  # noqa: ANN401  # whatever JSON comes back
     """Send JSON to a server and read what it answers, JSON or nothing."""
-    with urllib.request.urlopen(post_request(address, path, body), timeout=300) as response:
+    with open_directly(post_request(address, path, body), timeout=300) as response:
         text = response.read()
         return json.loads(text) if response.headers.get_content_type() == "application/json" else text.decode()
 

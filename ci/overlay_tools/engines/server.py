@@ -10,12 +10,14 @@ import socket
 import subprocess
 import time
 import urllib.error
-import urllib.request
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
+from overlay_tools.engines.loopback import HOST, open_directly, without_proxy
 from overlay_tools.errors import ServeError
 from overlay_tools.subprocesses import Shown
 
@@ -55,18 +57,18 @@ class Server:
     @property
     def url(self) -> str:
         """Return the address that the server answers on."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{HOST}:{self.port}"
 
     def __enter__(self) -> Server:
         if not _is_free(self.port):
             raise ServeError(f"Port {self.port} is in use.", hint="Name another with --port.")
         command: list[str | Path] = [self.python, "-m", "sglang.launch_server", "--model-path", self.model]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), *self.flags]
+        command += ["--host", HOST, "--port", str(self.port), *self.flags]
         self._shown = Shown(command)
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
-                env={**os.environ, **self.env},
+                env=without_proxy({**os.environ, **self.env}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -112,6 +114,8 @@ class Server:
         started = time.monotonic()
         while not self._healthy():
             self.check()
+            if others := self._others():
+                raise self.failure(f"Port {self.port} was taken by {others} while the server started")
             waited = time.monotonic() - started
             if waited > self.timeout:
                 raise self.failure(f"The server did not come up within {self.timeout:.0f} s")
@@ -119,10 +123,32 @@ class Server:
             time.sleep(1)
 
     def _healthy(self) -> bool:
+        """Tell whether this server is up: an answer of another that listens on its port does not count."""
+        if not self._listeners() or self._others():
+            return False
         try:
-            with urllib.request.urlopen(f"{self.url}/health_generate", timeout=30) as answer:
+            with open_directly(f"{self.url}/health_generate", timeout=30) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
+            return False
+
+    def _listeners(self) -> list[int | None]:
+        """Return the processes that listen on the port; None is one of another user."""
+        return [
+            found.pid
+            for found in psutil.net_connections("tcp")
+            if found.status == psutil.CONN_LISTEN and found.laddr.port == self.port
+        ]
+
+    def _others(self) -> str:
+        """Return, in words, who listens on the port and is not of this server's session; nothing if no one is."""
+        pids = [pid for pid in self._listeners() if pid is None or not self._owns(pid)]
+        return ", ".join("a process of another user" if pid is None else f"process {pid}" for pid in pids)
+
+    def _owns(self, pid: int) -> bool:
+        try:
+            return os.getsid(pid) == self.process.pid
+        except ProcessLookupError:
             return False
 
     def _signal(self, number: signal.Signals) -> None:
@@ -134,7 +160,7 @@ def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((HOST, port))
         except OSError:
             return False
     return True

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overlay_tools import console
+from overlay_tools.engines.loopback import openai_client
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import ServeError
 
@@ -29,7 +30,7 @@ def ask(server: Server, picture: Path | None = None) -> None:
     """
     import openai
 
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=300, max_retries=0)
+    client = openai_client(server.url, timeout=300)
     try:
         model = client.models.list().data[0].id
         _complete(client, model)

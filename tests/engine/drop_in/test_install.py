@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from overlay_tools.engines import engine_config
+from overlay_tools.engines.loopback import without_proxy
 
 ROOT = Path(__file__).parents[3]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
@@ -24,7 +25,7 @@ UV = [sys.executable, "-m", "uv", "pip"]
 
 
 def run(*words: str | Path) -> str:
-    env = {**os.environ, "PIP_CONFIG_FILE": os.devnull}  # pip's constraints here are not uv's
+    env = without_proxy({**os.environ, "PIP_CONFIG_FILE": os.devnull})  # pip's constraints here are not uv's
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
+from overlay_tools.engines.loopback import openai_client
 from reference.greedy import encode
 
 from engine.harness import CHAT, MAX_NEW_TOKENS, QUESTION, SAMPLING, SPAWN, TEXT, Model, assert_answers, post, server
@@ -28,7 +29,7 @@ def generate(address: str, **request: object) -> Any:  # noqa: ANN401
 
 def client(address: str) -> OpenAI:
     """Make a client of the OpenAI-compatible API."""
-    return OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120)
+    return openai_client(address, timeout=120)
 
 
 def test_generate(served: tuple[str, Model]) -> None:

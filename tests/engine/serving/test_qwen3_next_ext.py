@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+from overlay_tools.engines.loopback import open_directly
 from overlay_tools.engines.server import Server
 from packaging.version import Version
 from reference.checkpoints import OFF, make_variant
@@ -261,7 +262,7 @@ def test_the_server_names_the_model(served: Served) -> None:
     log = served.server.log.read_text(encoding="utf-8")
     assert "type=Qwen3NextExtForCausalLM" in log
     assert "TransformersForCausalLM" not in log
-    with urllib.request.urlopen(f"{served.server.url}/get_model_info", timeout=30) as response:
+    with open_directly(f"{served.server.url}/get_model_info", timeout=30) as response:
         info = json.load(response)
     assert info["model_path"] == str(served.server.model)
     assert info["model_type"] == "qwen3_next_ext"
@@ -345,7 +346,7 @@ def test_abort_in_mid_stream_leaves_nothing_behind(served: Served) -> None:
     body = {"rid": "aborted", "input_ids": prompt, "sampling_params": sampling, "stream": True}
     request = post_request(served.server.url, "/generate", body)
     events = []
-    with urllib.request.urlopen(request, timeout=300) as stream:
+    with open_directly(request, timeout=300) as stream:
         for line in stream:
             if line.startswith(b"data: {"):
                 events.append(json.loads(line.removeprefix(b"data: ")))

@@ -13,7 +13,6 @@ import json
 import struct
 import time
 import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -24,7 +23,8 @@ from typing import Any
 
 import pytest
 import torch
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError
+from overlay_tools.engines.loopback import open_directly, openai_client
 from overlay_tools.engines.server import Server
 from packaging.version import Version
 from PIL import Image
@@ -331,7 +331,7 @@ def test_the_openai_client_sends_a_picture(served: Served, source: str, tmp_path
         "path": str(path),
         "file address": path.as_uri(),
     }
-    client = OpenAI(base_url=f"{served.server.url}/v1", api_key="none", max_retries=0, timeout=120)
+    client = openai_client(served.server.url, timeout=120)
     content: Any = [
         {"type": "image_url", "image_url": {"url": urls[source]}},
         {"type": "text", "text": "How many squares?"},
@@ -393,7 +393,7 @@ BAD: dict[str, tuple[int, list[str], str]] = {  # places in the prompt, pictures
 def refused(served: Served, path: str, **body: object) -> str:
     """Send what must be refused with a 4xx and give the answer's message."""
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(post_request(served.server.url, path, body), timeout=120)
+        open_directly(post_request(served.server.url, path, body), timeout=120)
     assert 400 <= caught.value.code < 500
     answer = json.loads(caught.value.read())
     return str(answer.get("message") or answer["error"]["message"])
@@ -416,7 +416,7 @@ def test_a_picture_for_a_model_of_text_is_refused(tmp_path: Path) -> None:
     url = f"data:image/png;base64,{GOOD}"
     content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}]
     with server(TRAINED, tmp_path / "log", {}) as text:
-        client = OpenAI(base_url=f"{text.url}/v1", api_key="none", max_retries=0, timeout=120)
+        client = openai_client(text.url, timeout=120)
         create = functools.partial(client.chat.completions.create, model=str(text.model), max_tokens=4, temperature=0)
         messages: Any = [{"role": "user", "content": content}]
         with pytest.raises(BadRequestError, match=r"takes text, and no image|only supports text input"):

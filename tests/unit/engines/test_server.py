@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -170,6 +172,30 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         with pytest.raises(ServeError, match=f"Port {port} is in use"), server(tmp_path, "serves", port=port):
             pytest.fail("it came up")
     assert not (tmp_path / "log").exists()
+
+
+def test_another_server_on_its_port_is_not_taken_for_it(tmp_path: Path) -> None:
+    class Healthy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+    others: list[http.server.HTTPServer] = []
+
+    def take_port(seconds: int) -> None:
+        if not others:
+            others.append(http.server.HTTPServer(("127.0.0.1", one.port), Healthy))
+            threading.Thread(target=others[0].serve_forever, daemon=True).start()
+
+    one = server(tmp_path, "hangs", waiting=take_port, timeout=60)
+    taken = rf"^Port {one.port} was taken by process {os.getpid()} while the server started"
+    try:
+        with pytest.raises(ServeError, match=taken), one:
+            pytest.fail("it came up")
+    finally:
+        others[0].shutdown()
+        others[0].server_close()
+    assert ends(child_of(tmp_path))
 
 
 def test_flags_reach_the_server(tmp_path: Path) -> None:
