@@ -47,22 +47,40 @@ def merge(ours: Sequence[Part], base: Sequence[str], theirs: Sequence[str]) -> M
     was, now = _indentation(base), _indentation(shown_lines(ours))
     merged = _merge_file(ours, _reindent(base, was, now), _reindent(theirs, was, now))
     pieces = [settled for piece in _take_apart(merged) for settled in _settle_insertion(piece)]
-    parts = [piece for piece in pieces if not isinstance(piece, _Conflict)]
-    clean = len(parts) == len(pieces)
-    if clean:
-        parts = list(_mark_changes(ours, parts))
-    else:
-        parts = [_mark_conflict(piece) if isinstance(piece, _Conflict) else piece for piece in pieces]
+    parts = list(_mark(ours, pieces))
+    clean = not any(isinstance(piece, _Conflict) for piece in pieces)
     first = next((n for n, part in enumerate(parts) if isinstance(part, Region) and part not in ours), None)
     unchanged = None if first is None else len(shown_lines(parts[:first]))
     return Merged(parts=parts, unchanged=unchanged, clean=clean)
 
 
-def _mark_conflict(conflict: _Conflict) -> Region:
+def _mark(ours: Sequence[Part], pieces: Sequence[Part | _Conflict]) -> Iterator[Part]:
+    """Yield the merged parts: as a region each conflict, and between them what is not among `ours`."""
+    sides = [piece.ours if isinstance(piece, _Conflict) else [piece] for piece in pieces]
+    matcher = difflib.SequenceMatcher(None, ours, [part for side in sides for part in side], autojunk=False)
+    codes, clean, start, at = matcher.get_opcodes(), list[Part](), 0, 0
+    for piece, side in zip(pieces, sides, strict=True):
+        if isinstance(piece, _Conflict):
+            first, last = _align(codes, at), _align(codes, at + len(side))
+            yield from _mark_changes(ours[start:first], clean)
+            yield _mark_conflict(piece, ours[first:last])
+            clean, start = [], last
+        else:
+            clean.append(piece)
+        at += len(side)
+    yield from _mark_changes(ours[start:], clean)
+
+
+def _align(codes: Sequence[tuple[str, int, int, int, int]], at: int) -> int:
+    """Return what index in the first of two sequences corresponds to one in the second."""
+    return next((i2 if at == j2 else min(i1 + at - j1, i2) for _, i1, i2, j1, j2 in codes if at <= j2), 0)
+
+
+def _mark_conflict(conflict: _Conflict, ours: Sequence[Part]) -> Region:
     # Where hunks before this one are open in it, they are among `theirs`, and in `base` they would pass for upstream's.
-    alone = not any(isinstance(part, Region) for part in conflict.ours)
+    alone = not any(isinstance(part, Region) for part in ours)
     base = conflict.base if alone else ()
-    return Region(ours=upstream_lines(conflict.ours), base=base, theirs=conflict.theirs, conflict=True)
+    return Region(ours=upstream_lines(ours), base=base, theirs=conflict.theirs, conflict=True)
 
 
 def _mark_changes(ours: Sequence[Part], merged: Sequence[Part]) -> Iterator[Part]:
