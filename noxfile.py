@@ -115,7 +115,7 @@ def bench_build(session: nox.Session) -> None:
 def bench_port(session: nox.Session) -> None:
     """Measure how hunks are carried to other releases, beside what git and patch do."""
     session.install("-e", ".[bench]")
-    session.run("pytest", "-s", "tests/bench/test_relocation.py", *session.posargs)
+    session.run("pytest", "-s", "tests/bench/port", *session.posargs)
 
 
 @nox.session(name="bench-gpu")

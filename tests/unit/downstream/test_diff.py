@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from bench.port.small_diffs import random_pair
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.patches.apply import apply_series
 from overlay_tools.patches.lint import lint
@@ -13,10 +14,6 @@ from overlay_tools.patches.patch_file import load_patch
 from unit.conftest import HEADER
 
 FILE = "sglang/engine.py"
-WORDS = [
-    "a", "b", "c", "", "    a = 1", "    b = 2", "}", "x\u2028y", "p\x0cq", "\x0c", "-- a/x", "++ b/x", "@@ -1 +1 @@",
-    "diff --git a/x b/x", "\\ No newline at end of file", "index 12..34",
-]  # fmt: skip
 
 
 def written(tmp_path: Path, diff: str) -> Patch:
@@ -36,20 +33,6 @@ def hook_of(tmp_path: Path, before: str, after: str) -> Patch:
     assert faults(patch) == []
     assert apply_series([patch], contents[0].get, "sglang 1.0") == contents[1]
     return patch
-
-
-def random_pair(draw: random.Random) -> tuple[bytes, bytes]:
-    """Return a small text and what a few changes make of it."""
-    words, end = draw.sample(WORDS, draw.choice([1, 2, 3, len(WORDS)])), draw.choice(["\n", "\n", "\n", "\r\n"])
-    old = [draw.choice(words) + end for _ in range(draw.choice([0, 0, 1, 2, 3, 5, 8, 13, 30]))]
-    new = list(old)
-    for _ in range(draw.choice([1, 1, 2, 3, 6])):
-        start = draw.randint(0, len(new))
-        stop = min(len(new), start + draw.choice([0, 0, 1, 2, len(new)]))
-        new[start:stop] = [draw.choice(words) + end for _ in range(draw.choice([0, 1, 1, 2, 4]))]
-    texts = ("".join(lines) for lines in (old, new))
-    before, after = (text.removesuffix(end) if draw.random() < 0.25 else text for text in texts)
-    return before.encode(), after.encode()
 
 
 def test_whatever_is_written_applies_and_passes_lint(tmp_path: Path) -> None:

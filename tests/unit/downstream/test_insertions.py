@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from bench.insertions import Answer, Insertion, Neighbours, choose, judge
-from bench.release_repository import ReleaseRepository
+from bench.port.insertions import Answer, Insertion, Neighbours, choose, judge
+from bench.port.release_repository import ReleaseRepository
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.upstream.source_tree import SourceTree
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from bench.replay import replay
+from bench.port.replay import replay
 from overlay_tools.errors import PortError
 
 from unit.conftest import LOADER, PATCH, Miniature, upstream_files

@@ -11,7 +11,7 @@ from pathlib import Path
 from overlay_tools.subprocesses import git, run
 from overlay_tools.upstream.source_tree import SourceTree
 
-from bench.insertions import Answer, Insertion, Neighbours
+from bench.port.insertions import Answer, Insertion, Neighbours
 
 
 class ReleaseRepository:

@@ -17,15 +17,14 @@ from overlay_tools import console
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.patch_file import load_patch
 from overlay_tools.patches.relocate import relocate
-from overlay_tools.settings import cache_dir, load_project
+from overlay_tools.settings import cache_dir
 from overlay_tools.upstream.lockfile import get_release, load_lock
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree
 
-from bench.insertions import Answer, Insertion, Neighbours, choose, judge
-from bench.release_repository import ReleaseRepository
-from bench.replay import replay
+from bench.port.insertions import Answer, Insertion, Neighbours, choose, judge
+from bench.port.release_repository import ReleaseRepository
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HEADER = "Subject: s\nWhy: w\nApplies: =={}\nForwarded: no: made up\nRemove-When: never\n\n"
 WORDS = ("right", "wrong", "given up")
 OTHERS = ("git apply", "git apply -3", "patch")
@@ -47,16 +46,6 @@ class Verdict(NamedTuple):
     tool: str
     word: str
     insertion: Insertion
-
-
-def test_the_series_of_the_oldest_release_is_ported_to_all_others() -> None:
-    project = load_project(ROOT)
-    lock = load_lock(project.lock)
-    counts = replay(project, lock, cache_dir())
-    shown = ", ".join(f"{n} {word}" for word, n in counts.items())
-    console.line(f"Replay, {next(iter(lock))} to {list(lock)[-1]}: {shown}; none wrong")
-    assert counts.keys() <= {"exact", "offset", "dropped"}
-    assert counts["exact"] + counts["offset"] >= 2 * (len(lock) - 1)  # two hooks are due for every release
 
 
 def test_no_insertion_is_carried_to_a_wrong_place(pytestconfig: pytest.Config, tmp_path: Path) -> None:
