@@ -7,7 +7,7 @@ import argparse
 from overlay_tools import console
 from overlay_tools.commands import Command
 from overlay_tools.errors import PatchError
-from overlay_tools.patches.lint import lint, unfilled
+from overlay_tools.patches.lint import find_warnings, lint
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import load_lock
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Show every fault of the series, and fail if there is any."""
     lock, hooks = load_lock(project.lock), load_series(project.patches)
-    for warning in unfilled(hooks):
+    for warning in find_warnings(hooks):
         console.line(f"warning: {warning}", "yellow")
     faults = lint(hooks, list(lock))
     if faults:

@@ -15,6 +15,9 @@ from overlay_tools.patches.model import CONTEXT, TO_BE_FILLED, Hook, Patch, line
 from overlay_tools.patches.patch_file import HINT
 from overlay_tools.patches.series import load_series
 
+_ENDS_IN_SPACE = re.compile(r"\+(?!\+\+ ).*[ \t]\r?$").match
+_HOLDS_TAB = re.compile(r"\+(?!\+\+ ).*\t").match
+
 
 def load_checked_series(folder: Path, versions: Sequence[str]) -> tuple[Hook, ...]:
     """Read a series as `load_series` does.
@@ -42,12 +45,19 @@ def lint(hooks: Sequence[Hook], versions: Sequence[str]) -> list[str]:
     return faults
 
 
-def unfilled(hooks: Sequence[Hook]) -> list[str]:
-    """Return which fields of headers are still to be filled, a line a patch; that is a warning, not a fault."""
+def find_warnings(hooks: Sequence[Hook]) -> list[str]:
+    """Return what is amiss with a series and yet no fault: headers still to be filled, and a matter of taste.
+
+    What an added line says is its author's; only that a hunk is written as it should be is for `lint` to judge.
+    """
     found = []
     for patch in (patch for hook in hooks for patch in hook.variants):
         if fields := [name for name, value in patch.header.items() if TO_BE_FILLED in value]:
             found.append(f"{patch.path}: {', '.join(fields)}: to be filled in.")
+        for what, matches in (("end in white space", _ENDS_IN_SPACE), ("hold a tab", _HOLDS_TAB)):
+            lines = [str(n) for n, line in enumerate(patch.diff.split("\n"), patch.first_line) if matches(line)]
+            if lines:
+                found.append(f"{patch.path}: added lines that {what}: {', '.join(lines)}.")
     return found
 
 
@@ -69,13 +79,8 @@ def _lint_name(patch: Patch, versions: Sequence[str]) -> Iterable[str]:
 
 def _lint_lines(patch: Patch) -> Iterable[str]:
     for number, line in enumerate(patch.diff.split("\n"), patch.first_line):
-        text = line.removesuffix("\r")
         if re.match(r"index [0-9a-f]+\.\.", line):
             yield f"{patch.path}:{number}: an index line changes with every release; remove it."
-        if text.startswith("+") and not text.startswith("+++ ") and text != text.rstrip(" \t"):
-            yield f"{patch.path}:{number}: an added line ends in white space."
-        if text.startswith("+") and "\t" in text:
-            yield f"{patch.path}:{number}: an added line holds a tab."
 
 
 def _lint_size(patch: Patch, hunk: Hunk) -> Iterable[str]:

@@ -488,7 +488,6 @@ def test_a_commit_may_change_a_hook_and_the_overlay(mini: Miniature) -> None:
             "its hooks are not in the series' order, new ones last: choose", WorktreeError,
         ),
         (lambda mini: commit(mini, MESSAGE, loader=HOOKED + "def (:\n"), f"{FILE}:13: ", BuildError),
-        (lambda mini: commit(mini, MESSAGE, loader=COUNTED.replace("count()", "count() ")), "white space", PatchError),
         (lambda mini: commit(mini, "Ours", ours="def (:\n"), f"{OURS}:1: ", BuildError),
         (
             lambda mini: [(tree(mini) / "notes.py").write_text(""), commit(mini, "Out")],

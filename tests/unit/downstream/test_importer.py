@@ -313,10 +313,11 @@ def test_what_stands_in_the_way_of_a_new_file_is_named(mini: Miniature, elsewher
     assert plan.warnings == ["sglang 1.1 has its own sglang/since.py: it cannot be built beside overlay/'s."]
 
 
-def test_what_lint_would_refuse_is_a_conflict(mini: Miniature, elsewhere: Path) -> None:
-    plan = planned(mini, difference(elsewhere, "blank", loader=(LOADER, LOADER.replace("return 3", "return 4 "))))
-    assert [row.outcome for row in plan.rows] == ["conflict"]
-    assert "an added line ends in white space" in notes(plan)
+def test_a_matter_of_taste_is_brought_in_to_the_byte(mini: Miniature, elsewhere: Path) -> None:
+    theirs = LOADER.replace("return 3\n", "return 3 \t\r\n")
+    (row,) = brought_in(mini, difference(elsewhere, "blank", loader=(LOADER, theirs))).rows
+    assert row.outcome == "brought in"
+    assert "    return 3 \t\r\n" in in_wheel(mini, FILE)
 
 
 def test_lines_that_stand_twice_are_changed_where_the_patch_says(mini: Miniature, elsewhere: Path) -> None:

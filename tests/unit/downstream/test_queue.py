@@ -153,10 +153,10 @@ def test_a_variant_that_is_no_patch_is_refused_under_the_name_that_it_would_have
 
 
 def test_what_is_staged_is_checked_as_if_it_were_there(mini: Miniature) -> None:
-    files = {"series": "choose\n", "choose/1.0.patch": PATCH.replace("+    config", "+\tconfig")}
+    files = {"series": "choose\n", "choose/1.0.patch": PATCH.replace("--- a/", "index 1234567..89abcde 100644\n--- a/")}
     with pytest.raises(PatchError) as caught:
         stage(mini.root / "staged", files, mini.root / "patches", ["1.0", "1.1"])
-    assert str(caught.value) == f"{mini.patch}:14: an added line holds a tab."
+    assert str(caught.value) == f"{mini.patch}:8: an index line changes with every release; remove it."
     with pytest.raises(PatchError, match=r"there is no patch in .*/patches/choose"):
         stage(mini.root / "other", {"series": "choose\n"}, mini.root / "patches", ["1.0"])
 

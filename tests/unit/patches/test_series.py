@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 
 import pytest
 from overlay_tools.errors import PatchError
-from overlay_tools.patches.lint import lint
+from overlay_tools.patches.lint import find_warnings, lint
 from overlay_tools.patches.series import load_series
 
 from unit.conftest import PATCH, Miniature
@@ -148,8 +149,6 @@ def test_a_post_release_counts_as_its_release(mini: Miniature) -> None:
     ("change", "fault"),
     [
         (lambda text: text.replace("--- a/", "index 1234567..89abcde 100644\n--- a/"), "1.0.patch:8: an index line"),
-        (lambda text: text.replace("(config)\n     name", "(config) \n     name"), "1.0.patch:14: an added line ends"),
-        (lambda text: text.replace("+    config", "+\tconfig"), "an added line holds a tab"),
         (
             lambda text: text.replace("-3,5 +3,6", "-3,5 +3,6").replace(
                 "     name = config.name\n", "-    name = config.name\n+    name = config.name\n"
@@ -169,6 +168,27 @@ def test_style_is_linted(mini: Miniature, change: Callable[[str], str], fault: s
     assert text != PATCH
     mini.patch.write_text(text)
     assert fault in lint_of(mini)
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (lambda text: text.replace("(config)\n     name", "(config) \n     name"), "that end in white space: 14."),
+        (lambda text: text.replace("(config)\n     name", "(config)\t\r\n     name"), "that end in white space: 14."),
+        (lambda text: text.replace("+    config =", "+    config =\t"), "that hold a tab: 14."),
+    ],
+)
+def test_a_matter_of_taste_is_a_warning_and_is_built_to_the_byte(
+    mini: Miniature, change: Callable[[str], str], warning: str
+) -> None:
+    text = change(PATCH)
+    mini.patch.write_bytes(text.encode())
+    hooks = load_series(mini.root / "patches")
+    assert lint_of(mini) == ""
+    assert f"{mini.patch}: added lines {warning}" in find_warnings(hooks)
+    (added,) = (line[1:] for line in text.split("\n") if line.startswith("+") and "choose" in line)
+    with zipfile.ZipFile(mini.build().path) as archive:
+        assert f"\n{added}\n".encode() in archive.read("sglang/loader.py")
 
 
 def test_an_absent_series_is_named(mini: Miniature) -> None:
