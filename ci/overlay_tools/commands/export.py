@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
-
 from overlay_tools import console
 from overlay_tools.checkout import only_writer
 from overlay_tools.commands import LOCKED, Command
 from overlay_tools.downstream.edit import worktrees
 from overlay_tools.downstream.export import export
+from overlay_tools.downstream.queue import parse_releases
 from overlay_tools.errors import WorktreeError
 from overlay_tools.settings import Project, cache_dir
 
@@ -24,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--releases",
-        type=_releases,
         metavar="RANGE",
         help="which other locked releases take what is new or changed, if it fits: a PEP 440 specifier, as '>=0.5.14',"
         " or all (default: for a new hook, those newer than the worktree's; for a change, those that had what it"
@@ -39,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Write the commits back, and show which files have changed."""
+    wanted = parse_releases(arguments.releases)
     version = arguments.version or _only_worktree(project)
     here = sys.stdin.isatty()
     with only_writer(project.root):
@@ -46,7 +45,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             project,
             cache_dir(),
             version,
-            wanted=arguments.releases,
+            wanted=wanted,
             ask=_ask if here else None,
             agree=(lambda hooks: True) if arguments.yes else _agree if here else _cannot_agree,
         )
@@ -65,13 +64,6 @@ def _only_worktree(project: Project) -> str:
             hint=f"Say which one is to be exported: `nox -s export -- {made[0]}`.",
         )
     return made[0]
-
-
-def _releases(text: str) -> SpecifierSet:
-    try:
-        return SpecifierSet("" if text == "all" else text)
-    except InvalidSpecifier:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a range of releases, as '>=0.5.14', nor all") from None
 
 
 def _agree(hooks: str) -> bool:

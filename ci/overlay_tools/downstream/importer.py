@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.specifiers import SpecifierSet
 from unidiff import PatchSet
 
 from overlay_tools import console
@@ -17,7 +17,7 @@ from overlay_tools.checkout import is_scratch
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.foreign_patch import FileChange, ForeignPatch, apply_as_stated, read_patches
 from overlay_tools.downstream.fork import compare, find_base, is_fork, open_fork
-from overlay_tools.downstream.queue import PatchQueue
+from overlay_tools.downstream.queue import PatchQueue, parse_releases
 from overlay_tools.downstream.staging import stage
 from overlay_tools.downstream.transaction import undo, write_patches
 from overlay_tools.errors import REPORT, BuildError, OverlayError, PatchError, UsageError
@@ -83,7 +83,7 @@ def plan_import(
     lock = load_lock(project.lock)
     if base is not None:
         get_release(lock, base, project.lock)
-    range_ = _parse_range(releases)
+    range_ = parse_releases(releases)
     hooks = load_checked_series(project.patches, list(lock))
     note = ""
     if not source.exists():
@@ -141,15 +141,6 @@ def _clashes(overlay: Mapping[str, bytes], lock: Lock, cache: Path) -> list[str]
             rest = f" and {len(both) - 1} more" if both[1:] else ""
             found.append(f"sglang {version} has its own {both[0]}{rest}: it cannot be built beside overlay/'s.")
     return found
-
-
-def _parse_range(releases: str | None) -> SpecifierSet | None:
-    try:
-        return None if releases is None else SpecifierSet(releases)
-    except InvalidSpecifier:
-        raise UsageError(
-            f"--releases: {releases!r} is not a range of releases.", hint='It is written as ">=0.5.20,<0.5.23".'
-        ) from None
 
 
 @dataclass(kw_only=True, slots=True)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from packaging.specifiers import SpecifierSet
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from overlay_tools.downstream.staging import as_if_in
+from overlay_tools.errors import UsageError
 from overlay_tools.patches.model import FIELDS, Hook, Patch
 from overlay_tools.patches.patch_file import load_patch
 
@@ -108,6 +109,19 @@ class PatchQueue:
             else:
                 lines.append(f"{hook}{due}")
         return "\n".join(lines) + "\n"
+
+
+def parse_releases(text: str | None) -> SpecifierSet | None:
+    """Return the releases that an option `--releases` names, `all` being every one; None where it is not given.
+
+    Raises UsageError if that is not a range.
+    """
+    try:
+        return None if text is None else SpecifierSet("" if text == "all" else text)
+    except InvalidSpecifier:
+        raise UsageError(
+            f"--releases: {text!r} is not a range of releases.", hint='It is written as ">=0.5.20,<0.5.23", or all.'
+        ) from None
 
 
 def _format_header(header: Mapping[str, str]) -> str:
