@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import platformdirs
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from overlay_tools.errors import OverlayError
 
@@ -17,6 +19,25 @@ else:
     import tomli as tomllib
 
 _SETTINGS = {"default": str, "revision": int, "replaces": list, "plugin": list}
+_TABLES = {"files": dict}  # they may be absent
+_FILES = "[tool.sglang-overlay.files]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileRange:
+    """A line of `[tool.sglang-overlay.files]`: which releases take some files of overlay/.
+
+    `pattern`: a path in a wheel, or a glob in which `*` stands for any text, with `/` in it too; `where`: file and
+    line.
+    """
+
+    pattern: str
+    releases: SpecifierSet
+    where: str
+
+    def matches(self, name: str) -> bool:
+        """Tell whether it is about a file, by its path in a wheel."""
+        return fnmatchcase(name, self.pattern)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +45,8 @@ class Project:
     """A checkout and its settings.
 
     `default`: a release; `revision`: N of `X+overlay.N`; `replaces`: upstream files in whose place the overlay has its
-    own; `plugin`: the releases on which the plugin is proven.
+    own; `plugin`: the releases on which the plugin is proven; `files`: which of the overlay's files do not go to every
+    release.
     """
 
     root: Path
@@ -32,6 +54,20 @@ class Project:
     revision: int
     replaces: frozenset[str]
     plugin: tuple[str, ...]
+    files: tuple[FileRange, ...]
+
+    def takes(self, version: str, name: str) -> bool:
+        """Tell whether a release takes a file of overlay/, by its path in a wheel."""
+        return all(row.releases.contains(version, prereleases=True) for row in self.files if row.matches(name))
+
+    def replaced(self, version: str) -> frozenset[str]:
+        """Return the files of a release in whose place the overlay has its own there."""
+        return frozenset(name for name in self.replaces if self.takes(version, name))
+
+    @property
+    def settings(self) -> Path:
+        """Return the path of pyproject.toml."""
+        return self.root / "pyproject.toml"
 
     @property
     def lock(self) -> Path:
@@ -66,7 +102,8 @@ def load_project(root: Path) -> Project:
     """
     path = root / "pyproject.toml"
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["sglang-overlay"]
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)["tool"]["sglang-overlay"]
     except OSError as error:
         raise OverlayError(f"{path}: {error.strerror}.", hint="Run this in a checkout of sglang-overlay.") from None
     except tomllib.TOMLDecodeError as error:
@@ -75,22 +112,48 @@ def load_project(root: Path) -> Project:
         raise OverlayError(f"{path} has no table [tool.sglang-overlay].", hint="Restore the table from git.") from None
     wrong = [
         f"{path}: [tool.sglang-overlay] {name} must be a {kind.__name__}, not {table.get(name)!r}."
-        for name, kind in _SETTINGS.items()
-        if not isinstance(table.get(name), kind)
+        for name, kind in {**_SETTINGS, **_TABLES}.items()
+        if not isinstance(table.get(name, {} if name in _TABLES else None), kind)
     ] + [
-        f"{path}: [tool.sglang-overlay] has an unknown setting: {name!r}." for name in sorted(table.keys() - _SETTINGS)
+        f"{path}: [tool.sglang-overlay] has an unknown setting: {name!r}."
+        for name in sorted(table.keys() - {*_SETTINGS, *_TABLES})
     ]
     if not wrong and table["revision"] < 1:
         wrong = [f"{path}: [tool.sglang-overlay] revision must be 1 or more."]
     if wrong:
-        raise OverlayError(*wrong, hint=f"It takes {', '.join(_SETTINGS)}.")
+        raise OverlayError(*wrong, hint=f"It takes {', '.join([*_SETTINGS, *_TABLES])}.")
     return Project(
         root=root,
         default=table["default"],
         revision=table["revision"],
         replaces=frozenset(table["replaces"]),
         plugin=tuple(table["plugin"]),
+        files=_read_files(path, text, table.get("files", {})),
     )
+
+
+def _read_files(path: Path, text: str, table: dict[str, object]) -> tuple[FileRange, ...]:
+    """Return which releases take which files. Raises OverlayError with the line of each range that cannot be read."""
+    rows, faults = [], []
+    for pattern, releases in table.items():
+        where = f"{path}:{_line(text, 'files', pattern)}"
+        try:
+            if not isinstance(releases, str):
+                raise InvalidSpecifier(f"{releases!r} is not a text")
+            rows.append(FileRange(pattern=pattern, releases=SpecifierSet(releases), where=where))
+        except InvalidSpecifier as error:
+            faults.append(f"{where}: the releases of {pattern}: {error}.")
+    if faults:
+        raise OverlayError(*faults, hint=f'{_FILES} gives a file its range of releases as ">=0.5.9,<0.5.20".')
+    return tuple(rows)
+
+
+def _line(text: str, table: str, word: str) -> int:
+    """Return the line of pyproject.toml that first holds a word in quotes, from where one of our tables begins."""
+    lines = text.splitlines()
+    start = next((n for n, line in enumerate(lines) if f"tool.sglang-overlay.{table}]" in line), 0)
+    quoted = (f'"{word}"', f"'{word}'")
+    return next((n for n, line in enumerate(lines[start:], start + 1) if any(q in line for q in quoted)), start + 1)
 
 
 def cache_dir() -> Path:

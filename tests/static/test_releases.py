@@ -13,6 +13,7 @@ from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import load_lock
 from overlay_tools.upstream.source_tree import source_wheel
 from overlay_tools.wheels.builder import build_kernel, build_sglang
+from overlay_tools.wheels.overlay_files import check_ranges
 from overlay_tools.wheels.verify import verify_wheel
 from packaging.utils import parse_wheel_filename
 
@@ -36,6 +37,7 @@ def project(tmp_path: Path) -> Project:
 
 def test_the_patches_have_no_fault() -> None:
     assert lint(load_series(ROOT / "patches"), list(LOCK)) == []
+    check_ranges(load_project(ROOT), LOCK)
 
 
 @pytest.mark.parametrize("version", LOCK)

@@ -210,6 +210,12 @@ class Miniature:
         self.write("patches/series", f"{series}{name}\n")
         return self.write(f"patches/{name}/1.0.patch", header + make_diff(*files))
 
+    def limit(self, ranges: Mapping[str, str]) -> None:
+        """Limit files of overlay/ to ranges of releases, and no others."""
+        text = (self.root / "pyproject.toml").read_text().partition("\n[tool.sglang-overlay.files]")[0]
+        rows = "".join(f'"{name}" = "{releases}"\n' for name, releases in ranges.items())
+        self.write("pyproject.toml", f"{text}\n[tool.sglang-overlay.files]\n{rows}")
+
     def content(self) -> dict[str, bytes]:
         """Return every file of the checkout that belongs in its repository."""
         return {

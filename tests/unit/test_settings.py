@@ -8,6 +8,8 @@ import pytest
 from overlay_tools.errors import OverlayError
 from overlay_tools.settings import load_project
 
+GOOD = "[tool.sglang-overlay]\nplugin = []\ndefault = '1'\nrevision = 1\nreplaces = []\n"
+
 
 @pytest.mark.parametrize(
     ("table", "said"),
@@ -18,6 +20,9 @@ from overlay_tools.settings import load_project
             "[tool.sglang-overlay]\nplugin = []\ndefault = '1'\nrevision = 1\nreplaces = []\nx = 1\n",
             "[tool.sglang-overlay] has an unknown setting: 'x'",
         ),
+        (f"{GOOD}[tool.sglang-overlay.files]\n'a/b' = '>=1'\n'a' = 'x1'\n", "pyproject.toml:8: the releases of a: "),
+        (f"{GOOD}[tool.sglang-overlay.files]\n'a' = 1.0\n", "pyproject.toml:7: the releases of a: 1.0 is not a text."),
+        (f"{GOOD}files = []\n", "files must be a dict"),
         ("[tool]\n", "has no table"),
         ("[tool", "pyproject.toml: "),
     ],
@@ -27,3 +32,21 @@ def test_settings_that_are_wrong_are_named(tmp_path: Path, table: str, said: str
     with pytest.raises(OverlayError, match=r"pyproject\.toml") as caught:
         load_project(tmp_path)
     assert said in str(caught.value)
+
+
+def test_a_release_takes_each_file_but_those_that_are_limited_to_others(tmp_path: Path) -> None:
+    rows = "'sglang/a.py' = '<1.5'\n'sglang/b/*' = '==1.5.post1'\n"
+    (tmp_path / "pyproject.toml").write_text(
+        f"{GOOD}[tool.sglang-overlay.files]\n{rows}".replace("[]", "['sglang/a.py']")
+    )
+    project = load_project(tmp_path)
+    names = ("sglang/a.py", "sglang/a.pyi", "sglang/b/c.py", "sglang/b/c/d.py", "sglang/b.py")
+    taken = {
+        version: [name for name in names if project.takes(version, name)] for version in ("1.4", "1.5", "1.5.post1")
+    }
+    assert taken == {
+        "1.4": ["sglang/a.py", "sglang/a.pyi", "sglang/b.py"],
+        "1.5": ["sglang/a.pyi", "sglang/b.py"],
+        "1.5.post1": ["sglang/a.pyi", "sglang/b/c.py", "sglang/b/c/d.py", "sglang/b.py"],
+    }
+    assert (project.replaced("1.4"), project.replaced("1.5")) == (frozenset({"sglang/a.py"}), frozenset())

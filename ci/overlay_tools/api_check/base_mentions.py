@@ -54,7 +54,7 @@ def find_base_mentions(project: Project, sources: SourceTree) -> list[BaseMentio
 
     Raises ContractError if ci/contract.toml or the overlay cannot be read.
     """
-    resolver = NameResolver(sources, read_overlay(project.overlay))
+    resolver = NameResolver(sources, read_overlay(project, sources.version))
     names = base_names(project, resolver)
     files = sorted(files_naming(project, resolver, names))
     found = [mention for file in files for mention in _mentions_in(sources, file, names)]

@@ -42,7 +42,7 @@ def check_contract(project: Project, sources: SourceTree) -> list[Finding]:
     Raises ContractError if ci/contract.toml or the overlay cannot be read, PatchError if patches/ cannot or a hook does
     not apply.
     """
-    contract, overlay = load_contract(contract_path(project)), read_overlay(project.overlay)
+    contract, overlay = load_contract(contract_path(project)), read_overlay(project, sources.version)
     hooked = apply_hooks(project, sources)
     resolver = NameResolver(sources.changed(hooked.files), overlay)
     references = [

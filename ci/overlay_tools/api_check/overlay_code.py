@@ -6,11 +6,11 @@ import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from overlay_tools.api_check.bindings import last_name
 from overlay_tools.checkout import own_paths
 from overlay_tools.errors import ContractError, WheelError
+from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import parse
 
 
@@ -27,17 +27,18 @@ class OverlayCode:
     called_names: frozenset[str]
 
 
-def read_overlay(folder: Path) -> OverlayCode:
-    """Read the overlay's files.
+def read_overlay(project: Project, version: str) -> OverlayCode:
+    """Read the overlay's files that a release takes.
 
     Raises ContractError if one of them is not valid Python.
     """
-    paths = (path for path in own_paths(folder) if path.suffix == ".py")
-    files = ((path.relative_to(folder).as_posix(), path.read_bytes()) for path in paths)
+    paths = (path for path in own_paths(project.overlay) if path.suffix == ".py")
+    names = ((path.relative_to(project.overlay).as_posix(), path) for path in paths)
+    files = ((name, path.read_bytes()) for name, path in names if project.takes(version, name))
     return _parse(tuple((name, data) for name, data in files if name.startswith("sglang/") or b"sglang" in data))
 
 
-@lru_cache(maxsize=1)  # the overlay is the same for every release
+@lru_cache(maxsize=4)  # most releases take the same files
 def _parse(contents: tuple[tuple[str, bytes], ...]) -> OverlayCode:
     try:
         files = {name: parse(data, f"overlay/{name}") for name, data in contents}

@@ -1,4 +1,4 @@
-"""Check patches/ against the lock."""
+"""Check patches/, and which releases take files of overlay/, against the lock."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from overlay_tools.patches.lint import find_warnings, lint
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import load_lock
+from overlay_tools.wheels.overlay_files import check_ranges
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Show every fault of the series, and fail if there is any."""
     lock, hooks = load_lock(project.lock), load_series(project.patches)
+    check_ranges(project, lock)
     for warning in find_warnings(hooks):
         console.line(f"warning: {warning}", "yellow")
     faults = lint(hooks, list(lock))
@@ -30,7 +32,8 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
 
 COMMAND = Command(
     about="Checks that each hook in patches/ has exactly one variant for every locked release that it is due for, that"
-    " headers and file names are right, and that each diff is as small as it can be. `nox -s lint` runs this too.",
+    " headers and file names are right, that each diff is as small as it can be, and that each range of releases in"
+    " [tool.sglang-overlay.files] holds for a file and a release. `nox -s lint` runs this too.",
     examples={"": "check all of patches/"},
     add_arguments=add_arguments,
     run=run,

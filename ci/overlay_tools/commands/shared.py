@@ -44,6 +44,7 @@ def show_wheel(project: Project, built: BuiltWheel) -> None:
     ]
     rows += [
         ("added", ", ".join(built.added)),
+        *[("left out", f"{', '.join(built.left_out)}: for other releases")] * bool(built.left_out),
         ("size", f"{built.size:,} bytes"),
         ("sha256", built.sha256),
         ("took", f"{built.seconds:.2f} s"),

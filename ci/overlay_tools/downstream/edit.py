@@ -18,7 +18,7 @@ from overlay_tools.settings import Project
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import get_release, load_lock
 from overlay_tools.upstream.source_tree import source_wheel
-from overlay_tools.wheels.overlay_files import read_package
+from overlay_tools.wheels.overlay_files import check_ranges, read_package
 
 _WORKTREES = Path(".nox", "worktrees")  # .nox/edit is the session's environment, which nox may remove
 
@@ -32,6 +32,7 @@ def edit(project: Project, cache: Path, version: str, *, discard: bool) -> Workt
     undo(project.root)
     lock, hooks = load_lock(project.lock), load_series(project.patches)
     release = get_release(lock, version, project.lock)
+    check_ranges(project, lock)
     tree = worktree_of(project, version)
     if tree.folder.exists() and not discard and (work := _only_there(tree, hooks)):
         raise WorktreeError(
@@ -43,7 +44,7 @@ def edit(project: Project, cache: Path, version: str, *, discard: bool) -> Workt
         base = fetch(release, source_wheel(release), cache)
         new = tree.folder.with_name(f".{version}.new")
         shutil.rmtree(new, ignore_errors=True)
-        part = Worktree.create(new, base, read_package(project.overlay, "sglang"))
+        part = Worktree.create(new, base, read_package(project, "sglang", version))
         for patch in patches:
             part.write(apply_series([patch], part.read_working, f"sglang {version}"))
             part.commit_hook(patch)

@@ -25,7 +25,7 @@ from overlay_tools.patches.model import Hook
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import get_release, load_lock
 from overlay_tools.upstream.source_tree import open_source_tree
-from overlay_tools.wheels.overlay_files import compile_all
+from overlay_tools.wheels.overlay_files import check_ranges, compile_all
 
 
 def export(
@@ -49,11 +49,12 @@ def export(
     undo(project.root)
     lock = load_lock(project.lock)
     get_release(lock, version, project.lock)
+    check_ranges(project, lock)
     hooks = load_checked_series(project.patches, list(lock))
     tree = _open_worktree(project, version, hooks)
-    committed = read_committed_hooks(tree, hooks, version, project.replaces, ask)
+    committed = read_committed_hooks(tree, hooks, version, project.replaced(version), ask)
     exported = Exported(hooks=hooks, committed=committed, version=version, wanted=wanted, patches=project.patches)
-    overlay = _overlay_changes(tree, project)
+    overlay = _overlay_changes(tree, project, version)
     with ExitStack() as stack:
         sources = {v: stack.enter_context(open_source_tree(lock[v], cache)) for v in lock}
         with console.step(f"Try {len(committed)} hooks on {len(lock)} releases"):
@@ -101,13 +102,13 @@ def _check_effect(tree: Worktree, made: HookedTree, committed: Mapping[str, Comm
         )
 
 
-def _overlay_changes(tree: Worktree, project: Project) -> dict[str, bytes | None]:
+def _overlay_changes(tree: Worktree, project: Project, version: str) -> dict[str, bytes | None]:
     """Return the overlay's files that the commits change, by path, with their content, None where they are removed.
 
     Raises WorktreeError if a file has changed in overlay/ too since then, or would not go into any wheel; BuildError if
     one does not compile.
     """
-    upstream, exported = tree.names(UPSTREAM) - project.replaces, ExportedState.read(tree).exported
+    upstream, exported = tree.names(UPSTREAM) - project.replaced(version), ExportedState.read(tree).exported
     found: dict[str, bytes | None] = {}
     faults = [
         f"{tree.folder / name} is {kind}; only ordinary files go to overlay/."

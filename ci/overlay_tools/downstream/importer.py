@@ -203,7 +203,7 @@ class _Importer:
         Raises PatchError if that is not possible.
         """
         name, tree = change.name, self.trees[self.base]
-        if name in self.project.replaces:
+        if name in self.project.replaced(self.base):
             raise PatchError(f"{name}: overlay/ has a file of its own in its place.")
         if name in attempt.hooked or name in attempt.overlay:
             raise PatchError(f"{name} is changed by the patch twice: make it one diff.")

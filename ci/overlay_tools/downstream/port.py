@@ -202,7 +202,7 @@ class Port:
             return
         if not self.tree.folder.exists():
             with console.step(f"Open a worktree of sglang {sources.version}"):
-                Worktree.create(self.tree.folder, sources.path, read_package(self.project.overlay, "sglang"))
+                Worktree.create(self.tree.folder, sources.path, read_package(self.project, "sglang", sources.version))
         committed = commits_by_hook(self.tree)
         for hook in follower.applied:
             if hook.patch.hook not in committed:

@@ -20,6 +20,7 @@ from overlay_tools.upstream.index import uv
 from overlay_tools.upstream.lockfile import Release, get_release, load_lock
 from overlay_tools.upstream.source_tree import THIS_PYTHON
 from overlay_tools.wheels.builder import BuiltWheel, build_kernel, build_sglang
+from overlay_tools.wheels.overlay_files import check_ranges
 from overlay_tools.wheels.plugin import build_plugin
 
 # Bounds that a release should have set: newer versions of what it leaves open do not work with what it pins.
@@ -69,6 +70,7 @@ def build_release(
     project: Project, release: Release, hooks: Sequence[Hook], python: str, target: str
 ) -> list[BuiltWheel]:
     """Fetch the base of one release and build its two wheels."""
+    check_ranges(project, load_lock(project.lock))
     wheel = release.select(python, target)
     with console.step(f"Fetch {wheel.name}"):
         base = fetch(release, wheel, cache_dir())

@@ -90,7 +90,7 @@ def inputs(project: Project, release: Release, hooks: Sequence[Hook]) -> str:
         if patch := hook.variant(release.version):
             digest.update(patch.diff.encode())
     for package in ("sglang", "sgl_kernel"):
-        for name, data in read_package(project.overlay, package).items():
+        for name, data in read_package(project, package, release.version).items():
             digest.update(f"\0{name}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()[:16]
 

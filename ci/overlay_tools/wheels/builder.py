@@ -50,7 +50,7 @@ Tag: py3-none-any
 class BuiltWheel:
     """A wheel in dist/: its path, size in bytes and sha256, what was done to its base, how many seconds that took.
 
-    `added`: the overlay's files in it.
+    `added`: the overlay's files in it; `left_out`: those of the same package that only other releases take.
     """
 
     path: Path
@@ -60,6 +60,7 @@ class BuiltWheel:
     patches: Sequence[Patch]
     added: Sequence[str]
     seconds: float
+    left_out: Sequence[str] = ()
 
 
 def build_sglang(
@@ -75,10 +76,10 @@ def build_sglang(
     version = f"{release.version}+overlay.{project.revision}"
     dist_info = f"sglang-{version}.dist-info"
     patches = [patch for hook in hooks if (patch := hook.variant(release.version))]
-    added = read_package(project.overlay, "sglang")
+    added = read_package(project, "sglang", release.version)
     with WheelReader(base_path) as base:
         patched = apply_series(patches, base.get, f"sglang {release.version}")
-        origins = {**_origins(project, patched, added, base), _VERSION_FILE: "version"}
+        origins = {**_origins(project, release.version, patched, added, base), _VERSION_FILE: "version"}
         compile_all({**patched, **added})
         changed = {**patched, **added, _VERSION_FILE: _version_module(base, release.version, version)}
         metadata = {
@@ -103,6 +104,7 @@ def build_sglang(
         base=wheel,
         patches=patches,
         added=sorted(added),
+        left_out=sorted(read_package(project, "sglang", None).keys() - added.keys()),
         seconds=time.perf_counter() - started,
     )
 
@@ -112,7 +114,7 @@ def build_kernel(project: Project, release: Release) -> BuiltWheel:
 
     Raises BuildError if the overlay has no kernels or one of its files does not compile.
     """
-    content = read_package(project.overlay, "sgl_kernel")
+    content = read_package(project, "sgl_kernel", release.version)
     if not content:
         raise BuildError(f"There are no files in {project.overlay / 'sgl_kernel'}.", hint="Restore the CPU kernels.")
     compile_all(content)
@@ -163,7 +165,7 @@ def build_own(
 
 
 def _origins(
-    project: Project, patched: Mapping[str, bytes], added: Mapping[str, bytes], base: WheelReader
+    project: Project, version: str, patched: Mapping[str, bytes], added: Mapping[str, bytes], base: WheelReader
 ) -> dict[str, str]:
     """Return where each patched or added file comes from, as the manifest says it.
 
@@ -174,13 +176,13 @@ def _origins(
     faults += [f"overlay/{name} exists upstream." for name in sorted(upstream - project.replaces - patched.keys())]
     faults += [
         f"overlay/{name} is listed in `replaces`, but there is no such file."
-        for name in sorted(project.replaces - added.keys())
+        for name in sorted(project.replaced(version) - added.keys())
     ]
     if faults:
         raise BuildError(
             *faults,
-            hint="Choose another name, or list a file that is meant to replace upstream's in `replaces` of "
-            "[tool.sglang-overlay] in pyproject.toml.",
+            hint="Choose another name, list a file that is meant to replace upstream's in `replaces` of"
+            " [tool.sglang-overlay] in pyproject.toml, or limit it to other releases in [tool.sglang-overlay.files].",
         )
     return dict.fromkeys(patched, "patched") | {name: "replaced" if name in upstream else "added" for name in added}
 

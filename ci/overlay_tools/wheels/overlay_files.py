@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from overlay_tools.checkout import is_scratch, own_paths
 from overlay_tools.errors import BuildError
+from overlay_tools.settings import Project
 
 _PACKAGES = ("sglang", "sgl_kernel", "sglang_overlay_plugin")
 _DOCUMENTS = ("README.md", "CHANGELOG.md")  # beside the packages, for a reader of the repository; in no wheel
 _LEFT_BY_MERGES = (".orig", ".rej")  # by git mergetool and patch
 
 
-def read_package(overlay: Path, package: str) -> dict[str, bytes]:
-    """Return the files of one of the overlay's packages by their path in a wheel.
+def read_package(project: Project, package: str, version: str | None) -> dict[str, bytes]:
+    """Return the files of one of the overlay's packages that a release takes, by their path in a wheel.
 
+    Parameters: `version`, the release, None for the files of every release.
     What is hidden, an editor's or Python's cache is left out.
-    Raises BuildError if a file is a symbolic link or was left by a merge, or the overlay holds anything beside its
-    packages, README.md and CHANGELOG.md.
+    Raises BuildError if a file is a symbolic link or was left by a merge, the overlay holds anything beside its
+    packages, README.md and CHANGELOG.md, or the ranges of releases in pyproject.toml do not go with its files.
     """
+    overlay = project.overlay
     if strays := sorted(path for path in overlay.iterdir() if not _belongs(path)):
         raise BuildError(
             *(f"{path} goes into no wheel." for path in strays),
@@ -31,7 +34,52 @@ def read_package(overlay: Path, package: str) -> dict[str, bytes]:
         raise BuildError(*(f"{path} is a symbolic link." for path in linked), hint="Put the file itself there.")
     if left := [path for path in paths if path.suffix in _LEFT_BY_MERGES]:
         raise BuildError(*(f"{path} was left by a merge or a patch." for path in left), hint="Settle and remove it.")
-    return {path.relative_to(overlay).as_posix(): read_file(path) for path in paths if path.is_file()}
+    _check_patterns(project)
+    files = {path.relative_to(overlay).as_posix(): path for path in paths if path.is_file()}
+    return {name: read_file(path) for name, path in files.items() if version is None or project.takes(version, name)}
+
+
+def names_of(overlay: Path) -> list[str]:
+    """Return the paths in a wheel of the overlay's files, of all packages and releases."""
+    return [
+        path.relative_to(overlay).as_posix()
+        for package in _PACKAGES
+        for path in own_paths(overlay / package)
+        if path.is_file()
+    ]
+
+
+def check_ranges(project: Project, versions: Iterable[str]) -> None:
+    """Raise BuildError with each range of pyproject.toml that does not go with overlay/, or holds for no release."""
+    _check_patterns(project)
+    versions = list(versions)
+    if faults := [
+        f"{row.where}: no locked release is in the range {str(row.releases)!r} of {row.pattern}: it goes into no wheel."
+        for row in project.files
+        if not any(row.releases.contains(version, prereleases=True) for version in versions)
+    ]:
+        raise BuildError(*faults, hint=f"upstream.lock holds {', '.join(versions)}.")
+
+
+def _check_patterns(project: Project) -> None:
+    names = names_of(project.overlay) if project.files else []
+    faults = []
+    for row in project.files:
+        matched = [name for name in names if row.matches(name)]
+        if not matched:
+            faults.append(f"{row.where}: overlay/ has no file {row.pattern}.")
+        faults += [
+            f"{row.where}: {name} goes into a wheel for every release, so its releases cannot be limited."
+            for name in matched
+            if not name.startswith("sglang/")
+        ]
+    for name in names:
+        if len(rows := [row for row in project.files if row.matches(name)]) > 1:
+            faults.append(f"{rows[1].where}: {rows[1].pattern} and {rows[0].pattern} both match {name}.")
+    if faults:
+        raise BuildError(
+            *faults, hint="[tool.sglang-overlay.files] gives files of overlay/sglang, each once, a range of releases."
+        )
 
 
 def read_file(path: Path) -> bytes:

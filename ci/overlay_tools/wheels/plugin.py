@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from overlay_tools.errors import BuildError
@@ -10,7 +12,7 @@ from overlay_tools.upstream.lockfile import load_lock
 from overlay_tools.upstream.source_tree import module_name
 from overlay_tools.wheels.builder import BuiltWheel, build_own
 from overlay_tools.wheels.import_rewriter import rewrite
-from overlay_tools.wheels.overlay_files import compile_all, read_package
+from overlay_tools.wheels.overlay_files import check_ranges, compile_all, read_package
 
 PACKAGE = "sglang_overlay_plugin"
 _UPSTREAM = ("sglang/srt/", "sglang/")
@@ -39,20 +41,22 @@ def build_plugin(project: Project) -> BuiltWheel:
             *(f"pyproject.toml: plugin names {version}, which is not locked." for version in unknown),
             hint="It lists the releases that the plugin is proven on, with `nox -s test-plugin-VERSION`: take it out.",
         )
-    content = read_package(project.overlay, PACKAGE)
-    moved = _moved(project)
+    check_ranges(project, lock)
+    content = read_package(project, PACKAGE, None)
+    files = _files(project)
+    moved = _moved(project, files)
     places = [*content, *moved.values()]
     if taken := sorted({name for name in places if places.count(name) > 1}):
         raise BuildError(
             *(f"overlay/: two files would become {name} of the plugin." for name in taken), hint="Rename one of them."
         )
     modules = {module_name(name): module_name(new) for name, new in moved.items() if name.endswith(".py")}
-    for name, data in read_package(project.overlay, "sglang").items():
+    for name, data in files.items():
         content[moved[name]] = rewrite(data, modules, f"overlay/{name}") if name.endswith(".py") else data
     folders = {str(parent) for name in content for parent in PurePosixPath(name).parents if str(parent) != "."}
     content |= {file: b"" for folder in folders if (file := f"{folder}/__init__.py") not in content}
     compile_all(content)
-    return build_own(
+    built = build_own(
         project,
         PACKAGE.replace("_", "-"),
         str(project.revision),
@@ -60,16 +64,37 @@ def build_plugin(project: Project) -> BuiltWheel:
         _METADATA.format(keywords=",".join(f"sglang=={version}" for version in project.plugin)),
         {"entry_points.txt": _ENTRY_POINTS.encode()},
     )
+    return replace(built, left_out=sorted(read_package(project, "sglang", None).keys() - files.keys()))
 
 
-def _moved(project: Project) -> dict[str, str]:
+def _files(project: Project) -> dict[str, bytes]:
+    """Return the files of overlay/sglang that the plugin has: those that the releases which it is proven on take.
+
+    Raises BuildError if some of these releases take a file, and others do not.
+    """
+    files = read_package(project, "sglang", None)
+    takers = {name: [version for version in project.plugin if project.takes(version, name)] for name in files}
+    if faults := [
+        f"overlay/{name} goes to {', '.join(some)} of the releases that the plugin is proven on, not to all of them."
+        for name, some in takers.items()
+        if some and len(some) < len(project.plugin)
+    ]:
+        raise BuildError(
+            *faults,
+            hint="One plugin serves all releases that `plugin` in pyproject.toml lists: list fewer, or let all of them"
+            " take the file.",
+        )
+    return {name: data for name, data in files.items() if takers[name] or not project.plugin}
+
+
+def _moved(project: Project, files: Iterable[str]) -> dict[str, str]:
     if project.replaces:
         raise BuildError(
             *(f"overlay/{name} replaces a file of upstream." for name in sorted(project.replaces)),
             hint="A plugin cannot replace upstream's files: this overlay needs the drop-in wheel of `nox -s build`.",
         )
     moved = {}
-    for name in read_package(project.overlay, "sglang"):
+    for name in files:
         prefix = next(prefix for prefix in _UPSTREAM if name.startswith(prefix))
         moved[name] = f"{PACKAGE}/{name.removeprefix(prefix)}"
     return moved

@@ -40,7 +40,7 @@ def test_anything_else_beside_the_packages_is_refused(mini: Miniature, name: str
     mini.write(f"overlay/{name}", "")
     for package in ("sglang", "sgl_kernel", "sglang_overlay_plugin"):
         with pytest.raises(BuildError, match=f"overlay/{name.partition('/')[0]} goes into no wheel") as caught:
-            read_package(mini.project.overlay, package)
+            read_package(mini.project, package, "1.0")
         assert "README.md and CHANGELOG.md" in caught.value.hint
 
 
@@ -62,7 +62,7 @@ def test_what_editors_leave_changes_no_wheel_and_no_result(mini: Miniature) -> N
             mini.write(f"{folder}/{name}", "not Python (")
         (mini.root / folder / ".#ours.py").symlink_to("me@host.1:1")  # by Emacs, of a buffer that is not saved
     assert (shas(mini), inputs_of(mini)) == (wheels, digest)
-    assert not [name for name in read_overlay(mini.project.overlay).files if "#" in name or "cache" in name]
+    assert not [name for name in read_overlay(mini.project, "1.0").files if "#" in name or "cache" in name]
 
 
 @pytest.mark.parametrize("suffix", [".orig", ".rej"])

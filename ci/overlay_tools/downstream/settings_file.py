@@ -1,0 +1,75 @@
+"""[tool.sglang-overlay] of pyproject.toml written anew: all that is not changed stays as a person wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from glob import escape
+from pathlib import PurePosixPath
+from typing import Any
+
+import tomlkit
+
+# A glob of one of these would take files too that are added later, and are meant for every release.
+_NOT_COLLAPSED = ("sglang", "sglang/srt")
+
+
+def with_ranges(text: str, ranges: Mapping[str, str], every: Iterable[str]) -> str:
+    """Return the text of pyproject.toml in which some of the overlay's files go to a range of releases each.
+
+    A folder all of whose files have the same range is one line of `[tool.sglang-overlay.files]`. Lines that are there
+    stay, unless they match no file any more, or a file that is given another range.
+
+    Parameters: `ranges`, the PEP 440 specifier of each file by its path in a wheel, "" for every release; files that
+    are not named keep what they have; `every`, the paths of all files that overlay/ is to hold.
+    """
+    document = tomlkit.parse(text)
+    settings: Any = document["tool"]["sglang-overlay"]
+    old = {str(key): str(value) for key, value in settings.get("files", {}).items()}
+    every = sorted(every)
+    wanted = {name: _range_of(name, old) for name in every} | dict(ranges)
+    kept = {key: value for key, value in old.items() if _values(key, wanted) == {value}}
+    new = _collapse({name: wanted[name] for name in every if not any(fnmatchcase(name, key) for key in kept)}, every)
+    if kept == old and not new:
+        return text
+    if "files" not in settings:
+        settings.append("files", tomlkit.table())
+        settings["files"].update(new)
+        settings["files"].add(tomlkit.nl())
+        return tomlkit.dumps(document)
+    for key in old.keys() - kept.keys():
+        settings["files"].remove(key)
+    settings["files"].update(new)
+    if not settings["files"]:
+        settings.remove("files")
+    return tomlkit.dumps(document)
+
+
+def _range_of(name: str, ranges: Mapping[str, str]) -> str:
+    return next((value for key, value in ranges.items() if fnmatchcase(name, key)), "")
+
+
+def _values(key: str, wanted: Mapping[str, str]) -> set[str]:
+    """Return the ranges of the files that a key matches."""
+    return {value for name, value in wanted.items() if fnmatchcase(name, key)}
+
+
+def _collapse(wanted: Mapping[str, str], every: Iterable[str]) -> dict[str, str]:
+    """Return ranges by as few keys as it takes: folders where all of their files have the same one, and files.
+
+    Parameters: `wanted`, the range of each file that has no key yet, "" for none.
+    """
+    found: dict[str, str] = {}
+    for name, releases in wanted.items():
+        if not releases or any(fnmatchcase(name, key) for key in found):
+            continue
+        parents = [str(parent) for parent in reversed(PurePosixPath(name).parents) if str(parent) != "."]
+        folders = (folder for folder in parents if folder not in _NOT_COLLAPSED)
+        within = {folder: [other for other in every if other.startswith(f"{folder}/")] for folder in folders}
+        whole = [
+            folder
+            for folder, names in within.items()
+            if len(names) > 1 and all(wanted.get(other) == releases for other in names)
+        ]
+        found[f"{escape(whole[0])}/*" if whole else escape(name)] = releases
+    return found

@@ -1,0 +1,82 @@
+"""pyproject.toml as export and import write it."""
+
+from __future__ import annotations
+
+import pytest
+from overlay_tools.downstream.settings_file import with_ranges
+
+HEAD = """\
+# kept
+[tool.sglang-overlay]
+default = "1.0"      # kept too
+plugin = []
+"""
+TAIL = """
+[tool.ruff]
+line-length = 120   # and this
+
+[[tool.importlinter.contracts]]
+name = "a"
+"""
+EVERY = [
+    "sglang/srt/registry.py",
+    "sglang/srt/kt/a.py",
+    "sglang/srt/kt/b/c.py",
+    "sglang/srt/layers/x.py",
+    "sglang/y.py",
+]
+KT = {"sglang/srt/kt/a.py": "==0.5.9", "sglang/srt/kt/b/c.py": "==0.5.9"}
+
+
+@pytest.mark.parametrize("tail", [TAIL, ""])
+def test_a_folder_with_one_range_is_one_line_and_all_else_stays(tail: str) -> None:
+    made = with_ranges(HEAD + tail, {**KT, "sglang/srt/layers/x.py": "<1"}, [*EVERY, "sglang/srt/layers/z.py"])
+    assert made.startswith(HEAD)
+    assert made.rstrip("\n").endswith(tail.rstrip("\n"))
+    assert made[len(HEAD) : len(made) - len(tail)].strip("\n") == (
+        '[tool.sglang-overlay.files]\n"sglang/srt/kt/*" = "==0.5.9"\n"sglang/srt/layers/x.py" = "<1"'
+    )
+    assert with_ranges(made, KT, [*EVERY, "sglang/srt/layers/z.py"]) == made
+
+
+def test_without_a_range_the_text_stays_as_it_is() -> None:
+    assert with_ranges(HEAD + TAIL, {}, EVERY) == HEAD + TAIL
+    assert with_ranges(HEAD + TAIL, dict.fromkeys(EVERY, ""), EVERY) == HEAD + TAIL
+
+
+def rows(text: str) -> list[str]:
+    return text.partition("[tool.sglang-overlay.files]\n")[2].partition("\n\n")[0].splitlines()
+
+
+def given(*lines: str) -> str:
+    return f"{HEAD}\n[tool.sglang-overlay.files]\n" + "".join(f"{line}\n" for line in lines) + TAIL
+
+
+def test_a_file_that_differs_divides_the_folder() -> None:
+    text = given('"sglang/srt/kt/*" = "==0.5.9"   # why', '"sglang/y.py" = "<1"   # mine')
+    made = with_ranges(text, {"sglang/srt/kt/d.py": ">=1"}, [*EVERY, "sglang/srt/kt/d.py"])
+    assert rows(made) == [
+        '"sglang/y.py" = "<1"   # mine',
+        '"sglang/srt/kt/a.py" = "==0.5.9"',
+        '"sglang/srt/kt/b/c.py" = "==0.5.9"',
+        '"sglang/srt/kt/d.py" = ">=1"',
+    ]
+    assert made.endswith(TAIL)
+
+
+def test_lines_whose_files_are_gone_go() -> None:
+    text = given('"sglang/srt/kt/*" = "==0.5.9"', '"sglang/y.py" = "<1"')
+    assert rows(with_ranges(text, {}, ["sglang/y.py"])) == ['"sglang/y.py" = "<1"']
+    assert with_ranges(text, {}, ["sglang/z.py"]) == HEAD + TAIL
+
+
+def test_a_folder_that_later_files_are_to_go_to_is_not_one_line() -> None:
+    made = with_ranges(HEAD, {"sglang/a.py": "<1", "sglang/srt/b.py": "<1"}, ["sglang/a.py", "sglang/srt/b.py"])
+    assert rows(made) == ['"sglang/a.py" = "<1"', '"sglang/srt/b.py" = "<1"']
+
+
+def test_letters_of_a_name_that_a_glob_understands_stand_for_themselves() -> None:
+    name = "sglang/srt/configs/E=8[a]*.json"
+    made = with_ranges(HEAD, {name: "<1"}, [name, "sglang/srt/configs/E=8a.json"])
+    assert rows(made) == ['"sglang/srt/configs/E=8[[]a][*].json" = "<1"']
+    assert with_ranges(made, {}, [name, "sglang/srt/configs/E=8a.json"]) == made
