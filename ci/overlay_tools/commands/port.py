@@ -1,4 +1,4 @@
-"""Carry the overlay to a release that is not locked yet."""
+"""Carry the overlay to a release that is not locked yet, or hooks to one that is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from overlay_tools import console
 from overlay_tools.checkout import only_writer
 from overlay_tools.commands import Command
 from overlay_tools.downstream.port import Port
+from overlay_tools.downstream.selection import Wanted
 from overlay_tools.errors import UsageError
 from overlay_tools.settings import Project, cache_dir
 from overlay_tools.upstream.index import query_release
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "version",
         nargs="?",
         metavar="VERSION",
-        help="an SGLang release that the package index has and upstream.lock has not yet, as 0.5.24",
+        help="an SGLang release that the package index has, as 0.5.24; with --take or --drop, one that is locked too",
     )
     parser.add_argument(
         "--continue", action="store_true", dest="go_on", help="take over what you settled in the worktree, and go on"
@@ -31,32 +32,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="HOOK",
-        help="with --continue: this hook is not needed in the new release; may be given several times (default: none)",
+        help="this hook is not due at the release any more: a name, or a pattern as 'kt-*'; may be given several times"
+        " (default: none)",
     )
     parser.add_argument(
         "--take",
         action="append",
         default=[],
         metavar="HOOK",
-        help="make a hook due at this release that is not; may be given several times (default: ask, where it fits and"
-        " a release beside this one takes it)",
+        help="make a hook due at this release that is not: a name, or a pattern as 'kt-*'; may be given several times"
+        " (default: ask, where it fits and a release beside this one takes it)",
     )
     parser.add_argument(
         "--leave",
         action="append",
         default=[],
         metavar="HOOK",
-        help="do not make such a hook due, and do not ask; may be given several times (default: ask)",
+        help="do not make such a hook due, and do not ask: a name, or a pattern; may be given several times"
+        " (default: ask)",
     )
 
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Begin a port, go on with it, or give it up."""
-    if arguments.drop and not arguments.go_on:
-        raise UsageError(
-            "--drop goes with --continue only.",
-            hint=f"`nox -s port -- --continue --drop {arguments.drop[0]}` goes on with a port without that hook.",
-        )
     asked = [arguments.version is not None, arguments.go_on, arguments.abort]
     if sum(asked) != 1:
         problem = "VERSION, --continue and --abort exclude each other." if any(asked) else "VERSION is missing."
@@ -64,10 +62,12 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             problem,
             hint="`nox -s port -- VERSION` begins a port, `-- --continue` goes on with it, `-- --abort` gives it up.",
         )
-    take, leave = arguments.take, arguments.leave
-    if arguments.abort and (take or leave):
-        raise UsageError("--take and --leave do not go with --abort.", hint="`nox -s port -- --abort` gives a port up.")
-    if both := [name for name in take if name in leave]:
+    wanted = Wanted(take=arguments.take, leave=arguments.leave, drop=arguments.drop)
+    if arguments.abort and (wanted.take or wanted.leave or wanted.drop):
+        raise UsageError(
+            "--take, --leave and --drop do not go with --abort.", hint="`nox -s port -- --abort` gives a port up."
+        )
+    if both := [name for name in wanted.take if name in wanted.leave]:
         raise UsageError(f"Hook {both[0]} cannot be taken and left.", hint="Give --take or --leave.")
     ask = _ask if sys.stdin.isatty() else None
     port = Port(project, cache_dir())
@@ -76,9 +76,9 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             port.abort()
             console.line("Given up; patches/ and upstream.lock are as they were.")
         elif arguments.go_on:
-            port.resume(arguments.drop, take=take, leave=leave, ask=ask)
+            port.resume(wanted, ask=ask)
         else:
-            port.start(arguments.version, query_release, take=take, leave=leave, ask=ask)
+            port.start(arguments.version, query_release, wanted, ask=ask)
 
 
 def _ask(hook: str, found: str) -> bool | None:
@@ -100,6 +100,7 @@ COMMAND = Command(
     examples={
         "0.5.24": "begin",
         "0.5.24 --take text-config": "begin, with a hook that is not due there",
+        "0.5.23 --take 'kt-*'": "carry hooks to a release that is locked already",
         "--continue": "go on with what you settled",
         "--continue --drop resolve-model": "go on without a hook that the release no longer needs",
         "--abort": "give up",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 from packaging.version import Version
 
+from overlay_tools import console
 from overlay_tools.downstream.answers import Answers
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.not_due import NotDue, is_near
@@ -23,6 +25,8 @@ from overlay_tools.patches.relocate import RelocatedPatch, relocate
 from overlay_tools.upstream.lockfile import Lock
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree
 from overlay_tools.wheels.overlay_files import compile_all
+
+STAYS = "stays"  # the outcome of a hook that a locked release takes already, and that nothing has touched
 
 
 class HunkReport(NamedTuple):
@@ -52,12 +56,13 @@ class LockedReleases:
     def nearest(self, hook: Hook, version: str) -> str:
         """Return the release next to another one, an older one first, that a hook has a variant for.
 
+        That is the release itself, where it is locked and takes the hook.
         Raises PortError if there is none.
         """
         having = [locked for locked in self.lock if hook.variant(locked)]
         if not having:
             raise PortError(f"Hook {hook.name} is not due for any locked release.", hint="Take it out of the series.")
-        older = [locked for locked in having if Version(locked) < Version(version)]
+        older = [locked for locked in having if Version(locked) <= Version(version)]
         return older[-1] if older else having[0]
 
     def open(self, version: str, hooks: Sequence[Hook]) -> HookedTree:
@@ -117,7 +122,11 @@ class Follower:
         nearest = self.locked.nearest(hook, self.version)
         patch = hook.variant(nearest)
         assert patch is not None
-        relocated = relocate(patch, self.locked.open(nearest, before), self.new)
+        old = self.locked.open(nearest, before)
+        if nearest == self.version and self.open is None and _alike(patch, old, self.new):
+            self._stay(hook, patch)
+            return
+        relocated = relocate(patch, old, self.new)
         if relocated.settled:
             self._take(hook, patch, nearest, relocated)
         elif self.open is None and (files := self.answers.find(hook.name)) is not None:
@@ -126,6 +135,11 @@ class Follower:
             self.open = self.open or relocated
             self._report(relocated)
             self.new.touched.update(relocated.files)
+
+    def _stay(self, hook: Hook, patch: Patch) -> None:
+        """Leave a locked release the variant that it has, in files that no other hook has changed."""
+        self.reports.append(HunkReport(hook.name, "", STAYS, f"sglang {self.version} takes it already"))
+        self._apply(patch, apply_series([patch], self.new.read, f"sglang {self.version}"))
 
     def _take(self, hook: Hook, patch: Patch, nearest: str, relocated: RelocatedPatch) -> None:
         """Let the release take the variant of its neighbour, which applies exactly."""
@@ -159,3 +173,20 @@ class Follower:
         for placement in relocated.placements:
             place = f"{placement.file}:{placement.line}" if placement.line else placement.file
             self.reports.append(HunkReport(relocated.patch.hook, place, placement.outcome, placement.note))
+
+
+def _alike(patch: Patch, old: HookedTree, new: HookedTree) -> bool:
+    """Tell whether the files that a patch changes are the same in two releases."""
+    return all(old.read(name) == new.read(name) for name in map(target_of, patch.files))
+
+
+def show(reports: Sequence[HunkReport]) -> None:
+    """Show what became of each hunk, and how many of them had each outcome; what stays is counted only."""
+    rows = [report for report in reports if report.outcome != STAYS]
+    if rows:
+        console.grid(("hook", "place", "outcome", "what was found"), rows)
+    outcomes = (report.outcome for report in reports)
+    counts = Counter("offset" if outcome.startswith("offset ") else outcome for outcome in outcomes)
+    console.line(
+        "in all: " + (", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "no hook is due")
+    )

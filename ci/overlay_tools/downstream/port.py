@@ -12,14 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from overlay_tools import console
 from overlay_tools.downstream.answers import GO_ON, Answers, commits_by_hook
-from overlay_tools.downstream.follow import Follower, HunkReport, LockedReleases
+from overlay_tools.downstream.follow import Follower, HunkReport, LockedReleases, show
 from overlay_tools.downstream.not_due import Ask, NotDue
 from overlay_tools.downstream.port_state import PortState, in_progress, no_port
 from overlay_tools.downstream.queue import PatchQueue
+from overlay_tools.downstream.selection import NOTHING, Wanted, select
 from overlay_tools.downstream.staging import staged_project
 from overlay_tools.downstream.transaction import undo, write_patches
 from overlay_tools.downstream.trial import broken_contract, build_and_verify
@@ -32,7 +33,7 @@ from overlay_tools.patches.relocate import RelocatedPatch
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
 from overlay_tools.upstream.download import fetch
-from overlay_tools.upstream.lockfile import Release, dump_lock, load_lock
+from overlay_tools.upstream.lockfile import Lock, Release, dump_lock, load_lock
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, source_wheel
 from overlay_tools.wheels.overlay_files import read_package
 
@@ -51,18 +52,12 @@ class Port:
         self.tree = Worktree(self.folder / "worktree")
 
     def start(
-        self,
-        version: str,
-        query: Callable[[str], Release],
-        *,
-        take: Sequence[str] = (),
-        leave: Sequence[str] = (),
-        ask: Ask | None = None,
+        self, version: str, query: Callable[[str], Release], wanted: Wanted = NOTHING, *, ask: Ask | None = None
     ) -> list[HunkReport]:
         """Begin with a release, and end at once where everything holds.
 
-        Parameters: `query` asks the index for a release; `take` and `leave`, hooks that are not due and are to be taken
-        or not; `ask` asks about others.
+        Parameters: `query` asks the index for a release; `wanted`, what a person says of its hooks; `ask` asks about
+        others that are not due. A locked release takes those that it is asked to, and keeps the ones that it has.
         Returns what became of each hunk.
         Raises PortError if something is left to a person, or another port is in progress; LockError if there is no such
         release; PatchError if the series has faults to begin with.
@@ -73,27 +68,24 @@ class Port:
             raise PortError(f"A port to sglang {other} is in progress in {self.folder}.", hint=f"Settle it, {GO_ON}.")
         lock = load_lock(self.project.lock)
         hooks = load_checked_series(self.project.patches, list(lock))
-        with console.step(f"Ask the index for sglang {version}"):
-            release = query(version)
-        if release.version in lock:
-            hint = f"`nox -s edit -- {release.version}` opens it, to change what it takes."
-            raise PortError(f"sglang {release.version} is locked already.", hint=hint)
-        if faults := _wrong_answers(hooks, release.version, [*take, *leave]):
-            raise PortError(*faults, hint=_FOR_NOT_DUE)
+        release = _find_locked(lock, version)
+        if release is None:
+            with console.step(f"Ask the index for sglang {version}"):
+                release = query(version)
+        selection = select(hooks, release.version, wanted)
+        if selection.faults:
+            raise PortError(*selection.faults, hint=_FOR_NOT_DUE)
+        _check_dropped(hooks, selection.dropped, release.version, lock)
+        if release.version in lock and not selection.taken + selection.dropped:
+            raise _locked(release.version, hooks)
         shutil.rmtree(self.folder, ignore_errors=True)
-        return self._advance(PortState(release=release, taken=take, left=leave), ask, settle=False)
+        state = PortState(release=release, taken=selection.taken, left=selection.left, dropped=selection.dropped)
+        return self._advance(state, ask, settle=False)
 
-    def resume(
-        self,
-        drop: Sequence[str] = (),
-        *,
-        take: Sequence[str] = (),
-        leave: Sequence[str] = (),
-        ask: Ask | None = None,
-    ) -> list[HunkReport]:
+    def resume(self, wanted: Wanted = NOTHING, *, ask: Ask | None = None) -> list[HunkReport]:
         """Take over what a person has settled in the worktree, and go on.
 
-        Parameters: `drop`, hooks that are no longer due at this release; the others are as those of `start`.
+        Parameters: as those of `start`.
         Returns the same as `start`.
         Raises PortError if no port is in progress, or something is still open.
         """
@@ -101,26 +93,27 @@ class Port:
         undo(self.project.root)
         hooks, held = load_series(self.project.patches), commits_by_hook(self.tree)
         names = [hook.name for hook in hooks]
-        faults = [f"There is no hook {name}; there are {', '.join(names)}." for name in drop if name not in names]
-        faults += [f"Hook {name} has a commit in {self.tree.folder}." for name in drop if name in held]
-        if faults:
-            raise PortError(*faults, hint="What is dropped is the hook to be settled, or one after it.")
+        said = select(hooks, state.release.version, wanted, state.taken)
+        faults = [f"Hook {name} has a commit in {self.tree.folder}." for name in said.dropped if name in held]
+        if faults or said.faults:
+            hint = "What is dropped is the hook to be settled, or one after it." if faults else _FOR_NOT_DUE
+            raise PortError(*said.faults, *faults, hint=hint)
+        _check_dropped(hooks, said.dropped, state.release.version, load_lock(self.project.lock))
         settled = {*held, state.open} if self.tree.folder.exists() else set[str]()
-        faults = _wrong_answers(hooks, state.release.version, [*take, *leave]) or [
+        if faults := [
             f"Hook {name} cannot be decided anew: {later} stands in {self.tree.folder} already."
-            for name in [*take, *leave]
+            for name in [*said.taken, *said.left]
             for later in names[names.index(name) :]
             if later in settled
-        ]
-        if faults:
+        ]:
             raise PortError(*faults, hint=_FOR_NOT_DUE)
-        if state.open in drop and self.tree.folder.exists():
+        if state.open in said.dropped and self.tree.folder.exists():
             self.tree.git("reset", "--quiet", "--hard")  # what is proposed for it
         state = dataclasses.replace(
             state,
-            dropped=[*dict.fromkeys([*state.dropped, *drop])],
-            taken=[*(name for name in state.taken if name not in leave), *take],
-            left=[*(name for name in state.left if name not in take), *leave],
+            dropped=[*dict.fromkeys([*state.dropped, *said.dropped])],
+            taken=[*(name for name in state.taken if name not in said.left), *said.taken],
+            left=[*(name for name in state.left if name not in said.taken), *said.left],
         )
         return self._advance(state, ask, settle=state.open not in state.dropped)
 
@@ -160,9 +153,9 @@ class Port:
                     follower.drop(hook)
                 elif hook.due.contains(release.version, prereleases=True):
                     follower.follow(hook, hooks[:number])
-                else:
+                elif release.version not in lock or hook.name in state.taken:
                     follower.consider(hook, hooks[:number], not_due)
-            console.grid(("hook", "place", "outcome", "what was found"), follower.reports)
+            show(follower.reports)
             state = dataclasses.replace(state, taken=not_due.taken, left=not_due.left)
             self._stop_at_questions(state, not_due.open)
             self._update_worktree(follower, sources)
@@ -172,7 +165,8 @@ class Port:
         text = dump_lock({**lock, release.version: release})
         changed = write_patches(self.project.patches, files, {self.project.lock.name: text.encode()})
         shutil.rmtree(self.folder, ignore_errors=True)
-        console.line("\n  ".join([f"sglang {release.version} is locked.", *changed]), style="green")
+        done = "takes what was carried to it" if release.version in lock else "is locked"
+        console.line("\n  ".join([f"sglang {release.version} {done}.", *changed]), style="green")
         console.line(f"Next: nox -s test-{release.version}")
         return follower.reports
 
@@ -237,9 +231,28 @@ class Port:
                 build_and_verify(staged.project, state.release, staged.hooks, self.cache)
 
 
-def _wrong_answers(hooks: Sequence[Hook], version: str, names: Sequence[str]) -> list[str]:
-    """Return what is wrong with the names of hooks that a release is to take or not, though they are not due there."""
-    due = {hook.name: hook.due.contains(version, prereleases=True) for hook in hooks}
-    return [f"There is no hook {name}; there are {', '.join(due)}." for name in names if name not in due] + [
-        f"Hook {name} is due at sglang {version}." for name in names if due.get(name)
-    ]
+def _find_locked(lock: Lock, version: str) -> Release | None:
+    """Return a release of the lock, however its version is written, or None if it is not locked."""
+    try:
+        return next((lock[locked] for locked in lock if Version(locked) == Version(version)), None)
+    except InvalidVersion:
+        return None
+
+
+def _check_dropped(hooks: Sequence[Hook], names: Sequence[str], version: str, lock: Lock) -> None:
+    """Raise PortError if a release is the only one that takes some of the hooks that are to be dropped there."""
+    dropped = [hook for hook in hooks if hook.name in names]
+    if alone := [hook.name for hook in dropped if not any(hook.variant(other) for other in lock if other != version)]:
+        raise PortError(
+            *(f"Hook {name} is due at sglang {version} alone." for name in alone),
+            hint="To remove a hook, take its line out of patches/series, and its folder away.",
+        )
+
+
+def _locked(version: str, hooks: Sequence[Hook]) -> PortError:
+    """Return the error that a release is locked, and what can be done with it."""
+    others = [hook.name for hook in hooks if not hook.due.contains(version, prereleases=True)]
+    take = f"`nox -s port -- {version} --take {others[0] if len(others) == 1 else 'HOOK'}` carries a hook to it"
+    edit = f"`nox -s edit -- {version}` opens it, to change what it takes."
+    there_are = f" that is not due there ({', '.join(others)}; --take '*' takes all); " if others else "; "
+    return PortError(f"sglang {version} is locked already.", hint=(take + there_are if others else "") + edit)

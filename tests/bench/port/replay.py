@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 from overlay_tools.downstream.port import Port
 from overlay_tools.downstream.queue import PatchQueue
+from overlay_tools.downstream.selection import Wanted
 from overlay_tools.downstream.transaction import write_patches
 from overlay_tools.errors import PortError
 from overlay_tools.patches.hooked_tree import HookedTree
@@ -66,5 +67,5 @@ def _port(copy: Path, cache: Path, hooks: Sequence[Hook], version: str, query: C
         ended = sorted(due - {hook.name for hook in hooks if hook.variant(version)})
         if not ended:
             raise
-        reports = port.resume(ended)
+        reports = port.resume(Wanted(drop=ended))
     return [report.outcome.split()[0] for report in reports if report.outcome != "not due"]

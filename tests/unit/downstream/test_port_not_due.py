@@ -11,6 +11,7 @@ from overlay_tools import cli
 from overlay_tools.downstream.follow import HunkReport
 from overlay_tools.downstream.not_due import is_near
 from overlay_tools.downstream.port import Port
+from overlay_tools.downstream.selection import Wanted
 from overlay_tools.errors import PortError
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
@@ -44,11 +45,11 @@ def begin(
     mini: Miniature, version: str, loader: str = LOADER, take: Sequence[str] = (), leave: Sequence[str] = ()
 ) -> list[HunkReport]:
     release = mini.publish(version, upstream_files(version) | {FILE: loader.encode()})
-    return Port(mini.project, mini.cache).start(version, lambda asked: release, take=take, leave=leave)
+    return Port(mini.project, mini.cache).start(version, lambda asked: release, Wanted(take=take, leave=leave))
 
 
 def resume(mini: Miniature, *drop: str, take: Sequence[str] = (), leave: Sequence[str] = ()) -> list[HunkReport]:
-    return Port(mini.project, mini.cache).resume(drop, take=take, leave=leave)
+    return Port(mini.project, mini.cache).resume(Wanted(take=take, leave=leave, drop=drop))
 
 
 def stopped(mini: Miniature, call: Callable[[], object]) -> str:
