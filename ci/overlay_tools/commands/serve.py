@@ -12,7 +12,7 @@ from overlay_tools.commands import DEFAULT, LOCKED, Command
 from overlay_tools.commands.shared import add_python, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.server import Server
-from overlay_tools.engines.smoke import ask, takes_pictures
+from overlay_tools.engines.smoke import ask, media_environment, takes_pictures
 from overlay_tools.errors import ServeError, UsageError
 from overlay_tools.settings import Project
 
@@ -50,12 +50,12 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     _check_model(arguments.model, arguments.image)
     python, gpu = open_engine(project, arguments.version or project.default, arguments.python)
     model = arguments.model or make_demo_model(project.root, python)
-    log = python.parent.parent / "server.log"
+    log, pictures = python.parent.parent / "server.log", python.parent.parent / "pictures"
     server = Server(
         python,
         model,
         [] if gpu else engine_config.flags(engine_config.ARGS),
-        env={} if gpu else engine_config.ENV,
+        env={**({} if gpu else engine_config.ENV), **media_environment(pictures)},
         log=log,
         port=arguments.port,
         timeout=arguments.timeout,
@@ -64,7 +64,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     console.line(f"Start sglang.launch_server on {model}")
     with server:
         console.line(f"Serving at {server.url}", style="green")
-        ask(server, arguments.image)
+        ask(server, pictures, arguments.image)
         if arguments.keep:
             console.line("Serving until Ctrl-C.")
             while True:

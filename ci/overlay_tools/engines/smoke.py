@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import mimetypes
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
 _PROMPT = "The capital of France is"
 _QUESTION = "What is this?"
 _TOKENS = 32
+_ALLOWED = "SGLANG_OVERLAY_ALLOWED_LOCAL_MEDIA_PATH"  # overlay/sglang/srt/multimodal/pictures.py reads it
 
 
-def ask(server: Server, picture: Path | None = None) -> None:
+def ask(server: Server, folder: Path, picture: Path | None = None) -> None:
     """Send a completion, a streamed chat and, if the model takes them, a picture; show prompt, answer and timings.
 
-    Parameters: `picture`, its file; without one a red square is drawn into the folder of the server's log.
+    Parameters: `folder`, where the server may read pictures, which takes a copy of the one that is shown; `picture`,
+    its file, None for a red square.
     Raises ServeError if an answer is an error or empty, or the server dies.
     """
     import openai
@@ -36,7 +40,7 @@ def ask(server: Server, picture: Path | None = None) -> None:
         _complete(client, model)
         _chat(client, model)
         if picture is not None or takes_pictures(server.model):
-            _look(client, model, picture or _red_square(server.log.with_name("picture.png")))
+            _look(client, model, _picture_in(folder, picture))
     except openai.OpenAIError as error:
         server.check()
         raise server.failure(f"The server answered with an error: {error}") from None
@@ -47,9 +51,21 @@ def takes_pictures(model: Path) -> bool:
     return "vision_config" in json.loads((model / "config.json").read_text(encoding="utf-8"))
 
 
-def _red_square(path: Path) -> Path:
+def media_environment(folder: Path) -> dict[str, str]:
+    """Return what lets a server read pictures in a folder by their path, beside what this environment lets it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    allowed = [*filter(None, [os.environ.get(_ALLOWED)]), str(folder.resolve())]
+    return {_ALLOWED: os.pathsep.join(allowed)}
+
+
+def _picture_in(folder: Path, picture: Path | None) -> Path:
+    """Return a copy of a picture in a folder, or of a red square."""
+    if picture is not None:
+        return Path(shutil.copy(picture, folder))
+
     from PIL import Image, ImageDraw
 
+    path = folder / "red-square.png"
     image = Image.new("RGB", (64, 64), "gray")
     ImageDraw.Draw(image).rectangle((16, 16, 47, 47), fill=(220, 30, 30))
     image.save(path)

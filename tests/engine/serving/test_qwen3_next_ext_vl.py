@@ -183,7 +183,8 @@ def served(
 ) -> Iterator[Served]:
     """Run one server after the other, the first one's processes started as for users."""
     log = tmp_path_factory.mktemp("vl") / "log"
-    environment = SPAWN if request.param == "extra_buffer" else {}
+    allowed = {"SGLANG_OVERLAY_ALLOWED_LOCAL_MEDIA_PATH": str(tmp_path_factory.getbasetemp())}
+    environment = {**allowed, **(SPAWN if request.param == "extra_buffer" else {})}
     with server(TRAINED_ON_PICTURES, log, SERVERS[request.param], environment) as running:
         yield Served(
             name=request.param,
@@ -378,7 +379,8 @@ BAD: dict[str, tuple[int, list[str], str]] = {  # places in the prompt, pictures
     "too few": (2, [GOOD], "places for 2 pictures, and 1 were given"),
     "too many": (1, [GOOD, GOOD], "places for 1 pictures, and 2 were given"),
     "no place": (0, [GOOD], "places for 0 pictures, and 1 were given"),
-    "no such file": (1, ["/nowhere/at/all.png"], "picture 1 cannot be read: No such file"),
+    "a file elsewhere": (1, ["/nowhere/at/all.png"], "picture 1 cannot be read: it is not below a folder"),
+    "a device": (1, ["file:///dev/zero"], "picture 1 cannot be read: it is not below a folder"),
     "no base64": (1, ["!!!"], "picture 1 cannot be read"),
     "the second": (2, [GOOD, coded(b"GIF89a")], "picture 2"),
     "an address that does not answer": (1, ["http://localhost:9/x.png"], "picture 1 cannot be read"),
@@ -394,8 +396,9 @@ def refused(served: Served, path: str, **body: object) -> str:
     """Send what must be refused with a 4xx and give the answer's message."""
     with pytest.raises(urllib.error.HTTPError) as caught:
         open_directly(post_request(served.server.url, path, body), timeout=120)
-    assert 400 <= caught.value.code < 500
-    answer = json.loads(caught.value.read())
+    with caught.value as error:
+        assert 400 <= error.code < 500
+        answer = json.loads(error.read())
     return str(answer.get("message") or answer["error"]["message"])
 
 
