@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import platformdirs
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from overlay_tools.errors import OverlayError
@@ -19,8 +21,10 @@ else:
     import tomli as tomllib
 
 _SETTINGS = {"default": str, "revision": int, "replaces": list, "plugin": list}
-_TABLES = {"files": dict}  # they may be absent
+_TABLES = {"files": dict, "dependencies": list}  # they may be absent
 _FILES = "[tool.sglang-overlay.files]"
+_DEPENDENCIES = "[[tool.sglang-overlay.dependencies]]"
+_ONE_EXTRA = re.compile(r'extra == "[^"]*"')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,12 +45,26 @@ class FileRange:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DependencyRule:
+    """A table of `[[tool.sglang-overlay.dependencies]]`: what some releases require other than upstream says.
+
+    `override`: requirements that take the place of upstream's, or are added; `exclude`: what is no longer required, a
+    name and no more, or with the extra of sglang's that requires it; `where`: file and line.
+    """
+
+    releases: SpecifierSet
+    override: tuple[Requirement, ...]
+    exclude: tuple[Requirement, ...]
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Project:
     """A checkout and its settings.
 
     `default`: a release; `revision`: N of `X+overlay.N`; `replaces`: upstream files in whose place the overlay has its
     own; `plugin`: the releases on which the plugin is proven; `files`: which of the overlay's files do not go to every
-    release.
+    release; `dependencies`: what releases require other than upstream says.
     """
 
     root: Path
@@ -55,6 +73,7 @@ class Project:
     replaces: frozenset[str]
     plugin: tuple[str, ...]
     files: tuple[FileRange, ...]
+    dependencies: tuple[DependencyRule, ...]
 
     def takes(self, version: str, name: str) -> bool:
         """Tell whether a release takes a file of overlay/, by its path in a wheel."""
@@ -113,7 +132,7 @@ def load_project(root: Path) -> Project:
     wrong = [
         f"{path}: [tool.sglang-overlay] {name} must be a {kind.__name__}, not {table.get(name)!r}."
         for name, kind in {**_SETTINGS, **_TABLES}.items()
-        if not isinstance(table.get(name, {} if name in _TABLES else None), kind)
+        if not isinstance(table.get(name, kind() if name in _TABLES else None), kind)
     ] + [
         f"{path}: [tool.sglang-overlay] has an unknown setting: {name!r}."
         for name in sorted(table.keys() - {*_SETTINGS, *_TABLES})
@@ -129,6 +148,7 @@ def load_project(root: Path) -> Project:
         replaces=frozenset(table["replaces"]),
         plugin=tuple(table["plugin"]),
         files=_read_files(path, text, table.get("files", {})),
+        dependencies=_read_dependencies(path, text, table.get("dependencies", [])),
     )
 
 
@@ -148,10 +168,56 @@ def _read_files(path: Path, text: str, table: dict[str, object]) -> tuple[FileRa
     return tuple(rows)
 
 
-def _line(text: str, table: str, word: str) -> int:
-    """Return the line of pyproject.toml that first holds a word in quotes, from where one of our tables begins."""
+def _read_dependencies(path: Path, text: str, tables: list[object]) -> tuple[DependencyRule, ...]:
+    """Return what releases require other than upstream says. Raises OverlayError with all that is wrong in a table."""
+    rules, faults = [], []
+    for number, table in enumerate(tables):
+        where = f"{path}:{_line(text, 'dependencies', number=number)}"
+        fields = table if isinstance(table, dict) else {}
+        wrong = [f"unknown key {key!r}" for key in sorted(fields.keys() - {"releases", "override", "exclude"})]
+        lists = {key: fields.get(key, []) for key in ("override", "exclude")}
+        wrong += [f"{key} must be a list" for key, values in lists.items() if not isinstance(values, list)]
+        if not any(lists.values()):
+            wrong.append("it must have `override` or `exclude`, a list of requirements")
+        read = {key: _requirements(values, wrong) for key, values in lists.items() if isinstance(values, list)}
+        wrong += [
+            f"exclude takes names, as 'outlines' or 'granian; extra == \"http2\"', not {str(each)!r}"
+            for each in read.get("exclude", ())
+            if each.specifier or each.url or each.extras or not _ONE_EXTRA.fullmatch(str(each.marker or 'extra == ""'))
+        ]
+        try:
+            releases = SpecifierSet(str(fields.get("releases", "")))
+        except InvalidSpecifier as error:
+            wrong.append(f"releases: {error}")
+        faults += [f"{where}: {each}." for each in wrong]
+        if not wrong:
+            rules.append(DependencyRule(releases=releases, **read, where=where))
+    if faults:
+        raise OverlayError(*faults, hint=f"{_DEPENDENCIES} takes `releases`, `override` and `exclude`.")
+    return tuple(rules)
+
+
+def _requirements(values: list[object], wrong: list[str]) -> tuple[Requirement, ...]:
+    """Return the requirements among values, and add to `wrong` what is not one."""
+    found = []
+    for value in values:
+        try:
+            found.append(Requirement(value if isinstance(value, str) else ""))
+        except InvalidRequirement as error:
+            wrong.append(f"{value!r} is not a requirement: {str(error).splitlines()[0]}")
+    return tuple(found)
+
+
+def _line(text: str, table: str, word: str = "", *, number: int = 0) -> int:
+    """Return the line where one of our tables begins or, if a word is given, the next one that holds it in quotes.
+
+    Parameters: `number`, of the table among those of its name, from 0.
+    """
     lines = text.splitlines()
-    start = next((n for n, line in enumerate(lines) if f"tool.sglang-overlay.{table}]" in line), 0)
+    starts = [n for n, line in enumerate(lines) if f"tool.sglang-overlay.{table}]" in line]
+    start = starts[number] if number < len(starts) else 0
+    if not word:
+        return start + 1
     quoted = (f'"{word}"', f"'{word}'")
     return next((n for n, line in enumerate(lines[start:], start + 1) if any(q in line for q in quoted)), start + 1)
 

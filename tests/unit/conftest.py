@@ -216,6 +216,12 @@ class Miniature:
         rows = "".join(f'"{name}" = "{releases}"\n' for name, releases in ranges.items())
         self.write("pyproject.toml", f"{text}\n[tool.sglang-overlay.files]\n{rows}")
 
+    def require(self, rules: str) -> None:
+        """Change what releases require, by tables of dependencies in the place of those that there are."""
+        table = "\n[[tool.sglang-overlay.dependencies]]\n"
+        text = (self.root / "pyproject.toml").read_text().partition(table)[0]
+        self.write("pyproject.toml", text + "".join(f"{table}{rule}\n" for rule in rules.split("---\n")))
+
     def content(self) -> dict[str, bytes]:
         """Return every file of the checkout that belongs in its repository."""
         return {

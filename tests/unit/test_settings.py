@@ -9,6 +9,8 @@ from overlay_tools.errors import OverlayError
 from overlay_tools.settings import load_project
 
 GOOD = "[tool.sglang-overlay]\nplugin = []\ndefault = '1'\nrevision = 1\nreplaces = []\n"
+TABLE = "[[tool.sglang-overlay.dependencies]]\n"
+DEPENDENCIES = GOOD + TABLE
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,16 @@ GOOD = "[tool.sglang-overlay]\nplugin = []\ndefault = '1'\nrevision = 1\nreplace
         (f"{GOOD}[tool.sglang-overlay.files]\n'a/b' = '>=1'\n'a' = 'x1'\n", "pyproject.toml:8: the releases of a: "),
         (f"{GOOD}[tool.sglang-overlay.files]\n'a' = 1.0\n", "pyproject.toml:7: the releases of a: 1.0 is not a text."),
         (f"{GOOD}files = []\n", "files must be a dict"),
+        (f"{DEPENDENCIES}override = ['a==1']\nx = 1\n", "pyproject.toml:6: unknown key 'x'."),
+        (f"{DEPENDENCIES}override = ['a==1']\n\n{TABLE}override = ['1=2']\n", "pyproject.toml:9: '1=2' is not a req"),
+        (f"{DEPENDENCIES}override = 'a==1'\n", "pyproject.toml:6: override must be a list."),
+        (f"{DEPENDENCIES}exclude = [1]\n", "pyproject.toml:6: 1 is not a requirement: "),
+        (f"{DEPENDENCIES}releases = '>=1'\n", "pyproject.toml:6: it must have `override` or `exclude`"),
+        (f"{DEPENDENCIES}releases = 'x'\nexclude = ['a']\n", "pyproject.toml:6: releases: Invalid specifier: 'x'"),
+        (f"{DEPENDENCIES}exclude = ['a==1']\n", "pyproject.toml:6: exclude takes names"),
+        (f"{DEPENDENCIES}exclude = ['a; python_version > \"3\"']\n", "pyproject.toml:6: exclude takes names"),
+        (f"{GOOD}dependencies = 1\n", "dependencies must be a list"),
+        (f"{GOOD}dependencies = [1]\n", "it must have `override` or `exclude`"),
         ("[tool]\n", "has no table"),
         ("[tool", "pyproject.toml: "),
     ],

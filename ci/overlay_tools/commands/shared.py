@@ -44,6 +44,10 @@ def show_wheel(project: Project, built: BuiltWheel) -> None:
     ]
     rows += [
         ("added", ", ".join(built.added)),
+        *[
+            ("requires", f"{after or 'nothing'}, where upstream has {before or 'nothing'}")
+            for before, after in built.dependencies
+        ],
         *[("left out", f"{', '.join(built.left_out)}: for other releases")] * bool(built.left_out),
         ("size", f"{built.size:,} bytes"),
         ("sha256", built.sha256),

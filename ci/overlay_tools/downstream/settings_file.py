@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import PurePosixPath
@@ -42,6 +42,30 @@ def with_ranges(text: str, ranges: Mapping[str, str], every: Iterable[str]) -> s
     settings["files"].update(new)
     if not settings["files"]:
         settings.remove("files")
+    return tomlkit.dumps(document)
+
+
+def with_dependencies(text: str, releases: str, override: Sequence[str], exclude: Sequence[str]) -> str:
+    """Return the text of pyproject.toml with one more table of changed requirements, unless it has the same already.
+
+    Parameters: `releases`, a PEP 440 specifier, "" for every release; `override` and `exclude`, as
+    `[[tool.sglang-overlay.dependencies]]` takes them.
+    """
+    document = tomlkit.parse(text)
+    settings: Any = document["tool"]["sglang-overlay"]
+    table = tomlkit.table()
+    if releases:
+        table.add("releases", releases)
+    for key, values in (("override", override), ("exclude", exclude)):
+        if values:
+            table.add(key, tomlkit.array().multiline(True))
+            table[key].extend(tomlkit.string(value, literal='"' in value and "'" not in value) for value in values)
+    if not (override or exclude) or table.unwrap() in settings.unwrap().get("dependencies", []):
+        return text
+    table.add(tomlkit.nl())
+    if "dependencies" not in settings:
+        settings.append("dependencies", tomlkit.aot())
+    settings["dependencies"].append(table)
     return tomlkit.dumps(document)
 
 

@@ -20,6 +20,7 @@ from overlay_tools.upstream.index import uv
 from overlay_tools.upstream.lockfile import Release, get_release, load_lock
 from overlay_tools.upstream.source_tree import THIS_PYTHON
 from overlay_tools.wheels.builder import BuiltWheel, build_kernel, build_sglang
+from overlay_tools.wheels.dependencies import with_own_kernel
 from overlay_tools.wheels.overlay_files import check_ranges
 from overlay_tools.wheels.plugin import build_plugin
 
@@ -76,7 +77,8 @@ def build_release(
         base = fetch(release, wheel, cache_dir())
     with console.step(f"Build sglang {release.version}+overlay.{project.revision}"):
         sglang = build_sglang(project, release, wheel, base, hooks)
-    with console.step(f"Build {release.kernel.name} {release.kernel_version}+cpu.{project.revision}"):
+    kernel = with_own_kernel(project, release)
+    with console.step(f"Build {kernel.kernel.name} {kernel.kernel_version}+cpu.{project.revision}"):
         return [sglang, build_kernel(project, release)]
 
 

@@ -13,6 +13,7 @@ from overlay_tools.patches.model import Hook
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import git
 from overlay_tools.upstream.lockfile import Release, dump_lock
+from overlay_tools.wheels.dependencies import rules_for
 from overlay_tools.wheels.overlay_files import read_package
 
 _MEND = "Restore the file from git; `nox -s matrix` writes it."
@@ -81,7 +82,7 @@ def save_results(path: Path, results: Iterable[Result]) -> None:
 
 
 def inputs(project: Project, release: Release, hooks: Sequence[Hook]) -> str:
-    """Return a digest of what a release is built from: its lock entry, its variants of the hooks, the overlay.
+    """Return a digest of what a release is built from: its lock entry, hooks, overlay, changed requirements.
 
     A result is of today's wheels where its `inputs` are today's.
     """
@@ -92,6 +93,8 @@ def inputs(project: Project, release: Release, hooks: Sequence[Hook]) -> str:
     for package in ("sglang", "sgl_kernel"):
         for name, data in read_package(project, package, release.version).items():
             digest.update(f"\0{name}\0{len(data)}\0".encode() + data)
+    for rule in rules_for(project, release.version):
+        digest.update(repr([[str(each) for each in some] for some in (rule.override, rule.exclude)]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -21,7 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_KERNELS = ("sgl-kernel", "sglang-kernel")
+KERNELS = ("sgl-kernel", "sglang-kernel")
 
 
 def query_release(version: str) -> Release:
@@ -41,11 +41,11 @@ def query_release(version: str) -> Release:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             requirements.setdefault(canonicalize_name(requirement.name), requirement)
-    kernel = next((requirements[name] for name in _KERNELS if name in requirements), None)
+    kernel = next((requirements[name] for name in KERNELS if name in requirements), None)
     absent = [name for name in ("torch", "transformers") if name not in requirements]
     if kernel is None or absent:
         raise LockError(
-            f"sglang {canonical} does not require {', '.join(absent) or ' or '.join(_KERNELS)}.",
+            f"sglang {canonical} does not require {', '.join(absent) or ' or '.join(KERNELS)}.",
             hint="This tool needs a release that pins all of them.",
         )
     return Release(

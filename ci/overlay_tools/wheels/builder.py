@@ -19,6 +19,7 @@ from overlay_tools.patches.apply import apply_series
 from overlay_tools.patches.model import Hook, Patch
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import LockedWheel, Release
+from overlay_tools.wheels.dependencies import Change, change_requirements, with_own_kernel
 from overlay_tools.wheels.dist import write_wheel
 from overlay_tools.wheels.manifest import Manifest, describe_base, describe_files, describe_patches, tree_hash
 from overlay_tools.wheels.overlay_files import compile_all, read_file, read_package
@@ -50,7 +51,8 @@ Tag: py3-none-any
 class BuiltWheel:
     """A wheel in dist/: its path, size in bytes and sha256, what was done to its base, how many seconds that took.
 
-    `added`: the overlay's files in it; `left_out`: those of the same package that only other releases take.
+    `added`: the overlay's files in it; `left_out`: those of the same package that only other releases take;
+    `dependencies`: each requirement that was changed, before and after.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class BuiltWheel:
     added: Sequence[str]
     seconds: float
     left_out: Sequence[str] = ()
+    dependencies: Sequence[Change] = ()
 
 
 def build_sglang(
@@ -82,8 +85,9 @@ def build_sglang(
         origins = {**_origins(project, release.version, patched, added, base), _VERSION_FILE: "version"}
         compile_all({**patched, **added})
         changed = {**patched, **added, _VERSION_FILE: _version_module(base, release.version, version)}
+        description, dependencies = change_requirements(project, release, _metadata(base, release.version, version))
         metadata = {
-            f"{dist_info}/METADATA": _metadata(base, release.version, version),
+            f"{dist_info}/METADATA": description,
             f"{dist_info}/licenses/NOTICE.sglang-overlay": read_file(project.root / "NOTICE"),
         }
         members = [*_kept(base, dist_info, changed), *new_members(changed), *new_members(metadata)]
@@ -94,6 +98,7 @@ def build_sglang(
             patches=describe_patches(patches),
             files=describe_files(changed, origins),
             tree=tree_hash(record_entries(members)),
+            dependencies=[list(change) for change in dependencies],
         )
         name = f"sglang-{version}-{'-'.join(wheel.name.removesuffix('.whl').split('-')[2:])}.whl"
         path, size, sha256 = write_wheel(project, name, complete(members, dist_info, manifest), base)
@@ -105,6 +110,7 @@ def build_sglang(
         patches=patches,
         added=sorted(added),
         left_out=sorted(read_package(project, "sglang", None).keys() - added.keys()),
+        dependencies=dependencies,
         seconds=time.perf_counter() - started,
     )
 
@@ -118,6 +124,7 @@ def build_kernel(project: Project, release: Release) -> BuiltWheel:
     if not content:
         raise BuildError(f"There are no files in {project.overlay / 'sgl_kernel'}.", hint="Restore the CPU kernels.")
     compile_all(content)
+    release = with_own_kernel(project, release)
     version = f"{release.kernel_version}+cpu.{project.revision}"
     return build_own(project, release.kernel.name, version, content, _KERNEL_METADATA, {})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from installer.records import RecordEntry
 
@@ -24,7 +24,8 @@ class Manifest:
     """What a built wheel says of itself.
 
     `files`: [origin, sha256] of every file that is not as upstream has it, by path; the origin is `patched`, `added`,
-    `replaced` or `version`. `tree`: one hash over the paths and hashes of all files, see `tree_hash`.
+    `replaced` or `version`. `tree`: one hash over the paths and hashes of all files, see `tree_hash`. `dependencies`:
+    [before, after] of each requirement that is not upstream's, null where there is none.
     """
 
     distribution: str
@@ -33,10 +34,13 @@ class Manifest:
     patches: list[dict[str, object]]
     files: dict[str, list[str]]
     tree: str
+    dependencies: list[list[str | None]] = field(default_factory=list)
 
     def dump(self) -> bytes:
         """Return the manifest as JSON: the same bytes for the same wheel."""
         data = {"schema": SCHEMA, "tool": _TOOL, **asdict(self)}
+        if not self.dependencies:
+            del data["dependencies"]
         return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode("utf-8")
 
 

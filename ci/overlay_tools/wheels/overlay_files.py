@@ -57,6 +57,10 @@ def check_ranges(project: Project, versions: Iterable[str]) -> None:
         f"{row.where}: no locked release is in the range {str(row.releases)!r} of {row.pattern}: it goes into no wheel."
         for row in project.files
         if not any(row.releases.contains(version, prereleases=True) for version in versions)
+    ] + [
+        f"{rule.where}: no locked release is in the range {str(rule.releases)!r} of these dependencies."
+        for rule in project.dependencies
+        if not any(rule.releases.contains(version, prereleases=True) for version in versions)
     ]:
         raise BuildError(*faults, hint=f"upstream.lock holds {', '.join(versions)}.")
 

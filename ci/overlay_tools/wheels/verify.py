@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,8 +11,9 @@ from installer.records import RecordEntry
 
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.archive.record import hash_of, parse_record
-from overlay_tools.errors import ToolError, VerifyError, WheelError
+from overlay_tools.errors import OverlayError, ToolError, VerifyError, WheelError
 from overlay_tools.subprocesses import run
+from overlay_tools.wheels.dependencies import read_requirements
 from overlay_tools.wheels.manifest import MANIFEST, Manifest, load_manifest, tree_hash
 
 # What installers write into .dist-info beside the wheel's own files (PyPA, "Recording installed projects").
@@ -124,9 +125,29 @@ def _compare(
             origin = manifest.files[name][0] if name in manifest.files else "upstream's"
             differences.append(f"differs: {name} ({origin})")
     differences += [f"missing: {name} (not even in RECORD)" for name in sorted(manifest.files.keys() - record.keys())]
+    differences += _required_otherwise(manifest, shipped, read)
     if tree_hash(shipped.values()) != manifest.tree:
         differences.append("differs: RECORD (it lists other files or hashes than the wheel was built with)")
     return Verified(name=f"{manifest.distribution} {manifest.version}", files=len(shipped), differences=differences)
+
+
+def _required_otherwise(
+    manifest: Manifest, shipped: Iterable[str], read: Callable[[str], bytes | None]
+) -> Iterator[str]:
+    """Yield a line for each requirement that is not changed in METADATA as the manifest says."""
+    if manifest.dependencies:
+        name = next((name for name in shipped if name.endswith(".dist-info/METADATA")), "")
+        try:
+            required = read_requirements(read(name) or b"", name)
+        except OverlayError as error:
+            yield f"differs: {name} ({error})"
+            return
+        added = [after for _, after in manifest.dependencies]
+        for before, after in manifest.dependencies:
+            if after is not None and after not in required:
+                yield f"differs: {name} (it does not require {after})"
+            if before in required and before not in added:
+                yield f"differs: {name} (it requires {before})"
 
 
 def _cached(path: str) -> bool:

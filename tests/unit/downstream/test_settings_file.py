@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from overlay_tools.downstream.settings_file import with_ranges
+from overlay_tools.downstream.settings_file import with_dependencies, with_ranges
 
 HEAD = """\
 # kept
@@ -80,3 +80,22 @@ def test_letters_of_a_name_that_a_glob_understands_stand_for_themselves() -> Non
     made = with_ranges(HEAD, {name: "<1"}, [name, "sglang/srt/configs/E=8a.json"])
     assert rows(made) == ['"sglang/srt/configs/E=8[[]a][*].json" = "<1"']
     assert with_ranges(made, {}, [name, "sglang/srt/configs/E=8a.json"]) == made
+
+
+def test_changed_requirements_are_a_table_of_their_own() -> None:
+    made = with_dependencies(HEAD + TAIL, "==1.0", ["a==1", 'b; extra == "x"'], ["c"])
+    table = """\
+releases = "==1.0"
+override = [
+    "a==1",
+    'b; extra == "x"',
+]
+exclude = [
+    "c",
+]
+"""
+    assert made == f"{HEAD}\n[[tool.sglang-overlay.dependencies]]\n{table}{TAIL}"
+    assert with_dependencies(made, "==1.0", ["a==1", 'b; extra == "x"'], ["c"]) == made
+    again = with_dependencies(made, "", [], ["d"])
+    assert again == made.replace(TAIL, f'\n[[tool.sglang-overlay.dependencies]]\nexclude = [\n    "d",\n]\n{TAIL}')
+    assert with_dependencies(HEAD, "==1.0", [], []) == HEAD
