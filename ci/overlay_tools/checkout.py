@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from filelock import FileLock, Timeout
 
@@ -23,7 +23,7 @@ def own_paths(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if not is_scratch(path.relative_to(folder))]
 
 
-def is_scratch(path: Path) -> bool:
+def is_scratch(path: PurePath) -> bool:
     """Tell whether a path in overlay/ or patches/ is hidden, or an editor's, or below such a folder."""
     return any(fnmatchcase(part, pattern) for part in path.parts for pattern in _SCRATCH)
 

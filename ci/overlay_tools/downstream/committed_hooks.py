@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Commit, Worktree
+from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Commit, Worktree, find_markers
 from overlay_tools.errors import WorktreeError
-from overlay_tools.patches.model import HOOK_NAME, README, Hook
+from overlay_tools.patches.model import HOOK_NAME, README, Hook, split_lines
 
 ASKED = ("Why", "Forwarded", "Remove-When")
 Ask = Callable[[str, str], str]  # what a hook is called, and which field of its header is wanted
@@ -16,10 +16,9 @@ Ask = Callable[[str, str], str]  # what a hook is called, and which field of its
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommittedHook:
-    """A hook as a commit has it: its header, and the upstream files that it changes, before and after."""
+    """A hook as a commit or a foreign patch has it: its header, and the files it changes, before and after."""
 
     name: str
-    commit: Commit
     header: Mapping[str, str]
     before: Mapping[str, bytes]
     after: Mapping[str, bytes]
@@ -40,7 +39,9 @@ def read_committed_hooks(
         reader.read(commit)
     reader.compare_with_series()
     if reader.faults:
-        raise WorktreeError(*reader.faults, hint="To remove a hook, or to change the order, edit patches/.")
+        settle = f"Settle what stands between the markers: `git -C {tree.folder} rebase -i {OVERLAY}`, and amend there."
+        order = "To remove a hook, or to change the order, edit patches/."
+        raise WorktreeError(*reader.faults, hint=settle if reader.marked else order)
     return reader.found
 
 
@@ -53,6 +54,7 @@ class _CommitReader:
         self.tree, self.hooks, self.version, self.upstream, self.ask = tree, hooks, version, upstream, ask
         self.found: dict[str, CommittedHook] = {}
         self.faults: list[str] = []
+        self.marked = False  # whether any has conflict markers
 
     def read(self, commit: Commit) -> None:
         """Read a commit, which may be a hook's or change the overlay alone."""
@@ -75,6 +77,8 @@ class _CommitReader:
                 self._add_fault(commit, "changes no line of any file; drop it.")
             elif names:
                 self._read_hook(commit, before, after)
+            for name in sorted(commit.changed):
+                self._refuse_markers(commit, name)
 
     def compare_with_series(self) -> None:
         """See that every hook of the release has its commit still, and that they are in the series' order."""
@@ -104,7 +108,7 @@ class _CommitReader:
                     f"would be the new hook {name}, and its message has no {', '.join(lacking)}: `git commit --amend`"
                     " it, Why as the body, the others as trailers; or `git rebase -i` squashes it into its hook.",
                 )
-            self.found[name] = CommittedHook(name=name, commit=commit, header=header, before=before, after=after)
+            self.found[name] = CommittedHook(name=name, header=header, before=before, after=after)
 
     def _header(self, commit: Commit, name: str) -> dict[str, str]:
         """Return what a commit's message says, completed from the hook as it was, or else by asking."""
@@ -117,6 +121,17 @@ class _CommitReader:
             elif not header.get(field):
                 header[field] = self.ask(name, field) if self.ask else ""
         return header
+
+    def _refuse_markers(self, commit: Commit, name: str) -> None:
+        """Note each line of a file that is a conflict marker, and is not upstream's or the overlay's."""
+        content = self.tree.read(commit.sha, name) or b""
+        numbers, lines = find_markers(content, self.tree.read(OVERLAY, name)), split_lines(content)
+        if all(lines[number - 1].startswith("=") for number in numbers):
+            return  # a title of a text can be underlined like that
+        hook = f", to be settled for hook {commit.trailers['Hook']}" if "Hook" in commit.trailers else ""
+        if numbers:
+            self.marked = True
+            self._add_fault(commit, f"has conflict markers at {name}:{', '.join(map(str, numbers))}{hook}.")
 
     def _add_fault(self, commit: Commit, fault: str) -> None:
         self.faults.append(f"{self._call(commit)} {fault}")

@@ -33,12 +33,9 @@ def edit(project: Project, cache: Path, version: str, *, discard: bool) -> Workt
     lock, hooks = load_lock(project.lock), load_series(project.patches)
     release = get_release(lock, version, project.lock)
     check_ranges(project, lock)
+    if not discard:
+        refuse_to_lose(project, version, hooks, f"`nox -s edit -- {version} --discard`")
     tree = worktree_of(project, version)
-    if tree.folder.exists() and not discard and (work := _only_there(tree, hooks)):
-        raise WorktreeError(
-            *work,
-            hint=f"`nox -s export -- {version}` writes commits back; `nox -s edit -- {version} --discard` does not.",
-        )
     patches = [patch for hook in hooks if (patch := hook.variant(version))]
     with console.step(f"Open sglang {version} in {tree.folder.relative_to(project.root)}"):
         base = fetch(release, source_wheel(release), cache)
@@ -52,6 +49,18 @@ def edit(project: Project, cache: Path, version: str, *, discard: bool) -> Workt
         shutil.rmtree(tree.folder, ignore_errors=True)
         part.folder.rename(tree.folder)
     return tree
+
+
+def refuse_to_lose(project: Project, version: str, hooks: Sequence[Hook], discarding: str) -> None:
+    """Raise WorktreeError if a release's worktree holds work that only it has.
+
+    Parameters: `discarding`, the command that would make it anew all the same.
+    """
+    tree = worktree_of(project, version)
+    if tree.folder.exists() and (work := _only_there(tree, hooks)):
+        raise WorktreeError(
+            *work, hint=f"`nox -s export -- {version}` writes commits back; {discarding} does not keep them."
+        )
 
 
 def worktree_of(project: Project, version: str) -> Worktree:

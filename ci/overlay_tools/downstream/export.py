@@ -18,7 +18,7 @@ from overlay_tools.downstream.exported_state import ExportedState, digests
 from overlay_tools.downstream.staging import stage
 from overlay_tools.downstream.transaction import undo, write_patches
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Worktree
-from overlay_tools.errors import REPORT, WorktreeError
+from overlay_tools.errors import REPORT, PatchError, WorktreeError
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import load_checked_series
 from overlay_tools.patches.model import Hook
@@ -58,7 +58,9 @@ def export(
     with ExitStack() as stack:
         sources = {v: stack.enter_context(open_source_tree(lock[v], cache)) for v in lock}
         with console.step(f"Try {len(committed)} hooks on {len(lock)} releases"):
-            plan = make_plan(project, exported, sources, overlay)
+            plan, broken = make_plan(project, exported, sources, overlay)
+        if broken:
+            raise PatchError(*broken, hint="Mend it in the worktree; what does no harm is waived in ci/contract.toml.")
         _check_effect(tree, plan.releases[version], committed)
     files = plan.files()
     with TemporaryDirectory() as folder:

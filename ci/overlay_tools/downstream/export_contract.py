@@ -8,7 +8,6 @@ from overlay_tools.api_check.contract import Finding, check_contract
 from overlay_tools.downstream.export_plan import Exported, ExportPlan
 from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.downstream.staging import staged_project
-from overlay_tools.errors import PatchError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree
 
@@ -18,16 +17,17 @@ def make_plan(
     exported: Exported,
     sources: Mapping[str, SourceTree],
     overlay: Mapping[str, bytes | None],
-) -> ExportPlan:
+) -> tuple[ExportPlan, list[str]]:
     """Plan an export, and check it against the contract of each release that takes a new or changed hook.
 
     Parameters: `overlay`, the files of overlay/ that change with it, by path.
+    Returns the plan, and what of the contract it would break of the release that the hooks were made on, a line each.
     What is broken without the new and changed hooks too is not their fault.
-    Raises PatchError if the contract of the release that the worktree is of would be broken.
     """
     barred: dict[tuple[str, str], str] = {}
     held: dict[str, list[str]] = {}  # by release, the new and changed hooks with which its contract holds
     series = (project.patches / "series").read_text(encoding="utf-8")
+    broken: list[str] = []
     until_now = PatchQueue(exported.hooks, list(sources)).files(series)
     while True:
         plan = ExportPlan(exported, sources, barred)
@@ -40,17 +40,15 @@ def make_plan(
                     with staged_project(project, until_now, list(sources), overlay) as before:
                         known = {_what(finding) for finding in _problems(before.project, sources[version])}
                     problems = [finding for finding in problems if _what(finding) not in known]
-                if problems and version == exported.version:
-                    raise PatchError(
-                        *(_say(finding) for finding in problems),
-                        hint="Mend it in the worktree; what does no harm is waived in ci/contract.toml.",
-                    )
                 held[version] = names
+                if version == exported.version:
+                    broken = [_say(finding) for finding in problems]
+                    continue
                 for finding in problems:
                     to_blame = [name for name in names if finding.where.startswith(f"patches/{name}/")] or names
                     found |= {(name, version): f"{finding.what}: {finding.problem}" for name in to_blame}
         if not found:
-            return plan
+            return plan, broken
         barred |= found
 
 

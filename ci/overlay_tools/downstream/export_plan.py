@@ -105,7 +105,7 @@ class ExportPlan:
         grouped: dict[tuple[str, str], list[str]] = {}
         for each in self.decisions:
             grouped.setdefault((each.hook, each.why), []).append(each.release)
-        return [(hook, _ranges(found, list(self.releases)), why) for (hook, why), found in grouped.items()]
+        return [(hook, name_ranges(found, list(self.releases)), why) for (hook, why), found in grouped.items()]
 
     def _renew(self, hook: CommittedHook, taken: Mapping[str, Patch | None]) -> dict[str, Patch]:
         """Decide which releases take a hook as it is now, and let them.
@@ -167,7 +167,7 @@ class ExportPlan:
 def _effect(patch: Patch, hook: CommittedHook) -> Mapping[str, bytes] | None:
     """Return what a patch makes of the files as a commit found them, None if it does not apply to them."""
     try:
-        return apply_series([patch], hook.before.get, hook.commit.sha)
+        return apply_series([patch], hook.before.get, hook.name)
     except PatchError:
         return None
 
@@ -178,7 +178,7 @@ def _apply(patch: Patch, release: HookedTree) -> None:
     release.touched.update(touched)
 
 
-def _ranges(some: Iterable[str], versions: Sequence[str]) -> str:
+def name_ranges(some: Iterable[str], versions: Sequence[str]) -> str:
     """Name releases, those that follow each other as a range."""
     runs: list[list[str]] = []
     for version in some:

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from unidiff import Hunk, PatchedFile, PatchSet
 from unidiff.errors import UnidiffParseError
 
+from overlay_tools.checkout import is_scratch
 from overlay_tools.downstream.worktree import read_trailers
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import FORWARDED, HOOK_NAME
@@ -72,6 +73,13 @@ def read_patches(source: Path) -> list[ForeignPatch]:
     return _read_file(source)
 
 
+def new_file(name: str, content: bytes) -> FileChange:
+    """Return the change that adds a file, left out if no wheel would hold it."""
+    if is_scratch(PurePosixPath(name)):
+        return FileChange(name=name, left_out="it would go into no wheel: hidden files and editors' do not")
+    return FileChange(name=name, content=content)
+
+
 def slug(text: str) -> str:
     """Return a text as the name of a hook."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].rstrip("-") or "patch"
@@ -97,6 +105,20 @@ def apply_as_stated(content: bytes, file: PatchedFile) -> bytes | None:
         lines[start : start + len(before)] = after
         shift += len(after) - len(before)
     return "".join(lines).encode("utf-8", "surrogateescape")
+
+
+def last_contents(patches: Sequence[ForeignPatch]) -> dict[str, bytes]:
+    """Return, by path, what becomes of the files that patches add, with what later ones do to them."""
+    last: dict[str, bytes] = {}
+    for change in (change for patch in patches for change in patch.files):
+        if change.content is not None:
+            last[change.name] = change.content
+        elif change.name in last and change.diff:
+            (file,) = PatchSet.from_string(change.diff)
+            made = apply_as_stated(last.pop(change.name), file)
+            if made is not None:
+                last[change.name] = made
+    return last
 
 
 def _side(hunk: Hunk, sign: str) -> list[str]:
@@ -253,7 +275,7 @@ def _read_section(section: str) -> Iterator[FileChange]:
         yield FileChange(name=name, left_out="its mode changes, which cannot be expressed")
     hunks = list(PatchSet.from_string(section))
     if re.search(r"^(?:new file mode |--- /dev/null)", head, re.MULTILINE):
-        yield FileChange(name=name, content=_content(hunks))
+        yield new_file(name, _content(hunks))
     elif hunks and len(hunks[0]):
         lines = "".join(str(hunk) for hunk in hunks[0])
         yield FileChange(name=name, diff=f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n{lines}")

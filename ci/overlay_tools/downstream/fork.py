@@ -11,7 +11,7 @@ from pathlib import Path
 
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.downstream.diff import make_diff
-from overlay_tools.downstream.foreign_patch import FileChange, ForeignPatch, slug
+from overlay_tools.downstream.foreign_patch import FileChange, ForeignPatch, new_file, slug
 from overlay_tools.errors import OverlayError, WorktreeError
 from overlay_tools.subprocesses import git_bytes
 from overlay_tools.upstream.download import fetch
@@ -95,7 +95,7 @@ def compare(fork: Fork, base: WheelReader, version: str, exclude: Sequence[str])
                 changes.append(FileChange(name=name, left_out="it is binary, which a hook cannot express"))
             else:
                 changes.append(FileChange(name=name, diff=make_diff({name: before}, {name: after})))
-    changes += [FileChange(name=name, content=fork.read(name)) for name in sorted(fork.crcs.keys() - old.keys())]
+    changes += [new_file(name, fork.read(name)) for name in sorted(fork.crcs.keys() - old.keys())]
     gone = [name for name in sorted(old.keys() - fork.crcs.keys()) if fork.complete or not name.endswith(".so")]
     changes += [FileChange(name=name, left_out="it is deleted, which a hook cannot express") for name in gone]
     return [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from unidiff import PatchSet
 
 from overlay_tools.downstream.committed_hooks import CommittedHook
 from overlay_tools.downstream.diff import make_diff
+from overlay_tools.downstream.foreign_patch import ForeignPatch
 from overlay_tools.patches.code_spans import scopes_around
 from overlay_tools.patches.model import Patch, split_lines, target_of
 
@@ -57,6 +58,22 @@ def read_names(hook: CommittedHook, old: Patch | None) -> HookNames:
     before = (line.value for file in old.files for hunk in file for line in hunk if line.is_added) if old else ()
     uses -= _names("\n".join(before))
     return HookNames(files=set(hook.after), brings={n for n in brings if not n.startswith("__")}, uses=uses)
+
+
+def read_patch_names(patch: ForeignPatch, read: Callable[[str], bytes | None]) -> HookNames:
+    """Read what a patch that does not apply would bring: names on lines that it adds, and nowhere in its files.
+
+    Parameters: `read` gives the content of a file as it is, None if there is none.
+    """
+    brings = set[str]()
+    for change in patch.files:
+        lines = change.diff.split("\n")
+        added = [line[1:] for line in lines if line.startswith("+")]
+        others = [line for line in lines if not line.startswith("+")]
+        for content, known in ((change.content, added), (read(change.name), others)):
+            known += split_lines(content or b"")
+        brings |= _names("\n".join(added)) - _names("\n".join(others))
+    return HookNames(files={change.name for change in patch.files}, brings=brings, uses=set())
 
 
 def _names(text: str) -> set[str]:

@@ -99,6 +99,12 @@ class Worktree:
         self.git("add", "--update")
         self.git(*_WHO, "commit", "--quiet", "--file=-", stdin=message_of(patch))
 
+    def commit_files(self, files: Mapping[str, bytes], message: str) -> None:
+        """Write files by path, and commit them."""
+        self.write(files)
+        self.git("add", "--force", "--", *files)
+        self.git(*_WHO, "commit", "--quiet", "--file=-", stdin=message)
+
     def _commit(self, message: str, tag: str) -> None:
         self.git("add", "--all", "--force", "--", ".", ":(exclude,glob)**/__pycache__/**")
         self.git(*_WHO, "commit", "--quiet", "--allow-empty", "--file=-", stdin=message)
@@ -127,10 +133,9 @@ class Worktree:
         found = []
         for name in self.uncommitted():
             path = self.folder / name
-            known = split_lines(self.read("HEAD", name) or b"")
-            text = split_lines(path.read_bytes()) if path.is_file() else []
-            if marked := [str(n) for n, line in enumerate(text, 1) if _MARKER.match(line) and line not in known]:
-                found.append(f"{path}, lines {', '.join(marked)}")
+            text = path.read_bytes() if path.is_file() else b""
+            if marked := find_markers(text, self.read("HEAD", name)):
+                found.append(f"{path}, lines {', '.join(map(str, marked))}")
         return found
 
     def commits(self) -> list[Commit]:
@@ -186,6 +191,12 @@ class Worktree:
         return set(self.git("ls-tree", "-r", "-z", "--name-only", commit).split("\0")) - {""}
 
 
+def find_markers(content: bytes, known: bytes | None) -> list[int]:
+    """Return the numbers of the lines that are conflict markers, and not among those that are known."""
+    before = split_lines(known or b"")
+    return [n for n, line in enumerate(split_lines(content), 1) if _MARKER.match(line) and line not in before]
+
+
 def _unusual(changes: Mapping[str, tuple[str, str, str]]) -> dict[str, str]:
     found = {}
     for name, (old, new, _) in changes.items():
@@ -200,8 +211,13 @@ def _unusual(changes: Mapping[str, tuple[str, str, str]]) -> dict[str, str]:
 
 def message_of(patch: Patch) -> str:
     """Return a patch's header as a commit message; `Applies` is left out, it is found by trying."""
-    trailers = "".join(f"{name}: {patch.header.get(name, patch.hook)}\n" for name in _TRAILERS)
-    return f"{patch.header['Subject']}\n\n{patch.header['Why']}\n\n{trailers}"
+    return format_message(patch.header, patch.hook)
+
+
+def format_message(header: Mapping[str, str], hook: str) -> str:
+    """Return the header of a hook as a commit message."""
+    trailers = "".join(f"{name}: {header.get(name, hook)}\n" for name in _TRAILERS)
+    return f"{header['Subject']}\n\n{header['Why']}\n\n{trailers}"
 
 
 def _split_message(message: str, block: str) -> tuple[str, str]:

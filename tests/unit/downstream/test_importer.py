@@ -1,21 +1,30 @@
 from __future__ import annotations
 
-import subprocess
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from overlay_tools import cli
-from overlay_tools.downstream.importer import ImportPlan, plan_import, write_import
-from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
 
-from unit.conftest import ENGINE, LOADER, Miniature, upstream_files, write_wheel
-
-FILE, ENGINE_FILE = "sglang/loader.py", "sglang/engine.py"
-LAST = LOADER.replace("    return 3\n", "    return 4\n")
-FASTER = ENGINE.replace("size = 4", "size = 8")
+from unit.conftest import ENGINE, LOADER, Miniature, write_wheel
+from unit.downstream.foreign import (
+    ENGINE_FILE,
+    FASTER,
+    FILE,
+    LAST,
+    brought_in,
+    checkout,
+    commit,
+    difference,
+    git,
+    in_wheel,
+    mailed,
+    notes,
+    outcomes,
+    planned,
+    upstream,
+    write,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -32,98 +41,6 @@ def elsewhere(tmp_path: Path) -> Path:
     folder = tmp_path / "from elsewhere"
     folder.mkdir()
     return folder
-
-
-def upstream(version: str = "1.0") -> dict[str, bytes]:
-    return upstream_files(version) | {ENGINE_FILE: ENGINE.encode()}
-
-
-def git(folder: Path, *words: str | Path) -> str:
-    who = ("-c", "user.name=Jürgen", "-c", "user.email=j@example.org", "-c", "init.defaultBranch=main")
-    done = subprocess.run(["git", *who, *words], cwd=folder, capture_output=True, check=True)
-    return done.stdout.decode()
-
-
-def write(folder: Path, files: Mapping[str, bytes | str | None]) -> None:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if content is None:
-            path.unlink()
-        else:
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def checkout(folder: Path, version: str = "1.0") -> Path:
-    """Make a checkout of upstream's, as git has it: sglang/ in python/, beside tests and documents."""
-    fork = folder / "fork"
-    fork.mkdir()
-    git(fork, "init", "--quiet")
-    files = {f"python/{name}": data for name, data in upstream(version).items() if "dist-info" not in name}
-    write(fork, {**files, "README.md": "upstream\n", "test/test_loader.py": "def test(): pass\n"})
-    commit(fork, "Upstream")
-    return fork
-
-
-def commit(fork: Path, message: str, files: Mapping[str, bytes | str | None] | None = None) -> None:
-    write(fork, files or {})
-    git(fork, "add", "--all")
-    git(fork, "commit", "--quiet", "--allow-empty", f"--message={message}")
-
-
-def mailed(fork: Path, count: int, *, one: bool = False) -> Path:
-    """Return the last commits of a checkout as `git format-patch` writes them: a folder, or one mailbox."""
-    if one:
-        mailbox = fork.parent / "ours.mbox"
-        mailbox.write_text(git(fork, "format-patch", "--stdout", f"-{count}"))
-        return mailbox
-    git(fork, "format-patch", "--quiet", "-o", fork.parent / "mails", f"-{count}")
-    return fork.parent / "mails"
-
-
-def difference(folder: Path, name: str, **files: tuple[str | None, str | None]) -> Path:
-    """Write a diff without a message: loader, engine or new, before and after it."""
-    fork = folder / f"{name} made"
-    fork.mkdir()
-    paths = {"loader": f"python/{FILE}", "engine": f"python/{ENGINE_FILE}", "new": "python/sglang/new.py"}
-    git(fork, "init", "--quiet")
-    commit(fork, "before", {paths[key]: before for key, (before, _) in files.items() if before is not None})
-    write(fork, {paths[key]: after for key, (_, after) in files.items()})
-    git(fork, "add", "--all")
-    path = folder / f"{name}.patch"
-    path.write_text(git(fork, "diff", "--cached"))
-    return path
-
-
-def planned(mini: Miniature, source: Path, base: str | None = "1.0", releases: str | None = None) -> ImportPlan:
-    """Plan, and expect the checkout as it was."""
-    before = mini.content()
-    plan = plan_import(mini.project, mini.cache, source, base, releases, ())
-    assert mini.content() == before
-    return plan
-
-
-def brought_in(mini: Miniature, source: Path, base: str | None = "1.0", releases: str | None = None) -> ImportPlan:
-    """Plan and write, and expect a series without a fault, and wheels that build."""
-    plan = planned(mini, source, base, releases)
-    write_import(mini.project, plan)
-    assert lint(load_series(mini.root / "patches"), list(mini.lock)) == []
-    for version in mini.lock:
-        mini.build(version)
-    return plan
-
-
-def in_wheel(mini: Miniature, name: str, version: str = "1.0") -> str:
-    with zipfile.ZipFile(mini.build(version).path) as archive:
-        return archive.read(name).decode()
-
-
-def outcomes(plan: ImportPlan) -> list[tuple[str, str, str]]:
-    return [(row.title, row.outcome, row.hook) for row in plan.rows]
-
-
-def notes(plan: ImportPlan) -> str:
-    return "\n".join(note for row in plan.rows for note in row.notes)
 
 
 def test_a_patch_becomes_a_hook_of_its_base(mini: Miniature, elsewhere: Path) -> None:
@@ -286,7 +203,7 @@ def test_files_of_a_fork_can_be_left_alone(
     words = ["import", str(wheel), "--exclude", "sglang/big", "--exclude", "sglang/l*.py", "--yes"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
-    assert "1 brought in, 0 in part, 0 conflict, 0 left out" in said
+    assert "1 brought in, 0 in part, 0 there already, 0 conflict, 0 left out" in said
     assert not (mini.root / "overlay/sglang/big").exists()
 
 
@@ -294,22 +211,20 @@ def test_a_new_file_that_no_wheel_would_hold_is_not_brought_in(mini: Miniature, 
     fork = checkout(elsewhere)
     commit(fork, "An editor's", {"python/sglang/models/ours.py~": "OURS = 2\n"})
     plan = planned(mini, mailed(fork, 1))
-    assert [row.outcome for row in plan.rows] == ["conflict"]
-    assert "sglang/models/ours.py~ would go into no wheel" in notes(plan)
+    assert [row.outcome for row in plan.rows] == ["left out"]
+    assert "sglang/models/ours.py~: it would go into no wheel" in notes(plan)
 
 
 def test_what_stands_in_the_way_of_a_new_file_is_named(mini: Miniature, elsewhere: Path) -> None:
     mini.lock_release("1.1", upstream("1.1") | {"sglang/since.py": b"SINCE = 1.1\n"})
     fork = checkout(elsewhere)
     commit(fork, "Ours", {"python/sglang/models/ours.py": "OURS = 2\n"})
-    commit(fork, "Same", {"python/sglang/models/ours.py": None})
-    commit(fork, "Same", {"python/sglang/models/ours.py": "OURS = 1\n"})
     commit(fork, "Hidden", {"python/sglang/.hidden": "1\n"})
     commit(fork, "Since", {"python/sglang/since.py": "SINCE = 1.0\n"})
-    plan = planned(mini, mailed(fork, 5))
-    assert [row.outcome for row in plan.rows] == ["conflict", "left out", "brought in", "conflict", "brought in"]
+    plan = planned(mini, mailed(fork, 3))
+    assert [row.outcome for row in plan.rows] == ["conflict", "left out", "brought in"]
     assert "overlay/sglang/models/ours.py exists with another content" in notes(plan)
-    assert "sglang/.hidden would go into no wheel" in notes(plan)
+    assert "sglang/.hidden: it would go into no wheel" in notes(plan)
     assert plan.warnings == ["sglang 1.1 has its own sglang/since.py: it cannot be built beside overlay/'s."]
 
 
@@ -354,11 +269,14 @@ def test_one_mail_is_read_and_conflicts_name_its_line(mini: Miniature, elsewhere
     assert load_series(mini.root / "patches")[-1].variants[0].header["Why"] == "It was small."
 
 
-def test_a_file_that_a_patch_changes_twice_is_a_conflict(mini: Miniature, elsewhere: Path) -> None:
+def test_a_file_that_a_patch_changes_twice_is_changed_twice(mini: Miniature, elsewhere: Path) -> None:
     source = difference(elsewhere, "four", loader=(LOADER, LAST))
-    other = difference(elsewhere, "two", loader=(LOADER, LOADER.replace("return 1", "return 2")))
+    five = LAST.replace("return 4", "return 5").replace("return 1", "return 2")
+    other = difference(elsewhere, "five", loader=(LAST, five))
     source.write_text(source.read_text() + other.read_text())
-    assert "is changed by the patch twice" in notes(planned(mini, source))
+    (row,) = brought_in(mini, source).rows
+    assert (row.outcome, row.lines) == ("brought in", "+2/-2")
+    assert in_wheel(mini, FILE) == five.replace("(config):\n", "(config):\n    config = choose(config)\n")
 
 
 def test_a_plain_diff_and_a_header_like_ours_are_read(mini: Miniature, elsewhere: Path) -> None:
@@ -409,8 +327,9 @@ def test_a_source_of_which_nothing_fits_is_a_failure(
     mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = mini.content()
-    source = difference(elsewhere, "twice", loader=("a\n", "b\n"))
-    assert cli.main(["import", str(source), "--yes"]) == 1
+    fork = checkout(elsewhere)
+    commit(fork, "Tests alone", {"test/test_loader.py": "def test(): assert 1\n"})
+    assert cli.main(["import", str(mailed(fork, 1)), "--yes"]) == 1
     assert "Nothing of" in capsys.readouterr().err
     assert mini.content() == before
 
