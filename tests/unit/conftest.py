@@ -203,12 +203,12 @@ class Miniature:
 
     def add_hook(self, name: str, before: Mapping[str, str], after: Mapping[str, str], applies: str = "") -> Path:
         """Add a hook to the end of the series that makes `after` of the files `before`, from release 1.0 on."""
-        files = [{path: text.encode() for path, text in side.items()} for side in (before, after)]
+        old, new = ({path: text.encode() for path, text in side.items()} for side in (before, after))
         header = HEADER.replace("Let the overlay choose", f"What {name} does")
         header = header.replace(">=1.0,<=1.1", applies) if applies else header
         series = (self.root / "patches" / "series").read_text()
         self.write("patches/series", f"{series}{name}\n")
-        return self.write(f"patches/{name}/1.0.patch", header + make_diff(*files))
+        return self.write(f"patches/{name}/1.0.patch", header + make_diff(old, new))
 
     def limit(self, ranges: Mapping[str, str]) -> None:
         """Limit files of overlay/ to ranges of releases, and no others."""

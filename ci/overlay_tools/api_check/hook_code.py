@@ -15,7 +15,7 @@ from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.errors import PatchError, WheelError
 from overlay_tools.patches.apply import apply_series, find_block
 from overlay_tools.patches.hooked_tree import HookedTree
-from overlay_tools.patches.model import Hook, Patch, sides, split_lines, target_of
+from overlay_tools.patches.model import Hook, Patch, sides, source_of, split_lines, target_of
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree, module_name, parse
@@ -23,10 +23,10 @@ from overlay_tools.upstream.source_tree import SourceTree, module_name, parse
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AppliedPatch:
-    """A patch with the content, right after it, of the files that it changes."""
+    """A patch with the content, right after it, of the files that it changes, None for those that are gone."""
 
     patch: Patch
-    after: Mapping[str, bytes]
+    after: Mapping[str, bytes | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class AppliedHooks:
     """The hooks of a release in the order in which they apply, and the files as all of them leave them."""
 
     patches: Sequence[AppliedPatch]
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes | None]
 
 
 def apply_hooks(project: Project, sources: SourceTree) -> AppliedHooks:
@@ -44,7 +44,7 @@ def apply_hooks(project: Project, sources: SourceTree) -> AppliedHooks:
     """
     paths = tuple((path, path.stat().st_mtime_ns) for path in sorted(project.patches.rglob("*")) if path.is_file())
     applied: list[AppliedPatch] = []
-    files: dict[str, bytes] = {}
+    files: dict[str, bytes | None] = {}
     for hook in _series(project.patches, paths):
         if (patch := hook.variant(sources.version)) is not None:
             after = apply_series([patch], HookedTree(sources, files).read, f"sglang {sources.version}")
@@ -54,11 +54,11 @@ def apply_hooks(project: Project, sources: SourceTree) -> AppliedHooks:
     return AppliedHooks(patches=applied, files=files)
 
 
-def _check_syntax(files: Mapping[str, bytes], version: str) -> None:
+def _check_syntax(files: Mapping[str, bytes | None], version: str) -> None:
     faults: list[str] = []
     for name, data in files.items():
         try:
-            if name.endswith(".py"):
+            if data is not None and name.endswith(".py"):
                 parse(data, f"{name} of sglang {version} with the hooks applied")
         except WheelError as error:
             faults += error.problems
@@ -68,14 +68,22 @@ def _check_syntax(files: Mapping[str, bytes], version: str) -> None:
 
 def hook_references(project: Project, resolver: NameResolver, hooks: AppliedHooks) -> Iterator[Reference]:
     """Yield what the statements that the hooks add or change need of the release and of the overlay."""
-    for applied in hooks.patches:
+    for number, applied in enumerate(hooks.patches, 1):
         where = applied.patch.path.relative_to(project.root).as_posix()
         for file in applied.patch.files:
-            name = target_of(file)
+            name = _last_name(target_of(file), hooks.patches[number:])
             module = resolver.module(module_name(name))
-            if name.endswith(".py") and module is not None:
-                lines = _added_lines(applied.patch, file, applied.after[name], hooks.files[name])
+            after, last = applied.after[target_of(file)], hooks.files[name]
+            if name.endswith(".py") and module is not None and after is not None and last is not None:
+                lines = _added_lines(applied.patch, file, after, last)
                 yield from code_references(resolver, module, where, lines)
+
+
+def _last_name(name: str, later: Sequence[AppliedPatch]) -> str:
+    """Return the path of a file after later patches, which may rename it."""
+    for file in (file for applied in later for file in applied.patch.files):
+        name = target_of(file) if source_of(file) == name else name
+    return name
 
 
 @lru_cache(maxsize=1)

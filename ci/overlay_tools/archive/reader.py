@@ -11,10 +11,12 @@ from types import TracebackType
 
 from installer.records import RecordEntry
 
+from overlay_tools.archive.mode import with_mode
 from overlay_tools.archive.record import parse_record
 from overlay_tools.errors import WheelError
 
 _LINK_MODE = 0o120000
+_ANY_X = 0o111  # of a mode: what makes a file executable for anyone, to installers
 _NOT_A_WHEEL = "It is not a wheel, or a damaged one: fetch or build it anew."
 
 
@@ -58,16 +60,17 @@ class WheelReader:
         self._zip.close()
 
     def read(self, name: str) -> bytes:
-        """Return the content of a member.
+        """Return the content of a member, an `Executable` if an installer makes the file executable.
 
         Raises WheelError if the wheel has no member of this name, or its bytes are damaged.
         """
         try:
-            return self._zip.read(name)
+            content = self._zip.read(name)
         except KeyError:
             raise WheelError(f"{self.path} has no {name}.", hint=_NOT_A_WHEEL) from None
         except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
             raise WheelError(f"{self.path}: {name} is damaged: {error}.", hint="Fetch or build it anew.") from None
+        return with_mode(content, executable=bool(self.members[name].external_attr >> 16 & _ANY_X))
 
     def get(self, name: str) -> bytes | None:
         """Return the content of a member, or None if the wheel has no member of this name.

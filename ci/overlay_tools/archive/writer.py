@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Mapping
 from typing import BinaryIO
 
+from overlay_tools.archive.mode import is_executable
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.errors import WheelError
 
@@ -65,10 +66,10 @@ class WheelWriter:
             self._copy_range(source, run_start, run_end)
 
     def add(self, name: str, content: bytes) -> None:
-        """Add a new member, with the mode of an ordinary file and the date of all new members."""
+        """Add a new member, with the mode that goes with its content and the date of all new members."""
         info = zipfile.ZipInfo(name)
         info.create_system, info.create_version, info.extract_version = 3, 20, 20
-        info.external_attr = 0o100644 << 16
+        info.external_attr = (0o100755 if is_executable(content) else 0o100644) << 16
         info.flag_bits = 0 if name.isascii() else _UTF8
         info.CRC, info.file_size, info.compress_size = zlib.crc32(content), len(content), len(content)
         raw = _encode(name, info.flag_bits)

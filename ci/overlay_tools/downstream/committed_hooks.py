@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Commit, Worktree, find_markers
 from overlay_tools.errors import WorktreeError
@@ -16,12 +16,17 @@ Ask = Callable[[str, str], str]  # what a hook is called, and which field of its
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommittedHook:
-    """A hook as a commit or a foreign patch has it: its header, and the files it changes, before and after."""
+    """A hook as a commit or a foreign patch has it: its header, and the files it changes, before and after.
+
+    `before` and `after`: None for a file that is not there; `renamed`: by the path of each file that is only there
+    afterwards, the one that it had before.
+    """
 
     name: str
     header: Mapping[str, str]
-    before: Mapping[str, bytes]
-    after: Mapping[str, bytes]
+    before: Mapping[str, bytes | None]
+    after: Mapping[str, bytes | None]
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_committed_hooks(
@@ -51,7 +56,8 @@ class _CommitReader:
     def __init__(
         self, tree: Worktree, hooks: Sequence[Hook], version: str, upstream: Set[str], ask: Ask | None
     ) -> None:
-        self.tree, self.hooks, self.version, self.upstream, self.ask = tree, hooks, version, upstream, ask
+        self.tree, self.hooks, self.version, self.ask = tree, hooks, version, ask
+        self.upstream = set(upstream)  # and what hooks have renamed files of upstream's to
         self.found: dict[str, CommittedHook] = {}
         self.faults: list[str] = []
         self.marked = False  # whether any has conflict markers
@@ -64,19 +70,22 @@ class _CommitReader:
         elif re.match(r"(?:fixup|squash|amend)! ", commit.subject):
             self._add_fault(commit, f"is not squashed: `git -C {folder} rebase -i --autosquash {OVERLAY}` does it.")
         else:
+            renamed = {new: old for new, old in commit.renamed.items() if old in self.upstream}
+            self.upstream |= renamed.keys()
             names = sorted(name for name in commit.changed if name in self.upstream)
-            unusual = {name: commit.unusual[name] for name in names if name in commit.unusual}
             for name in names:
-                if commit.changed[name] == "D":
-                    self._add_fault(commit, f"removes {name}, which is upstream's.")
-                elif name in unusual:
-                    self._add_fault(commit, f"makes {name}, which is upstream's, {unusual[name]}.")
-            before = {name: self.tree.read(f"{commit.sha}~", name) or b"" for name in names}
-            after = {name: self.tree.read(commit.sha, name) or b"" for name in names}
-            if not commit.changed or (names and before == after and not unusual):
+                if commit.unusual.get(name, "").startswith("a "):  # a link or a submodule
+                    self._add_fault(commit, f"makes {name}, which is upstream's, {commit.unusual[name]}.")
+                elif commit.changed[name] == "A" and name not in renamed:
+                    self._add_fault(commit, f"adds {name}, which a hook before it has taken away: change that hook.")
+                elif name in renamed and not name.startswith("sglang/"):
+                    self._add_fault(commit, f"renames {renamed[name]}, which is upstream's, to outside sglang/.")
+            if not commit.changed:
                 self._add_fault(commit, "changes no line of any file; drop it.")
             elif names:
-                self._read_hook(commit, before, after)
+                before = {name: self.tree.read(f"{commit.sha}~", name) for name in names}
+                after = {name: self.tree.read(commit.sha, name) for name in names}
+                self._read_hook(commit, before, after, renamed)
             for name in sorted(commit.changed):
                 self._refuse_markers(commit, name)
 
@@ -92,7 +101,13 @@ class _CommitReader:
                 f"{folder}: its hooks are not in the series' order, new ones last: {', '.join(in_order)}."
             )
 
-    def _read_hook(self, commit: Commit, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
+    def _read_hook(
+        self,
+        commit: Commit,
+        before: Mapping[str, bytes | None],
+        after: Mapping[str, bytes | None],
+        renamed: Mapping[str, str],
+    ) -> None:
         name = commit.trailers.get("Hook") or re.sub(r"[^a-z0-9]+", "-", commit.subject.lower()).strip("-")
         if not HOOK_NAME.fullmatch(name) or name in ("series", README):
             self.faults.append(
@@ -108,24 +123,27 @@ class _CommitReader:
                     f"would be the new hook {name}, and its message has no {', '.join(lacking)}: `git commit --amend`"
                     " it, Why as the body, the others as trailers; or `git rebase -i` squashes it into its hook.",
                 )
-            self.found[name] = CommittedHook(name=name, header=header, before=before, after=after)
+            self.found[name] = CommittedHook(name=name, header=header, before=before, after=after, renamed=renamed)
 
     def _header(self, commit: Commit, name: str) -> dict[str, str]:
         """Return what a commit's message says, completed from the hook as it was, or else by asking."""
         header = {"Subject": commit.subject, "Why": commit.body, **commit.trailers}
         hook = next((hook for hook in self.hooks if hook.name == name), None)
         old = (hook.variant(self.version) or hook.variants[-1]) if hook else None
-        for field in ASKED:
-            if not header.get(field) and old is not None:
-                header[field] = old.header[field]
-            elif not header.get(field):
-                header[field] = self.ask(name, field) if self.ask else ""
+        for asked in ASKED:
+            if not header.get(asked) and old is not None:
+                header[asked] = old.header[asked]
+            elif not header.get(asked):
+                header[asked] = self.ask(name, asked) if self.ask else ""
         return header
 
     def _refuse_markers(self, commit: Commit, name: str) -> None:
         """Note each line of a file that is a conflict marker, and is not upstream's or the overlay's."""
         content = self.tree.read(commit.sha, name) or b""
-        numbers, lines = find_markers(content, self.tree.read(OVERLAY, name)), split_lines(content)
+        numbers, lines = (
+            find_markers(content, self.tree.read(OVERLAY, commit.renamed.get(name, name))),
+            split_lines(content),
+        )
         if all(lines[number - 1].startswith("=") for number in numbers):
             return  # a title of a text can be underlined like that
         hook = f", to be settled for hook {commit.trailers['Hook']}" if "Hook" in commit.trailers else ""

@@ -3,37 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from unidiff import PatchSet
 
+from overlay_tools.archive.mode import is_executable
 from overlay_tools.patches.apply import find_hunk
 from overlay_tools.patches.code_spans import scope_of
 from overlay_tools.patches.line_diff import Change, find_changes
-from overlay_tools.patches.model import CONTEXT, lines_with_ends, sides, split_lines
+from overlay_tools.patches.model import (
+    CONTEXT,
+    EXECUTABLE,
+    ORDINARY,
+    blob_id,
+    lines_with_ends,
+    sides,
+    split_lines,
+)
+
+_NONE = "0" * 40  # git's id of a file that is not there
 
 
-def make_diff(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
+def make_diff(
+    before: Mapping[str, bytes | None],
+    after: Mapping[str, bytes | None],
+    renamed: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Return the diff between files by path: the same for the same content, and the one that lint asks for.
 
-    Only files whose content differs are in it, sorted by path. A hunk has three lines of context, or as many more as it
-    takes for it to fit the file at one place only.
+    Only files that differ are in it, sorted by path. A hunk has three lines of context, or as many more as it takes for
+    it to fit the file at one place only.
+    Parameters: `before` and `after`, None or nothing for a file that is not there; `renamed`, by the path of each file
+    that is only there afterwards, the one that it had before.
     """
-    return "".join(
-        _file_diff(name, before[name], after[name]) for name in sorted(before) if before[name] != after[name]
-    )
+    target = {old: new for new, old in renamed.items()}
+    changed = []
+    for name in sorted(before):
+        old, new = before[name], after.get(target.get(name, name))
+        if old is not None and (old != new or name in target):
+            changed.append(_file_diff(name, target.get(name, name), old, new))
+    return "".join(changed)
 
 
-def _file_diff(name: str, before: bytes, after: bytes) -> str:
+def _file_diff(name: str, target: str, before: bytes, after: bytes | None) -> str:
+    head = f"diff --git a/{name} b/{target}\n"
+    if after is None:
+        return f"{head}deleted file mode {_mode(before)}\nindex {blob_id(before)}..{_NONE}\n"
+    if is_executable(before) != is_executable(after):
+        head += f"old mode {_mode(before)}\nnew mode {_mode(after)}\n"
+    same = bytes(before) == bytes(after)
+    if target != name:
+        index = f"index {blob_id(before)}..{blob_id(before)}\n" if same else ""
+        head += f"similarity index {_similarity(before, after)}%\nrename from {name}\nrename to {target}\n{index}"
+    return head if same else f"{head}--- a/{name}\n+++ b/{target}\n{_hunks(before, after)}"
+
+
+def _mode(content: bytes) -> str:
+    return EXECUTABLE if is_executable(content) else ORDINARY
+
+
+def _similarity(before: bytes, after: bytes) -> int:
+    """Return how much of the larger of two contents stands in both, in percent; 100 only if they are the same."""
+    if bytes(before) == bytes(after):
+        return 100
+    old, new = (lines_with_ends(split_lines(content)) for content in (before, after))
+    lost = sum(len(line) for change in find_changes(old, new) for line in old[change.start : change.end])
+    sizes = [sum(map(len, lines)) for lines in (old, new)]
+    return min(99, (sizes[0] - lost) * 100 // max(sizes))
+
+
+def _hunks(before: bytes, after: bytes) -> str:
+    """Return the hunks that make a file's content of another, which differs."""
     old, new = (lines_with_ends(split_lines(content)) for content in (before, after))
     changes = find_changes(old, new)
     context = [CONTEXT] * len(changes)
     while True:
         groups = _group(changes, context)
         hunks = [_format_hunk(old, new, changes[first:end], context[first], after) for first, end in groups]
-        diff = "".join([f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n", *hunks])
-        ambiguous = _ambiguous_hunks(before, diff)
+        ambiguous = _ambiguous_hunks(before, "".join(["--- a/file\n+++ b/file\n", *hunks]))
         if not ambiguous:
-            return diff
+            return "".join(hunks)
         for first, end in (groups[n] for n in ambiguous):
             context[first:end] = [context[first] + 1] * (end - first)
 

@@ -43,8 +43,7 @@ def edit(project: Project, cache: Path, version: str, *, discard: bool) -> Workt
         shutil.rmtree(new, ignore_errors=True)
         part = Worktree.create(new, base, read_package(project, "sglang", version))
         for patch in patches:
-            part.write(apply_series([patch], part.read_working, f"sglang {version}"))
-            part.commit_hook(patch)
+            part.commit_hook(patch, apply_series([patch], part.read_working, f"sglang {version}"))
         ExportedState.note(part, patches)
         shutil.rmtree(tree.folder, ignore_errors=True)
         part.folder.rename(tree.folder)

@@ -147,7 +147,7 @@ class ExactImport:
         return None
 
     def _makes(
-        self, patch: ForeignPatch, wanted: Sequence[FileChange], tree: HookedTree, made: Mapping[str, bytes]
+        self, patch: ForeignPatch, wanted: Sequence[FileChange], tree: HookedTree, made: Mapping[str, bytes | None]
     ) -> bool:
         """Tell whether a patch makes these files of a release, and none for overlay/ that is not there."""
         try:
@@ -206,7 +206,9 @@ class ExactImport:
             first_line=max(change.line - 3, 1),  # an error names the line of the @@, three lines further
             files=list(PatchSet.from_string(diff)),
         )
-        return apply_series([foreign], read, f"sglang {self.base.version}")[change.name]
+        made = apply_series([foreign], read, f"sglang {self.base.version}")[change.name]
+        assert made is not None  # a deletion has no hunks
+        return made
 
     def _add(self, name: str, content: bytes, effect: _Effect) -> None:
         if self.base.read(name) is not None:

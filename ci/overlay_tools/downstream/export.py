@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Worktree
 from overlay_tools.errors import REPORT, PatchError, WorktreeError
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import load_checked_series
-from overlay_tools.patches.model import Hook
+from overlay_tools.patches.model import Hook, renames, target_of
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import get_release, load_lock
 from overlay_tools.upstream.source_tree import open_source_tree
@@ -54,7 +54,7 @@ def export(
     tree = _open_worktree(project, version, hooks)
     committed = read_committed_hooks(tree, hooks, version, project.replaced(version), ask)
     exported = Exported(hooks=hooks, committed=committed, version=version, wanted=wanted, patches=project.patches)
-    overlay = _overlay_changes(tree, project, version)
+    overlay = _overlay_changes(tree, project, version, committed, _renamed_by(hooks, version))
     with ExitStack() as stack:
         sources = {v: stack.enter_context(open_source_tree(lock[v], cache)) for v in lock}
         with console.step(f"Try {len(committed)} hooks on {len(lock)} releases"):
@@ -104,26 +104,37 @@ def _check_effect(tree: Worktree, made: HookedTree, committed: Mapping[str, Comm
         )
 
 
-def _overlay_changes(tree: Worktree, project: Project, version: str) -> dict[str, bytes | None]:
+def _renamed_by(hooks: Sequence[Hook], version: str) -> set[str]:
+    """Return the names that the hooks of a release give files of upstream's."""
+    patches = [patch for hook in hooks if (patch := hook.variant(version))]
+    return {target_of(file) for patch in patches for file in patch.files if renames(file)}
+
+
+def _overlay_changes(
+    tree: Worktree, project: Project, version: str, committed: Mapping[str, CommittedHook], renamed: Set[str]
+) -> dict[str, bytes | None]:
     """Return the overlay's files that the commits change, by path, with their content, None where they are removed.
 
+    Parameters: `committed`, the hooks of the commits, whose files are not the overlay's; `renamed`, names that hooks
+    have given files of upstream's until now.
     Raises WorktreeError if a file has changed in overlay/ too since then, or would not go into any wheel; BuildError if
     one does not compile.
     """
-    upstream, exported = tree.names(UPSTREAM) - project.replaced(version), ExportedState.read(tree).exported
+    exported = ExportedState.read(tree).exported
+    upstream = (tree.names(UPSTREAM) - project.replaced(version)).union(*(hook.after for hook in committed.values()))
     found: dict[str, bytes | None] = {}
     faults = [
         f"{tree.folder / name} is {kind}; only ordinary files go to overlay/."
         for name, kind in tree.unusual_since(exported).items()
         if name not in upstream
     ]
-    for name in sorted(tree.changed_since(exported) - upstream):
+    for name in sorted((tree.changed_since(exported) | renamed) - upstream):
         path = project.overlay / name
         here = path.read_bytes() if path.is_file() else None
         new = tree.read("HEAD", name)
         if here == new:
             continue
-        if here != tree.read(exported, name):
+        if here != (None if name in renamed else tree.read(exported, name)):
             faults.append(f"{path} has changed since {tree.folder} was made, and there too.")
         if not name.startswith("sglang/"):
             faults.append(f"{tree.folder / name} would not go into any wheel: it is not under sglang/.")

@@ -120,7 +120,7 @@ class ExportPlan:
             self._seen.append(_Seen(hook.name, names, [v for v in taken if taken[v] is not None], changed=False))
             if all(old.header[name] == hook.header[name] for name in ("Subject", *ASKED)):
                 return {}
-        diff = old.diff if old is not None and same else make_diff(hook.before, hook.after)
+        diff = old.diff if old is not None and same else make_diff(hook.before, hook.after, hook.renamed)
         self.queue.add_variant(hook.name, [version], hook.header, diff)
         new = self.queue.variant(hook.name, version, self.exported.patches)
         if same:  # what another variant serves stays with it, and the header goes to all that have the diff
@@ -164,7 +164,7 @@ class ExportPlan:
         )
 
 
-def _effect(patch: Patch, hook: CommittedHook) -> Mapping[str, bytes] | None:
+def _effect(patch: Patch, hook: CommittedHook) -> Mapping[str, bytes | None] | None:
     """Return what a patch makes of the files as a commit found them, None if it does not apply to them."""
     try:
         return apply_series([patch], hook.before.get, hook.name)

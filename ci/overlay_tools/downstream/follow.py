@@ -43,7 +43,7 @@ class AppliedHook:
     """A hook that holds in the new release: a variant, whose header is the hook's, and the files that it makes."""
 
     patch: Patch
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes | None]
 
 
 class LockedReleases:
@@ -164,7 +164,7 @@ class Follower:
             self.reports.append(HunkReport(hook.name, target_of(file), "settled", note))
         self._apply(patch, files)
 
-    def _apply(self, patch: Patch, files: Mapping[str, bytes]) -> None:
+    def _apply(self, patch: Patch, files: Mapping[str, bytes | None]) -> None:
         self.new.touched.update(files)
         if self.open is None:
             self.applied.append(AppliedHook(patch=patch, files=files))

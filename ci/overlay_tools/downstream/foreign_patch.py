@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from unidiff import Hunk, PatchedFile, PatchSet
 from unidiff.errors import UnidiffParseError
 
+from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.checkout import is_scratch
 from overlay_tools.downstream.worktree import read_trailers
 from overlay_tools.errors import PatchError
@@ -104,7 +105,7 @@ def apply_as_stated(content: bytes, file: PatchedFile) -> bytes | None:
             return None
         lines[start : start + len(before)] = after
         shift += len(after) - len(before)
-    return "".join(lines).encode("utf-8", "surrogateescape")
+    return with_mode("".join(lines).encode("utf-8", "surrogateescape"), executable=is_executable(content))
 
 
 def last_contents(patches: Sequence[ForeignPatch]) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.foreign_patch import FileChange, ForeignPatch, new_file, slug
@@ -90,7 +91,8 @@ def compare(fork: Fork, base: WheelReader, version: str, exclude: Sequence[str])
     changes: list[FileChange] = []
     for name in sorted(fork.crcs.keys() & old.keys()):
         if fork.crcs[name] != old[name]:
-            before, after = base.read(name), fork.read(name)
+            before = base.read(name)
+            after = with_mode(fork.read(name), executable=is_executable(before))
             if b"\0" in before or b"\0" in after:
                 changes.append(FileChange(name=name, left_out="it is binary, which a hook cannot express"))
             else:

@@ -6,6 +6,7 @@ import keyword
 import re
 from collections.abc import Callable, Set
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from unidiff import PatchSet
 
@@ -13,7 +14,7 @@ from overlay_tools.downstream.committed_hooks import CommittedHook
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.foreign_patch import ForeignPatch
 from overlay_tools.patches.code_spans import scopes_around
-from overlay_tools.patches.model import Patch, split_lines, target_of
+from overlay_tools.patches.model import Patch, renames, source_of, split_lines, target_of
 
 _NAME = re.compile(r"[^\W\d]\w*")
 
@@ -45,9 +46,13 @@ def read_names(hook: CommittedHook, old: Patch | None) -> HookNames:
     Parameters: `old`, the variant that it was until now: what that used already is no new need.
     """
     brings, uses = set[str](), set[str]()
-    for file in PatchSet.from_string(make_diff(hook.before, hook.after)):
-        name = target_of(file)
-        sides = {False: split_lines(hook.before[name]), True: split_lines(hook.after[name])}
+    for file in PatchSet.from_string(make_diff(hook.before, hook.after, hook.renamed)):
+        if renames(file):  # then others can import it by this name
+            brings |= _names(PurePosixPath(target_of(file)).stem)
+        if not len(file):
+            continue
+        texts = hook.before[source_of(file)], hook.after[target_of(file)]
+        sides = {bool(n): split_lines(text or b"") for n, text in enumerate(texts)}
         brings |= _names("\n".join(sides[True])) - _names("\n".join(sides[False]))
         for line in (line for hunk in file for line in hunk if not line.is_context):
             number = line.target_line_no if line.is_added else line.source_line_no

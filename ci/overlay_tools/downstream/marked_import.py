@@ -8,6 +8,7 @@ from itertools import accumulate
 
 from unidiff import Hunk, PatchSet
 
+from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.downstream.exact_import import ExactAttempt, ExactImport
 from overlay_tools.downstream.foreign_patch import FileChange, ForeignPatch
 from overlay_tools.patches.apply import find_block, find_hunk
@@ -140,7 +141,7 @@ class MarkedImport:
         files, marked = {}, []
         for name, file in self._tree.changed().items():
             lines = list(file.with_markers(ours, EXPECTED, MADE))
-            data = join_lines(lines)
+            data = with_mode(join_lines(lines), executable=is_executable(self.exact.read(name) or b""))
             if data != self._written.get(name, self.exact.read(name)):
                 files[name] = self._written[name] = data
                 marked += [f"{name}:{n}" for n, line in enumerate(lines, 1) if line == f"{'<' * 7} {ours}"]

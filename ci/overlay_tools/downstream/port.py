@@ -191,7 +191,7 @@ class Port:
         """Commit what a person has settled; put before an open hook those that hold, and its files with markers."""
         for hook in follower.applied:
             if hook.patch.hook == follower.answers.uncommitted:
-                self.tree.commit_hook(hook.patch)
+                self.tree.commit_hook(hook.patch, hook.files)
         if follower.open is None:
             return
         if not self.tree.folder.exists():
@@ -200,8 +200,7 @@ class Port:
         committed = commits_by_hook(self.tree)
         for hook in follower.applied:
             if hook.patch.hook not in committed:
-                self.tree.write(hook.files)
-                self.tree.commit_hook(hook.patch)
+                self.tree.commit_hook(hook.patch, hook.files)
         self.tree.write(follower.open.marked)
 
     def _stop_at_open(self, state: PortState, relocated: RelocatedPatch | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import zipfile
@@ -9,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.errors import ToolError, WorktreeError
-from overlay_tools.patches.model import Patch, split_lines
+from overlay_tools.patches.model import EXECUTABLE, ORDINARY, Patch, split_lines
 from overlay_tools.subprocesses import git, git_bytes
 
 UPSTREAM, OVERLAY = "upstream", "overlay"  # the tags of the first two commits
@@ -18,7 +20,7 @@ _TRAILERS = ("Hook", "Forwarded", "Remove-When")
 _CALLED = {name.lower(): name for name in _TRAILERS}
 _MESSAGE = "%P%x00%B%x00%(trailers)%x00%(trailers:only,unfold)"
 _WHO = ("-c", "user.name=sglang-overlay", "-c", "user.email=sglang-overlay@localhost")
-_ORDINARY, _EXECUTABLE, _LINK, _SUBMODULE = "100644", "100755", "120000", "160000"  # git's modes
+_LINK, _SUBMODULE = "120000", "160000"  # git's modes of what is not a file
 _MARKER = re.compile(r"^(?:<{7}|>{7}|\|{7})(?: |$)|^={7}$")
 
 
@@ -27,7 +29,8 @@ class Commit:
     """A commit after the overlay's.
 
     `changed`: what was done to files (git's A, M, D, T), by path; `unusual`: by path, what is now more or other than an
-    ordinary file, as upstream's or the overlay's are.
+    ordinary file, as the overlay's are; `renamed`: by the path of a file that is new, that of a file which is gone, of
+    which git says that it has become this one.
     """
 
     sha: str
@@ -37,6 +40,7 @@ class Commit:
     trailers: Mapping[str, str]
     changed: Mapping[str, str]
     unusual: Mapping[str, str]
+    renamed: Mapping[str, str]
 
 
 class Worktree:
@@ -56,6 +60,9 @@ class Worktree:
         part.mkdir(parents=True)
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(part)
+            for info in archive.infolist():
+                if info.external_attr >> 16 & 0o111 and not info.is_dir():
+                    (part / info.filename).chmod(0o755)
         tree = cls(part)
         tree.git("init", "--quiet", "--initial-branch=main")
         # Loose objects of a release are read once or never: packing them tight would take most of the time.
@@ -85,24 +92,27 @@ class Worktree:
     def read_working(self, name: str) -> bytes | None:
         """Return a file as it lies in the worktree, or None if it is not there."""
         path = self.folder / name
-        return path.read_bytes() if path.is_file() else None
+        return with_mode(path.read_bytes(), executable=os.access(path, os.X_OK)) if path.is_file() else None
 
-    def write(self, files: Mapping[str, bytes]) -> None:
-        """Write files by path."""
+    def write(self, files: Mapping[str, bytes | None]) -> None:
+        """Write files by path, None to remove one."""
         for name, data in files.items():
             path = self.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            if data is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+                path.chmod(0o755 if is_executable(data) else 0o644)
 
-    def commit_hook(self, patch: Patch) -> None:
-        """Commit what has changed as a hook, its header as the message."""
-        self.git("add", "--update")
-        self.git(*_WHO, "commit", "--quiet", "--file=-", stdin=message_of(patch))
+    def commit_hook(self, patch: Patch, files: Mapping[str, bytes | None]) -> None:
+        """Write the files that a hook makes and commit them, its header as the message."""
+        self.commit_files(files, message_of(patch))
 
-    def commit_files(self, files: Mapping[str, bytes], message: str) -> None:
-        """Write files by path, and commit them."""
+    def commit_files(self, files: Mapping[str, bytes | None], message: str) -> None:
+        """Write files by path, None to remove one, and commit them."""
         self.write(files)
-        self.git("add", "--force", "--", *files)
+        self.git("--literal-pathspecs", "add", "--all", "--force", "--", *files)
         self.git(*_WHO, "commit", "--quiet", "--file=-", stdin=message)
 
     def _commit(self, message: str, tag: str) -> None:
@@ -163,14 +173,18 @@ class Worktree:
                     trailers=read_trailers(trailers),
                     changed={name: status for name, (_, _, status) in changes.items()},
                     unusual=_unusual(changes),
+                    renamed=self._renamed(sha) if {"A", "D"} <= {status for _, _, status in changes.values()} else {},
                 )
             )
         return found
 
     def read(self, commit: str, name: str) -> bytes | None:
         """Return a file as it is in a commit, or None if the commit has none."""
-        done = git_bytes(["cat-file", "blob", f"{commit}:{name}"], cwd=self.folder)
-        return done.stdout if done.returncode == 0 else None
+        entry = self.git("--literal-pathspecs", "ls-tree", "-z", commit, "--", name).partition("\t")[0].split()
+        if entry[1:2] != ["blob"]:
+            return None
+        done = git_bytes(["cat-file", "blob", entry[2]], cwd=self.folder)
+        return with_mode(done.stdout, executable=entry[0] == EXECUTABLE)
 
     def changed_since(self, commit: str) -> set[str]:
         """Return the paths of the files in which HEAD differs from a commit."""
@@ -185,6 +199,12 @@ class Worktree:
         fields = self.git("diff-tree", "-r", "--no-renames", "--raw", "-z", before, after).split("\0")
         rows = ((name, entry.lstrip(":").split()) for entry, name in zip(fields[0::2], fields[1::2], strict=False))
         return {name: (old, new, status) for name, (old, new, _, _, status) in rows}
+
+    def _renamed(self, sha: str) -> dict[str, str]:
+        """Return the paths of the files that a commit has renamed, by the new one."""
+        words = ("-r", "--find-renames", "--diff-filter=R", "--name-status", "-z", f"{sha}~", sha)
+        fields = self.git("diff-tree", *words).split("\0")
+        return {new: old for old, new in zip(fields[1::3], fields[2::3], strict=False)}
 
     def names(self, commit: str) -> set[str]:
         """Return the paths of all files in a commit."""
@@ -202,9 +222,9 @@ def _unusual(changes: Mapping[str, tuple[str, str, str]]) -> dict[str, str]:
     for name, (old, new, _) in changes.items():
         if new in (_LINK, _SUBMODULE):
             found[name] = "a symbolic link" if new == _LINK else "a submodule"
-        elif new == _EXECUTABLE and old != new:
+        elif new == EXECUTABLE and old != new:
             found[name] = "executable"
-        elif old == _EXECUTABLE and new == _ORDINARY:
+        elif old == EXECUTABLE and new == ORDINARY:
             found[name] = "no longer executable"
     return found
 

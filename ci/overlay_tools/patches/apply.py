@@ -6,28 +6,44 @@ from collections.abc import Callable, Sequence
 
 from unidiff import Hunk, PatchedFile
 
+from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.errors import PatchError
-from overlay_tools.patches.model import Patch, begins_file, ends_file, join_lines, locate, sides, split_lines, target_of
+from overlay_tools.patches.model import (
+    Patch,
+    begins_file,
+    blob_id,
+    blob_of,
+    deletes,
+    ends_file,
+    join_lines,
+    locate,
+    locate_file,
+    modes_of,
+    sides,
+    source_of,
+    split_lines,
+    target_of,
+)
+
+_UPSTREAM = "It is upstream: end `Applies` before this release."
 
 
-def apply_series(patches: Sequence[Patch], read: Callable[[str], bytes | None], base: str) -> dict[str, bytes]:
+def apply_series(patches: Sequence[Patch], read: Callable[[str], bytes | None], base: str) -> dict[str, bytes | None]:
     """Apply patches in order, all of them or none.
 
     Parameters: `read` gives the content of a file of the base, or None if it has no such file; `base` is what an error
     calls it.
-    Returns the new content of every touched file.
+    Returns the new content of every touched file, None for one that is deleted or renamed.
     Raises PatchError if a patch does not apply exactly, or changes nothing.
     """
-    touched: dict[str, bytes] = {}
+    touched: dict[str, bytes | None] = {}
+
+    def now(name: str) -> bytes | None:
+        return touched[name] if name in touched else read(name)
+
     for patch in patches:
         for file in patch.files:
-            name = target_of(file)
-            content = touched[name] if name in touched else read(name)
-            if content is None:
-                raise PatchError(
-                    f"{patch.path}: {base} has no {name}.", hint="Upstream moved or removed it: move the hook."
-                )
-            touched[name] = _apply_to_file(patch, file, content, base)
+            touched |= _apply_to_file(patch, file, now, base)
     return touched
 
 
@@ -55,9 +71,50 @@ def _find_side(lines: Sequence[str], hunk: Hunk, side: Sequence[str]) -> list[in
     return places
 
 
-def _apply_to_file(patch: Patch, file: PatchedFile, content: bytes, base: str) -> bytes:
+def _apply_to_file(
+    patch: Patch, file: PatchedFile, read: Callable[[str], bytes | None], base: str
+) -> dict[str, bytes | None]:
+    """Return what a patch makes of one file, by path: with a rename there are two."""
+    name, target, at = source_of(file), target_of(file), locate_file(patch, file)
+    content = read(name)
+    if content is None:
+        if deletes(file):
+            raise PatchError(f"{at}: {base} has no {name} to delete.", hint=_UPSTREAM)
+        if target != name and read(target) is not None:
+            raise PatchError(f"{at}: {base} has no {name}, and it has {target}.", hint=_UPSTREAM)
+        raise PatchError(f"{patch.path}: {base} has no {name}.", hint="Upstream moved or removed it: move the hook.")
+    if target != name and read(target) is not None:
+        raise PatchError(
+            f"{at}: {base} has a file {target} already.", hint="A variant for this release gives the file another name."
+        )
+    if blob_of(file) not in ("", blob_id(content)):
+        raise PatchError(
+            f"{at}: {name} of {base} has changed since the hook was made, which {_verb(file)} it as it was.",
+            hint="See what has changed; if the hook is right all the same, add a variant for this release.",
+        )
+    if deletes(file):
+        return {name: None}
+    made = _apply_mode(at, file, content, f"{name} of {base}")
+    if len(file):
+        made = with_mode(_apply_hunks(patch, file, content, base), executable=is_executable(made))
+    return {name: None, target: made}  # without a rename both are one
+
+
+def _verb(file: PatchedFile) -> str:
+    return "deletes" if deletes(file) else "renames"
+
+
+def _apply_mode(at: str, file: PatchedFile, content: bytes, where: str) -> bytes:
+    """Return a file's content with the mode that a diff gives it."""
+    before, after = modes_of(file) or (is_executable(content),) * 2
+    if is_executable(content) != before:
+        raise PatchError(f"{at}: {where} is {'' if after else 'not '}executable already.", hint=_UPSTREAM)
+    return with_mode(content, executable=after)
+
+
+def _apply_hunks(patch: Patch, file: PatchedFile, content: bytes, base: str) -> bytes:
     """Return a file with the hunks of a patch, each placed where the ones before it have left its lines."""
-    where = f"{target_of(file)} of {base}"
+    where = f"{source_of(file)} of {base}"
     lines = split_lines(content)
     faults, upstream = [], []
     for hunk in file:
@@ -77,7 +134,7 @@ def _apply_to_file(patch: Patch, file: PatchedFile, content: bytes, base: str) -
         else:
             faults.append(f"{locate(patch, hunk)}: {_why_not(lines, hunk, where)}.")
     if upstream and not faults:
-        raise PatchError(*upstream, hint="It is upstream: end `Applies` before this release.")
+        raise PatchError(*upstream, hint=_UPSTREAM)
     if faults:
         raise PatchError(*faults, *upstream, hint="Hunks apply exactly or not at all: add a variant for this release.")
     if (made := join_lines(lines)) == content:

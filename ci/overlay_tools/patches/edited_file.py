@@ -108,7 +108,7 @@ class EditedTree:
     """
 
     def __init__(self, release: HookedTree) -> None:
-        self.names = release.sources.names
+        self.names = release.names
         self._release = release
         self._files: dict[str, EditedFile] = {}
 

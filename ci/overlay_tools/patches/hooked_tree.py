@@ -12,10 +12,10 @@ from overlay_tools.upstream.source_tree import SourceTree
 
 @dataclass(frozen=True, slots=True)
 class HookedTree:
-    """A release's files with hooks applied: `touched`, by path, goes before `sources`."""
+    """A release's files with hooks applied: `touched`, by path, None for what is gone, goes before `sources`."""
 
     sources: SourceTree
-    touched: dict[str, bytes] = field(default_factory=dict)
+    touched: dict[str, bytes | None] = field(default_factory=dict)
 
     @classmethod
     def apply(cls, sources: SourceTree, hooks: Sequence[Hook]) -> HookedTree:
@@ -25,6 +25,12 @@ class HookedTree:
         """
         patches = [patch for hook in hooks if (patch := hook.variant(sources.version))]
         return cls(sources, apply_series(patches, sources.read, f"sglang {sources.version}"))
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Return the paths of the Python files under sglang/."""
+        gone = None in self.touched.values()  # without that no hook has renamed a file either
+        return self.sources.changed(self.touched).names if gone else self.sources.names
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, or None if there is none."""

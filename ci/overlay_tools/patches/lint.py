@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from unidiff import Hunk
+from unidiff import Hunk, PatchedFile
 
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.line_diff import count_changes
@@ -37,8 +37,8 @@ def lint(hooks: Sequence[Hook], versions: Sequence[str]) -> list[str]:
         faults += _lint_coverage(hook, versions)
         for patch in hook.variants:
             faults += _lint_name(patch, versions)
-            faults += _lint_lines(patch)
             for file in patch.files:
+                faults += _lint_index(patch, file)
                 for hunk in file:
                     faults += _lint_size(patch, hunk)
                     faults += _lint_gaps(patch, hunk)
@@ -77,9 +77,9 @@ def _lint_name(patch: Patch, versions: Sequence[str]) -> Iterable[str]:
         yield f"{patch.path}: it first applies to {covered[0]}; name it {covered[0]}.patch."
 
 
-def _lint_lines(patch: Patch) -> Iterable[str]:
-    for number, line in enumerate(patch.diff.split("\n"), patch.first_line):
-        if re.match(r"index [0-9a-f]+\.\.", line):
+def _lint_index(patch: Patch, file: PatchedFile) -> Iterable[str]:
+    for number, line in enumerate(file.patch_info or (), patch.first_line + file.diff_line_no - 1):
+        if line.startswith("index ") and len(file):
             yield f"{patch.path}:{number}: an index line changes with every release; remove it."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from overlay_tools.errors import PatchError
 FIELDS = ("Subject", "Why", "Applies", "Forwarded", "Remove-When")
 FORWARDED = re.compile(r"https://\S+$|no: \S")
 HOOK_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+ORDINARY, EXECUTABLE = "100644", "100755"  # git's modes of files
 README = "README.md"  # in patches/: about the hooks, and not one of them
 TO_BE_FILLED = "TO BE FILLED"  # stands in a header for what a person must say yet
 CONTEXT = 3  # lines at each end of a hunk, or more where it would fit at more than one place with these
@@ -82,9 +84,41 @@ class Hook:
         return fitting[0] if fitting else None
 
 
-def target_of(file: PatchedFile) -> str:
+def source_of(file: PatchedFile) -> str:
     """Return the path of the file that a diff changes, as in a wheel: `sglang/...`."""
-    return str(file.target_file).removeprefix("b/")
+    return str(file.source_file).removeprefix("a/")
+
+
+def target_of(file: PatchedFile) -> str:
+    """Return the path that the file has afterwards; of one that the diff deletes, the one that it had."""
+    return source_of(file) if deletes(file) else str(file.target_file).removeprefix("b/")
+
+
+def deletes(file: PatchedFile) -> bool:
+    """Tell whether a diff deletes a file, rather than empties it."""
+    return bool(file.target_file == "/dev/null")
+
+
+def renames(file: PatchedFile) -> bool:
+    """Tell whether a diff gives a file another name."""
+    return source_of(file) != target_of(file)
+
+
+def modes_of(file: PatchedFile) -> tuple[bool, bool] | None:
+    """Return whether the file is executable before and after the diff, None if that does not change."""
+    found = re.search(r"^old mode (\d+)\nnew mode (\d+)$", str(file.patch_info), re.MULTILINE)
+    return (found[1] == EXECUTABLE, found[2] == EXECUTABLE) if found else None
+
+
+def blob_of(file: PatchedFile) -> str:
+    """Return the id that git gives the content which a diff expects; "" where its hunks say what they expect."""
+    found = re.search(r"^index ([0-9a-f]+)\.\.", str(file.patch_info), re.MULTILINE)
+    return found[1] if found and not len(file) else ""
+
+
+def blob_id(content: bytes) -> str:
+    """Return the id that git gives a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def split_lines(content: bytes) -> list[str]:
@@ -128,6 +162,11 @@ def begins_file(hunk: Hunk) -> bool:
 def ends_file(hunk: Hunk) -> bool:
     """Tell whether a hunk was made at the end of a file: it has no context after its changes, or no line end."""
     return not [line for line in hunk if line.line_type][-1].is_context
+
+
+def locate_file(patch: Patch, file: PatchedFile) -> str:
+    """Return where a file's part of the diff begins, as the patch file and the line of its `diff --git`."""
+    return f"{patch.path}:{patch.first_line + file.diff_line_no - 1}"
 
 
 def locate(patch: Patch, hunk: Hunk) -> str:

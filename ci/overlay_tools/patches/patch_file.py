@@ -1,4 +1,4 @@
-"""One patch file, read and checked: a header as in RFC 822, then a diff that changes lines of existing files."""
+"""One patch file, read and checked: a header as in RFC 822, then a diff of existing files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,24 @@ from unidiff import PatchedFile, PatchSet
 from unidiff.errors import UnidiffParseError
 
 from overlay_tools.errors import PatchError
-from overlay_tools.patches.model import FIELDS, FORWARDED, Patch, target_of
+from overlay_tools.patches.model import FIELDS, FORWARDED, Patch, deletes, modes_of, renames, source_of, target_of
 from overlay_tools.subprocesses import git
 
 HINT = "patches/README.md says what a patch must look like."
-_FILE_HEAD = re.compile(r"diff --git a/(\S+) b/\1\n(?:index .*\n)?--- a/\1\n\+\+\+ b/\1\n")
+_FILE_HEAD = re.compile(
+    r"""diff\ --git\ a/(?P<old>\S+)\ b/(?P<new>\S+)\n
+    (?:deleted\ file\ mode\ 100(?:644|755)\n
+    |(?:old\ mode\ 100(?P<mode>644|755)\nnew\ mode\ 100(?!(?P=mode))(?:644|755)\n)?
+     (?P<rename>(?:similarity\ index\ \d+%\n)?rename\ from\ (?P=old)\nrename\ to\ (?P=new)\n)?
+    )(?:index\ .*\n)?
+    (?P<lines>---\ a/(?P=old)\n\+\+\+\ b/(?P=new)\n)?""",
+    re.VERBOSE,
+)
+_BLOB, _NONE = "[0-9a-f]{40}", "0" * 40
+_INDEX = {  # what stands for the content where no hunk says what is expected
+    "delete": re.compile(rf"^index {_BLOB}\.\.{_NONE}$", re.MULTILINE),
+    "rename": re.compile(rf"^index ({_BLOB})\.\.\1$", re.MULTILINE),
+}
 
 
 def load_patch(path: Path, hook: str) -> Patch:
@@ -98,21 +111,42 @@ def _check_file_heads(path: Path, diff: str, first_line: int) -> Iterable[str]:
         where = f"{path}:{first_line + diff[: head.start()].count(chr(10))}:"
         if re.search(r"^(?:GIT binary patch|Binary files )", head[0], re.MULTILINE):
             yield f"{where} a binary diff; a patch changes text only."
-        elif re.search(r"^(?:new file|deleted file|--- /dev/null|\+\+\+ /dev/null)", head[0], re.MULTILINE):
-            yield f"{where} it adds or removes a whole file; files of our own belong in overlay/."
-        elif re.search(r"^(?:old|new) mode ", head[0], re.MULTILINE):
-            yield f"{where} it changes a file's mode; a patch changes lines only."
-        elif not _FILE_HEAD.fullmatch(head[0]):
-            yield f"{where} it renames a file, or does not begin with `diff --git`, `--- a/FILE`, `+++ b/FILE`."
+        elif re.search(r"^(?:new file|--- /dev/null)", head[0], re.MULTILINE):
+            yield f"{where} it adds a file; files of our own belong in overlay/."
+        elif re.search(r"^copy (?:from|to) ", head[0], re.MULTILINE):
+            yield f"{where} it copies a file; files of our own belong in overlay/."
+        elif re.search(r"^\+\+\+ /dev/null", head[0], re.MULTILINE):
+            yield f"{where} it deletes a file and shows its content; git's `--irreversible-delete` leaves that out."
+        else:
+            yield from _check_form(where, head[0], hunks=diff.startswith("@@ ", head.end()))
+
+
+def _check_form(where: str, head: str, *, hunks: bool) -> Iterable[str]:
+    """Yield what is wrong with the form of the lines before a file's first hunk, if it has one."""
+    found = _FILE_HEAD.fullmatch(head)
+    deletes = "\ndeleted file mode " in head
+    if found is None or bool(found["lines"]) != hunks or (found["rename"] is None and found["old"] != found["new"]):
+        yield (
+            f"{where} it does not begin with `diff --git` and go on as git writes it: `--- a/FILE` and `+++ b/FILE`,"
+            " `deleted file mode`, `rename from` and `rename to`, or `old mode` and `new mode`, 100644 and 100755."
+        )
+    elif deletes and (hunks or not _INDEX["delete"].search(head)):
+        yield f"{where} a file is deleted by its content: `index ID..{_NONE}`, with git's ID of it in full."
+    elif found["rename"] and not hunks and not _INDEX["rename"].search(head):
+        yield f"{where} a file is renamed as it is by its content: `index ID..ID`, with git's ID of it in full."
+    elif "\nindex " in head and not (deletes or found["rename"] or hunks):
+        yield f"{where} a change of mode has no index line: it is for any content."
 
 
 def _check_file(path: Path, file: PatchedFile, first_line: int) -> Iterable[str]:
     """Yield what is wrong with what a diff does to one file."""
     where = f"{path}:{first_line + file.diff_line_no - 1}:"
-    parts = PurePosixPath(target_of(file)).parts
-    if parts[0] != "sglang" or ".." in parts:
-        yield f"{where} {target_of(file)} is outside sglang/; paths are a/sglang/... and b/sglang/..., as in a wheel."
-    if not file.added + file.removed:
+    for name in dict.fromkeys((source_of(file), target_of(file))):
+        parts = PurePosixPath(name).parts
+        if parts[0] != "sglang" or ".." in parts:
+            yield f"{where} {name} is outside sglang/; paths are a/sglang/... and b/sglang/..., as in a wheel."
+    whole = deletes(file) or renames(file) or modes_of(file)
+    if not file.added + file.removed and (len(file) or not whole):
         yield f"{where} it changes no line of {target_of(file)}."
     if any(hunk.source_start and not hunk.source_length for hunk in file):
         yield f"{where} a hunk has no context, so that nothing says where it belongs."

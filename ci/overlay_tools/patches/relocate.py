@@ -8,23 +8,24 @@ from dataclasses import dataclass
 from overlay_tools.patches.apply import find_hunk
 from overlay_tools.patches.edited_file import EditedTree
 from overlay_tools.patches.hooked_tree import HookedTree
-from overlay_tools.patches.model import Patch, join_lines, locate, split_lines, target_of
+from overlay_tools.patches.model import Patch, join_lines, locate, source_of, split_lines, target_of
 from overlay_tools.patches.moving_hunk import MovingHunk, Placement
 from overlay_tools.patches.strategies import place_hunk
+from overlay_tools.patches.whole_file import act_on_whole_file, place_whole_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RelocatedPatch:
     """What became of a patch.
 
-    `files`: the files that it touches, with what is settled and what is proposed; `marked`: the same files with
-    conflict markers around everything that a person is to review.
+    `files`: the files that it touches, with what is settled and what is proposed, None for those that are to go;
+    `marked`: the same files with conflict markers around everything that a person is to review.
     """
 
     patch: Patch
     placements: Sequence[Placement]
-    files: dict[str, bytes]
-    marked: dict[str, bytes]
+    files: dict[str, bytes | None]
+    marked: dict[str, bytes | None]
 
     @property
     def settled(self) -> bool:
@@ -41,15 +42,17 @@ def relocate(patch: Patch, old: HookedTree, new: HookedTree) -> RelocatedPatch:
     lines: dict[str, Sequence[str]] = {}  # of the old release's files, with the hunks so far
     placements = []
     for file in patch.files:
-        name = target_of(file)
+        if (whole := place_whole_file(patch, file, new)) is not None:
+            placements.append(whole)
+        name = source_of(file)
         lines.setdefault(name, split_lines(old.read(name) or b""))
         for hunk in file:
             moving = MovingHunk(
                 hunk=hunk,
                 where=locate(patch, hunk),
-                name=name,
+                name=target_of(file) if new.read(name) is None else name,
                 old=lines[name],
-                old_names=old.sources.names,
+                old_names=old.names,
                 release=release,
             )
             placement = place_hunk(moving)
@@ -59,12 +62,12 @@ def relocate(patch: Patch, old: HookedTree, new: HookedTree) -> RelocatedPatch:
             lines[name] = moving.patched
     sides = (f"sglang {new.sources.version}", f"sglang {old.sources.version}", patch.hook)
     changed = release.changed()
-    return RelocatedPatch(
-        patch=patch,
-        placements=placements,
-        files={name: join_lines(file.lines) for name, file in changed.items()},
-        marked={name: join_lines(file.with_markers(*sides)) for name, file in changed.items()},
-    )
+    files: dict[str, bytes | None] = {name: join_lines(edited.lines) for name, edited in changed.items()}
+    marked: dict[str, bytes | None] = {name: join_lines(each.with_markers(*sides)) for name, each in changed.items()}
+    for made in (files, marked):
+        for file in patch.files:
+            act_on_whole_file(file, new, made)
+    return RelocatedPatch(patch=patch, placements=placements, files=files, marked=marked)
 
 
 def applies_unchanged(patch: Patch, old: HookedTree, new: HookedTree) -> bool:
@@ -73,7 +76,7 @@ def applies_unchanged(patch: Patch, old: HookedTree, new: HookedTree) -> bool:
     Unlike `relocate`, this looks for no other place. Parameters as there.
     """
     for file in patch.files:
-        name = target_of(file)
+        name = source_of(file)
         content = new.read(name)
         if content is None:
             return False

@@ -13,7 +13,7 @@ from overlay_tools.api_check.base_mentions import BaseMention, find_base_mention
 from overlay_tools.api_check.contract import Finding, check_contract
 from overlay_tools.errors import OverlayError, PatchError
 from overlay_tools.patches.apply import apply_series, find_hunk
-from overlay_tools.patches.model import Hook, Patch, split_lines, target_of
+from overlay_tools.patches.model import Hook, Patch, source_of, split_lines
 from overlay_tools.proving.results import Result, commit_of, inputs, load_results
 from overlay_tools.proving.stages import STAGES
 from overlay_tools.report.model import Cell, State, Status, StatusTable
@@ -88,7 +88,7 @@ def _check_sources(
 
 def _hook_cells(project: Project, hooks: Sequence[Hook], sources: SourceTree) -> Iterator[Cell]:
     """Yield a cell for each hook, applied to the release with those before it that apply."""
-    changed: dict[str, bytes] = {}
+    changed: dict[str, bytes | None] = {}
     for hook in hooks:
         read = partial(_read, changed, sources)
         try:
@@ -102,7 +102,7 @@ def _hook_cells(project: Project, hooks: Sequence[Hook], sources: SourceTree) ->
             yield _error_cell(project, "fails", error)
 
 
-def _read(changed: Mapping[str, bytes], sources: SourceTree, name: str) -> bytes | None:
+def _read(changed: Mapping[str, bytes | None], sources: SourceTree, name: str) -> bytes | None:
     return changed[name] if name in changed else sources.read(name)
 
 
@@ -110,17 +110,21 @@ def _applied_cell(patch: Patch, read: Callable[[str], bytes | None]) -> Cell:
     """Return the cell of a patch that applies to the files that `read` gives."""
     found = []
     for file in patch.files:
-        lines = split_lines(read(target_of(file)) or b"")
-        found += [(target_of(file), find_hunk(lines, hunk)[0] + 1, hunk.source_start) for hunk in file]
+        lines = split_lines(read(source_of(file)) or b"")
+        found += [(source_of(file), find_hunk(lines, hunk)[0] + 1, hunk.source_start) for hunk in file]
     offsets = sorted({line - stated for _, line, stated in found})
-    word = f"offset {' to '.join(f'{offset:+}' for offset in dict.fromkeys((offsets[0], offsets[-1])))}"
+    word = "exact"
+    if any(offsets):
+        word = f"offset {' to '.join(f'{offset:+}' for offset in dict.fromkeys((offsets[0], offsets[-1])))}"
     where = [f"{name}:{line}" + f", offset {line - stated:+}" * (line != stated) for name, line, stated in found]
+    whole = [source_of(file) for file in patch.files if not len(file)]
     at = f"line {found[0][1]}" if len(found) == 1 else f"{len(found)} hunks in {len(patch.files)} file"
+    at = at if found else "whole file"
     return Cell(
         state=State.GREEN,
-        word=word if offsets != [0] else "exact",
+        word=word,
         notes=[f"+{patch.added}/-{patch.removed}", at + "s" * (len(patch.files) > 1)],
-        names=where,
+        names=[*where, *whole],
     )
 
 

@@ -24,15 +24,22 @@ _HELD: dict[tuple[bytes, ...], dict[tuple[int, int], bool]] = {}  # by CRC and s
 
 
 class SourceTree:
-    """The files of one release by their path in the wheel, as upstream has them, or with others in their place.
+    """The files of one release by their path in the wheel, as upstream has them, or with some changed, added or gone.
 
     `names`: the paths of the Python files under sglang/.
     """
 
-    def __init__(self, version: str, wheel: WheelReader, changed: Mapping[str, bytes] = MappingProxyType({})) -> None:
+    def __init__(
+        self, version: str, wheel: WheelReader, changed: Mapping[str, bytes | None] = MappingProxyType({})
+    ) -> None:
         self.version = version
         self._changed = changed
-        self.names = tuple(name for name in wheel.members if name.startswith("sglang/") and name.endswith(".py"))
+        names = [*wheel.members, *(name for name in changed if name not in wheel.members)]
+        self.names = tuple(
+            name
+            for name in names
+            if name.startswith("sglang/") and name.endswith(".py") and changed.get(name, b"") is not None
+        )
         self._wheel = wheel
         self._read: dict[str, bytes | None] = {**changed}
         self._trees: dict[str, ast.Module] = {}
@@ -42,8 +49,8 @@ class SourceTree:
         """Return the wheel that the files are read from."""
         return self._wheel.path
 
-    def changed(self, files: Mapping[str, bytes]) -> SourceTree:
-        """Return the same release with the content of some of its files changed."""
+    def changed(self, files: Mapping[str, bytes | None]) -> SourceTree:
+        """Return the same release with other files, by path, None for one that it is not to have."""
         return SourceTree(self.version, self._wheel, files)
 
     def read(self, name: str) -> bytes | None:
@@ -69,9 +76,12 @@ class SourceTree:
         few = sorted(word.encode() for word in words if not any(other in word for other in words if other != word))
         held, found = _HELD.setdefault(tuple(few), {}), []
         for name in self.names:
-            info = self._wheel.members[name]
             data = self._changed.get(name)
-            key = (info.CRC, info.file_size) if data is None else (zlib.crc32(data), len(data))
+            if data is None:
+                info = self._wheel.members[name]
+                key = info.CRC, info.file_size
+            else:
+                key = zlib.crc32(data), len(data)
             if key not in held:
                 data = self.read(name) or b""
                 held[key] = any(word in data for word in few)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
+from overlay_tools.archive.mode import is_executable
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.errors import BuildError
 from overlay_tools.patches.apply import apply_series
@@ -21,7 +22,14 @@ from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import LockedWheel, Release
 from overlay_tools.wheels.dependencies import Change, change_requirements, with_own_kernel
 from overlay_tools.wheels.dist import write_wheel
-from overlay_tools.wheels.manifest import Manifest, describe_base, describe_files, describe_patches, tree_hash
+from overlay_tools.wheels.manifest import (
+    Manifest,
+    describe_base,
+    describe_files,
+    describe_modes,
+    describe_patches,
+    tree_hash,
+)
 from overlay_tools.wheels.overlay_files import compile_all, read_file, read_package
 from overlay_tools.wheels.plan import PlannedMember, complete, copied_members, new_members, record_entries
 
@@ -81,8 +89,10 @@ def build_sglang(
     patches = [patch for hook in hooks if (patch := hook.variant(release.version))]
     added = read_package(project, "sglang", release.version)
     with WheelReader(base_path) as base:
-        patched = apply_series(patches, base.get, f"sglang {release.version}")
-        origins = {**_origins(project, release.version, patched, added, base), _VERSION_FILE: "version"}
+        applied = apply_series(patches, base.get, f"sglang {release.version}")
+        patched = {name: data for name, data in applied.items() if data is not None}
+        removed = sorted(applied.keys() - patched.keys())
+        origins = {**_origins(project, release.version, applied, added, base), _VERSION_FILE: "version"}
         compile_all({**patched, **added})
         changed = {**patched, **added, _VERSION_FILE: _version_module(base, release.version, version)}
         description, dependencies = change_requirements(project, release, _metadata(base, release.version, version))
@@ -90,7 +100,7 @@ def build_sglang(
             f"{dist_info}/METADATA": description,
             f"{dist_info}/licenses/NOTICE.sglang-overlay": read_file(project.root / "NOTICE"),
         }
-        members = [*_kept(base, dist_info, changed), *new_members(changed), *new_members(metadata)]
+        members = [*_kept(base, dist_info, {*changed, *removed}), *new_members(changed), *new_members(metadata)]
         manifest = Manifest(
             distribution="sglang",
             version=version,
@@ -99,6 +109,8 @@ def build_sglang(
             files=describe_files(changed, origins),
             tree=tree_hash(record_entries(members)),
             dependencies=[list(change) for change in dependencies],
+            removed=removed,
+            modes=describe_modes(patched, {name for name in patched if is_executable(base.get(name) or b"")}),
         )
         name = f"sglang-{version}-{'-'.join(wheel.name.removesuffix('.whl').split('-')[2:])}.whl"
         path, size, sha256 = write_wheel(project, name, complete(members, dist_info, manifest), base)
@@ -172,11 +184,12 @@ def build_own(
 
 
 def _origins(
-    project: Project, version: str, patched: Mapping[str, bytes], added: Mapping[str, bytes], base: WheelReader
+    project: Project, version: str, patched: Mapping[str, bytes | None], added: Mapping[str, bytes], base: WheelReader
 ) -> dict[str, str]:
     """Return where each patched or added file comes from, as the manifest says it.
 
-    Raises BuildError if a file of the overlay is in the way of upstream's, or of a patch.
+    Raises BuildError if a file of the overlay is in the way of upstream's, or of a patch, or a patch changes what the
+    build writes itself.
     """
     upstream = added.keys() & base.members.keys()
     faults = [f"overlay/{name} is also changed by a patch." for name in sorted(added.keys() & patched.keys())]
@@ -185,17 +198,20 @@ def _origins(
         f"overlay/{name} is listed in `replaces`, but there is no such file."
         for name in sorted(project.replaced(version) - added.keys())
     ]
+    if _VERSION_FILE in patched:
+        raise BuildError(f"A hook changes {_VERSION_FILE}, which each build writes.", hint="Take that out of the hook.")
     if faults:
         raise BuildError(
             *faults,
             hint="Choose another name, list a file that is meant to replace upstream's in `replaces` of"
             " [tool.sglang-overlay] in pyproject.toml, or limit it to other releases in [tool.sglang-overlay.files].",
         )
-    return dict.fromkeys(patched, "patched") | {name: "replaced" if name in upstream else "added" for name in added}
+    origins = {name: "patched" if name in base.members else "renamed" for name in patched}
+    return origins | {name: "replaced" if name in upstream else "added" for name in added}
 
 
-def _kept(base: WheelReader, dist_info: str, changed: Mapping[str, bytes]) -> list[PlannedMember]:
-    """Plan copies of what upstream's wheel keeps: all but its changed files, METADATA and RECORD."""
+def _kept(base: WheelReader, dist_info: str, changed: Set[str]) -> list[PlannedMember]:
+    """Plan copies of what upstream's wheel keeps: all but its changed and removed files, METADATA and RECORD."""
     made_anew = {*changed, f"{base.dist_info}/METADATA", f"{base.dist_info}/RECORD"}
     old, new = f"{base.dist_info}/", f"{dist_info}/"
     return copied_members(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 
 from installer.records import RecordEntry
 
 from overlay_tools import __version__
+from overlay_tools.archive.mode import is_executable
 from overlay_tools.errors import VerifyError
 from overlay_tools.patches.model import Patch, target_of
 from overlay_tools.upstream.lockfile import LockedWheel
 
 MANIFEST = "sglang-overlay.json"
 SCHEMA = 1
+_LEFT_OUT_IF_EMPTY = ("dependencies", "removed", "modes")
 _TOOL = f"sglang-overlay-tools {__version__}"
 
 
@@ -24,8 +26,10 @@ class Manifest:
     """What a built wheel says of itself.
 
     `files`: [origin, sha256] of every file that is not as upstream has it, by path; the origin is `patched`, `added`,
-    `replaced` or `version`. `tree`: one hash over the paths and hashes of all files, see `tree_hash`. `dependencies`:
-    [before, after] of each requirement that is not upstream's, null where there is none.
+    `renamed`, `replaced` or `version`. `tree`: one hash over the paths and hashes of all files, see `tree_hash`.
+    `dependencies`: [before, after] of each requirement that is not upstream's, null where there is none. `removed`:
+    upstream's files that are not there, or have another name; `modes`: 644 or 755 for each patched file that is
+    executable, or was.
     """
 
     distribution: str
@@ -35,12 +39,13 @@ class Manifest:
     files: dict[str, list[str]]
     tree: str
     dependencies: list[list[str | None]] = field(default_factory=list)
+    removed: Sequence[str] = ()
+    modes: Mapping[str, str] = field(default_factory=dict)
 
     def dump(self) -> bytes:
         """Return the manifest as JSON: the same bytes for the same wheel."""
         data = {"schema": SCHEMA, "tool": _TOOL, **asdict(self)}
-        if not self.dependencies:
-            del data["dependencies"]
+        data = {key: value for key, value in data.items() if value or key not in _LEFT_OUT_IF_EMPTY}
         return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode("utf-8")
 
 
@@ -86,6 +91,15 @@ def describe_patches(patches: Sequence[Patch]) -> list[dict[str, object]]:
 def describe_files(content: Mapping[str, bytes], origins: Mapping[str, str]) -> dict[str, list[str]]:
     """Return what a manifest says of the files that are not as upstream has them."""
     return {name: [origins[name], hashlib.sha256(data).hexdigest()] for name, data in content.items()}
+
+
+def describe_modes(content: Mapping[str, bytes], executable: Set[str]) -> dict[str, str]:
+    """Return what a manifest says of the mode of each patched file that is executable, or was.
+
+    Parameters: `executable`, those that were.
+    """
+    now = {name for name, data in content.items() if is_executable(data)}
+    return {name: "755" if name in now else "644" for name in now | executable}
 
 
 def tree_hash(entries: Iterable[RecordEntry]) -> str:

@@ -97,14 +97,14 @@ def read_file(path: Path) -> bytes:
         raise BuildError(f"{path}: {error.strerror}.", hint="Restore the file, or make it readable.") from None
 
 
-def compile_all(content: Mapping[str, bytes]) -> None:
-    """Compile every Python file among `content`, by path.
+def compile_all(content: Mapping[str, bytes | None]) -> None:
+    """Compile every Python file among `content`, by path, None for one that is gone.
 
     Raises BuildError with the line of each syntax error.
     """
     faults = []
     for name, data in content.items():
-        if name.endswith(".py"):
+        if data is not None and name.endswith(".py"):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from installer.records import RecordEntry
 
+from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.archive.record import hash_of, parse_record
 from overlay_tools.errors import OverlayError, ToolError, VerifyError, WheelError
@@ -95,7 +97,7 @@ def _verify_installed(folder: Path) -> Verified:
 
     def read(name: str) -> bytes | None:
         path = site / name
-        return path.read_bytes() if path.is_file() else None
+        return with_mode(path.read_bytes(), executable=os.access(path, os.X_OK)) if path.is_file() else None
 
     return _compare(manifest, record, shipped, present, read)
 
@@ -112,7 +114,9 @@ def _compare(
     Parameters: `record`, every entry of RECORD; `shipped`, those of the wheel's own files; `present`, the paths of the
     files that are there; `read` returns the content of one, or None if it is not there.
     """
-    differences = [f"foreign: {name}" for name in sorted(present - record.keys())]
+    back = (present | record.keys()) & set(manifest.removed)
+    differences = [f"back: {name} (a hook removes it)" for name in sorted(back)]
+    differences += [f"foreign: {name}" for name in sorted(present - record.keys() - back)]
     for name, entry in sorted(shipped.items()):
         try:
             data = read(name)
@@ -124,6 +128,8 @@ def _compare(
         elif entry.hash_ and entry.hash_ != hash_of(data):
             origin = manifest.files[name][0] if name in manifest.files else "upstream's"
             differences.append(f"differs: {name} ({origin})")
+        elif name in manifest.modes and is_executable(data) != (manifest.modes[name] == "755"):
+            differences.append(f"differs: {name} (its mode is not {manifest.modes[name]})")
     differences += [f"missing: {name} (not even in RECORD)" for name in sorted(manifest.files.keys() - record.keys())]
     differences += _required_otherwise(manifest, shipped, read)
     if tree_hash(shipped.values()) != manifest.tree:

@@ -94,5 +94,5 @@ def port(case: Case, old: SourceTree, new: SourceTree, folder: Path) -> tuple[st
     path.write_text(HEADER.format(old.version) + case.diff, encoding="utf-8")
     relocated = relocate(load_patch(path, "insertion"), HookedTree(old), HookedTree(new))
     (placement,) = relocated.placements
-    answer = (placement.file, relocated.files[placement.file]) if placement.line else None
-    return OURS[0] if relocated.settled else OURS[1], answer
+    made = relocated.files.get(placement.file)
+    return OURS[0] if relocated.settled else OURS[1], None if made is None else (placement.file, made)

@@ -3,10 +3,11 @@ from __future__ import annotations
 import textwrap
 
 import pytest
+from overlay_tools.downstream.diff import make_diff
 from overlay_tools.errors import PatchError
 
 from unit.api_check.derived import UPSTREAM, check, misfits
-from unit.conftest import PATCH, Miniature
+from unit.conftest import HEADER, PATCH, Miniature
 
 
 def test_the_lines_of_a_hook_must_fit_the_overlay(ours: Miniature) -> None:
@@ -102,3 +103,36 @@ def test_what_upstream_s_classes_may_get_elsewhere_is_not_missed(ours: Miniature
     before = textwrap.dedent(UPSTREAM[MODELS])
     ours.add_hook("adds", {MODELS: before}, {MODELS: before + MAY_BE_THERE}, ">=1.0,<=1.1")
     assert misfits(check(ours)) == []
+
+
+def rename(ours: Miniature, name: str, old: str, new: str, text: str) -> None:
+    """Add a hook that gives a file of UPSTREAM's another name and makes it what `text` says."""
+    before, after = (textwrap.dedent(side).encode() for side in (UPSTREAM[old], text))
+    diff = make_diff({old: before}, {old: None, new: after}, {new: old})
+    series = (ours.root / "patches/series").read_text()
+    ours.write("patches/series", f"{series}{name}\n")
+    ours.write(f"patches/{name}/1.0.patch", HEADER + diff)
+
+
+def test_what_a_hook_deletes_is_not_there(ours: Miniature) -> None:
+    ours.add_hook("less", {ROUTER: textwrap.dedent(UPSTREAM[ROUTER])}, {}, ">=1.0,<=1.1")
+    assert any("import sglang.srt.layers.router" in line for line in misfits(check(ours)))
+
+
+def test_what_a_hook_renames_is_under_its_new_name(ours: Miniature) -> None:
+    new = "sglang/srt/layers/new_router.py"
+    rename(ours, "renamed", ROUTER, new, UPSTREAM[ROUTER])
+    assert any("import sglang.srt.layers.router" in line for line in misfits(check(ours)))
+    add_hook(ours, "uses", MODELS, UPSTREAM[MODELS].replace("layers.router", "layers.new_router"))
+    assert [line for line in misfits(check(ours)) if line.startswith("import sglang.srt.layers.new_router")] == []
+
+
+def test_the_lines_of_a_renamed_file_are_checked_where_they_are_at_last(ours: Miniature) -> None:
+    first, last = "sglang/srt/models/first.py", "sglang/srt/models/last.py"
+    rename(ours, "first", MODELS, first, PASSES)
+    text = textwrap.dedent(PASSES).encode()
+    diff = make_diff({first: text}, {first: None, last: text}, {last: first})
+    ours.write("patches/last/1.0.patch", HEADER + diff)
+    ours.write("patches/series", (ours.root / "patches/series").read_text() + "last\n")
+    (found,) = [item for item in check(ours) if "unexpected keyword argument 'extra'" in item.problem]
+    assert found.where.startswith("patches/first/1.0.patch:")

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import os
 import random
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from bench.port.small_diffs import random_pair
+from overlay_tools.archive.mode import Executable, with_mode
 from overlay_tools.downstream.diff import make_diff
+from overlay_tools.downstream.worktree import Worktree
 from overlay_tools.patches.apply import apply_series
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.model import Hook, Patch
@@ -35,15 +42,101 @@ def hook_of(tmp_path: Path, before: str, after: str) -> Patch:
     return patch
 
 
+@dataclass(kw_only=True, slots=True)
+class Change:
+    """Files before and after a change, None for those that are gone, and the old names of the renamed ones."""
+
+    before: dict[str, bytes] = field(default_factory=dict)
+    after: dict[str, bytes | None] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def touched(self) -> dict[str, bytes | None]:
+        return {name: data for name, data in self.after.items() if data != self.before.get(name)}
+
+    def add(self, draw: random.Random, name: str) -> None:
+        """Change a file, or delete it, rename it and change its mode, with or without its lines."""
+        old, new = random_pair(draw)
+        kinds = draw.choice([["lines"], ["lines"], ["delete"], ["rename"], ["mode"], ["lines", "rename", "mode"]])
+        mode = draw.random() < 0.2
+        self.before[name] = with_mode(old, executable=mode)
+        made = with_mode(new if "lines" in kinds else old, executable=mode != ("mode" in kinds))
+        if "rename" in kinds:
+            self.renamed[target := f"sglang/to/{name[7:]}"] = name
+            self.after |= {name: None, target: made}
+        else:
+            self.after[name] = None if "delete" in kinds else made
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder by path, with their modes."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        path.relative_to(folder).as_posix(): with_mode(path.read_bytes(), executable=os.access(path, os.X_OK))
+        for path in paths
+    }
+
+
+def made_by_git(folder: Path, before: Mapping[str, bytes], diff: str) -> dict[str, bytes]:
+    """Return what git makes of files with a diff, but for deletions: it applies none without the content."""
+    tree = Worktree(folder)
+    tree.write(before)
+    sections = re.split(r"(?m)^(?=diff --git a/sglang/\d)", diff)
+    tree.git("apply", "--whitespace=nowarn", "-", stdin="".join(part for part in sections if "\ndeleted" not in part))
+    return files_in(folder)
+
+
 def test_whatever_is_written_applies_and_passes_lint(tmp_path: Path) -> None:
-    draw = random.Random(21)
-    for _ in range(60):
-        pairs = {f"sglang/{n:02}.txt": random_pair(draw) for n in range(50)}
-        before = {name: old for name, (old, _) in pairs.items()}
-        changed = {name: new for name, (old, new) in pairs.items() if new != old}
-        patch = written(tmp_path, make_diff(before, {name: new for name, (_, new) in pairs.items()}))
-        assert apply_series([patch], before.get, "sglang 1.0") == changed
+    draw, kinds = random.Random(21), Counter[str]()
+    for number in range(60):
+        change = Change()
+        for n in range(50):
+            change.add(draw, f"sglang/{n:02}.txt")
+        diff = make_diff(change.before, change.after, change.renamed)
+        patch = written(tmp_path, diff)
+        assert apply_series([patch], change.before.get, "sglang 1.0") == change.touched
         assert faults(patch) == []
+        gone = {name for name, data in change.after.items() if data is None} - {*change.renamed.values()}
+        kept = {name: data for name, data in change.before.items() if name not in gone}
+        wanted = {name: data for name, data in (kept | change.touched).items() if data is not None}
+        assert made_by_git(tmp_path / str(number), kept, diff) == wanted
+        kinds.update(re.findall(r"(?m)^(?:deleted|rename from|old mode|@@ -)", diff))
+    assert min(kinds["deleted"], kinds["rename from"], kinds["old mode"]) > 300
+
+
+EMPTY = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "renamed", "diff"),
+    [
+        (
+            {"sglang/a.py": b"a\n"}, {"sglang/a.py": None}, {},
+            "diff --git a/sglang/a.py b/sglang/a.py\ndeleted file mode 100644\n"
+            f"index 78981922613b2afb6025042ff6bd878ac1994e85..{'0' * 40}\n",
+        ),
+        (
+            {"sglang/a.py": b""}, {"sglang/a.py": None, "sglang/b.py": b""}, {"sglang/b.py": "sglang/a.py"},
+            "diff --git a/sglang/a.py b/sglang/b.py\nsimilarity index 100%\nrename from sglang/a.py\n"
+            f"rename to sglang/b.py\nindex {EMPTY}..{EMPTY}\n",
+        ),
+        (
+            {"sglang/a.py": b"a\nb\nc\nd\n"}, {"sglang/a.py": None, "sglang/b.py": Executable(b"a\nb\nc\nD\n")},
+            {"sglang/b.py": "sglang/a.py"},
+            "diff --git a/sglang/a.py b/sglang/b.py\nold mode 100644\nnew mode 100755\nsimilarity index 75%\n"
+            "rename from sglang/a.py\nrename to sglang/b.py\n--- a/sglang/a.py\n+++ b/sglang/b.py\n"
+            "@@ -1,4 +1,4 @@\n a\n b\n c\n-d\n+D\n",
+        ),
+        (
+            {"sglang/a.py": Executable(b"a\n")}, {"sglang/a.py": b"a\n"}, {},
+            "diff --git a/sglang/a.py b/sglang/a.py\nold mode 100755\nnew mode 100644\n",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_done_to_whole_files_is_written_as_git_does(
+    before: dict[str, bytes], after: dict[str, bytes | None], renamed: dict[str, str], diff: str
+) -> None:
+    assert make_diff(before, after, renamed) == diff
 
 
 @pytest.mark.parametrize(

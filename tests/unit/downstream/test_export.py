@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM
 from overlay_tools.errors import BuildError, LockError, OverlayError, PatchError, WorktreeError
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
+from overlay_tools.wheels.verify import verify_wheel
 from packaging.specifiers import SpecifierSet
 
 from unit.conftest import HEADER, LOADER, PATCH, Miniature, upstream_files
@@ -63,6 +66,15 @@ def commit(mini: Miniature, message: str, version: str = "1.0", **files: str | N
     write(mini, version, **files)
     git(mini, "add", "--all", version=version)
     return git(mini, "commit", "--quiet", "--allow-empty", f"--message={message}", version=version)
+
+
+def move(mini: Miniature, to: str = "sglang/new.py", text: str | None = None) -> str:
+    """Commit the loader under another name."""
+    (tree(mini) / to).parent.mkdir(exist_ok=True)
+    git(mini, "mv", FILE, to)
+    if text is not None:
+        (tree(mini) / to).write_text(text)
+    return commit(mini, MESSAGE)
 
 
 def commit_link(mini: Miniature, name: str) -> str:
@@ -439,6 +451,105 @@ def test_files_of_the_overlay_are_written_added_and_removed(mini: Miniature) -> 
     assert (mini.root / "overlay/sglang/models/theirs.py").read_text() == "THEIRS = 2\n"
 
 
+def hook(mini: Miniature, name: str = "count-calls") -> str:
+    """Return the diff of a hook."""
+    return (mini.root / f"patches/{name}/1.0.patch").read_text().partition("\n\n")[2]
+
+
+def built(mini: Miniature) -> dict[str, tuple[bytes, str]]:
+    """Return the files under sglang/ of the wheel of 1.0, with their modes; it is as its manifest says."""
+    path = mini.build().path
+    assert verify_wheel(path).differences == []
+    with zipfile.ZipFile(path) as wheel:
+        infos = [info for info in wheel.infolist() if info.filename.startswith("sglang/") and not info.is_dir()]
+        return {info.filename: (wheel.read(info), f"{info.external_attr >> 16 & 0o777:o}") for info in infos}
+
+
+def test_a_file_of_upstreams_can_be_deleted(mini: Miniature) -> None:
+    (tree(mini) / "sglang/native.so").unlink()
+    commit(mini, MESSAGE, text=None)
+    assert written(mini) == ["patches/count-calls/1.0.patch", "patches/series"]
+    assert "deleted file mode 100755\nindex " in hook(mini)
+    assert (mini.root / "patches/series").read_text() == "choose\ncount-calls\n"  # 1.1 has the same files
+    assert not {TEXT, "sglang/native.so"} & built(mini).keys()
+    opened(mini)
+    assert not (tree(mini) / TEXT).exists()
+    assert written(mini) == []
+
+
+def test_a_file_that_has_changed_is_not_deleted(mini: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    mini.lock_release("1.1", upstream_files("1.1") | {TEXT: b"more"})
+    commit(mini, MESSAGE, text=None)
+    written(mini)
+    assert table(capsys)["count-calls", "1.1"] == "not due: it does not fit"
+    assert (mini.root / "patches/series").read_text() == "choose\ncount-calls <=1.0\n"
+
+
+def test_a_file_of_upstreams_can_be_renamed(mini: Miniature) -> None:
+    move(mini, text=COUNTED)
+    assert written(mini) == ["patches/count-calls/1.0.patch", "patches/series"]
+    assert f"rename from {FILE}\nrename to sglang/new.py\n--- a/{FILE}\n+++ b/sglang/new.py\n" in hook(mini)
+    assert built(mini)["sglang/new.py"] == (COUNTED.encode(), "644")
+    assert FILE not in built(mini)
+    opened(mini)
+    assert written(mini) == []
+    amend(mini, new=COUNTED.replace("count()", "count(2)"))  # a hook that renames can be changed
+    assert written(mini) == ["patches/count-calls/1.0.patch"]
+    commit(mini, f"More\n\n{MESSAGE}", new=COUNTED.replace("count()", "count(3)"))  # and one follow it
+    assert written(mini) == ["patches/more/1.0.patch", "patches/series"]
+    assert built(mini)["sglang/new.py"][0].decode() == COUNTED.replace("count()", "count(3)")
+
+
+def test_a_rename_of_a_binary_file_keeps_its_mode(mini: Miniature) -> None:
+    git(mini, "mv", "sglang/native.so", "sglang/other.so")
+    commit(mini, MESSAGE)
+    written(mini)
+    assert built(mini)["sglang/other.so"] == (bytes(range(256)) * 40, "755")
+
+
+def test_a_new_file_unlike_the_one_that_is_deleted_goes_to_the_overlay(mini: Miniature) -> None:
+    commit(mini, MESSAGE, text=None, new="NEW = 1\n")
+    assert written(mini) == ["overlay/sglang/new.py", "patches/count-calls/1.0.patch", "patches/series"]
+    assert "rename" not in hook(mini)
+
+
+def test_a_rename_that_becomes_a_deletion_and_a_new_file_is_not_lost(mini: Miniature) -> None:
+    move(mini)
+    written(mini)
+    git(mini, "reset", "--quiet", "--mixed", "HEAD~")
+    git(mini, "commit", "--quiet", "--all", f"--message={MESSAGE}")
+    commit(mini, "Ours alone")
+    assert written(mini) == ["overlay/sglang/new.py", "patches/count-calls/1.0.patch"]
+    assert "deleted file" in hook(mini)
+
+
+def test_the_mode_of_a_file_of_upstreams_can_change(mini: Miniature) -> None:
+    commit_executable(mini, FILE)
+    written(mini)
+    assert hook(mini) == f"diff --git a/{FILE} b/{FILE}\nold mode 100644\nnew mode 100755\n"
+    assert built(mini)[FILE] == (HOOKED.encode(), "755")
+    opened(mini)
+    assert os.access(tree(mini) / FILE, os.X_OK)
+    (tree(mini) / FILE).chmod(0o644)
+    amend(mini, loader=COUNTED)
+    assert written(mini) == ["patches/count-calls/1.0.patch"]
+    assert "mode" not in hook(mini)
+    assert built(mini)[FILE] == (COUNTED.encode(), "644")
+
+
+def test_a_hook_that_uses_a_renamed_module_is_taken_only_with_it(
+    mini: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mini.lock_release("1.1", upstream_files("1.1") | {"sglang/new_loader.py": b"theirs = 1\n"})
+    move(mini, "sglang/new_loader.py")
+    (tree(mini) / "sglang/version.py").write_text("from sglang._version import __version__\nimport sglang.new_loader\n")
+    commit(mini, MESSAGE.replace("Count calls", "Use it"))
+    written(mini)
+    shown = table(capsys)
+    assert shown["count-calls", "1.1"] == "not due: it does not fit"
+    assert shown["use-it", "1.1"] == "not due: it may need count-calls, which is not there"
+
+
 def test_a_commit_may_change_a_hook_and_the_overlay(mini: Miniature) -> None:
     commit(mini, MESSAGE, loader=COUNTED, ours="OURS = 2\n", new="NEW = 1\n")
     new = ["overlay/sglang/new.py", "patches/count-calls/1.0.patch", "patches/series"]
@@ -451,7 +562,6 @@ def test_a_commit_may_change_a_hook_and_the_overlay(mini: Miniature) -> None:
     ("change", "said", "kind"),
     [
         (lambda mini: commit(mini, "Nothing"), "(Nothing) changes no line of any file; drop it", WorktreeError),
-        (lambda mini: commit_executable(mini, FILE), f"makes {FILE}, which is upstream's, executable.", WorktreeError),
         (lambda mini: commit_link(mini, FILE), f"makes {FILE}, which is upstream's, a symbolic link.", WorktreeError),
         (lambda mini: commit_link(mini, "sglang/a.py"), "sglang/a.py is a symbolic link; only ordinary", WorktreeError),
         (lambda mini: commit_link(mini, OURS), f"{OURS} is a symbolic link; only ordinary files", WorktreeError),
@@ -468,8 +578,12 @@ def test_a_commit_may_change_a_hook_and_the_overlay(mini: Miniature) -> None:
             "(fixup! Let the overlay choose) is not squashed", WorktreeError,
         ),
         (
-            lambda mini: commit(mini, MESSAGE, loader=None),
-            f"(Count calls) removes {FILE}, which is upstream's", WorktreeError,
+            lambda mini: move(mini, "more/loader.py"),
+            f"(Count calls) renames {FILE}, which is upstream's, to outside sglang/.", WorktreeError,
+        ),
+        (
+            lambda mini: [move(mini), commit(mini, f"Again\n\n{MESSAGE}", loader="x = 1\n")],
+            f"(Again) adds {FILE}, which a hook before it has taken away: change that hook.", WorktreeError,
         ),
         (
             lambda mini: git(mini, "reset", "--quiet", "--hard", OVERLAY),

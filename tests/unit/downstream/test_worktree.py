@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from overlay_tools.archive.mode import Executable
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Worktree
 from overlay_tools.errors import ToolError, WorktreeError
 from overlay_tools.patches.series import load_series
@@ -37,9 +38,10 @@ def test_it_holds_upstreams_files_then_the_overlays(tree: Worktree) -> None:
     files = upstream_files("1.0")
     assert tree.names(UPSTREAM) == {*files, "sglang-1.0.dist-info/RECORD"}
     assert tree.names(OVERLAY) - tree.names(UPSTREAM) == {"sglang/models/ours.py"}
+    files["sglang/native.so"] = Executable(files["sglang/native.so"])
     assert {name: tree.read("HEAD", name) for name in files} == files
+    assert {name: tree.read_working(name) for name in files} == files
     assert tree.read("HEAD", "sglang/models/ours.py") == b"OURS = 1\r\n"
-    assert {name: (tree.folder / name).read_bytes() for name in files} == files
     assert (tree.commits(), tree.uncommitted(), tree.markers()) == ([], [], [])
     assert tree.read("HEAD", "sglang/absent.py") is None
     assert [path.name for path in tree.folder.parent.iterdir()] == ["wörk"]
@@ -80,6 +82,20 @@ def test_a_commit_says_what_it_does(tree: Worktree) -> None:
     assert two.changed == {LOADER_FILE: "D", TEXT_FILE: "M", "sglang/with blank.txt": "A", "sglang/loader2.py": "A"}
     assert tree.read(one.sha, LOADER_FILE) == (LOADER + "x = 1\n").encode()
     assert tree.read(f"{one.sha}~", LOADER_FILE) == LOADER.encode()
+
+
+def test_a_commit_says_what_it_renames(tree: Worktree) -> None:
+    commit(tree, "Renamed", loader=None, loader2=LOADER + "x = 1\n", new="x = 1\n")
+    commit(tree, "Another", loader2=None, other="nothing like it\n")
+    one, two = tree.commits()
+    assert (one.renamed, two.renamed) == ({"sglang/loader2.py": LOADER_FILE}, {})
+
+
+def test_a_hook_that_takes_files_away_is_committed_whole(mini: Miniature, tree: Worktree) -> None:
+    patch = load_series(mini.root / "patches")[0].variants[0]
+    files = {LOADER_FILE: None, "sglang/[new].py": Executable(LOADER.encode()), TEXT_FILE: Executable(b"x")}
+    tree.commit_hook(patch, files)
+    assert (tree.uncommitted(), {name: tree.read("HEAD", name) for name in files}) == ([], files)
 
 
 def test_a_merge_has_two_parents(tree: Worktree) -> None:
@@ -124,9 +140,8 @@ def test_what_only_looks_like_a_marker_is_none(tree: Worktree) -> None:
 
 def test_a_hooks_header_is_its_message_and_back(mini: Miniature, tree: Worktree) -> None:
     patch = load_series(mini.root / "patches")[0].variants[0]
-    (tree.folder / LOADER_FILE).write_text(LOADER + "x = 1\n")
     (tree.folder / "sglang" / "new.py").write_text("x = 1\n")
-    tree.commit_hook(patch)
+    tree.commit_hook(patch, {LOADER_FILE: (LOADER + "x = 1\n").encode()})
     (made,) = tree.commits()
     assert (made.subject, made.body) == ("Let the overlay choose", "because")
     assert made.trailers == {"Hook": "choose", "Forwarded": "no: ours alone", "Remove-When": "never"}

@@ -20,7 +20,9 @@ def patches(mini: Miniature) -> list[Patch]:
 
 def apply(mini: Miniature, loader: str | None) -> str:
     read = {} if loader is None else {"sglang/loader.py": loader.encode()}
-    return apply_series(patches(mini), read.get, "sglang 1.0")["sglang/loader.py"].decode()
+    made = apply_series(patches(mini), read.get, "sglang 1.0")["sglang/loader.py"]
+    assert made is not None
+    return made.decode()
 
 
 def refused(mini: Miniature, loader: str | None) -> PatchError:

@@ -31,6 +31,13 @@ Change = tuple[str, str]
 Follow = Callable[[Mapping[str, str | bytes], Mapping[str, str | bytes], Mapping[str, str | bytes]], RelocatedPatch]
 
 
+def content(files: Mapping[str, bytes | None], name: str) -> bytes:
+    """Return a file that is there."""
+    data = files[name]
+    assert data is not None
+    return data
+
+
 def sub(text: str, *changes: Change) -> str:
     for old, new in changes:
         assert text.count(old) == 1, old
@@ -69,9 +76,8 @@ def follow(tmp_path: Path) -> Iterable[Follow]:
             assert placed.files.keys() == placed.marked.keys()
             if not any(placement.settled for placement in placed.placements):
                 # Whatever is proposed, all else is upstream's, to the byte.
-                assert {name: resolve(data, "ours") for name, data in placed.marked.items()} == {
-                    name: c[name] for name in placed.marked
-                }
+                for name in placed.marked:
+                    assert resolve(content(placed.marked, name), "ours") == c[name]
             return placed
 
         yield follow
@@ -107,7 +113,7 @@ def test_a_hunk_that_stands_in_its_function_is_settled(
     assert note in placement.note
     assert placed.settled
     assert placed.files == placed.marked == {FILE: sub(ENGINE, HOOK, *upstream).encode()}
-    after = placed.files[FILE].decode().split("\n")
+    after = content(placed.files, FILE).decode().split("\n")
     assert after[placement.line - 1] == "    config = read(path)"
 
 
@@ -129,11 +135,11 @@ def test_where_lines_around_it_changed_a_merge_within_the_function_is_proposed(
     placement = only(placed)
     assert (placement.outcome, placement.scope, placement.proposed) == ("conflict", "load", True)
     assert not placed.settled
-    proposed = placed.files[FILE].decode()
+    proposed = content(placed.files, FILE).decode()
     assert proposed.replace(OURS, "") == sub(ENGINE, *upstream)
     assert proposed.split("\n")[placement.line - 1] == OURS.rstrip()
-    assert resolve(placed.marked[FILE], "theirs") == placed.files[FILE]
-    assert f"<<<<<<< sglang 1.1\n=======\n{OURS}>>>>>>> choose\n" in placed.marked[FILE].decode()
+    assert resolve(content(placed.marked, FILE), "theirs") == content(placed.files, FILE)
+    assert f"<<<<<<< sglang 1.1\n=======\n{OURS}>>>>>>> choose\n" in content(placed.marked, FILE).decode()
 
 
 def test_where_both_changed_the_same_lines_the_markers_show_all_three(follow: Follow) -> None:
@@ -141,7 +147,7 @@ def test_where_both_changed_the_same_lines_the_markers_show_all_three(follow: Fo
     placed = follow_one(follow, (CHECK, "    check(model, False)\n"), upstream)
     assert (only(placed).outcome, only(placed).proposed) == ("conflict", True)
     assert "have changed" in only(placed).note
-    assert placed.marked[FILE].decode() == sub(
+    assert content(placed.marked, FILE).decode() == sub(
         ENGINE,
         (
             CHECK,
@@ -149,7 +155,7 @@ def test_where_both_changed_the_same_lines_the_markers_show_all_three(follow: Fo
             "=======\n    check(model, False)\n>>>>>>> choose\n",
         ),
     )
-    assert placed.marked[FILE].decode().split("\n")[only(placed).line - 1] == "<<<<<<< sglang 1.1"
+    assert content(placed.marked, FILE).decode().split("\n")[only(placed).line - 1] == "<<<<<<< sglang 1.1"
 
 
 def test_a_function_that_looks_like_its_own_is_not_taken_for_it(follow: Follow) -> None:
@@ -163,7 +169,7 @@ def test_a_function_that_looks_like_its_own_is_not_taken_for_it(follow: Follow) 
     )
     placement = only(placed)
     assert (placement.outcome, placement.scope) == ("conflict", "Cache.get")
-    assert scope_of(placed.files[FILE], placement.line) == "Cache.get"
+    assert scope_of(content(placed.files, FILE), placement.line) == "Cache.get"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +194,7 @@ def test_what_upstream_has_taken_in_part_is_said_to_be_half_upstream(follow: Fol
     placed = follow_one(follow, (CHECK, CHECK + two), (CHECK, CHECK + OURS))
     assert (only(placed).outcome, only(placed).proposed) == ("half-upstream", True)
     assert "50%" in only(placed).note
-    assert b"<<<<<<< sglang 1.1\n" in placed.marked[FILE]
+    assert b"<<<<<<< sglang 1.1\n" in content(placed.marked, FILE)
 
 
 METHOD = "    def drop(self, key):\n        del self.table[key]\n\n"
@@ -336,8 +342,8 @@ def test_a_block_that_fits_twice_is_proposed_in_its_function(follow: Follow) -> 
     placement = only(placed)
     assert (placement.outcome, placement.scope, placement.line) == ("conflict", "load", 31)
     assert "fits at lines 31, 38" in placement.note
-    assert scope_of(placed.files[FILE], 34) == "load"
-    assert placed.files[FILE].decode().split("\n")[33] == OURS.rstrip()
+    assert scope_of(content(placed.files, FILE), 34) == "load"
+    assert content(placed.files, FILE).decode().split("\n")[33] == OURS.rstrip()
 
 
 def test_a_block_that_fits_twice_in_its_function_is_not_settled(follow: Follow) -> None:
@@ -380,11 +386,11 @@ def test_what_has_moved_is_proposed_where_it_is_now(
     assert (placement.outcome, placement.file, placement.scope, placement.note) == ("moved", file, scope, note)
     assert placement.proposed
     assert placed.files.keys() == {file}
-    proposed = placed.files[file].decode()
+    proposed = content(placed.files, file).decode()
     assert re.sub(r" *model = ours\(model\)\n", "", proposed) == new[file]
-    assert resolve(placed.marked[file], "theirs") == placed.files[file]
+    assert resolve(content(placed.marked, file), "theirs") == content(placed.files, file)
     line = next(n for n, text in enumerate(proposed.split("\n"), 1) if text.strip() == OURS.strip())
-    assert scope_of(placed.files[file], line) == scope
+    assert scope_of(content(placed.files, file), line) == scope
     assert placement.line <= line
 
 
@@ -395,7 +401,7 @@ def test_a_function_that_became_a_method_takes_its_indentation(follow: Follow) -
     hook = (CHECK, f"{CHECK}\n{OURS}")
     placed = follow({FILE: sub(ENGINE, (LOAD, load))}, {FILE: sub(ENGINE, (LOAD, load), hook)}, {FILE: new})
     assert (only(placed).outcome, only(placed).scope) == ("moved", "Loader.load")
-    assert placed.files[FILE].decode() == sub(new, ("    " + CHECK, f"    {CHECK}\n    {OURS}"))
+    assert content(placed.files, FILE).decode() == sub(new, ("    " + CHECK, f"    {CHECK}\n    {OURS}"))
 
 
 def test_a_method_that_became_a_function_takes_its_indentation(follow: Follow) -> None:
@@ -407,7 +413,7 @@ def test_a_method_that_became_a_function_takes_its_indentation(follow: Follow) -
     count = "        self.count += 1\n"
     placed = follow({FILE: old}, {FILE: sub(old, (count, count + "        out = ours(out)\n"))}, {FILE: new})
     assert (only(placed).outcome, only(placed).scope) == ("moved", "step")
-    assert placed.files[FILE].decode() == sub(
+    assert content(placed.files, FILE).decode() == sub(
         new, ("    self.count += 1\n", "    self.count += 1\n    out = ours(out)\n")
     )
 
@@ -462,12 +468,12 @@ def test_every_hunk_of_a_file_has_its_own_outcome(follow: Follow) -> None:
     assert [placement.scope for placement in placed.placements] == ["Cache", "Cache.put", "Engine.step", "unload"]
     assert not placed.settled
     one, two, _, four = placed.placements
-    shown = placed.files[FILE].decode().split("\n")
+    shown = content(placed.files, FILE).decode().split("\n")
     assert shown[one.line + 2] == "    ours = True"
     assert shown[two.line - 1] == "        self.table.put(key, entry)"
     assert shown[four.line - 1] == "    ours.close()"
     # What is open is marked, and what is settled is done.
-    marked = placed.marked[FILE]
+    marked = content(placed.marked, FILE)
     assert marked.count(b"<<<<<<< ") == marked.count(b">>>>>>> ") == 2
     assert resolve(marked, "ours").decode() == sub(ENGINE, *upstream, hooks[0])
 
@@ -500,9 +506,9 @@ def test_each_of_several_hunks_merged_into_one_function_has_its_own_line(follow:
     hooks = [("    step(0)\n", "    step(0)\n    ours(0)\n"), HOOK]
     upstream = [("    step(1)\n", "    step(1, True)\n"), (BUILD, "    model = build(config, path)\n")]
     placed = follow_one(follow, hooks, *upstream, old=old)
-    shown = placed.files[FILE].decode().split("\n")
+    shown = content(placed.files, FILE).decode().split("\n")
     assert [shown[placement.line - 1] for placement in placed.placements] == ["    ours(0)", OURS.rstrip()]
-    assert placed.marked[FILE].count(b"<<<<<<< ") == 2
+    assert content(placed.marked, FILE).count(b"<<<<<<< ") == 2
 
 
 def test_hunks_that_git_merges_into_one_conflict_are_one_region(follow: Follow) -> None:
@@ -514,7 +520,7 @@ def test_hunks_that_git_merges_into_one_conflict_are_one_region(follow: Follow) 
     assert [placement.outcome for placement in placed.placements] == ["conflict", "conflict"]
     # Upstream's lines, then both hunks; the first is not shown as if the old release had it.
     theirs = "".join(steps).replace("step(1)", "ours(1)").replace("step(10)", "ours(10)")
-    assert placed.marked[FILE].decode() == sub(
+    assert content(placed.marked, FILE).decode() == sub(
         old,
         ("".join(steps), f"<<<<<<< sglang 1.1\n{upstream[1].removeprefix(BUILD)}=======\n{theirs}>>>>>>> choose\n"),
     )
@@ -562,7 +568,7 @@ def test_a_hunk_belongs_to_the_innermost_function_or_class_that_was_there(
     # Where a line near it changed, it is proposed in the same.
     changed = follow_one(follow, hook, (near, f"{near}  # changed"))
     assert (only(changed).outcome, only(changed).scope) == ("conflict", scope)
-    assert changed.files[FILE].decode() == sub(sub(ENGINE, hook), (near, f"{near}  # changed"))
+    assert content(changed.files, FILE).decode() == sub(sub(ENGINE, hook), (near, f"{near}  # changed"))
 
 
 def test_a_hunk_across_two_functions_is_proposed_whole(follow: Follow) -> None:
@@ -575,7 +581,7 @@ def test_a_hunk_across_two_functions_is_proposed_whole(follow: Follow) -> None:
     near = ("    model = build(config)\n", "    model = build(config, path)\n")
     placed = follow_one(follow, hook, near)
     assert only(placed).outcome == "conflict"
-    assert placed.files[FILE].decode() == sub(ENGINE, hook, near)
+    assert content(placed.files, FILE).decode() == sub(ENGINE, hook, near)
     method = (
         "        return entry\n\n    def put(self, key, value):\n",
         "        return 0\n\n    def put(self, key, value):\n        pass\n",
@@ -600,7 +606,7 @@ def test_the_second_of_two_functions_of_one_name_is_its_own(follow: Follow) -> N
     assert (only(placed).outcome, only(placed).scope) == ("exact", "Engine.name#2")
     placed = follow_one(follow, hook, ("        self.log(value)\n", "        self.log(value, 1)\n"), old=old)
     assert (only(placed).outcome, only(placed).scope) == ("conflict", "Engine.name#2")
-    assert scope_of(placed.files[FILE], only(placed).line) == "Engine.name#2"
+    assert scope_of(content(placed.files, FILE), only(placed).line) == "Engine.name#2"
 
 
 @pytest.mark.parametrize(
@@ -636,8 +642,8 @@ def test_bytes_that_are_not_the_hooks_stay_as_they_are(
     hooked, new = sub(ENGINE, HOOK), sub(ENGINE, *upstream)
     placed = follow({FILE: encode(ENGINE)}, {FILE: encode(hooked)}, {FILE: encode(new)})
     assert only(placed).outcome == ("conflict" if upstream else "exact")
-    assert placed.files[FILE] == encode(sub(new, HOOK))
-    assert placed.marked[FILE].count(OURS.rstrip("\n").encode() + ends.encode()) == 1
+    assert content(placed.files, FILE) == encode(sub(new, HOOK))
+    assert content(placed.marked, FILE).count(OURS.rstrip("\n").encode() + ends.encode()) == 1
 
 
 def test_text_at_the_margin_of_a_method_stays_there(follow: Follow) -> None:
@@ -647,9 +653,11 @@ def test_text_at_the_margin_of_a_method_stays_there(follow: Follow) -> None:
     for model in ("self.model(batch, 1)", "self.model(\n            batch\n        )"):
         new = ("        out = self.model(batch)\n", f"        out = {model}\n")
         clean = follow_one(follow, (count, count + "        out = ours(out)\n"), new, old=old)
-        assert clean.files[FILE].decode() == sub(old, new, (count, count + "        out = ours(out)\n"))
+        assert content(clean.files, FILE).decode() == sub(old, new, (count, count + "        out = ours(out)\n"))
         both = follow_one(follow, ("        out = self.model(batch)\n", "        out = ours(batch)\n"), new, old=old)
-        assert resolve(both.marked[FILE], "theirs").decode() == sub(old, (new[0], "        out = ours(batch)\n"))
+        assert resolve(content(both.marked, FILE), "theirs").decode() == sub(
+            old, (new[0], "        out = ours(batch)\n")
+        )
 
 
 def test_a_row_of_signs_is_not_taken_for_a_marker_of_the_merge(follow: Follow) -> None:
@@ -662,7 +670,9 @@ def test_a_row_of_signs_is_not_taken_for_a_marker_of_the_merge(follow: Follow) -
         old=old,
     )
     assert only(placed).outcome == "conflict"
-    assert resolve(placed.marked[FILE], "theirs").decode() == sub(old, ("\nTitle\n" + "=" * 50, "\nOurs\n" + "=" * 40))
+    assert resolve(content(placed.marked, FILE), "theirs").decode() == sub(
+        old, ("\nTitle\n" + "=" * 50, "\nOurs\n" + "=" * 40)
+    )
 
 
 def test_the_scope_of_a_line() -> None:

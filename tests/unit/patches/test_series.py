@@ -6,9 +6,21 @@ from collections.abc import Callable
 import pytest
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.lint import find_warnings, lint
+from overlay_tools.patches.model import source_of, target_of
 from overlay_tools.patches.series import load_series
 
-from unit.conftest import PATCH, Miniature
+from unit.conftest import HEADER, PATCH, Miniature
+
+FILE, NEW, BLOB = "sglang/loader.py", "sglang/new.py", "0123456789abcdef0123456789abcdef01234567"
+MODE = "old mode 100644\nnew mode 100755\n"
+DELETION = f"deleted file mode 100644\nindex {BLOB}..{'0' * 40}\n"
+RENAME = f"rename from {FILE}\nrename to {NEW}\n"
+SAME = f"{RENAME}index {BLOB}..{BLOB}\n"
+
+
+def whole(lines: str, target: str = FILE) -> str:
+    """Return a patch that does something to a whole file."""
+    return f"{HEADER}diff --git a/{FILE} b/{target}\n{lines}"
 
 
 def faults_of(mini: Miniature) -> str:
@@ -51,9 +63,19 @@ def test_each_header_is_required(mini: Miniature, field: str) -> None:
         (lambda text: text.replace("sglang/loader", "../loader"), "outside sglang/"),
         (lambda text: text.replace("sglang/loader", "sglang/../../loader"), "1.0.patch:7: sglang/../../loader.py is"),
         (lambda text: text.replace("sglang/loader", "numpy/loader"), "outside sglang/"),
-        (lambda text: text.replace("--- a/sglang/loader.py", "--- /dev/null"), "adds or removes a whole file"),
-        (lambda text: text.replace("b/sglang/loader.py", "b/sglang/other.py"), "renames a file"),
-        (lambda text: text.replace("--- a/", "old mode 100644\nnew mode 100755\n--- a/"), "changes a file's mode"),
+        (lambda text: text.replace("--- a/sglang/loader.py", "--- /dev/null"), "1.0.patch:7: it adds a file"),
+        (lambda text: text.replace("b/sglang/loader.py", "b/sglang/other.py"), "1.0.patch:7: it does not begin with"),
+        (lambda text: whole(MODE.replace("755", "600")), "1.0.patch:7: it does not begin with"),
+        (lambda text: whole(MODE.replace("755", "644")), "1.0.patch:7: it does not begin with"),
+        (lambda text: whole(f"{MODE}index {BLOB}..{BLOB} 100644\n"), "1.0.patch:7: a change of mode has no index line"),
+        (lambda text: whole("deleted file mode 100644\n"), "1.0.patch:7: a file is deleted by its content: `index"),
+        (lambda text: whole(DELETION.replace(BLOB, BLOB[:9])), "1.0.patch:7: a file is deleted by its content"),
+        (lambda text: whole(f"{DELETION}--- a/{FILE}\n+++ /dev/null\n@@ -1 +0,0 @@\n-x\n"), "shows its content"),
+        (lambda text: whole(RENAME, NEW), "1.0.patch:7: a file is renamed as it is by its content: `index ID..ID`"),
+        (lambda text: whole(f"{RENAME}index {BLOB}..{'1' * 40}\n", NEW), "1.0.patch:7: a file is renamed as it is"),
+        (lambda text: whole(f"index {BLOB}..{BLOB} 100644\n"), "1.0.patch:7: "),
+        (lambda text: whole(f"copy from {FILE}\ncopy to {NEW}\n", NEW), "1.0.patch:7: it copies a file"),
+        (lambda text: whole(SAME.replace(NEW, "new.py"), "new.py"), "1.0.patch:7: new.py is outside sglang/"),
         (
             lambda text: text[: text.index("diff")]
             + "diff --git a/sglang/native.so b/sglang/native.so\nGIT binary patch\nliteral 1\nIcmZPo000310RR91\n\n",
@@ -66,6 +88,24 @@ def test_a_malformed_patch_is_refused_with_its_line(mini: Miniature, change: Cal
     assert text != PATCH
     mini.patch.write_text(text)
     assert fault in faults_of(mini)
+
+
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [
+        (whole(DELETION), FILE),
+        (whole(MODE), FILE),
+        (whole(SAME, NEW), NEW),
+        (whole(f"{MODE}similarity index 100%\n{RENAME}index {BLOB}..{BLOB}\n", NEW), NEW),
+        (PATCH.replace("--- a/", f"{MODE}--- a/"), FILE),
+        (PATCH.replace(f"b/{FILE}", f"b/{NEW}").replace("--- a/", f"similarity index 90%\n{RENAME}--- a/"), NEW),
+    ],
+)
+def test_what_is_done_to_whole_files_is_read(mini: Miniature, text: str, after: str) -> None:
+    mini.patch.write_text(text)
+    (file,) = load_series(mini.root / "patches")[0].variants[0].files
+    assert (source_of(file), target_of(file)) == (FILE, after)
+    assert lint_of(mini) == ""
 
 
 def test_every_fault_is_said_at_once(mini: Miniature) -> None:

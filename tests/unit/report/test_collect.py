@@ -115,6 +115,16 @@ def test_a_project_whose_stages_have_passed_is_green(mini: Miniature) -> None:
     assert output.endswith("✓ 2 of 2 releases green\n")
 
 
+def test_a_hook_without_lines_is_exact(mini: Miniature) -> None:
+    mini.patch.write_text(
+        SECOND.partition("diff")[0]
+        + "diff --git a/sglang/loader.py b/sglang/loader.py\nold mode 100644\nnew mode 100755\n"
+    )
+    cell = cell_of(status_now(mini), "1.0", "choose")
+    assert (cell.state, cell.word, cell.notes) == (State.GREEN, "exact", ["+0/-0", "whole file"])
+    assert cell.names == ["sglang/loader.py"]
+
+
 def test_a_hook_that_stands_elsewhere_is_offset(mini: Miniature) -> None:
     mini.lock_release("1.1", {**upstream_files("1.1"), "sglang/loader.py": f"\n\n{LOADER}".encode()})
     cell = cell_of(status_now(mini), "1.1", "choose")

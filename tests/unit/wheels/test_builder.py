@@ -152,6 +152,35 @@ def test_a_file_that_collides_with_a_patched_one_is_refused(mini: Miniature) -> 
     assert "overlay/sglang/loader.py is also changed by a patch" in refused(mini, BuildError)
 
 
+def test_files_that_hooks_take_away_rename_or_make_executable_are_named_in_the_manifest(mini: Miniature) -> None:
+    mini.patch.write_text(PATCH.replace("b/sglang/loader.py", "b/sglang/new.py").replace(
+        "--- a/", "old mode 100644\nnew mode 100755\nrename from sglang/loader.py\nrename to sglang/new.py\n--- a/"
+    ))  # fmt: skip
+    mini.add_hook("less", {"sglang/version.py": "from sglang._version import __version__\n"}, {})
+    with zipfile.ZipFile(mini.build().path) as wheel:
+        manifest = json.loads(wheel.read("sglang-1.0+overlay.3.dist-info/sglang-overlay.json"))
+        record = wheel.read("sglang-1.0+overlay.3.dist-info/RECORD").decode()
+        assert wheel.getinfo("sglang/new.py").external_attr >> 16 == 0o100755
+        gone = {"sglang/loader.py", "sglang/version.py"}
+        assert not gone & {*wheel.namelist()}
+        assert not gone & {line.split(",")[0] for line in record.splitlines()}
+    assert manifest["removed"] == sorted(gone)
+    assert manifest["modes"] == {"sglang/new.py": "755"}
+    assert manifest["files"]["sglang/new.py"][0] == "renamed"
+
+
+def test_a_file_of_the_overlay_in_the_place_of_a_deleted_one_is_refused(mini: Miniature) -> None:
+    mini.add_hook("less", {"sglang/version.py": "from sglang._version import __version__\n"}, {})
+    mini.write("overlay/sglang/version.py", "x = 1\n")
+    assert "overlay/sglang/version.py is also changed by a patch" in refused(mini, BuildError)
+
+
+def test_a_hook_of_what_the_build_writes_is_refused(mini: Miniature) -> None:
+    before = upstream_files("1.0")["sglang/_version.py"].decode()
+    mini.add_hook("named", {"sglang/_version.py": before}, {"sglang/_version.py": f"{before}ours = 1\n"})
+    assert "A hook changes sglang/_version.py, which each build writes" in refused(mini, BuildError)
+
+
 def test_a_syntax_error_in_the_overlay_is_named_with_its_line(mini: Miniature) -> None:
     mini.write("overlay/sglang/models/ours.py", "x = 1\ndef f(:\n")
     assert "sglang/models/ours.py:2: " in refused(mini, BuildError)

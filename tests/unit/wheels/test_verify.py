@@ -11,7 +11,7 @@ from overlay_tools.errors import VerifyError, WheelError
 from overlay_tools.wheels.builder import build_kernel
 from overlay_tools.wheels.verify import verify_environment, verify_wheel
 
-from unit.conftest import Miniature, write_wheel
+from unit.conftest import HEADER, Miniature, write_wheel
 
 DIST_INFO = "sglang-1.0+overlay.3.dist-info"
 
@@ -42,6 +42,26 @@ def test_each_file_that_is_not_as_built_is_named(
     mini: Miniature, change: Callable[[dict[str, bytes]], object], said: list[str]
 ) -> None:
     assert verify_wheel(altered(mini.build().path, change)).differences == said
+
+
+@pytest.fixture
+def less(mini: Miniature) -> Miniature:
+    """Return a project with a hook that deletes a file, and one that makes another executable."""
+    mini.patch.write_text(
+        HEADER + "diff --git a/sglang/loader.py b/sglang/loader.py\nold mode 100644\nnew mode 100755\n"
+    )
+    mini.add_hook("less", {"sglang/version.py": "from sglang._version import __version__\n"}, {})
+    return mini
+
+
+def test_a_deleted_file_that_is_back_and_a_wrong_mode_are_named_in_a_wheel(less: Miniature) -> None:
+    good = less.build().path
+    assert verify_wheel(good).differences == []
+    bad = altered(good, lambda files: files.update({"sglang/version.py": b"x"}))  # which gives every file one mode
+    assert verify_wheel(bad).differences == [
+        "back: sglang/version.py (a hook removes it)",
+        "differs: sglang/loader.py (its mode is not 755)",
+    ]
 
 
 def test_a_record_made_to_fit_a_changed_file_is_found_out(mini: Miniature) -> None:
@@ -109,6 +129,19 @@ def installed(mini: Miniature, request: pytest.FixtureRequest) -> tuple[str, Pat
     subprocess.run([*command, *renamed], check=True)
     (site,) = environment.glob("lib/python*/site-packages")
     return python, site
+
+
+def test_a_deleted_file_that_is_back_and_a_wrong_mode_are_named_in_an_environment(
+    less: Miniature, installed: tuple[str, Path]
+) -> None:
+    python, site = installed
+    assert [differences for found in verify_environment(python) for differences in found.differences] == []
+    (site / "sglang/version.py").write_text("x = 1\n")
+    (site / "sglang/loader.py").chmod(0o644)
+    assert [differences for found in verify_environment(python) for differences in found.differences] == [
+        "back: sglang/version.py (a hook removes it)",
+        "differs: sglang/loader.py (its mode is not 755)",
+    ]
 
 
 def test_an_environment_is_compared_file_by_file(installed: tuple[str, Path]) -> None:
