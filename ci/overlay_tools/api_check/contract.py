@@ -5,14 +5,14 @@ A problem that does no harm is waived, with a reason, in ci/contract.toml.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from overlay_tools.api_check.contract_file import Entry, contract_path, load_contract
 from overlay_tools.api_check.fixup_rows import fixup_references
 from overlay_tools.api_check.hook_code import apply_hooks, hook_references
 from overlay_tools.api_check.overlay_code import read_overlay
-from overlay_tools.api_check.references import overlay_references
+from overlay_tools.api_check.references import Reference, overlay_references
 from overlay_tools.api_check.registry_rows import name_collisions, registry_references
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.settings import Project
@@ -42,21 +42,33 @@ def check_contract(project: Project, sources: SourceTree) -> list[Finding]:
     Raises ContractError if ci/contract.toml or the overlay cannot be read, PatchError if patches/ cannot or a hook does
     not apply.
     """
-    contract, overlay = load_contract(contract_path(project)), read_overlay(project, sources.version)
+    overlay = read_overlay(project, sources.version)
     hooked = apply_hooks(project, sources)
     resolver = NameResolver(sources.changed(hooked.files), overlay)
     references = [
-        *overlay_references(resolver),
+        *overlay_references(resolver, overlay.files),
         *registry_references(project, resolver),
         *name_collisions(project, NameResolver(sources, overlay)),  # what a hook brings is not upstream's
         *fixup_references(project, resolver),
         *hook_references(project, resolver, hooked),
     ]
+    return _waive(project, sources.version, references)
+
+
+def check_overlay_files(project: Project, sources: SourceTree, names: Collection[str]) -> list[Finding]:
+    """Check some files of the overlay against one release, as `check_contract` does with all."""
+    overlay = read_overlay(project, sources.version)
+    resolver = NameResolver(sources.changed(apply_hooks(project, sources).files), overlay)
+    paths = [path for path in overlay.files if path in names]
+    return _waive(project, sources.version, overlay_references(resolver, paths))
+
+
+def _waive(project: Project, version: str, references: Iterable[Reference]) -> list[Finding]:
+    """Return what was found, with the reason where a problem is waived."""
+    contract = load_contract(contract_path(project))
     findings = []
     for item in references:
-        finding = Finding(
-            release=sources.version, where=item.where, kind=item.kind, what=item.what, problem=item.problem
-        )
+        finding = Finding(release=version, where=item.where, kind=item.kind, what=item.what, problem=item.problem)
         waiver = next((entry for entry in contract.waivers if item.problem and _matches(entry, finding)), None)
         findings.append(replace(finding, waived=waiver.reason) if waiver else finding)
     return findings

@@ -51,9 +51,9 @@ class Reference:
     problem: str = ""
 
 
-def overlay_references(resolver: NameResolver) -> Iterator[Reference]:
-    """Yield what the overlay's files need of upstream."""
-    for path in resolver.overlay.files:
+def overlay_references(resolver: NameResolver, paths: Iterable[str]) -> Iterator[Reference]:
+    """Yield what some of the overlay's files need of upstream."""
+    for path in paths:
         module = resolver.module(module_name(path))
         assert module is not None
         yield from code_references(resolver, module, f"overlay/{path}")

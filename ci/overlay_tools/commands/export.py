@@ -26,12 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RANGE",
         help="which other locked releases take what is new or changed, if it fits: a PEP 440 specifier, as '>=0.5.14',"
         " or all (default: for a new hook, those newer than the worktree's; for a change, those that had what it"
-        " changes)",
+        " changes; for a new file of overlay/, all, and otherwise pyproject.toml limits it to RANGE)",
     )
     parser.add_argument(
         "--yes",
         action="store_true",
-        help="write without asking whether hooks may become due where they were not (default: ask)",
+        help="write without asking whether hooks may become due where they were not, and files go to releases that they"
+        " do not fit (default: ask)",
     )
 
 
@@ -47,7 +48,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             version,
             wanted=wanted,
             ask=_ask if here else None,
-            agree=(lambda hooks: True) if arguments.yes else _agree if here else _cannot_agree,
+            agree=(lambda doubts: True) if arguments.yes else _agree if here else _cannot_agree,
         )
     for name in changed:
         console.line(name)
@@ -66,13 +67,13 @@ def _only_worktree(project: Project) -> str:
     return made[0]
 
 
-def _agree(hooks: str) -> bool:
-    return input(f"Write this, with {hooks} due where it was not? [y/N] ").strip().lower() in ("y", "yes")
+def _agree(doubts: str) -> bool:
+    return input(f"{doubts}. Write this? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _cannot_agree(hooks: str) -> bool:
+def _cannot_agree(doubts: str) -> bool:
     raise WorktreeError(
-        f"Nothing was written: {hooks} would become due where it was not, and there is no terminal to ask on.",
+        f"Nothing was written: {doubts}, and there is no terminal to ask on.",
         hint="If the table above is as it should be, export again with --yes; `--releases` limits or widens it.",
     )
 
@@ -83,9 +84,9 @@ def _ask(hook: str, field: str) -> str:
 
 COMMAND = Command(
     about="Takes the commits of a worktree that `nox -s edit` opened and writes what they change to patches/ and"
-    " overlay/, all of it or nothing. A table shows first which releases take a new or changed hook, and why others do"
-    " not; before a hook becomes due for a release where it was not, you are asked. What a new hook's commit message"
-    " leaves out is asked for on a terminal.",
+    " overlay/, all of it or nothing. A table shows first which releases take a new or changed hook or a new file, and"
+    " why others do not; before a hook becomes due for a release where it was not, or a file goes to one that it"
+    " does not fit, you are asked. What a new hook's commit message leaves out is asked for on a terminal.",
     examples={
         "": "the only worktree there is",
         "0.5.17": "that of SGLang 0.5.17",

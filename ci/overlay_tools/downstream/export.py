@@ -15,6 +15,7 @@ from overlay_tools.downstream.edit import worktree_of
 from overlay_tools.downstream.export_contract import make_plan
 from overlay_tools.downstream.export_plan import Exported
 from overlay_tools.downstream.exported_state import ExportedState, digests
+from overlay_tools.downstream.overlay_plan import OverlayPlan, files_to_write, plan_overlay
 from overlay_tools.downstream.staging import stage
 from overlay_tools.downstream.transaction import undo, write_patches
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Worktree
@@ -41,7 +42,7 @@ def export(
 
     Parameters: `wanted`, the releases beside this one that are to take what is new or changed, None for those where it
     belongs; `ask` asks a person for a field of a new hook's header, None if no one is there to ask; `agree` asks
-    whether hooks may become due for more releases, which has been shown.
+    whether to write what has been shown, though hooks or files go to more releases than until now, or than they fit.
     Returns the paths that were written or removed; a worktree without a change changes none.
     Raises WorktreeError for commits that cannot be taken over or if no one agrees, PatchError for hooks that do not
     hold.
@@ -55,21 +56,27 @@ def export(
     committed = read_committed_hooks(tree, hooks, version, project.replaced(version), ask)
     exported = Exported(hooks=hooks, committed=committed, version=version, wanted=wanted, patches=project.patches)
     overlay = _overlay_changes(tree, project, version, committed, _renamed_by(hooks, version))
+    others = files_to_write(project, overlay, version, wanted)
     with ExitStack() as stack:
         sources = {v: stack.enter_context(open_source_tree(lock[v], cache)) for v in lock}
         with console.step(f"Try {len(committed)} hooks on {len(lock)} releases"):
-            plan, broken = make_plan(project, exported, sources, overlay)
+            plan, broken = make_plan(project, exported, sources, others)
         if broken:
             raise PatchError(*broken, hint="Mend it in the worktree; what does no harm is waived in ci/contract.toml.")
         _check_effect(tree, plan.releases[version], committed)
-    files = plan.files()
+        files = plan.files()
+        added = plan_overlay(project, files, others, sources, overlay) if overlay else OverlayPlan(rows=[], misfits=[])
     with TemporaryDirectory() as folder:
         staged = stage(Path(folder), files, project.patches, list(lock))
-    if rows := plan.rows():
-        console.grid(("hook", "releases", "outcome"), rows)
-    if plan.widened and not agree(", ".join(plan.widened)):
-        raise WorktreeError("Nothing was written.", hint="`--releases` says which other releases take a hook.")
-    changed = write_patches(project.patches, files, {f"overlay/{name}": data for name, data in overlay.items()})
+    if rows := plan.rows() + added.rows:
+        console.grid(("hook or file", "releases", "outcome"), rows)
+    doubts = [f"{', '.join(plan.widened)} would become due where it was not"] * bool(plan.widened)
+    doubts += [f"{', '.join(added.misfits)} would go to releases that it does not fit"] * bool(added.misfits)
+    if doubts and not agree(" and ".join(doubts)):
+        raise WorktreeError(
+            "Nothing was written.", hint="`--releases` says which other releases take a hook or a new file."
+        )
+    changed = write_patches(project.patches, files, others)
     ExportedState.note(tree, [patch for hook in staged if (patch := hook.variant(version))])
     return changed
 
@@ -134,7 +141,9 @@ def _overlay_changes(
         new = tree.read("HEAD", name)
         if here == new:
             continue
-        if here != (None if name in renamed else tree.read(exported, name)):
+        if here is not None and not project.takes(version, name):
+            faults.append(f"{path} is there for other releases than {version}, as {project.settings} says.")
+        elif here != (None if name in renamed else tree.read(exported, name)):
             faults.append(f"{path} has changed since {tree.folder} was made, and there too.")
         if not name.startswith("sglang/"):
             faults.append(f"{tree.folder / name} would not go into any wheel: it is not under sglang/.")

@@ -16,11 +16,11 @@ def make_plan(
     project: Project,
     exported: Exported,
     sources: Mapping[str, SourceTree],
-    overlay: Mapping[str, bytes | None],
+    others: Mapping[str, bytes | None],
 ) -> tuple[ExportPlan, list[str]]:
     """Plan an export, and check it against the contract of each release that takes a new or changed hook.
 
-    Parameters: `overlay`, the files of overlay/ that change with it, by path.
+    Parameters: `others`, the files of the checkout beside patches/ that change with it, by path.
     Returns the plan, and what of the contract it would break of the release that the hooks were made on, a line each.
     What is broken without the new and changed hooks too is not their fault.
     """
@@ -33,11 +33,11 @@ def make_plan(
         plan = ExportPlan(exported, sources, barred)
         taking = {v: names for v in sources if (names := plan.taken_by(v)) and held.get(v) != names}
         found: dict[tuple[str, str], str] = {}
-        with staged_project(project, plan.files(), list(sources), overlay) as staged:
+        with staged_project(project, plan.files(), list(sources), others) as staged:
             for version, names in taking.items():
                 problems = _problems(staged.project, sources[version])
                 if problems:
-                    with staged_project(project, until_now, list(sources), overlay) as before:
+                    with staged_project(project, until_now, list(sources), others) as before:
                         known = {_what(finding) for finding in _problems(before.project, sources[version])}
                     problems = [finding for finding in problems if _what(finding) not in known]
                 held[version] = names

@@ -234,7 +234,8 @@ def _plan_hooks(
         patches=project.patches,
     )
     with console.step(f"Plan {len(exported.committed)} hooks"):
-        plan, broken = make_plan(project, exported, sources, exact.overlay)
+        others = {f"overlay/{name}": data for name, data in exact.overlay.items()}
+        plan, broken = make_plan(project, exported, sources, others)
     made = plan.releases[base]
     if wrong := [name for name in exact.tree.touched if made.read(name) != exact.tree.read(name)]:
         raise PatchError(*(f"{name} would not be what the patches make of it." for name in wrong), hint=REPORT)

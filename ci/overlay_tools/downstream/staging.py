@@ -40,21 +40,21 @@ def staged_project(
     project: Project,
     files: Mapping[str, str],
     versions: Sequence[str],
-    overlay: Mapping[str, bytes | None] = MappingProxyType({}),
+    others: Mapping[str, bytes | None] = MappingProxyType({}),
 ) -> Iterator[StagedProject]:
-    """Give a checkout that differs from another one in nothing but patches/, which holds `files`.
+    """Give a checkout that differs from another one in patches/, which holds `files`, and in nothing else but `others`.
 
-    Parameters: `overlay`, files of overlay/ that differ too, by path, None for those that are not there.
+    Parameters: `others`, files of overlay/ and pyproject.toml, by path, None for those that are not there.
     Raises PatchError as `stage` does; errors speak of files of the other one.
     """
     with TemporaryDirectory() as folder, as_if_in(project.root, folder):
         root = Path(folder)
         for name in ("overlay", "ci", "NOTICE", "LICENSE", "pyproject.toml"):
             (root / name).symlink_to(project.root / name)
-        if overlay:
+        if others:
             (root / "overlay").unlink()
             shutil.copytree(project.overlay, root / "overlay", symlinks=True)
-            write_files(root / "overlay", overlay)
+            write_files(root, others)  # a file takes the place of a link to one
         hooks = stage(root / "patches", files, project.patches, versions)
         yield StagedProject(project=load_project(root), hooks=hooks)
 

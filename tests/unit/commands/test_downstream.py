@@ -88,7 +88,7 @@ def test_export_without_a_terminal_wants_yes_for_a_new_hook(
     before = mini_here.content()
     assert cli.main(["export"]) == 1
     said = capsys.readouterr()
-    assert "four  1.0 to 1.1  becomes due" in said.out
+    assert "four          1.0 to 1.1  becomes due" in said.out
     assert "Nothing was written: four would become due where it was not" in said.err
     assert "--yes" in said.err
     assert mini_here.content() == before

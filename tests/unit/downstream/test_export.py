@@ -372,7 +372,7 @@ def test_nothing_is_written_unless_a_wider_hook_is_agreed_to(
         export(mini.project, mini.cache, "1.0", agree=refuse)
     assert mini.content() == before
     assert "--releases" in caught.value.hint
-    assert asked == ["count-calls"]
+    assert asked == ["count-calls would become due where it was not"]
     assert table(capsys)["count-calls", "1.0 to 1.1"] == "becomes due"
     assert len(written(mini)) == 2
 
