@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from packaging.specifiers import SpecifierSet
 from unidiff import PatchSet
 
+from overlay_tools.archive.mode import with_mode
 from overlay_tools.downstream.committed_hooks import CommittedHook
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.foreign_patch import FileChange, ForeignPatch, apply_as_stated, last_contents
@@ -31,8 +32,8 @@ class ExactAttempt:
     """What becomes of a patch.
 
     `name` and `header`: of the hook that it is, or would be; `hook`: the one that it makes, and its `variant`; `added`:
-    its new files, by path; `notes`: what of it is left out; `faults`: why it cannot be brought in as it is; `there`:
-    whether all of it is in patches/ and overlay/ already.
+    files of overlay/ by path, None for one that goes; `notes`: what of it is left out; `faults`: why it cannot be
+    brought in as it is; `there`: whether all of it is in patches/ and overlay/ already.
     """
 
     patch: ForeignPatch
@@ -40,7 +41,7 @@ class ExactAttempt:
     header: Mapping[str, str]
     hook: CommittedHook | None = None
     variant: Patch | None = None
-    added: Mapping[str, bytes] = field(default_factory=dict)
+    added: Mapping[str, bytes | None] = field(default_factory=dict)
     notes: Sequence[str] = ()
     faults: Sequence[str] = ()
     there: bool = False
@@ -53,11 +54,16 @@ class ExactAttempt:
 
 @dataclass(kw_only=True, slots=True)
 class _Effect:
-    """What a patch does: to upstream's files, to those of overlay/, and to files as the patches know them."""
+    """What a patch does: to upstream's files, to those of overlay/, and to files as the patches know them.
 
-    hooked: dict[str, bytes] = field(default_factory=dict)
-    overlay: dict[str, bytes] = field(default_factory=dict)
-    seen: dict[str, bytes] = field(default_factory=dict)
+    `renamed`: the old name of each of upstream's that gets a new one, by that; `notes`: what of it is left out.
+    """
+
+    hooked: dict[str, bytes | None] = field(default_factory=dict)
+    overlay: dict[str, bytes | None] = field(default_factory=dict)
+    seen: dict[str, bytes | None] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class ExactImport:
@@ -77,9 +83,9 @@ class ExactImport:
     ) -> None:
         self.project, self.versions, self.base = project, versions, base
         self.tree = HookedTree(base)
-        self.overlay: dict[str, bytes] = {}
+        self.overlay: dict[str, bytes | None] = {}
         self._names = {hook.name for hook in hooks} | {"series", README}
-        self._seen: dict[str, bytes] = {}  # files as the patches know them: without the series
+        self._seen: dict[str, bytes | None] = {}  # files as the patches know them: without the series
         self._series: list[tuple[Patch, HookedTree]] = []  # each hook with the files that it found
         for patch in (patch for hook in hooks if (patch := hook.variant(base.version))):
             self._series.append((patch, HookedTree(base, dict(self.tree.touched))))
@@ -104,10 +110,10 @@ class ExactImport:
         try:
             effect = self._apply(patch, wanted, self.tree)
             compile_all({**effect.hooked, **effect.overlay})
-            variant = self._make_variant(patch, name, header, effect.hooked) if effect.hooked else None
+            hook = self._hook(name, header, effect) if effect.hooked else None
+            variant = self._make_variant(patch, hook) if hook else None
         except (PatchError, BuildError) as error:
             return ExactAttempt(patch=patch, name=name, header=header, notes=notes, faults=error.problems)
-        hook = self._hook(name, header, effect.hooked) if variant else None
         if hook is not None and (lacking := held_up(hook)):
             return ExactAttempt(patch=patch, name=name, header=header, notes=notes, faults=[lacking])
         self._take(effect)
@@ -115,7 +121,13 @@ class ExactImport:
         if hook is not None:
             self._names.add(name)
         return ExactAttempt(
-            patch=patch, name=name, header=header, hook=hook, variant=variant, added=effect.overlay, notes=notes
+            patch=patch,
+            name=name,
+            header=header,
+            hook=hook,
+            variant=variant,
+            added=effect.overlay,
+            notes=[*notes, *effect.notes],
         )
 
     def reserve(self, attempt: ExactAttempt) -> None:
@@ -124,7 +136,7 @@ class ExactImport:
 
     def read(self, name: str) -> bytes | None:
         """Return a file of the release or of the overlay, as it is to be."""
-        upstream = self.base.read(name) is not None and name not in self.project.replaced(self.base.version)
+        upstream = _is_upstream(name, self.tree) and name not in self.project.replaced(self.base.version)
         return self.tree.read(name) if upstream else self._read_overlay(name)
 
     def _take(self, effect: _Effect) -> None:
@@ -136,7 +148,7 @@ class ExactImport:
 
         It has if it makes the same of what that hook found, and its new files are in overlay/.
         """
-        if not any(self.base.read(file.name) is not None for file in wanted):
+        if not any(_is_upstream(file.name, self.tree) for file in wanted):
             return "" if self._makes(patch, wanted, self.tree, {}) else None
         name = re.compile(rf"{re.escape(patch.name)}(?:-\d+)?")
         for variant, found in self._series:
@@ -170,7 +182,7 @@ class ExactImport:
         return effect
 
     def _apply_to_file(self, patch: ForeignPatch, change: FileChange, tree: HookedTree, effect: _Effect) -> None:
-        name, upstream = change.name, self.base.read(change.name) is not None
+        name, upstream = change.name, _is_upstream(change.name, tree) or change.name in effect.hooked
         if name in self.project.replaced(self.base.version):
             raise PatchError(f"{name}: overlay/ has a file of its own in its place.")
         if change.content is not None:
@@ -183,16 +195,46 @@ class ExactImport:
 
         known = {**self._seen, **effect.seen}
         seen = known[name] if name in known else self.base.read(name) if upstream else read(name)
+        here = read(name)
+        if change.diff:
+            made, stated = self._change_lines(patch, change, seen, read)
+        elif seen is None or here is None:
+            raise PatchError(f"{name}: sglang {self.base.version} has no such file.")
+        elif change.deleted:
+            if not change.expects(seen):
+                raise PatchError(f"{name} is not as the patch found it, which deletes it.")
+            done[name] = effect.seen[name] = None
+            return
+        else:
+            made, stated = here, seen
+        if change.executable is not None and upstream:
+            made, stated = (with_mode(data, executable=change.executable) for data in (made, stated))
+        elif change.executable:
+            effect.notes.append(f"{name}: it becomes executable, which no file of overlay/ is")
+        if made == here and upstream and not change.target:
+            raise PatchError(f"{name}: sglang {self.base.version} is as the patch makes it.")
+        if change.target:
+            others = self._read_overlay(change.target) if upstream else tree.read(change.target)
+            if read(change.target) is not None or others is not None:
+                raise PatchError(f"{name} is renamed to {change.target}, which is there already.")
+            done[name] = effect.seen[name] = None
+            effect.renamed |= {change.target: name} if upstream else {}
+            name = change.target
+        done[name], effect.seen[name] = made, stated
+
+    def _change_lines(
+        self, patch: ForeignPatch, change: FileChange, seen: bytes | None, read: Read
+    ) -> tuple[bytes, bytes]:
+        """Return what the lines of a patch make of a file, and of it as the patches know it, `seen`."""
+        name = change.name
         (parsed,) = PatchSet.from_string(change.diff)
         stated = None if seen is None else apply_as_stated(seen, parsed)
         if seen is None or stated is None:
             made = self._apply_diff(patch, change, change.diff, read)
-        elif read(name) == seen:
-            made = stated
-        else:
-            made = self._apply_diff(patch, change, make_diff({name: seen}, {name: stated}), read)
-        effect.seen[name] = made if stated is None else stated
-        done[name] = made
+            return made, made
+        if read(name) == seen:
+            return stated, stated
+        return self._apply_diff(patch, change, make_diff({name: seen}, {name: stated}), read), stated
 
     def _apply_diff(self, patch: ForeignPatch, change: FileChange, diff: str, read: Read) -> bytes:
         """Return what a diff makes of a file, with the series applied."""
@@ -229,27 +271,30 @@ class ExactImport:
         path = self.project.overlay / name
         return path.read_bytes() if path.is_file() else None
 
-    def _hook(self, name: str, header: Mapping[str, str], after: Mapping[str, bytes]) -> CommittedHook:
-        before = {path: self.tree.read(path) or b"" for path in after}
-        return CommittedHook(name=name, header=header, before=before, after=after)
+    def _hook(self, name: str, header: Mapping[str, str], effect: _Effect) -> CommittedHook:
+        before = {path: self.tree.read(path) for path in effect.hooked}
+        return CommittedHook(name=name, header=header, before=before, after=effect.hooked, renamed=effect.renamed)
 
-    def _make_variant(
-        self, patch: ForeignPatch, name: str, header: Mapping[str, str], after: Mapping[str, bytes]
-    ) -> Patch:
+    def _make_variant(self, patch: ForeignPatch, hook: CommittedHook) -> Patch:
         """Return the variant of a hook for the base.
 
         Raises PatchError if the series may not have it.
         """
-        before = {path: self.tree.read(path) or b"" for path in after}
         trial = PatchQueue((), self.versions)
-        trial.add_variant(name, [self.base.version], header, make_diff(before, after))
-        made = trial.variant(name, self.base.version, self.project.patches)
-        if faults := lint([Hook(name=name, due=made.applies, variants=(made,))], [self.base.version]):
+        diff = make_diff(hook.before, hook.after, hook.renamed)
+        trial.add_variant(hook.name, [self.base.version], hook.header, diff)
+        made = trial.variant(hook.name, self.base.version, self.project.patches)
+        if faults := lint([Hook(name=hook.name, due=made.applies, variants=(made,))], [self.base.version]):
             raise PatchError(*faults)
-        if apply_series([made], self.tree.read, f"sglang {self.base.version}") != after:
+        if apply_series([made], self.tree.read, f"sglang {self.base.version}") != hook.after:
             raise PatchError(f"{patch.title}: its diff does not make what it should.", hint=REPORT)
         return made
 
     def _free_name(self, wanted: str) -> str:
         names = [wanted, *(f"{wanted}-{number}" for number in range(2, 1000))]
         return next(name for name in names if name not in self._names)
+
+
+def _is_upstream(name: str, tree: HookedTree) -> bool:
+    """Tell whether a file is upstream's, be it under a name that a hook has given it."""
+    return tree.sources.read(name) is not None or name in tree.touched

@@ -17,17 +17,16 @@ from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.checkout import is_scratch
 from overlay_tools.downstream.worktree import read_trailers
 from overlay_tools.errors import PatchError
-from overlay_tools.patches.model import FORWARDED, HOOK_NAME
+from overlay_tools.patches.model import FORWARDED, HOOK_NAME, blob_id
 from overlay_tools.subprocesses import git
 
 _HINT = "SOURCE is a patch, a folder of patches, a mailbox of `git format-patch`, or a fork's checkout or wheel."
 _NOT_EXPRESSED = tuple(
     (re.compile(pattern, re.MULTILINE), reason)
     for pattern, reason in (
-        (r"^(?:rename|copy) from ", "it is renamed or copied, which a hook cannot express"),
-        (r"^(?:deleted file mode |\+\+\+ /dev/null)", "it is deleted, which a hook cannot express"),
+        (r"^copy from ", "it is a copy of another file, which a hook cannot express"),
         (r"^(?:GIT binary patch|Binary files )", "it is binary, which a hook cannot express"),
-        (r"^new file mode (?:12|16)0000", "it is a link, which a wheel cannot hold"),
+        (r"^(?:new file mode|new mode|deleted file mode) (?:12|16)0000", "it is a link, which a wheel cannot hold"),
     )
 )  # by the head of a file's diff
 _SECTION = re.compile(r"^diff --git .*\n", re.MULTILINE)
@@ -38,15 +37,24 @@ class FileChange:
     """What a patch does to one file.
 
     `name`: its path in a wheel, or as the patch has it if it is not under sglang/; `diff`: the lines that change in an
-    existing file, and `line`, that of its first @@ in what was read; `content`: a new file's; `left_out`: what of it
-    cannot be brought in, and why.
+    existing file, and `line`, that of its first @@ in what was read; `content`: a new file's; `deleted`: whether it
+    goes; `target`: its new name, if it gets one; `executable`: its new mode, if that changes; `blob`: how git's id of
+    the content that a deletion expects begins; `left_out`: what of it cannot be brought in, and why.
     """
 
     name: str
     diff: str = ""
     line: int = 0
     content: bytes | None = None
+    deleted: bool = False
+    target: str = ""
+    executable: bool | None = None
+    blob: str = ""
     left_out: str = ""
+
+    def expects(self, content: bytes) -> bool:
+        """Tell whether a file has the content that a deletion expects; lines say themselves what they expect."""
+        return blob_id(content).startswith(self.blob)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,11 +122,13 @@ def last_contents(patches: Sequence[ForeignPatch]) -> dict[str, bytes]:
     for change in (change for patch in patches for change in patch.files):
         if change.content is not None:
             last[change.name] = change.content
-        elif change.name in last and change.diff:
-            (file,) = PatchSet.from_string(change.diff)
-            made = apply_as_stated(last.pop(change.name), file)
-            if made is not None:
-                last[change.name] = made
+        elif change.name in last:
+            made: bytes | None = last.pop(change.name)
+            if change.diff and made is not None:
+                (file,) = PatchSet.from_string(change.diff)
+                made = apply_as_stated(made, file)
+            if made is not None and not change.deleted:
+                last[change.target or change.name] = made
     return last
 
 
@@ -272,14 +282,35 @@ def _read_section(section: str) -> Iterator[FileChange]:
     if reason := next((reason for pattern, reason in _NOT_EXPRESSED if pattern.search(head)), ""):
         yield FileChange(name=name, left_out=reason)
         return
-    if re.search(r"^(?:old mode |new file mode 100755)", head, re.MULTILINE):
-        yield FileChange(name=name, left_out="its mode changes, which cannot be expressed")
+    if re.search(r"^new file mode 100755", head, re.MULTILINE):
+        yield FileChange(name=name, left_out="it is executable, which no file of overlay/ is")
     hunks = list(PatchSet.from_string(section))
+    if re.search(r"^(?:deleted file mode |\+\+\+ /dev/null)", head, re.MULTILINE):
+        yield FileChange(name=name, deleted=True, blob=_expected_blob(head, hunks))
+        return
+    old, mode = (re.search(rf"^{word} (.*)$", head, re.MULTILINE) for word in ("rename from", "new mode"))
+    target, executable = "", mode[1].endswith("755") if mode else None
+    if old is not None:
+        name, target = _unquote(old[1]), name
+        if not name.startswith("sglang/"):
+            yield FileChange(name=target, left_out=f"it comes from {name}, which is outside the wheel")
+            return
     if re.search(r"^(?:new file mode |--- /dev/null)", head, re.MULTILINE):
         yield new_file(name, _content(hunks))
-    elif hunks and len(hunks[0]):
-        lines = "".join(str(hunk) for hunk in hunks[0])
-        yield FileChange(name=name, diff=f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n{lines}")
+    else:
+        lines = "".join(str(hunk) for hunk in hunks[0]) if hunks else ""
+        diff = f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n{lines}" if lines else ""
+        if diff or target or mode:
+            yield FileChange(name=name, diff=diff, target=target, executable=executable)
+
+
+def _expected_blob(head: str, files: Sequence[PatchedFile]) -> str:
+    """Return how git's id of the content that a deletion expects begins, "" if nothing says it."""
+    lines = [line for file in files for hunk in file for line in _side(hunk, "-")]
+    if lines:
+        return blob_id("".join(lines).encode("utf-8", "surrogateescape"))
+    index = re.search(r"^index ([0-9a-f]+)\.\.", head, re.MULTILINE)
+    return index[1] if index else ""
 
 
 def _name_in(head: str) -> str:
@@ -288,12 +319,19 @@ def _name_in(head: str) -> str:
     if found is None or found[1] == "/dev/null":
         found = re.search(r"^--- ([^\t\n]+)", head, re.MULTILINE)
     if found is None or found[1] == "/dev/null":
-        found = re.match(r"diff --git \S+ (\S+)", head)
-    path = found[1].strip() if found else head.partition("\n")[0]
+        found = re.match(r"diff --git a/(.+) b/\1$", head, re.MULTILINE) or re.match(r"diff --git \S+ (\S+)", head)
+    renamed = re.search(r"^rename to (.*)$", head, re.MULTILINE)
+    if renamed is not None:
+        return _unquote(renamed[1])
+    return _unquote(re.sub(r'^("?)[ab]/', r"\1", found[1].strip() if found else head.partition("\n")[0]))
+
+
+def _unquote(path: str) -> str:
+    """Return a path of a diff as in a wheel."""
     if path.startswith('"'):  # git quotes what is not ASCII, as C does
         path = path.strip('"').encode("ascii", "replace").decode("unicode_escape")
         path = path.encode("latin-1", "replace").decode("utf-8", "replace")
-    return wheel_name(re.sub(r"^[ab]/", "", path))
+    return wheel_name(path)
 
 
 def _content(files: Sequence[PatchedFile]) -> bytes:

@@ -98,14 +98,22 @@ def compare(fork: Fork, base: WheelReader, version: str, exclude: Sequence[str])
             else:
                 changes.append(FileChange(name=name, diff=make_diff({name: before}, {name: after})))
     changes += [new_file(name, fork.read(name)) for name in sorted(fork.crcs.keys() - old.keys())]
-    gone = [name for name in sorted(old.keys() - fork.crcs.keys()) if fork.complete or not name.endswith(".so")]
-    changes += [FileChange(name=name, left_out="it is deleted, which a hook cannot express") for name in gone]
+    gone = sorted(old.keys() - fork.crcs.keys())
+    native = [name for name in gone if name.endswith(".so")]
+    changes += [FileChange(name=name, deleted=True) for name in gone if name not in native]
+    if fork.complete:  # a checkout has no such files
+        changes += [
+            FileChange(name=name, left_out="it is native: its name is another for each Python") for name in native
+        ]
     return [
         ForeignPatch(
             title=change.name,
             path=fork.path,
             name=slug(change.name.removeprefix("sglang/").removesuffix(".py")),
-            header={"Subject": f"Change {change.name} as {fork.path.name} does, from {version} on"},
+            header={
+                "Subject": f"{'Delete' if change.deleted else 'Change'} {change.name} as {fork.path.name} does,"
+                f" from {version} on"
+            },
             files=[change],
         )
         for change in changes

@@ -78,7 +78,9 @@ def read_patch_names(patch: ForeignPatch, read: Callable[[str], bytes | None]) -
         for content, known in ((change.content, added), (read(change.name), others)):
             known += split_lines(content or b"")
         brings |= _names("\n".join(added)) - _names("\n".join(others))
-    return HookNames(files={change.name for change in patch.files}, brings=brings, uses=set())
+        brings |= _names(PurePosixPath(change.target).stem)
+    files = {name for change in patch.files for name in (change.name, change.target) if name}
+    return HookNames(files=files, brings=brings, uses=set())
 
 
 def _names(text: str) -> set[str]:

@@ -69,7 +69,7 @@ class ImportPlan:
     decisions: Sequence[tuple[str, str, str]]
     warnings: Sequence[str]
     patches: Mapping[str, str]
-    overlay: Mapping[str, bytes]
+    overlay: Mapping[str, bytes | None]
     unfilled: int
     marked: Sequence[MarkedPatch]
 
@@ -248,7 +248,7 @@ def _rows(attempts: Sequence[ExactAttempt], marked: Sequence[MarkedPatch], plan:
     for attempt in attempts:
         patch, variant = open_.get(id(attempt)), attempt.variant
         if patch is not None:
-            outcome = "conflict" if patch.files else "there already"
+            outcome = "conflict" if patch.files or patch.undone else "there already"
         elif attempt.there:
             outcome = "there already"
         else:
@@ -261,19 +261,23 @@ def _rows(attempts: Sequence[ExactAttempt], marked: Sequence[MarkedPatch], plan:
                 hook=attempt.name if variant or (patch and patch.files) or attempt.there else "",
                 lines=f"+{variant.added}/-{variant.removed}" if variant else "",
                 releases=taken if variant else (),
-                added=list(attempt.added),
-                notes=[*attempt.faults, *(patch.notes if patch else ()), *attempt.notes],
+                added=[name for name, data in attempt.added.items() if data is not None],
+                notes=[*attempt.faults, *(patch.notes if patch else ()), *attempt.notes, *_taken_away(attempt)],
             )
         )
     return rows
 
 
-def _clashes(overlay: Mapping[str, bytes], lock: Lock, cache: Path) -> list[str]:
+def _taken_away(attempt: ExactAttempt) -> list[str]:
+    return [f"takes away overlay/{name}" for name, data in attempt.added.items() if data is None]
+
+
+def _clashes(overlay: Mapping[str, bytes | None], lock: Lock, cache: Path) -> list[str]:
     """Return, a line a release, which new files upstream has of its own there, so that the release is not built."""
     found = []
     for version, release in lock.items() if overlay else ():
         with WheelReader(fetch(release, source_wheel(release), cache)) as wheel:
-            both = sorted(name for name in overlay if name in wheel.members)
+            both = sorted(name for name in overlay if overlay[name] is not None and name in wheel.members)
         if both:
             rest = f" and {len(both) - 1} more" if both[1:] else ""
             found.append(f"sglang {version} has its own {both[0]}{rest}: it cannot be built beside overlay/'s.")

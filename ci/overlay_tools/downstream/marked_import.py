@@ -28,11 +28,13 @@ class MarkedPatch:
     """A patch that a person is to settle.
 
     `files`: what it makes of files, with conflict markers, by path; `marked`: where each conflict begins, as file and
-    line; `notes`: what became of hunks that leave nothing to settle.
+    line; `notes`: what became of hunks that leave nothing to settle, and what a person is to do to whole files, if
+    `undone`.
     """
 
     attempt: ExactAttempt
     files: Mapping[str, bytes]
+    undone: bool
     marked: Sequence[str]
     notes: Sequence[str]
 
@@ -46,23 +48,25 @@ class KnownRelease:
 
     def __init__(self, sources: SourceTree) -> None:
         self.sources = sources
-        self._files: dict[str, bytes] = {}
+        self._files: dict[str, bytes | None] = {}
 
     def take(self, patch: ForeignPatch) -> Mapping[str, Sequence[str]] | None:
         """Apply a patch, and return the lines of the files that it found; None if it does not apply exactly."""
         found: dict[str, Sequence[str]] = {}
-        made: dict[str, bytes] = {}
+        made: dict[str, bytes | None] = {}
         for change in (change for change in patch.files if not change.left_out):
             if change.content is not None:
                 made[change.name] = change.content
                 continue
-            content = self._files.get(change.name, self.sources.read(change.name))
-            lines = None if content is None else split_lines(content)
+            content = self._files[change.name] if change.name in self._files else self.sources.read(change.name)
+            lines = None if content is None or not change.expects(content) else split_lines(content)
             found.setdefault(change.name, lines or [])
             after = None if lines is None else _apply_exactly(lines, _hunks(change))
             if after is None:
                 return None
-            made[change.name] = join_lines(after)
+            made[change.name] = None
+            if not change.deleted:
+                made[change.target or change.name] = join_lines(after)
         self._files |= made
         return found
 
@@ -86,11 +90,13 @@ class MarkedImport:
         they are not known.
         """
         notes: list[str] = []
+        to_do: list[str] = []
         for change in (change for change in attempt.patch.files if not change.left_out):
             file = self._open(change.name)
             if change.content is not None:
                 _put_file(file, change)
                 continue
+            to_do += _to_do(change)
             old = (known or {}).get(change.name)
             shift = 0
             for hunk in _hunks(change):
@@ -103,7 +109,7 @@ class MarkedImport:
                 if not self._put_hunk(file, hunk, shift, moving):
                     notes.append(f"{change.name}: the hunk of line {hunk.source_start} is there already")
                 shift += hunk.added - hunk.removed
-        return self._finish(attempt, notes)
+        return self._finish(attempt, notes, to_do)
 
     def _put_hunk(self, file: EditedFile, hunk: Hunk, shift: int, moving: MovingHunk | None) -> bool:
         """Put a hunk where it fits, or else as a conflict where it seems to belong; return False if it is there.
@@ -136,7 +142,7 @@ class MarkedImport:
         assert file is not None
         return file
 
-    def _finish(self, attempt: ExactAttempt, notes: Sequence[str]) -> MarkedPatch:
+    def _finish(self, attempt: ExactAttempt, notes: Sequence[str], to_do: Sequence[str]) -> MarkedPatch:
         ours = f"sglang {self.exact.base.version}, with the hooks"
         files, marked = {}, []
         for name, file in self._tree.changed().items():
@@ -145,12 +151,24 @@ class MarkedImport:
             if data != self._written.get(name, self.exact.read(name)):
                 files[name] = self._written[name] = data
                 marked += [f"{name}:{n}" for n, line in enumerate(lines, 1) if line == f"{'<' * 7} {ours}"]
-        return MarkedPatch(attempt=attempt, files=files, marked=marked, notes=notes)
+        return MarkedPatch(attempt=attempt, files=files, undone=bool(to_do), marked=marked, notes=[*notes, *to_do])
 
 
 def _hunks(change: FileChange) -> Sequence[Hunk]:
-    (file,) = PatchSet.from_string(change.diff)
-    return list(file)
+    return [hunk for file in PatchSet.from_string(change.diff) for hunk in file]
+
+
+def _to_do(change: FileChange) -> list[str]:
+    """Return what a patch does to a whole file, which no marker can stand for, as what a person may do by hand."""
+    said = []
+    if change.deleted:
+        said.append(f"{change.name}: the patch deletes it: `git rm` it in the worktree if it is to go")
+    if change.target:
+        said.append(f"{change.name}: the patch renames it: `git mv` it to {change.target} in the worktree")
+    if change.executable is not None:
+        sign = "+" if change.executable else "-"
+        said.append(f"{change.name}: the patch changes its mode: `chmod {sign}x` it in the worktree")
+    return said
 
 
 def _apply_exactly(lines: Sequence[str], hunks: Sequence[Hunk]) -> list[str] | None:

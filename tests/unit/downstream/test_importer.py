@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -118,22 +119,85 @@ def test_what_cannot_be_brought_in_is_named_and_the_rest_is(mini: Miniature, els
     assert {row.title[5:-6]: row.outcome for row in plan.rows} == {
         "Tests-alone": "left out",
         "Two-sides": "in part",
-        "Gone": "left out",
-        "Moved": "left out",
-        "Mode": "left out",
+        "Gone": "brought in",
+        "Moved": "brought in",
+        "Mode": "brought in",
         "Binary": "left out",
         "Broken": "conflict",
         "Stale": "conflict",
     }
     said = notes(plan)
-    for part in ("test/test_loader.py: it is outside", "README.md: it is outside", "it is deleted", "it is renamed"):
+    for part in ("test/test_loader.py: it is outside", "README.md: it is outside"):
         assert part in said
-    for part in ("its mode changes", "sglang/native.so: it is binary", "loader.py:1: invalid syntax"):
+    for part in ("sglang/native.so: it is binary", "loader.py:1: invalid syntax"):
         assert part in said
     stale = elsewhere / "mails" / "0008-Stale.patch"
     line = next(n for n, line in enumerate(stale.read_text().split("\n"), 1) if line.startswith("@@ "))
     assert f"{stale}:{line}: the lines that the hunk expects are not in sglang/loader.py of sglang 1.0" in said
     assert "size = 8" in in_wheel(mini, ENGINE_FILE)
+
+
+@pytest.mark.parametrize("one", [True, False])
+def test_mails_that_delete_rename_and_change_a_mode_are_brought_in(mini: Miniature, elsewhere: Path, one: bool) -> None:
+    fork = checkout(elsewhere)
+    (fork / "python/sglang/version.py").chmod(0o755)
+    git(fork, "mv", f"python/{ENGINE_FILE}", "python/sglang/motor.py")
+    commit(fork, "All", {"python/sglang/übersetzung.txt": None, "python/sglang/motor.py": FASTER})
+    commit(fork, "Later", {"python/sglang/motor.py": FASTER.replace("hits += 1", "hits += 2")})
+    source = mailed(fork, 2, one=one)
+    plan = brought_in(mini, source)
+    assert [(row.outcome, row.hook, row.notes) for row in plan.rows] == [
+        ("brought in", "all", []),
+        ("brought in", "later", []),
+    ]
+    hook = (mini.root / "patches/all/1.0.patch").read_text()
+    assert hook.count("diff --git") == 3
+    for said in ("rename to sglang/motor.py", "deleted file mode", "new mode 100755"):
+        assert said in hook
+    assert in_wheel(mini, "sglang/motor.py") == FASTER.replace("hits += 1", "hits += 2")
+    with zipfile.ZipFile(mini.build("1.0").path) as wheel:
+        assert not {ENGINE_FILE, "sglang/übersetzung.txt"} & {*wheel.namelist()}
+        assert wheel.getinfo("sglang/version.py").external_attr >> 16 == 0o100755
+    assert [row.outcome for row in planned(mini, source).rows] == ["there already"] * 2
+
+
+def test_files_of_the_overlay_can_be_renamed_and_deleted_too(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "New", {"python/sglang/new.py": "NEW = 1\n", "python/sglang/more.py": "MORE = 'of it'\n"})
+    git(fork, "mv", "python/sglang/new.py", "python/sglang/newer.py")
+    (fork / "python/sglang/newer.py").chmod(0o755)
+    commit(fork, "Moved", {"python/sglang/more.py": None})
+    plan = brought_in(mini, mailed(fork, 2))
+    assert [row.outcome for row in plan.rows] == ["brought in", "in part"]
+    assert "sglang/new.py: it becomes executable, which no file of overlay/ is" in notes(plan)
+    assert "takes away overlay/sglang/more.py" in notes(plan)
+    held = [path.name for path in (mini.root / "overlay/sglang").glob("*.py")]
+    assert sorted(held) == ["newer.py"]
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_file_that_is_not_as_the_patch_found_it_is_not_deleted(mini: Miniature, elsewhere: Path, full: bool) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Changed", {f"python/{ENGINE_FILE}": FASTER})
+    commit(fork, "Gone", {f"python/{ENGINE_FILE}": None})
+    path = elsewhere / "gone.patch"
+    path.write_text(git(fork, "diff", *([] if full else ["--irreversible-delete"]), "HEAD~", "HEAD"))
+    plan = planned(mini, path)
+    assert [row.outcome for row in plan.rows] == ["conflict"]
+    assert f"{ENGINE_FILE} is not as the patch found it, which deletes it." in notes(plan)
+    assert f"{ENGINE_FILE}: the patch deletes it: `git rm` it in the worktree if it is to go" in notes(plan)
+
+
+def test_a_rename_to_a_name_that_is_taken_is_a_conflict(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    git(fork, "rm", "--quiet", "python/sglang/version.py")
+    git(fork, "commit", "--quiet", "--message=Gone")
+    git(fork, "mv", f"python/{ENGINE_FILE}", "python/sglang/version.py")
+    commit(fork, "Moved", {"python/sglang/version.py": FASTER})
+    plan = planned(mini, mailed(fork, 1))
+    assert [row.outcome for row in plan.rows] == ["conflict"]
+    assert f"{ENGINE_FILE} is renamed to sglang/version.py, which is there already." in notes(plan)
+    assert "`git mv` it to sglang/version.py in the worktree" in notes(plan)
 
 
 def test_other_releases_take_a_hook_where_it_fits_exactly(mini: Miniature, elsewhere: Path) -> None:
@@ -161,17 +225,22 @@ def test_a_wheel_of_a_fork_is_built_again_byte_for_byte(mini: Miniature, elsewhe
             "sglang/deep/new.py": b"NEW = 1\n",
         }
     )
-    theirs = {name.replace("sglang-1.1", "sglang_fork-7.0"): data for name, data in theirs.items()}
+    theirs = {
+        name.replace("sglang-1.1", "sglang_fork-7.0"): data
+        for name, data in theirs.items()
+        if name != "sglang/native.so"
+    }
     wheel = write_wheel(elsewhere / "sglang_fork-7.0-py3-none-any.whl", theirs)
     plan = brought_in(mini, wheel, None)
     assert plan.base == "1.1"
-    assert plan.base_note.endswith("differ: 5")
+    assert plan.base_note.endswith("differ: 6")
     assert outcomes(plan) == [
         (ENGINE_FILE, "brought in", "engine"),
         (FILE, "brought in", "loader"),
         ("sglang/loader.txt", "brought in", "loader-txt"),
         ("sglang/deep/new.py", "brought in", ""),
-        ("sglang/since.py", "left out", ""),
+        ("sglang/since.py", "brought in", "since"),
+        ("sglang/native.so", "left out", ""),
     ]
     for name in (ENGINE_FILE, "sglang/loader.txt", "sglang/deep/new.py"):
         assert in_wheel(mini, name, "1.1").encode() == theirs[name]
