@@ -103,7 +103,12 @@ class MarkedImport:
                 moving = None
                 if old is not None:
                     moving = MovingHunk(
-                        hunk=hunk, where="", name=change.name, old=old, old_names=sources.names, release=self._tree
+                        hunk=hunk,
+                        where="",
+                        name=change.name,
+                        old=old,
+                        old_release=HookedTree(sources),
+                        release=self._tree,
                     )
                     old = moving.patched
                 if not self._put_hunk(file, hunk, shift, moving):

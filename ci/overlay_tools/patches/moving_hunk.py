@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,8 @@ from unidiff import Hunk
 from overlay_tools.patches.apply import find_hunk
 from overlay_tools.patches.code_spans import find_names, find_spans, scopes_around, text_of_scope
 from overlay_tools.patches.edited_file import Edit, EditedFile, EditedTree, Region
-from overlay_tools.patches.model import sides
+from overlay_tools.patches.hooked_tree import HookedTree
+from overlay_tools.patches.model import sides, split_lines
 from overlay_tools.patches.three_way_merge import merge
 
 
@@ -60,16 +61,16 @@ class MergedScope:
 class MovingHunk:
     """One hunk, and the answers to what the strategies that look for its place ask.
 
-    `where`: the hunk, as patch file and line; `name`: the file that it changes; `old`: the lines of that file in the
-    release that it applies to, and `old_names` that release's files; `release`: the new one. Both have the hunks before
-    this one in their places.
+    `where`: the hunk, as patch file and line; `name`: the file that it changes; `old`: the lines of that file in
+    `old_release`, to which the hunk applies; `release`: the new one. That file and the new release have the hunks
+    before this one in their places.
     """
 
     hunk: Hunk
     where: str
     name: str
     old: Sequence[str]
-    old_names: Sequence[str]
+    old_release: HookedTree
     release: EditedTree
 
     @cached_property
@@ -112,6 +113,44 @@ class MovingHunk:
     def own_places(self) -> list[int]:
         """Return those of the places that are in the function where it stood."""
         return [place for place in self.places if self.new and self.scope_at(self.new, place) == self.scope]
+
+    @cached_property
+    def other_places(self) -> list[tuple[str, EditedFile, int]]:
+        """Return where its lines stand in other files of the new release, and stood nowhere but in its own before.
+
+        Where they stood beside its own in the old release, in that file or in a function of that name, is a twin.
+        """
+        if not any(line.strip() for line in self.before):
+            return []
+        found = [
+            (name, file, place)
+            for name in self._files_with_longest_line(self.release.names, self.release.read)
+            if (file := self.release.file(name))
+            for place in file.find(self.hunk)
+        ]
+        twins = self._twins if found else []
+        files, scopes = {name for name, _ in twins}, {scope for _, scope in twins if scope}
+        return [
+            (name, file, place)
+            for name, file, place in found
+            if name not in files and self.scope_at(file, place) not in scopes
+        ]
+
+    @cached_property
+    def _twins(self) -> list[tuple[str, str]]:
+        """Return the files and functions where the old release has the hunk's lines too."""
+        read = self.old_release.read
+        return [
+            (name, _changed_scope(self.hunk, lines, place))
+            for name in self._files_with_longest_line(self.old_release.sources.names, read)
+            for lines in [split_lines(read(name) or b"")]
+            for place in find_hunk(lines, self.hunk)
+        ]
+
+    def _files_with_longest_line(self, names: Iterable[str], read: Callable[[str], bytes | None]) -> Iterator[str]:
+        """Yield the files but its own that hold the longest line that the hunk expects."""
+        longest = max(self.before, key=lambda line: len(line.strip())).encode("utf-8", "surrogateescape")
+        return (name for name in names if name != self.name and longest in (read(name) or b""))
 
     @cached_property
     def upstream_share(self) -> float:

@@ -52,7 +52,7 @@ def relocate(patch: Patch, old: HookedTree, new: HookedTree) -> RelocatedPatch:
                 where=locate(patch, hunk),
                 name=target_of(file) if new.read(name) is None else name,
                 old=lines[name],
-                old_names=old.names,
+                old_release=old,
                 release=release,
             )
             placement = place_hunk(moving)

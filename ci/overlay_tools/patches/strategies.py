@@ -95,19 +95,10 @@ def in_another_function(hunk: MovingHunk) -> Placement | None:
 
 
 def in_another_file(hunk: MovingHunk) -> Placement | None:
-    """Propose the one place of all other files where the lines stand."""
-    if not any(line.strip() for line in hunk.before):
+    """Propose the one place of all other files where the lines stand, and did not stand beside the hunk's before."""
+    if len(hunk.other_places) != 1:
         return None
-    longest = max(hunk.before, key=lambda line: len(line.strip())).encode("utf-8", "surrogateescape")
-    found = [
-        (name, file, place)
-        for name in hunk.release.names
-        if name != hunk.name and longest in (hunk.release.read(name) or b"") and (file := hunk.release.file(name))
-        for place in file.find(hunk.hunk)
-    ]
-    if len(found) != 1:
-        return None
-    ((name, file, place),) = found
+    ((name, file, place),) = hunk.other_places
     note = f"from {hunk.name}{'' if hunk.new else ', which is gone'}"
     edit, scope = hunk.propose(name, place), hunk.scope_at(file, place)
     return hunk.placed("moved", note, edit, line=file.line_number(place), scope=scope)

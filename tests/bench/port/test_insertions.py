@@ -71,7 +71,7 @@ def carry(sources: Sequence[SourceTree], count: int, folder: Path) -> list[Verdi
     old, new = sources[0], sources[-1]
     repository = ReleaseRepository(folder / "git", sources)
     with console.step(f"Choose {count} places that upstream changed from {old.version} to {new.version}"):
-        insertions = choose(old, repository.changed_lines(), count)
+        insertions = choose(old, repository.changed_lines(), count, 1)
     with console.step("Follow them through the releases between"):
         cases = [Case(insertion=i, diff=repository.diff(i), truth=repository.follow(i)) for i in insertions]
     tools = (repository.git_apply, repository.git_apply_three_way, repository.gnu_patch)
@@ -80,11 +80,11 @@ def carry(sources: Sequence[SourceTree], count: int, folder: Path) -> list[Verdi
         with console.step(tool):
             for case in cases:
                 answer = apply(case.insertion, case.diff)
-                verdicts.append(Verdict(tool, judge(case.insertion, case.truth, old, answer), case.insertion))
+                verdicts.append(Verdict(tool, judge(case.insertion, case.truth, old, new, answer), case.insertion))
     with console.step("port"):
         for case in cases:
             tool, answer = port(case, old, new, folder)
-            verdicts.append(Verdict(tool, judge(case.insertion, case.truth, old, answer), case.insertion))
+            verdicts.append(Verdict(tool, judge(case.insertion, case.truth, old, new, answer), case.insertion))
     return verdicts
 
 

@@ -46,8 +46,8 @@ def inserted(text: str, after: int) -> Answer:
 
 def test_insertions_lie_near_changes_and_are_the_same_every_time(repository: MakeRepository) -> None:
     made = repository(ENGINE, ENGINE.replace("return None", "return 1").replace("(batch)\n", "(batch, 1)\n"))
-    chosen = choose(made.sources[0], made.changed_lines(), 9)
-    assert chosen == choose(made.sources[0], made.changed_lines(), 9)
+    chosen = choose(made.sources[0], made.changed_lines(), 9, 1)
+    assert chosen == choose(made.sources[0], made.changed_lines(), 9, 1)
     assert {(item.scope, item.after) for item in chosen} == {("Engine.step", 24), ("unload", 38)}
     assert all(item.line.lstrip().startswith("pass  # insertion ") for item in chosen)
 
@@ -74,8 +74,39 @@ def test_an_answer_is_right_in_its_function_next_to_a_neighbour(
     repository: MakeRepository, truth: Neighbours, after: int, verdict: str
 ) -> None:
     old = repository(ENGINE).sources[0]
-    assert judge(INSERTION, truth, old, inserted(ENGINE, after)) == verdict
-    assert judge(INSERTION, truth, old, None) == judge(INSERTION, truth, old, (FILE, ENGINE.encode())) == "given up"
+    assert judge(INSERTION, truth, old, old, inserted(ENGINE, after)) == verdict
+    for answer in (None, (FILE, ENGINE.encode())):
+        assert judge(INSERTION, truth, old, old, answer) == "given up"
+
+
+def test_lines_that_are_followed_into_another_function_say_nothing_while_its_own_is_there(
+    repository: MakeRepository,
+) -> None:
+    # Of what is now two functions, a diff may take either for the old one.
+    old = repository(ENGINE).sources[0]
+    astray = Neighbours(before=None, after=15)
+    assert judge(INSERTION, astray, old, old, inserted(ENGINE, 9)) == "right"
+    assert judge(INSERTION, astray, old, old, inserted(ENGINE, 14)) == "wrong"
+
+
+FIND = ENGINE.replace("def get(", "def find(")
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        (FIND, "right"),
+        (
+            FIND.replace("    def find(", "    def get(self):\n        return 1\n\n    def find("),
+            "wrong",
+        ),  # it is there still
+        (FIND.replace("self.hits += 1", "self.hits += 2"), "wrong"),  # one neighbour is not enough
+    ],
+)
+def test_a_function_may_be_called_otherwise_now(repository: MakeRepository, text: str, verdict: str) -> None:
+    old, new = repository(ENGINE, text).sources
+    at = text.split("\n").index("        return entry")
+    assert judge(INSERTION, Neighbours(before=None, after=None), old, new, inserted(text, at)) == verdict
 
 
 def test_each_tool_applies_a_diff_where_its_lines_stand_and_gives_up_where_they_are_gone(
@@ -85,5 +116,5 @@ def test_each_tool_applies_a_diff_where_its_lines_stand_and_gives_up_where_they_
     diff, truth = made.diff(INSERTION), made.follow(INSERTION)
     gone = made.diff(INSERTION).replace("self.hits", "self.misses")
     for apply in (made.git_apply, made.git_apply_three_way, made.gnu_patch):
-        assert judge(INSERTION, truth, made.sources[0], apply(INSERTION, diff)) == "right"
+        assert judge(INSERTION, truth, made.sources[0], made.sources[1], apply(INSERTION, diff)) == "right"
         assert apply(INSERTION, gone.replace("return entry", "return misses")) is None

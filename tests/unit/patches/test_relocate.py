@@ -451,6 +451,26 @@ def test_two_places_in_other_files_are_not_a_place(follow: Follow) -> None:
     assert not placed.settled
 
 
+TWIN = {"sglang/twin.py": RENAMED + LAST}  # the same lines in a function of another name, before and after
+
+
+@pytest.mark.parametrize(
+    ("new", "outcome", "file"),
+    [
+        (TWIN, "target gone", FILE),
+        ({"sglang/renamed.py": RENAMED + LAST}, "target gone", FILE),
+        ({"sglang/twin.py": RENAMED.replace("open_model", "open_any") + LAST}, "target gone", FILE),
+        (TWIN | {"sglang/io.py": LOAD + LAST}, "moved", "sglang/io.py"),
+    ],
+    ids=["stays", "another file", "another function", "beside the one that has moved"],
+)
+def test_lines_that_stood_elsewhere_before_are_not_where_these_have_moved(
+    follow: Follow, new: dict[str, str], outcome: str, file: str
+) -> None:
+    placed = follow({FILE: ENGINE} | TWIN, {FILE: sub(ENGINE, HOOK)} | TWIN, {FILE: WITHOUT} | new)
+    assert (only(placed).outcome, only(placed).file) == (outcome, file)
+
+
 def test_every_hunk_of_a_file_has_its_own_outcome(follow: Follow) -> None:
     hooks = [
         ("    size = 4\n", "    size = 4\n    ours = True\n"),
