@@ -25,7 +25,7 @@ def find_lookalikes(hunk: MovingHunk) -> Iterator[tuple[str, str]]:
 
 
 def _new_files(hunk: MovingHunk) -> Iterator[tuple[str, str, Sequence[str]]]:
-    known = set(hunk.old_release.sources.names)
+    known = set(hunk.old_release.names)
     for name in hunk.release.names:
         if name not in known and (file := hunk.release.file(name)):
             yield name, "", text_of_scope(file.lines, "")

@@ -142,7 +142,7 @@ class MovingHunk:
         read = self.old_release.read
         return [
             (name, _changed_scope(self.hunk, lines, place))
-            for name in self._files_with_longest_line(self.old_release.sources.names, read)
+            for name in self._files_with_longest_line(self.old_release.names, read)
             for lines in [split_lines(read(name) or b"")]
             for place in find_hunk(lines, self.hunk)
         ]

@@ -10,19 +10,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from overlay_tools.downstream.diff import make_diff
-from overlay_tools.downstream.port_state import in_progress
 from overlay_tools.patches.apply import find_hunk
 from overlay_tools.patches.model import join_lines, sides, split_lines
 from overlay_tools.upstream.source_tree import SourceTree
 from unidiff import PatchSet
 
-from bench.port.scratch_checkout import HEADER, Ended, ScratchCheckout
+from bench.port.scratch_checkout import Ended, ScratchCheckout
 
-_SETTLED = ("exact", "offset")
+HEADER = "Subject: s\nWhy: w\nApplies: =={}\nForwarded: no: made up\nRemove-When: never\n\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,33 +49,31 @@ def choose_changes(old: SourceTree, new: SourceTree, count: int, seed: int) -> d
         was, made = sides(hunk)
         changed = join_lines([*lines[:place], *made, *lines[place + len(was) :]])
         diff = make_diff({name: before}, {name: changed})  # which fits once without the others
-        found[f"change-{len(found):04}"] = HEADER.format(f"=={old.version}") + diff
+        found[f"change-{len(found):04}"] = HEADER.format(old.version) + diff
     return found
 
 
-def carry_changes(hooks: Mapping[str, str], old: str, new: str) -> Carried:
+def carry_changes(checkout: ScratchCheckout, hooks: Mapping[str, str], old: str, new: str) -> Carried:
     """Port hooks from a release to the next; where one is a dead end, note it and port the others."""
-    carried = Carried()
-    hooks = dict(hooks)
-    with TemporaryDirectory() as folder:
-        checkout = ScratchCheckout(Path(folder) / "checkout", [old], hooks)
-        while hooks:
-            ended = checkout.port(new)
-            if in_progress(checkout.folder / ".nox" / "porting"):
-                break
-            stuck = _dead_end(ended)
-            carried.dead_ends.append(f"{old} to {new}: {hooks.pop(stuck).splitlines()[6]}: {ended.error}")
-            checkout.set_hooks(hooks, old)
+    carried, hooks = Carried(), dict(hooks)
+    while True:
+        checkout.set_series(hooks, old)
+        ended = checkout.run("port", new, "--take", "change-*")
+        if checkout.is_porting:
+            break
+        stuck = _dead_end(ended)
+        carried.dead_ends.append(f"{old} to {new}: {ended.error}{hooks.pop(stuck)}")
     assert {hook for hook, _ in ended.outcomes} == hooks.keys(), ended.error
     for hook, outcome in ended.outcomes:
         carried.outcomes[outcome] += 1
-        if outcome in _SETTLED:
+        if outcome in ("exact", "offset"):
             carried.applied.append(f"{old} to {new}: {outcome}: {hooks[hook]}")
+    assert not checkout.run("port", "--abort").error
     return carried
 
 
 def _dead_end(ended: Ended) -> str:
     """Return the hook that an error names."""
-    named = re.search(r"\bchange-\d+", ended.error or "")
-    assert named, f"port ended without an open hook: {ended.error}"
+    named = re.search(r"\bchange-\d+", ended.error)
+    assert named, f"port has settled everything, or does not say which hook it fails at: {ended.output}{ended.error}"
     return named[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import shutil
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ class ReleaseRepository:
 
     def __init__(self, folder: Path, sources: Sequence[SourceTree]) -> None:
         self.folder, self.sources = folder, sources
+        self._known_diffs: dict[str, list[str]] = {}
         folder.mkdir()
         self._git("init", "--quiet")
         for number, release in enumerate(sources):
@@ -46,15 +48,23 @@ class ReleaseRepository:
                 found.setdefault(name, []).extend(range(start, start + max(size, 1)))
         return found
 
-    def follow(self, insertion: Insertion) -> Neighbours:
-        """Follow the lines around an insertion through all releases."""
+    def follow(self, insertion: Insertion) -> list[Neighbours]:
+        """Follow the lines around an insertion into each release, the oldest one first."""
         before: int | None = insertion.after
         after: int | None = insertion.after + 1
-        for number in range(len(self.sources) - 1):
-            words = ("-U0", "--no-renames", "--patience", f"r{number}", f"r{number + 1}", "--", insertion.file)
-            diff = self._git("diff", *words)
+        found = [Neighbours(before=before, after=after)]
+        for diff in self._diffs(insertion.file):
             before, after = _follow_line(diff, before), _follow_line(diff, after)
-        return Neighbours(before=before, after=after)
+            found.append(Neighbours(before=before, after=after))
+        return found
+
+    def _diffs(self, file: str) -> list[str]:
+        """Return what was done to a file from each release to the next."""
+        if file not in self._known_diffs:
+            tags = [f"r{number}" for number in range(len(self.sources))]
+            words = ("diff", "-U0", "--no-renames", "--patience")
+            self._known_diffs[file] = [self._git(*words, *pair, "--", file) for pair in itertools.pairwise(tags)]
+        return self._known_diffs[file]
 
     def diff(self, insertion: Insertion) -> str:
         """Return an insertion as a diff, with the blobs that `git apply -3` needs in the repository."""

@@ -2,79 +2,73 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlay_tools.downstream.port import Port
-from overlay_tools.errors import OverlayError
-from overlay_tools.settings import Project, cache_dir, load_project
-from overlay_tools.upstream.lockfile import dump_lock, load_lock
+from overlay_tools.downstream.port_state import in_progress
+from overlay_tools.settings import Project, load_project
+from overlay_tools.upstream.lockfile import load_lock
 
 ROOT = Path(__file__).parents[3]
-HEADER = "Subject: s\nWhy: w\nApplies: {}\nForwarded: no: made up\nRemove-When: never\n\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
-    """A command that has ended: what was wrong, None if nothing, all that it printed, and how long it took."""
+    """A command that has ended: what was wrong, "" if nothing, what it printed, and how long it took."""
 
-    error: str | None
+    error: str
     output: str
     seconds: float
 
     @property
     def outcomes(self) -> list[tuple[str, str]]:
         """Return the hook and the outcome of each line of the table that `port` shows."""
-        lines = self.output.splitlines()
-        start = next(
-            (n for n, line in enumerate(lines) if line.split()[:3] == ["hook", "place", "outcome"]), len(lines)
-        )
+        lines = iter(self.output.splitlines())
+        next((line for line in lines if line.split()[:3] == ["hook", "place", "outcome"]), None)
         found = []
-        for line in lines[start + 1 :]:
-            if not line.startswith("  "):
+        for line in lines:
+            words = re.split(r" {2,}", line)
+            if len(words) < 4 or words[0]:
                 break
-            hook, _, outcome, *_ = re.split(r" {2,}", line.strip())
-            found.append((hook, outcome.split()[0]))
+            found.append((words[1], words[3].split()[0]))
         return found
 
 
 class ScratchCheckout:
-    """A checkout of its own, with this one's files.
+    """A checkout of its own, with this one's files."""
 
-    Parameters: `versions`, the releases that it has locked; `hooks`, by name their patches in place of this checkout's
-    series, each due for all of these releases, None to keep that.
-    """
-
-    def __init__(self, folder: Path, versions: Sequence[str], hooks: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder, self.lock = folder, load_lock(ROOT / "upstream.lock")
         words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate"]
         listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file() and not (hooks is not None and name.startswith("patches/")):
+            if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
-        locked = {version: self.lock[version] for version in versions}
-        (folder / "upstream.lock").write_text(dump_lock(locked), encoding="utf-8")
-        if hooks is not None:
-            (folder / "patches").mkdir()
-            shutil.copy2(ROOT / "patches" / "README.md", folder / "patches")
-            self.set_hooks(hooks, versions[0])
 
     @property
     def project(self) -> Project:
         """Return the project that the checkout is."""
         return load_project(self.folder)
 
-    def set_hooks(self, hooks: Mapping[str, str], version: str) -> None:
-        """Make a series of patches by name, each the only variant of its hook, from a release on."""
+    @property
+    def worktree(self) -> Path:
+        """Return the worktree of the port that is in progress."""
+        return self.folder / ".nox" / "porting" / "worktree"
+
+    @property
+    def is_porting(self) -> bool:
+        """Tell whether a port is in progress, which can be gone on with or given up."""
+        return in_progress(self.folder / ".nox" / "porting")
+
+    def set_series(self, hooks: Mapping[str, str], version: str) -> None:
+        """Put patches, by name, in the place of the series, each due for one release."""
         patches = self.folder / "patches"
         for path in patches.iterdir():
             if path.is_dir():
@@ -82,29 +76,13 @@ class ScratchCheckout:
         for name, text in hooks.items():
             (patches / name).mkdir()
             (patches / name / f"{version}.patch").write_bytes(text.encode("utf-8", "surrogateescape"))
-        (patches / "series").write_text("".join(f"{name}\n" for name in hooks), encoding="utf-8")
+        (patches / "series").write_text("".join(f"{name} =={version}\n" for name in hooks), encoding="utf-8")
 
     def run(self, *words: str | Path) -> Ended:
-        """Run a command of the tool in a process of its own."""
+        """Run a command of the tool."""
         started = time.perf_counter()
         command = [sys.executable, "-m", "overlay_tools", *map(str, words)]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
-        return Ended(error=done.stderr if done.returncode else None, output=done.stdout, seconds=seconds)
-
-    def port(self, version: str, take: Sequence[str] = ()) -> Ended:
-        """Begin to port to a release, of which this checkout's lock is asked in place of an index."""
-        return self._in_this_process(lambda port: port.start(version, self.lock.__getitem__, take=take))
-
-    def go_on(self) -> Ended:
-        """Go on with a port."""
-        return self._in_this_process(lambda port: port.resume())
-
-    def _in_this_process(self, act: Callable[[Port], object]) -> Ended:
-        started, printed, error = time.perf_counter(), io.StringIO(), None
-        with contextlib.redirect_stdout(printed):
-            try:
-                act(Port(self.project, cache_dir()))
-            except OverlayError as raised:
-                error = "\n".join([*raised.problems, raised.hint or ""])
-        return Ended(error=error, output=printed.getvalue(), seconds=time.perf_counter() - started)
+        assert not done.returncode or done.stderr, done.stdout
+        return Ended(error=done.stderr if done.returncode else "", output=done.stdout, seconds=seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from overlay_tools import console
@@ -11,20 +12,20 @@ from overlay_tools.upstream.lockfile import load_lock
 from overlay_tools.upstream.source_tree import open_source_tree
 
 from bench.port.changes import Carried, carry_changes, choose_changes
-from bench.port.scratch_checkout import ROOT
+from bench.port.scratch_checkout import ROOT, ScratchCheckout
 
 
-def test_no_change_of_upstream_is_applied_twice(pytestconfig: pytest.Config) -> None:
+def test_no_change_of_upstream_is_applied_twice(pytestconfig: pytest.Config, tmp_path: Path) -> None:
     count, seed = pytestconfig.getoption("--changes"), pytestconfig.getoption("--seed")
     lock = load_lock(ROOT / "upstream.lock")
     pairs = list(itertools.pairwise(lock))
-    every = Carried()
+    every, checkout = Carried(), ScratchCheckout(tmp_path)
     for number, (old, new) in enumerate(pairs):
         share = count // len(pairs) + (number < count % len(pairs))
         with console.step(f"Port {share} of the changes from {old} to {new}"):
             with open_source_tree(lock[old], cache_dir()) as a, open_source_tree(lock[new], cache_dir()) as b:
                 hooks = choose_changes(a, b, share, seed)
-            carried = carry_changes(hooks, old, new)
+            carried = carry_changes(checkout, hooks, old, new)
         every.outcomes.update(carried.outcomes)
         every.applied.extend(carried.applied)
         every.dead_ends.extend(carried.dead_ends)

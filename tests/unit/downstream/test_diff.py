@@ -5,11 +5,10 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from bench.port.small_diffs import random_pair
+from bench.port.small_diffs import Change
 from overlay_tools.archive.mode import Executable, with_mode
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.worktree import Worktree
@@ -40,32 +39,6 @@ def hook_of(tmp_path: Path, before: str, after: str) -> Patch:
     assert faults(patch) == []
     assert apply_series([patch], contents[0].get, "sglang 1.0") == contents[1]
     return patch
-
-
-@dataclass(kw_only=True, slots=True)
-class Change:
-    """Files before and after a change, None for those that are gone, and the old names of the renamed ones."""
-
-    before: dict[str, bytes] = field(default_factory=dict)
-    after: dict[str, bytes | None] = field(default_factory=dict)
-    renamed: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def touched(self) -> dict[str, bytes | None]:
-        return {name: data for name, data in self.after.items() if data != self.before.get(name)}
-
-    def add(self, draw: random.Random, name: str) -> None:
-        """Change a file, or delete it, rename it and change its mode, with or without its lines."""
-        old, new = random_pair(draw)
-        kinds = draw.choice([["lines"], ["lines"], ["delete"], ["rename"], ["mode"], ["lines", "rename", "mode"]])
-        mode = draw.random() < 0.2
-        self.before[name] = with_mode(old, executable=mode)
-        made = with_mode(new if "lines" in kinds else old, executable=mode != ("mode" in kinds))
-        if "rename" in kinds:
-            self.renamed[target := f"sglang/to/{name[7:]}"] = name
-            self.after |= {name: None, target: made}
-        else:
-            self.after[name] = None if "delete" in kinds else made
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

@@ -55,7 +55,11 @@ def test_insertions_lie_near_changes_and_are_the_same_every_time(repository: Mak
 def test_the_neighbours_of_an_insertion_are_followed_through_every_release(repository: MakeRepository) -> None:
     further = "# new\n" + ENGINE
     made = repository(ENGINE, further, "# newer\n" + further.replace("        return entry\n", "        return 1\n", 1))
-    assert made.follow(INSERTION) == Neighbours(before=11, after=None)
+    assert made.follow(INSERTION) == [
+        Neighbours(before=9, after=10),
+        Neighbours(before=10, after=11),
+        Neighbours(before=11, after=None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,7 @@ def test_each_tool_applies_a_diff_where_its_lines_stand_and_gives_up_where_they_
     repository: MakeRepository,
 ) -> None:
     made = repository(ENGINE, "# new\n" + ENGINE)
-    diff, truth = made.diff(INSERTION), made.follow(INSERTION)
+    diff, truth = made.diff(INSERTION), made.follow(INSERTION)[-1]
     gone = made.diff(INSERTION).replace("self.hits", "self.misses")
     for apply in (made.git_apply, made.git_apply_three_way, made.gnu_patch):
         assert judge(INSERTION, truth, made.sources[0], made.sources[1], apply(INSERTION, diff)) == "right"
