@@ -11,9 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import Version
 
 from overlay_tools.downstream.staging import as_if_in
-from overlay_tools.errors import UsageError
+from overlay_tools.errors import PatchError, UsageError
 from overlay_tools.patches.model import FIELDS, Hook, Patch
 from overlay_tools.patches.patch_file import load_patch
 
@@ -135,21 +136,39 @@ def _format_header(header: Mapping[str, str]) -> str:
 
 
 def specifier(covered: Sequence[str], versions: Sequence[str]) -> str:
-    """Return the range that holds for the `covered` ones among `versions`, both oldest first, and no other."""
-    first, last = versions.index(covered[0]), versions.index(covered[-1])
-    if first == last:
-        return f"=={covered[0]}"
-    left_out = [version for version in versions[first : last + 1] if version not in covered]
-    return ",".join([f">={covered[0]}", f"<={covered[-1]}", *(f"!={version}" for version in left_out)])
+    """Return the range that holds for the `covered` ones among `versions`, both oldest first, and no other.
+
+    Raises PatchError if there is no such range.
+    """
+    # An order knows no local versions, as 0.5.24+gabc: what holds for a version holds for those of it as well.
+    first, last = (Version(covered[n]).public for n in (0, -1))
+    if len(covered) == 1 or first == last == covered[0]:
+        return _without_others([f"=={covered[0]}"], covered, versions)
+    return _without_others([f">={first}", f"<={last}"], covered, versions)
 
 
 def _due_range(covered: Sequence[str], versions: Sequence[str]) -> str:
     """Return the range of a hook: as `specifier`, but open where it reaches the oldest or the newest release."""
     if not covered:
-        return f"<{versions[0]}"
-    parts = [f">={covered[0]}"] * (covered[0] != versions[0]) + [f"<={covered[-1]}"] * (covered[-1] != versions[-1])
-    first, last = versions.index(covered[0]), versions.index(covered[-1])
-    return ",".join(parts + [f"!={version}" for version in versions[first : last + 1] if version not in covered])
+        return f"<{Version(versions[0]).public}"
+    if len(covered) == 1 and "+" in covered[0]:
+        return specifier(covered, versions)
+    first, last = (Version(covered[n]).public for n in (0, -1))
+    parts = [f">={first}"] * (covered[0] != versions[0]) + [f"<={last}"] * (covered[-1] != versions[-1])
+    return _without_others(parts, covered, versions)
+
+
+def _without_others(parts: Sequence[str], covered: Sequence[str], versions: Sequence[str]) -> str:
+    """Return a range without those of `versions` that it would hold for and that are not covered."""
+    others = [version for version in _covered(SpecifierSet(",".join(parts)), versions) if version not in covered]
+    range_ = ",".join([*parts, *(f"!={version}" for version in others)])
+    if _covered(SpecifierSet(range_), versions) != list(covered):
+        raise PatchError(
+            f"No range holds for {', '.join(covered)} and for no other locked release: what leaves out a version leaves"
+            " out its local versions (VERSION+LOCAL) too.",
+            hint="Let the version and its local versions take the same, or lock only one of them.",
+        )
+    return range_
 
 
 def _covered(range_: SpecifierSet, versions: Sequence[str]) -> list[str]:

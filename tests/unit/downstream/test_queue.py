@@ -47,6 +47,56 @@ def test_a_range_holds_for_its_releases_and_no_other(covered: list[str], said: s
     assert [version for version in VERSIONS if SpecifierSet(said).contains(version, prereleases=True)] == covered
 
 
+LOCALS = ["1.0", "1.1.dev3+gabc", "1.1", "1.1+gabc", "1.1+gdef", "1.2"]
+
+
+@pytest.mark.parametrize(
+    ("covered", "said"),
+    [
+        (["1.1"], "==1.1,!=1.1+gabc,!=1.1+gdef"),
+        (["1.1+gabc"], "==1.1+gabc"),
+        (["1.1.dev3+gabc"], "==1.1.dev3+gabc"),
+        (["1.1", "1.1+gabc"], "==1.1,!=1.1+gdef"),
+        (["1.0", "1.1.dev3+gabc"], ">=1.0,<=1.1.dev3"),
+        (["1.0", "1.1.dev3+gabc", "1.1", "1.1+gdef", "1.2"], ">=1.0,<=1.2,!=1.1+gabc"),
+        (["1.0", "1.1.dev3+gabc", "1.2"], ">=1.0,<=1.2,!=1.1,!=1.1+gabc,!=1.1+gdef"),
+        (["1.1", "1.1+gabc", "1.1+gdef", "1.2"], ">=1.1,<=1.2"),
+        (LOCALS, ">=1.0,<=1.2"),
+    ],
+)
+def test_a_range_tells_local_versions_apart(covered: list[str], said: str) -> None:
+    assert specifier(covered, LOCALS) == said
+    assert [version for version in LOCALS if SpecifierSet(said).contains(version, prereleases=True)] == covered
+
+
+@pytest.mark.parametrize("covered", [["1.1+gabc", "1.1+gdef"], ["1.0", "1.1+gabc"], ["1.1+gdef", "1.2"]])
+def test_a_range_that_would_leave_out_only_the_version_of_local_ones_is_refused(covered: list[str]) -> None:
+    with pytest.raises(PatchError, match=rf"No range holds for {covered[0].replace('+', '.')}") as caught:
+        specifier(covered, LOCALS)
+    assert "lock only one of them" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("taking", "said"),
+    [
+        (["1.0", "1.1.dev3+gabc", "1.1", "1.1+gabc", "1.2"], "choose !=1.1+gdef"),
+        (["1.1+gabc"], "choose ==1.1+gabc"),
+        (["1.1.dev3+gabc", "1.1", "1.1+gabc", "1.1+gdef", "1.2"], "choose >=1.1.dev3"),
+        (["1.0", "1.1.dev3+gabc", "1.1"], "choose <=1.1,!=1.1+gabc,!=1.1+gdef"),
+    ],
+)
+def test_the_series_tells_local_versions_apart(mini: Miniature, taking: list[str], said: str) -> None:
+    mini.patch.write_text(PATCH.replace("<=1.1", "<=1.2"))
+    queue = queue_of(mini, *LOCALS)
+    for version in LOCALS:
+        if version not in taking:
+            queue.drop("choose", version)
+    files = files_of(queue, mini)
+    assert files["series"] == f"{said}\n"
+    hooks = stage(mini.root / "staged", files, mini.root / "patches", LOCALS)
+    assert [version for version in LOCALS if hooks[0].variant(version)] == taking
+
+
 def test_what_has_not_changed_stays_to_the_byte(mini: Miniature) -> None:
     mini.write("patches/series", "# ours\n\nchoose   # why\n")
     mini.patch.write_bytes(PATCH.replace("Applies: >=1.0,<=1.1", "Applies: <2,>=1.0").encode())
