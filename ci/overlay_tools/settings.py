@@ -88,6 +88,10 @@ class Project:
         """Return the path of pyproject.toml."""
         return self.root / "pyproject.toml"
 
+    def overlay_version(self, version: str) -> str:
+        """Return the version of the wheel that is built of a release; what says of its base goes on in it."""
+        return f"{version}{'.' if '+' in version else '+'}overlay.{self.revision}"
+
     @property
     def lock(self) -> Path:
         """Return the path of upstream.lock."""

@@ -62,7 +62,7 @@ class Case:
                 assert git(["apply", "-p1", "-"], cwd=tree, stdin=patch.diff).returncode == 0
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(self.project.overlay / "sglang", tree / "sglang", dirs_exist_ok=True, ignore=ignored)
-        old, new = self.release.version, f"{self.release.version}+overlay.{self.project.revision}"
+        old, new = self.release.version, self.project.overlay_version(self.release.version)
         dist_info = (tree / f"sglang-{old}.dist-info").rename(tree / f"sglang-{new}.dist-info")
         metadata = dist_info / "METADATA"
         text = metadata.read_bytes().replace(f"\nVersion: {old}".encode(), f"\nVersion: {new}".encode(), 1)

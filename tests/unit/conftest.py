@@ -102,7 +102,8 @@ def unload(model):
 
 def upstream_files(version: str) -> dict[str, bytes]:
     """Return what a wheel of upstream holds, but for RECORD."""
-    parts = ", ".join(part if part.isdigit() else repr(part) for part in version.split("."))
+    public, _, local = version.partition("+")
+    parts = ", ".join(part if part.isdigit() else repr(part) for part in [*public.split("."), *filter(None, [local])])
     return {
         "sglang/__init__.py": b"from sglang.version import __version__\n",
         "sglang/version.py": b"from sglang._version import __version__\n",

@@ -63,13 +63,12 @@ def test_no_command_loses_what_another_writes_meanwhile(
     releases = {version: mini_here.publish(version, upstream_files(version)) for version in ("1.2", "1.3")}
     asked = mini_here.root / "asked"
 
-    def query(version: str) -> Release:
+    def query(version: str, index: str) -> Release:
         asked.touch()
         time.sleep(0.5)  # long enough for the other command to read the lock as it is, if nothing keeps it from that
         return releases[version]
 
-    monkeypatch.setattr("overlay_tools.commands.port.query_release", query)
-    monkeypatch.setattr("overlay_tools.commands.lock.query_release", query)
+    monkeypatch.setattr("overlay_tools.upstream.asked.query_release", query)
     first = begin(lambda: cli.main(commands[0]))
     wait_for(asked)
     second = begin(lambda: cli.main(commands[1]))
@@ -120,8 +119,7 @@ def test_lock_keeps_what_it_writes_after_a_port_that_was_killed(
     mini_here: Miniature, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = mini_here.publish("1.2", upstream_files("1.2"))
-    monkeypatch.setattr("overlay_tools.commands.port.query_release", lambda version: release)
-    monkeypatch.setattr("overlay_tools.commands.lock.query_release", lambda version: release)
+    monkeypatch.setattr("overlay_tools.upstream.asked.query_release", lambda version, index: release)
     unlink = Path.unlink
 
     def killed(path: Path, missing_ok: bool = False) -> None:

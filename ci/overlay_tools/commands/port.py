@@ -12,16 +12,23 @@ from overlay_tools.downstream.port import Port
 from overlay_tools.downstream.selection import Wanted
 from overlay_tools.errors import UsageError
 from overlay_tools.settings import Project, cache_dir
-from overlay_tools.upstream.index import query_release
+from overlay_tools.upstream.asked import asked_releases, from_one_place
+from overlay_tools.upstream.lockfile import load_lock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument(
-        "version",
-        nargs="?",
+        "release",
+        nargs="*",
         metavar="VERSION",
-        help="an SGLang release that the package index has, as 0.5.24; with --take or --drop, one that is locked too",
+        help="an SGLang release that the package index has, as 0.5.24, or the paths of its wheels; with --take or"
+        " --drop, one that is locked too",
+    )
+    parser.add_argument(
+        "--index",
+        metavar="URL",
+        help="the package index that has the release (default: the one that uv and pip are configured for)",
     )
     parser.add_argument(
         "--continue", action="store_true", dest="go_on", help="take over what you settled in the worktree, and go on"
@@ -55,9 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Begin a port, go on with it, or give it up."""
-    asked = [arguments.version is not None, arguments.go_on, arguments.abort]
-    if sum(asked) != 1:
-        problem = "VERSION, --continue and --abort exclude each other." if any(asked) else "VERSION is missing."
+    given = [bool(arguments.release) or arguments.index is not None, arguments.go_on, arguments.abort]
+    asked = asked_releases(arguments.release, arguments.index)
+    if sum(given) != 1 or (given[0] and len(asked) != 1):
+        problem = "VERSION is missing."
+        if sum(given) > 1:
+            problem = "VERSION, --continue and --abort exclude each other."
+        elif asked:
+            problem = f"A port is to one release, not to {' and '.join(release.version for release in asked)}."
         raise UsageError(
             problem,
             hint="`nox -s port -- VERSION` begins a port, `-- --continue` goes on with it, `-- --abort` gives it up.",
@@ -78,7 +90,8 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
         elif arguments.go_on:
             port.resume(wanted, ask=ask)
         else:
-            port.start(arguments.version, query_release, wanted, ask=ask)
+            release = from_one_place(asked[0], load_lock(project.lock))
+            port.start(release.version, lambda _: release.look_up(project.root), wanted, ask=ask)
 
 
 def _ask(hook: str, found: str) -> bool | None:
@@ -99,6 +112,8 @@ COMMAND = Command(
     " taken by a release beside the new one, is asked about on a terminal; --take and --leave answer without one.",
     examples={
         "0.5.24": "begin",
+        "0.5.24 --index https://wheels.example/simple": "begin with what another index has",
+        "wheels/sglang-0.5.24.dev3+gabc-cp312-cp312-linux_x86_64.whl": "begin with a wheel that you have built",
         "0.5.24 --take text-config": "begin, with a hook that is not due there",
         "0.5.23 --take 'kt-*'": "carry hooks to a release that is locked already",
         "--continue": "go on with what you settled",

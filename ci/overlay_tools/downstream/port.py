@@ -32,6 +32,7 @@ from overlay_tools.patches.model import Hook
 from overlay_tools.patches.relocate import RelocatedPatch
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
+from overlay_tools.upstream.asked import AskedRelease
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import Lock, Release, dump_lock, load_lock
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, source_wheel
@@ -56,8 +57,8 @@ class Port:
     ) -> list[HunkReport]:
         """Begin with a release, and end at once where everything holds.
 
-        Parameters: `query` asks the index for a release; `wanted`, what a person says of its hooks; `ask` asks about
-        others that are not due. A locked release takes those that it is asked to, and keeps the ones that it has.
+        Parameters: `query` looks a release up; `wanted`, what a person says of its hooks; `ask` asks about others that
+        are not due. A locked release takes those that it is asked to, and keeps the ones that it has.
         Returns what became of each hunk.
         Raises PortError if something is left to a person, or another port is in progress; LockError if there is no such
         release; PatchError if the series has faults to begin with.
@@ -70,7 +71,7 @@ class Port:
         hooks = load_checked_series(self.project.patches, list(lock))
         release = _find_locked(lock, version)
         if release is None:
-            with console.step(f"Ask the index for sglang {version}"):
+            with console.step(f"Look up sglang {version}"):
                 release = query(version)
         selection = select(hooks, release.version, wanted)
         if selection.faults:
@@ -179,7 +180,7 @@ class Port:
             state.write(self.folder)
             begin = "--continue"
         else:
-            begin = version
+            begin = AskedRelease.again(state.release).words()
             said = [*((name, "--take") for name in state.taken), *((name, "--leave") for name in state.left), *said]
         raise PortError(
             *(f"Hook {name} is not due at sglang {version}, but fits there: is it needed?" for name in hooks),
@@ -226,7 +227,7 @@ class Port:
             if lines:
                 dataclasses.replace(state, open="").write(self.folder)
                 raise PortError(*lines, hint=f"Change overlay/, a hook or ci/contract.toml, {GO_ON}.")
-            with console.step(f"Build and verify sglang {sources.version}+overlay.{staged.project.revision}"):
+            with console.step(f"Build and verify sglang {staged.project.overlay_version(sources.version)}"):
                 build_and_verify(staged.project, state.release, staged.hooks, self.cache)
 
 

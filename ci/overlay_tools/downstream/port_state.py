@@ -37,7 +37,7 @@ class PortState:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             (folder / "release.lock").write_text(data["release"], encoding="utf-8")
-            (release,) = load_lock(folder / "release.lock").values()
+            (release,) = load_lock(folder / "release.lock", folder.parents[1]).values()  # of the checkout
             return cls(**data | {"release": release})
         except FileNotFoundError:
             raise no_port() from None

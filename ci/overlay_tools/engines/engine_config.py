@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from packaging.specifiers import SpecifierSet
+
 ENV: dict[str, str] = {
     "SGLANG_USE_CPU_ENGINE": "1",
     "SGLANG_MAMBA_CONV_DTYPE": "float32",  # bfloat16 otherwise, whatever dtype the model has
@@ -28,7 +30,13 @@ ARGS: dict[str, object] = {
 
 # What a release pins and the package index has only as a placeholder, which fetches the real thing from its vendor when
 # it is installed. The engine never imports it without a GPU, so it is left out of a CPU environment.
-LEFT_OUT: dict[str, tuple[str, ...]] = dict.fromkeys(("0.5.18", "0.5.19", "0.5.20", "0.5.21", "0.5.22"), ("cuda-tile",))
+LEFT_OUT = {">=0.5.18,<0.5.23": ("cuda-tile",)}
+
+
+def of_release(table: Mapping[str, tuple[str, ...]], version: str) -> tuple[str, ...]:
+    """Return what a table, whose keys are ranges of releases, has for one release."""
+    found = (value for range_, value in table.items() if SpecifierSet(range_).contains(version, prereleases=True))
+    return next(found, ())
 
 
 def flags(arguments: Mapping[str, object]) -> list[str]:

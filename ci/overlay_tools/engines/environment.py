@@ -16,7 +16,7 @@ from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project, cache_dir
 from overlay_tools.subprocesses import run
 from overlay_tools.upstream.download import fetch
-from overlay_tools.upstream.index import uv
+from overlay_tools.upstream.installers import uv
 from overlay_tools.upstream.lockfile import Release, get_release, load_lock
 from overlay_tools.upstream.source_tree import THIS_PYTHON
 from overlay_tools.wheels.builder import BuiltWheel, build_kernel, build_sglang
@@ -25,7 +25,7 @@ from overlay_tools.wheels.overlay_files import check_ranges
 from overlay_tools.wheels.plugin import build_plugin
 
 # Bounds that a release should have set: newer versions of what it leaves open do not work with what it pins.
-BOUNDS: dict[str, tuple[str, ...]] = dict.fromkeys(("0.5.11", "0.5.12.post1"), ("kernels<0.13",))
+BOUNDS = {">=0.5.11,<0.5.13": ("kernels<0.13",)}
 _TEST_EXTRAS = ("pip", "pytest>=8", "uv")
 _GPU_EXTRAS = ("flash-linear-attention>=0.4",)  # what transformers' Qwen3-Next takes on a GPU
 _STAMP = "sglang-overlay-wheels"
@@ -75,7 +75,7 @@ def build_release(
     wheel = release.select(python, target)
     with console.step(f"Fetch {wheel.name}"):
         base = fetch(release, wheel, cache_dir())
-    with console.step(f"Build sglang {release.version}+overlay.{project.revision}"):
+    with console.step(f"Build sglang {project.overlay_version(release.version)}"):
         sglang = build_sglang(project, release, wheel, base, hooks)
     kernel = with_own_kernel(project, release)
     with console.step(f"Build {kernel.kernel.name} {kernel.kernel_version}+cpu.{project.revision}"):
@@ -102,8 +102,8 @@ def engine_environment(
         with console.step("Build the plugin"):
             added = build_plugin(project).path
         wheels = [fetch(release, release.select(python or THIS_PYTHON, machine), cache_dir()), added, *wheels[1:]]
-    left_out = () if gpu else engine_config.LEFT_OUT.get(version, ())
+    left_out = () if gpu else engine_config.of_release(engine_config.LEFT_OUT, version)
     with console.step(f"Install them and what they pin into {folder.relative_to(project.root)}"):
-        extras = (*_TEST_EXTRAS, *(_GPU_EXTRAS if gpu else ()), *BOUNDS.get(version, ()))
+        extras = (*_TEST_EXTRAS, *(_GPU_EXTRAS if gpu else ()), *engine_config.of_release(BOUNDS, version))
         interpreter = ensure_environment(folder, python or sys.executable, wheels, extras, left_out)
     return interpreter, gpu

@@ -1,24 +1,29 @@
-"""Base wheels: fetched with pip, checked against the locked hash, kept in a cache outside the checkout."""
+"""Base wheels: those of an index fetched with pip and kept in a cache outside the checkout, files where they are.
+
+Each is checked against the lock whenever it is used.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from overlay_tools.errors import FetchError, ToolError
-from overlay_tools.subprocesses import run
-from overlay_tools.upstream.index import pip_target
+from overlay_tools.upstream.installers import pip_download
 from overlay_tools.upstream.lockfile import LockedWheel, Release
 
 
 def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
-    """Return the path of a base wheel in the cache, fetching it first if it is not there.
+    """Return the path of a base wheel: where the lock says, or in the cache, fetched first if it is not there.
 
     The file has the locked size and sha256.
-    Raises FetchError if the index does not have it, does not answer, or gives another file.
+    Raises FetchError if the index does not have it, does not answer, or gives another file, or the file is gone or is
+    another one.
     """
+    if wheel.path:
+        check(wheel.file, wheel, "Put the locked file back, or lock the one that is there: `nox -s lock -- PATH`.")
+        return wheel.file
     path = cache / wheel.sha256 / wheel.name
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -26,51 +31,38 @@ def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
             _download(release, wheel, Path(folder))
             path.parent.mkdir(exist_ok=True)
             (Path(folder) / wheel.name).replace(path)
-    check(path, wheel)
+    check(path, wheel, f"Delete {path} and run this again to fetch it anew.")
     return path
 
 
-def check(path: Path, wheel: LockedWheel) -> None:
+def check(path: Path, wheel: LockedWheel, hint: str = "") -> None:
     """Check that a file has the size and the sha256 of a locked wheel.
 
     Raises FetchError if it has not.
     """
-    retry = f"Delete {path} and run this again to fetch it anew."
-    size = path.stat().st_size
-    if size != wheel.size:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FetchError(f"{path}, which upstream.lock names, cannot be read: {error.strerror}.", hint=hint) from None
+    if len(data) != wheel.size:
         raise FetchError(
-            f"{path} has {size} bytes, upstream.lock says {wheel.size}: it is truncated, or another file.", hint=retry
+            f"{path}: upstream.lock says {wheel.size} bytes, the file has {len(data)}: it is truncated, or another"
+            " file.",
+            hint=hint,
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
     if digest != wheel.sha256:
-        raise FetchError(f"{path} has sha256 {digest}, upstream.lock says {wheel.sha256}.", hint=retry)
+        raise FetchError(f"{path}: upstream.lock says sha256 {wheel.sha256}, the file has {digest}.", hint=hint)
 
 
 def _download(release: Release, wheel: LockedWheel, folder: Path) -> None:
-    requirement = folder / "requirement.txt"
-    requirement.write_text(f"sglang=={release.version} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
     try:
-        run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--no-deps",
-                "--require-hashes",
-                "--quiet",
-                "--disable-pip-version-check",
-                *pip_target(wheel),
-                "--dest",
-                folder,
-                "--requirement",
-                requirement,
-            ]
-        )
+        pip_download(f"sglang=={release.version}", wheel, release.index, folder)
     except ToolError as error:
         raise FetchError(
-            f"{wheel.name} could not be fetched:\n{error}",
-            hint="Check the network, and that the index that pip uses still has this file: `nox -s lock -- --check`.",
+            f"{wheel.name} could not be fetched from {release.place}:\n{error}",
+            hint="Check the network, and that the index still has this file: `nox -s lock -- --check"
+            f" {release.version}`.",
         ) from None
     if not (folder / wheel.name).exists():
         got = ", ".join(sorted(path.name for path in folder.glob("*.whl"))) or "nothing"

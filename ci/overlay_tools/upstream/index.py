@@ -1,173 +1,171 @@
-"""What the package index says of a release; uv and pip ask the one that they are configured for."""
+"""What the package index says of a release: the one that uv and pip are configured for, or one that is named."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
-
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion, Version
+from typing import Any
+from urllib.parse import unquote
 
 from overlay_tools.errors import LockError, ToolError
 from overlay_tools.subprocesses import run
+from overlay_tools.upstream.installers import (
+    index_environment,
+    pip,
+    pip_download,
+    pip_index,
+    pip_target,
+    uv,
+    uv_index,
+)
 from overlay_tools.upstream.lockfile import PYTHONS, LockedWheel, Release, tags_of, wanted
+from overlay_tools.upstream.requirements import make_release
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-KERNELS = ("sgl-kernel", "sglang-kernel")
 
+def query_release(version: str, index: str = "") -> Release:
+    """Ask an index for a release's wheels and for what its metadata pins.
 
-def query_release(version: str) -> Release:
-    """Ask the index for a release's wheels and for what its metadata pins.
-
-    Parameters: `version`, as "0.5.23".
+    Parameters: `version`, as PEP 440 writes it; `index`, its URL, "" for the one that uv and pip are configured for.
     Raises LockError if the release does not exist or lacks what a lock needs, ToolError if the index does not answer.
     """
-    try:
-        canonical = str(Version(version))
-    except InvalidVersion:
-        raise LockError(f"{version!r} is not a version.", hint="Name a release of sglang, as 0.5.23.") from None
-    wheels = _published_wheels(canonical)
-    requires_python, requires = _metadata(canonical, wheels[0])
-    requirements: dict[str, Requirement] = {}
-    for line in requires:
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            requirements.setdefault(canonicalize_name(requirement.name), requirement)
-    kernel = next((requirements[name] for name in KERNELS if name in requirements), None)
-    absent = [name for name in ("torch", "transformers") if name not in requirements]
-    if kernel is None or absent:
-        raise LockError(
-            f"sglang {canonical} does not require {', '.join(absent) or ' or '.join(KERNELS)}.",
-            hint="This tool needs a release that pins all of them.",
-        )
-    return Release(
-        version=canonical,
-        requires_python=requires_python,
-        torch=_pin(requirements["torch"]),
-        transformers=_pin(requirements["transformers"]),
-        kernel=Requirement(f"{kernel.name}=={_pin(kernel)}"),
-        wheels=tuple(wheels),
-    )
+    requirement, packages = _resolve(version, index)
+    wheels = [
+        _locked(requirement, wheel, index)
+        for package in packages
+        for wheel in package.get("wheels", [])
+        if wanted(_name(wheel))
+    ]
+    if not wheels:
+        raise _no_wheel(version)
+    wheels.sort(key=lambda wheel: wheel.name)
+    return make_release(version, *_metadata(requirement, wheels, index), wheels, index)
 
 
 def difference(locked: Release, found: Release) -> list[str]:
-    """Return a line for each thing that the index now gives otherwise than the lock."""
+    """Return a line for each thing that its index or its files now give otherwise than the lock."""
+    where = "in the files" if any(wheel.path for wheel in locked.wheels) else "on the index"
     lines = [
-        f"{locked.version}: {name} is {getattr(locked, name)} in the lock, {getattr(found, name)} on the index"
+        f"{locked.version}: {name} is {getattr(locked, name)} in the lock, {getattr(found, name)} {where}"
         for name in ("requires_python", "torch", "transformers", "kernel")
         if getattr(locked, name) != getattr(found, name)
     ]
     ours, theirs = ({wheel.name: wheel for wheel in release.wheels} for release in (locked, found))
-    lines += [f"{locked.version}: {name} is on the index only" for name in sorted(theirs.keys() - ours.keys())]
+    lines += [f"{locked.version}: {name} is {where} only" for name in sorted(theirs.keys() - ours.keys())]
     lines += [f"{locked.version}: {name} is in the lock only" for name in sorted(ours.keys() - theirs.keys())]
     lines += [
         f"{locked.version}: {name} has sha256 {ours[name].sha256} and {ours[name].size} bytes in the lock, "
-        f"{theirs[name].sha256} and {theirs[name].size} on the index"
+        f"{theirs[name].sha256} and {theirs[name].size} {where}"
         for name in sorted(ours.keys() & theirs.keys())
-        if ours[name] != theirs[name]
+        if (ours[name].sha256, ours[name].size) != (theirs[name].sha256, theirs[name].size)
     ]
     return lines
 
 
-def _published_wheels(version: str) -> list[LockedWheel]:
-    found: dict[str, LockedWheel] = {}
-    answers = []
-    command = [*uv(), "pip", "compile", "--no-deps", "--universal", "--no-header", "--refresh", "--format=pylock.toml"]
-    command += ["--python", sys.executable]  # or uv would look through every interpreter on the machine
-    # A release that requires a newer Python than our oldest can only be resolved for that newer one.
-    for python in PYTHONS:
-        done = run(
-            [*command, f"--python-version={python}", "-"],
-            stdin=f"sglang=={version}\n",
-            check=False,
-        )
-        answers.append(done)
-        if done.returncode == 0:
+def _resolve(version: str, index: str) -> tuple[str, list[dict[str, Any]]]:
+    """Return the requirement that stands for a release and nothing else on its index, and what uv found for it."""
+    requirement = f"sglang=={version}"
+    # Whoever asks for 2.0 is given 2.0+cu130 too, if the index has it, and before 2.0 itself.
+    for _ in range(20):
+        done = _ask_uv(version, requirement, index)
+        packages: list[dict[str, Any]] = tomllib.loads(done.stdout)["packages"]
+        others = [package["version"] for package in packages if package["version"] != version]
+        if not others:
             break
-    else:
-        said = answers[-1].stderr.strip()
-        if "no version of sglang" in said or "not found in the package registry" in said:
-            raise LockError(
-                f"The index has no sglang {version}.", hint="`pip index versions sglang` lists what it has."
-            )
-        raise ToolError(f"The index could not be asked for sglang {version}:\n{said}", hint="Check the network.")
+        requirement += "".join(f",!={other}" for other in others)
     if yanked := re.search(r"is yanked(?: \(reason: (.*?)\)\s*$)?", done.stderr, re.MULTILINE):
         raise LockError(
             f"sglang {version} was yanked: {(yanked[1] or 'no reason is given').strip(chr(34))}.",
             hint="Lock another release.",
         )
-    for package in tomllib.loads(done.stdout)["packages"]:
-        for wheel in package.get("wheels", []):
-            name = wheel.get("name") or wheel["url"].rsplit("/", 1)[-1]
-            if wanted(name):
-                if "size" not in wheel or "sha256" not in wheel["hashes"]:
-                    raise LockError(f"The index gives no size or no sha256 for {name}.", hint="Use an index that does.")
-                found[name] = LockedWheel(
-                    name=name, size=wheel["size"], sha256=wheel["hashes"]["sha256"], tags=tuple(tags_of(name))
-                )
-    if not found:
-        raise LockError(
-            f"sglang {version} has no wheel for CPython {PYTHONS[0]} to {PYTHONS[-1]} on Linux.",
-            hint="Lock another release.",
-        )
-    return [found[name] for name in sorted(found)]
+    return requirement, packages
 
 
-def _metadata(version: str, wheel: LockedWheel) -> tuple[str, list[str]]:
-    """Return `Requires-Python` and `Requires-Dist` of the release, as pip reports them without installing anything."""
+def _ask_uv(version: str, requirement: str, index: str) -> CompletedProcess[str]:
+    # The interpreter is named, or uv would look through every one on the machine.
+    words = [*uv(), "pip", "compile", "--no-deps", "--universal", "--no-header", "--python", sys.executable]
+    words += uv_index(index)
+    # A release that requires a newer Python than our oldest can only be resolved for that newer one.
+    for python in PYTHONS:
+        asked = [*words, f"--python-version={python}"]
+        stdin, env = f"{requirement}\n", index_environment(index)
+        done = run([*asked, "--refresh", "--format=pylock.toml", "-"], stdin=stdin, env=env, check=False)
+        if done.returncode == 0:
+            break
+    else:
+        said = done.stderr.strip()
+        where = index or "The index"
+        if "no wheels with a matching" in said:
+            raise _no_wheel(version)
+        others = requirement.split(",!=")[1:]
+        if others or "no version of sglang" in said or "not found in the package registry" in said:
+            raise LockError(
+                f"{where} has no sglang {version}{f', but {chr(32).join(others)}' if others else ''}.",
+                hint=f"`pip index versions sglang{f' --index-url {index}' if index else ''}` lists what it has.",
+            )
+        raise ToolError(f"{where} could not be asked for sglang {version}:\n{said}", hint="Check the network.")
+    if index:
+        # Where an index has nothing at all of a name, uv asks the others that it is configured for.
+        told = run([*asked, "--emit-index-annotation", "-"], stdin=stdin, env=env).stdout
+        if f"# from {index}" not in {line.strip().rstrip("/") for line in told.splitlines()}:
+            raise LockError(
+                f"{index} has no sglang: uv found {requirement} elsewhere.",
+                hint=f"Check the URL: `{index}/sglang/` must list the wheels.",
+            )
+    return done
+
+
+def _no_wheel(version: str) -> LockError:
+    return LockError(
+        f"sglang {version} has no wheel for CPython {PYTHONS[0]} to {PYTHONS[-1]} on Linux.",
+        hint="Lock another release.",
+    )
+
+
+def _name(wheel: dict[str, Any]) -> str:
+    return str(wheel.get("name") or unquote(wheel["url"].rpartition("/")[2]))
+
+
+def _locked(requirement: str, wheel: dict[str, Any], index: str) -> LockedWheel:
+    """Return what the lock has of a published wheel; one whose size the index does not say is downloaded for it."""
+    name = _name(wheel)
+    if "sha256" not in wheel["hashes"]:
+        raise LockError(f"The index gives no sha256 for {name}.", hint="Use an index that does, or lock the file.")
+    locked = LockedWheel(
+        name=name, size=wheel.get("size", 0), sha256=wheel["hashes"]["sha256"], tags=tuple(tags_of(name))
+    )
+    if locked.size:
+        return locked
+    with TemporaryDirectory() as folder:
+        pip_download(requirement, locked, index, Path(folder))
+        return replace(locked, size=(Path(folder) / name).stat().st_size)
+
+
+def _metadata(requirement: str, wheels: list[LockedWheel], index: str) -> tuple[str, list[str]]:
+    """Return `Requires-Python` and `Requires-Dist` of the release, as pip reports them without installing anything.
+
+    Raises LockError if pip takes another file than those that uv has found.
+    """
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--dry-run",
-                "--ignore-installed",
-                "--no-deps",
-                "--target",
-                folder,
-                "--report",
-                report,
-                *pip_target(wheel),
-                f"sglang=={version}",
-            ]
-        )
-        metadata = json.loads(report.read_text(encoding="utf-8"))["install"][0]["metadata"]
-    return metadata["requires_python"], metadata["requires_dist"]
-
-
-def pip_target(wheel: LockedWheel) -> list[str]:
-    """Return the options that make pip take exactly `wheel`, whatever interpreter and machine it runs on."""
-    interpreter, abi, platform = wheel.tags[-1].split("-")
-    options = ["--only-binary=:all:"]
-    if interpreter.startswith("cp"):
-        options += ["--implementation=cp", f"--abi={abi}", f"--python-version={interpreter[2:3]}.{interpreter[3:]}"]
-    else:
-        options += [f"--python-version={PYTHONS[-1]}"]
-    return options if platform == "any" else [*options, f"--platform={platform}"]
-
-
-def uv() -> list[str]:
-    """Return the command that calls this environment's uv."""
-    return [sys.executable, "-m", "uv"]
-
-
-def _pin(requirement: Requirement) -> str:
-    specifiers = list(requirement.specifier)
-    if len(specifiers) != 1 or specifiers[0].operator != "==":
+        options = ["--dry-run", "--ignore-installed", "--no-deps", *pip_index(index), *pip_target(wheels[0])]
+        files: list[str | Path] = ["--target", folder, "--report", report]
+        run([*pip(), "install", "--quiet", *options, *files, requirement], env=index_environment(index))
+        (item,) = json.loads(report.read_text(encoding="utf-8"))["install"]
+    sha256 = item["download_info"]["archive_info"].get("hashes", {}).get("sha256")
+    if sha256 not in [wheel.sha256 for wheel in wheels]:
         raise LockError(
-            f"The release does not pin {requirement.name} to one version: {requirement}.",
-            hint="This tool needs a release that pins it with ==.",
+            f"pip takes {item['download_info']['url'].rpartition('/')[2]} with sha256 {sha256} for {requirement};"
+            " uv has found other wheels.",
+            hint="Have uv and pip ask the same index: `pip config list` says which one pip asks.",
         )
-    return specifiers[0].version
+    return item["metadata"].get("requires_python", ""), item["metadata"].get("requires_dist", [])

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.tags import compatible_tags, cpython_tags, parse_tag
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
 from overlay_tools.errors import LockError
+from overlay_tools.upstream.index_url import fault_of_index
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,29 +31,47 @@ REWRITE = "Restore the file from git, or write the release anew with `nox -s loc
 _HEAD = "# Written by `nox -s lock -- VERSION`. Do not edit."
 _RELEASE_KEYS = ("requires-python", "torch", "transformers", "kernel", "wheels")
 _WHEEL_KEYS = ("name", "size", "sha256", "tags")
+_ANY_LINUX = re.compile(r"-(linux|manylinux(\d+|_\d+_\d+))_")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LockedWheel:
-    """One published wheel: file name, size in bytes, sha256 in hexadecimal, tags."""
+    """One wheel: file name, size in bytes, sha256 in hexadecimal, tags.
+
+    `path`: where the file is, relative to the folder of the lock, `root`, or absolute; "" if an index has it.
+    """
 
     name: str
     size: int
     sha256: str
     tags: tuple[str, ...]
+    path: str = ""
+    root: Path = field(default=Path(), compare=False)
+
+    @property
+    def file(self) -> Path:
+        """Return the path of a wheel that no index has."""
+        return self.root / self.path
 
     def fits(self, python: str, platform: str) -> bool:
-        """Tell whether CPython `python` (as "3.12") on a `platform` (as "x86_64") installs this wheel."""
-        interpreters = {"py3", "cp" + python.replace(".", "")}
-        return any(
-            interpreter in interpreters and (target == "any" or target.endswith("_" + platform))
-            for interpreter, _, target in (tag.split("-") for tag in self.tags)
-        )
+        """Tell whether CPython `python` (as "3.12") on a `platform` (as "x86_64") with Linux installs this wheel."""
+        major, minor = (int(part) for part in python.split("."))
+        interpreter, platforms = f"cp{major}{minor}", [f"linux_{platform}"]
+        supported = {
+            *cpython_tags((major, minor), [interpreter], platforms),
+            *compatible_tags((major, minor), interpreter, platforms),
+        }
+        # Which glibc a wheel asks for is its machine's affair, so every Linux is one here.
+        return any(parse_tag(_ANY_LINUX.sub("-linux_", tag)) & supported for tag in self.tags)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Release:
-    """One upstream release: its wheels, and what its own metadata pins."""
+    """One upstream release: its wheels, and what its own metadata pins.
+
+    `index`: the URL of the package index that has it, "" for the one that uv and pip are configured for, or if its
+    wheels are files.
+    """
 
     version: str
     requires_python: str
@@ -59,6 +79,14 @@ class Release:
     transformers: str
     kernel: Requirement
     wheels: tuple[LockedWheel, ...]
+    index: str = ""
+
+    @property
+    def place(self) -> str:
+        """Return where its wheels come from, in words."""
+        if any(wheel.path for wheel in self.wheels):
+            return "files"
+        return self.index or "the package index"
 
     @property
     def kernel_version(self) -> str:
@@ -82,9 +110,10 @@ class Release:
 Lock = Mapping[str, Release]
 
 
-def load_lock(path: Path) -> Lock:
+def load_lock(path: Path, root: Path | None = None) -> Lock:
     """Read and check a lock.
 
+    Parameters: `root`, the folder that paths of wheels are relative to, by default the lock's own.
     Returns the releases by version, oldest first.
     Raises LockError with every fault and its line; an unknown key is a fault too.
     """
@@ -95,14 +124,14 @@ def load_lock(path: Path) -> Lock:
         raise LockError(f"{path}: {error.strerror}.", hint=REWRITE) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LockError(f"{path}: {error}.", hint=REWRITE) from None
-    return _LockReader(path, text).read(data)
+    return _LockReader(path, text, root or path.parent).read(data)
 
 
 class _LockReader:
     """Turns parsed TOML into releases, and collects every fault with its line."""
 
-    def __init__(self, path: Path, text: str) -> None:
-        self.path = path
+    def __init__(self, path: Path, text: str, root: Path) -> None:
+        self.path, self.root = path, root
         self.lines = text.splitlines()
         self.faults: list[str] = []
 
@@ -130,8 +159,8 @@ class _LockReader:
             Version(version)
         except InvalidVersion:
             self._fault_at(start, f"{version!r} is not a version")
-        self._keys(table, _RELEASE_KEYS, where, start)
-        for name in _RELEASE_KEYS[:-1]:
+        self._keys(table, _RELEASE_KEYS, where, start, optional=["index"])
+        for name in ("index", *_RELEASE_KEYS[:-1]):
             if name in table and not isinstance(table[name], str):
                 self._fault_at(self._line(name, start), f"{where}: {name} must be a string")
         entries = table.get("wheels", [])
@@ -141,6 +170,13 @@ class _LockReader:
         wheels = [self._wheel(entry, index, version, start) for index, entry in enumerate(entries)]
         if len(self.faults) > before:
             return None
+        index, at = table.get("index", ""), self._line("index", start)
+        if "index" in table and (fault := fault_of_index(index)):
+            self._fault_at(at, f"{where}: index {fault}")
+        if len({bool(wheel.path) for wheel in wheels if wheel} | ({False} if index else set())) > 1:
+            self._fault_at(
+                start, f"{where}: all its wheels must have a path, or none of them and then it may have an index"
+            )
         try:
             SpecifierSet(table["requires-python"])
             kernel = Requirement(table["kernel"])
@@ -155,6 +191,7 @@ class _LockReader:
             transformers=table["transformers"],
             kernel=kernel,
             wheels=tuple(wheel for wheel in wheels if wheel),
+            index=index,
         )
 
     def _wheel(self, entry: object, index: int, version: str, start: int) -> LockedWheel | None:
@@ -164,8 +201,11 @@ class _LockReader:
             return None
         line = self._line(str(entry.get("name", "wheels")), start)
         before = len(self.faults)
-        self._keys(entry, _WHEEL_KEYS, where, line)
+        self._keys(entry, _WHEEL_KEYS, where, line, optional=["path"])
         name, size, sha256, tags = (entry.get(key) for key in _WHEEL_KEYS)
+        path = entry.get("path", name)
+        if not isinstance(path, str) or (name is not None and path.rpartition("/")[2] != name):
+            self._fault_at(line, f"{where}: path must end in the name of the wheel, which {path!r} does not")
         if name is not None and (not isinstance(name, str) or not _is_wheel_of(name, version)):
             self._fault_at(line, f"{where}: {name!r} is not the file name of a wheel of sglang {version}")
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size <= 0):
@@ -176,10 +216,19 @@ class _LockReader:
             self._fault_at(line, f"{where}: tags {tags!r} are not those in its name, {tags_of(str(name))!r}")
         if len(self.faults) > before:
             return None
-        return LockedWheel(name=str(name), size=int(size), sha256=str(sha256), tags=tuple(tags))  # type: ignore[arg-type]
+        return LockedWheel(
+            name=str(name),
+            size=int(size),  # type: ignore[arg-type]
+            sha256=str(sha256),
+            tags=tuple(tags),  # type: ignore[arg-type]
+            path=entry.get("path", ""),
+            root=self.root,
+        )
 
-    def _keys(self, table: dict[str, Any], expected: Iterable[str], where: str, start: int) -> None:
-        for key in sorted(table.keys() - set(expected)):
+    def _keys(
+        self, table: dict[str, Any], expected: Iterable[str], where: str, start: int, optional: Iterable[str] = ()
+    ) -> None:
+        for key in sorted(table.keys() - {*expected, *optional}):
             self._fault_at(self._line(key, start), f"{where}: unknown key {key!r}")
         for key in expected:
             if key not in table:
@@ -203,6 +252,8 @@ def dump_lock(lock: Lock) -> str:
     tables = tomlkit.table(is_super_table=True)
     for release in _sorted(lock.values()):
         table = tomlkit.table()
+        if release.index:
+            table.add("index", release.index)
         table.add("requires-python", release.requires_python)
         table.add("torch", release.torch)
         table.add("transformers", release.transformers)
@@ -211,6 +262,8 @@ def dump_lock(lock: Lock) -> str:
         for wheel in release.wheels:
             entry = tomlkit.inline_table()
             entry.update({"name": wheel.name, "size": wheel.size, "sha256": wheel.sha256, "tags": list(wheel.tags)})
+            if wheel.path:
+                entry.add("path", wheel.path)
             wheels.append(entry)
         table.add("wheels", wheels)
         table.add(tomlkit.nl())

@@ -84,7 +84,7 @@ def build_sglang(
     Raises OverlayError of the kind that fits, before anything in dist/ has changed.
     """
     started = time.perf_counter()
-    version = f"{release.version}+overlay.{project.revision}"
+    version = project.overlay_version(release.version)
     dist_info = f"sglang-{version}.dist-info"
     patches = [patch for hook in hooks if (patch := hook.variant(release.version))]
     added = read_package(project, "sglang", release.version)
@@ -227,9 +227,10 @@ def _kept(base: WheelReader, dist_info: str, changed: Set[str]) -> list[PlannedM
 def _version_module(base: WheelReader, old: str, new: str) -> bytes:
     """Return sglang/_version.py, as setuptools-scm writes it, with the new version in place of the old one."""
     text = base.read(_VERSION_FILE).decode("utf-8")
-    local = new.partition("+")[2]
     text, strings = re.subn(rf"(?m)^(__version__ = version = )'{re.escape(old)}'$", rf"\1'{new}'", text)
-    text, tuples = re.subn(r"(?m)^(__version_tuple__ = version_tuple = \(.*)\)$", rf"\1, '{local}')", text)
+    local, of_base = new.partition("+")[2], old.partition("+")[2]
+    last = f", '{re.escape(of_base)}'" if of_base else ""
+    text, tuples = re.subn(rf"(?m)^(__version_tuple__ = version_tuple = \(.*){last}\)$", rf"\1, '{local}')", text)
     if strings != 1 or tuples != 1:
         raise BuildError(
             f"{_VERSION_FILE} of {base.path} does not give its version in the form that this tool knows.",

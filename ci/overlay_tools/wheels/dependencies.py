@@ -12,8 +12,8 @@ from packaging.utils import canonicalize_name
 
 from overlay_tools.errors import BuildError
 from overlay_tools.settings import DependencyRule, Project
-from overlay_tools.upstream.index import KERNELS
 from overlay_tools.upstream.lockfile import Release
+from overlay_tools.upstream.requirements import KERNELS
 
 _EXTRA = re.compile(r'extra == "([^"]*)"|"([^"]*)" == extra')
 _HINT = "Mend [[tool.sglang-overlay.dependencies]], or limit it with `releases` to the releases that it is for."

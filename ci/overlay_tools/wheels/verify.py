@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from overlay_tools.wheels.manifest import MANIFEST, Manifest, load_manifest, tre
 # What installers write into .dist-info beside the wheel's own files (PyPA, "Recording installed projects").
 _INSTALLERS = ("INSTALLER", "REQUESTED", "direct_url.json", "uv_build.json", "uv_cache.json")
 _NAME = "Name the interpreter of an environment, as .venv/bin/python."
+_OURS = re.compile(r"sglang-[^+]+\+(.+\.)?overlay\.\d+\.dist-info")
 _FIND = """
 import importlib.metadata, json, sys
 found = [d for d in importlib.metadata.distributions()
@@ -68,7 +70,7 @@ def verify_environment(python: str) -> list[Verified]:
         said = done.stderr.strip() or "it did not answer"
         raise VerifyError(f"{python} is not a Python interpreter: {said}", hint=_NAME) from None
     ours = [folder for folder in folders if (folder / MANIFEST).exists()]
-    if not any(folder.name.startswith("sglang-") and "+overlay" in folder.name for folder in ours):
+    if not any(_OURS.fullmatch(folder.name) for folder in ours):
         found = ", ".join(folder.name.removesuffix(".dist-info") for folder in folders)
         what = f"{found}, which is not an overlay build of sglang" if found else "no sglang"
         raise VerifyError(f"The environment of {python} has {what}.", hint="Install a wheel of dist/ there.")

@@ -20,7 +20,7 @@ from overlay_tools.engines.loopback import without_proxy
 ROOT = Path(__file__).parents[3]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 UPSTREAM = version("sglang").partition("+")[0]
-LEFT_OUT = engine_config.LEFT_OUT.get(UPSTREAM, ())
+LEFT_OUT = engine_config.of_release(engine_config.LEFT_OUT, UPSTREAM)
 UV = [sys.executable, "-m", "uv", "pip"]
 
 

@@ -142,7 +142,7 @@ def test_on_a_terminal_it_is_asked(
 ) -> None:
     add_other(narrow)
     release = narrow.publish("1.2", upstream_files("1.2"))
-    monkeypatch.setattr("overlay_tools.commands.port.query_release", lambda version: release)
+    monkeypatch.setattr("overlay_tools.upstream.asked.query_release", lambda version, index: release)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     asked, answers = [], iter(["", "what?", "Y", "no"])
 
@@ -165,7 +165,7 @@ def test_a_terminal_that_is_closed_gives_no_answer(
         raise EOFError
 
     release = narrow.publish("1.2", upstream_files("1.2"))
-    monkeypatch.setattr("overlay_tools.commands.port.query_release", lambda version: release)
+    monkeypatch.setattr("overlay_tools.upstream.asked.query_release", lambda version, index: release)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", closed)
     assert cli.main(["port", "1.2"]) == 1
@@ -178,7 +178,7 @@ def test_without_a_terminal_arguments_answer(
 ) -> None:
     add_other(narrow)
     release = narrow.publish("1.2", upstream_files("1.2"))
-    monkeypatch.setattr("overlay_tools.commands.port.query_release", lambda version: release)
+    monkeypatch.setattr("overlay_tools.upstream.asked.query_release", lambda version, index: release)
     assert cli.main(["port", "1.2"]) == 1
     assert "`nox -s port -- 1.2 --take choose --take other` takes them" in capsys.readouterr().err
     assert cli.main(["port", "1.2", "--leave", "choose"]) == 1

@@ -1,14 +1,9 @@
-"""The lock and the fetch against a package index of their own, served here, asked through the real uv and pip."""
+"""The lock and the fetch against a package index of the tests' own, asked through the real uv and pip."""
 
 from __future__ import annotations
 
 import hashlib
-import http.server
-import json
-import os
-import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,95 +11,10 @@ from overlay_tools import cli
 from overlay_tools.errors import FetchError, LockError, ToolError
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.index import difference, query_release
-from overlay_tools.upstream.lockfile import load_lock
+from overlay_tools.upstream.lockfile import dump_lock, load_lock
 
-from unit.conftest import Miniature, upstream_files, write_wheel
-
-TAGS = [f"cp3{minor}-cp3{minor}-manylinux_2_34_{machine}" for minor in (11, 12) for machine in ("x86_64", "aarch64")]
-
-
-class Index:
-    """A folder of wheels behind PEP 691's JSON pages."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.yanked: str | bool = False
-        folder.mkdir()
-        index = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                name = self.path.rsplit("/", 1)[-1]
-                if self.path.startswith("/simple/sglang/"):
-                    self.answer(json.dumps(index.page()).encode(), "application/vnd.pypi.simple.v1+json")
-                elif (index.folder / name).is_file():
-                    self.answer((index.folder / name).read_bytes(), "application/octet-stream")
-                else:
-                    self.send_error(404)
-
-            def do_HEAD(self) -> None:
-                self.do_GET()
-
-            def answer(self, body: bytes, kind: str) -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/simple"
-
-    def page(self) -> dict[str, object]:
-        return {
-            "meta": {"api-version": "1.1"},
-            "name": "sglang",
-            "versions": sorted({path.name.split("-")[1] for path in self.folder.glob("*.whl")}),
-            "files": [
-                {
-                    "filename": path.name,
-                    "yanked": self.yanked,
-                    "url": f"../../{path.name}",
-                    "size": path.stat().st_size,
-                    "hashes": {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
-                    "requires-python": ">=3.11",
-                }
-                for path in sorted(self.folder.glob("*.whl"))
-            ],
-        }
-
-    def publish(self, version: str, pins: str) -> None:
-        files = upstream_files(version)
-        name = f"sglang-{version}.dist-info/METADATA"
-        metadata = files[name].replace(
-            b"Requires-Dist", b"Requires-Python: >=3.11\n" + pins.encode() + b"Requires-Dist"
-        )
-        for tag in [*TAGS, "cp39-cp39-manylinux_2_34_x86_64", "cp312-cp312-macosx_11_0_arm64"]:
-            write_wheel(self.folder / f"sglang-{version}-{tag}.whl", {**files, name: metadata})
-
-
-PINS = "Requires-Dist: torch==2.0\nRequires-Dist: transformers==5.1\nRequires-Dist: sglang-kernel==0.4.2.post1\n"
-
-
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    index = Index(tmp_path / "index")
-    index.publish("2.0", PINS)
-    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_INDEX_URL", index.url)
-    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    monkeypatch.setenv("UV_DEFAULT_INDEX", index.url)
-    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv-cache"))
-    yield index
-    index.server.shutdown()
-    index.server.server_close()
+from unit.conftest import PATCH, Miniature
+from unit.upstream.conftest import NOT_OURS, PINS, TAGS, Index
 
 
 def test_a_release_is_read_from_the_index(index: Index) -> None:
@@ -149,15 +59,15 @@ def test_check_says_what_differs_and_writes_nothing(
 
 
 def test_a_release_that_does_not_exist_is_refused(
-    index: Index, mini: Miniature, monkeypatch: pytest.MonkeyPatch
+    index: Index, mini: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(mini.root)
     before = (mini.root / "upstream.lock").read_text()
     with pytest.raises(LockError, match=r"no sglang 9\.9"):
         query_release("9.9")
-    with pytest.raises(LockError, match="'newest' is not a version"):
-        query_release("newest")
     assert cli.main(["lock", "2.0", "9.9"]) == 1
+    assert cli.main(["lock", "newest"]) == 1
+    assert "'newest' is not a version" in capsys.readouterr().err
     assert (mini.root / "upstream.lock").read_text() == before
 
 
@@ -215,3 +125,150 @@ def test_without_a_network_the_error_says_so(index: Index, tmp_path: Path, monke
     with pytest.raises(ToolError, match="could not be asked") as asked:
         query_release("2.0")
     assert "network" in asked.value.hint
+
+
+def test_a_release_of_another_index_is_locked_with_its_url_and_fetched_there(
+    index: Index, other_index: Index, mini_here: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other_index.publish("2.1.dev3+gabc", tags=["cp311-cp311-linux_x86_64"])
+    assert cli.main(["lock", "2.1.dev3+gabc"]) == 1
+    assert "The index has no sglang 2.1.dev3+gabc" in capsys.readouterr().err
+    assert cli.main(["lock", "2.1.dev3+gabc", "--index", f"{other_index.url}/"]) == 0
+    assert f'index = "{other_index.url}"\n' in (mini_here.root / "upstream.lock").read_text()
+    release = mini_here.lock["2.1.dev3+gabc"]
+    assert release.index == other_index.url
+    assert dump_lock(mini_here.lock) == (mini_here.root / "upstream.lock").read_text()
+    wheel = release.select("3.11", "x86_64")
+    assert wheel.name == "sglang-2.1.dev3+gabc-cp311-cp311-linux_x86_64.whl"
+    assert fetch(release, wheel, mini_here.cache).read_bytes() == (other_index.folder / wheel.name).read_bytes()
+    assert cli.main(["lock", "2.1.dev3+gabc"]) == 0
+    assert cli.main(["lock", "--check", "2.1.dev3+gabc"]) == 0
+    other_index.publish("2.1.dev3+gabc", PINS.replace("2.0", "2.1"), ["cp311-cp311-linux_x86_64"])
+    assert cli.main(["lock", "--check", "2.1.dev3+gabc"]) == 1
+    assert "torch is 2.0 in the lock, 2.1 on the index" in capsys.readouterr().err
+    (mini_here.cache / wheel.sha256 / wheel.name).unlink()
+    with pytest.raises(FetchError, match=f"could not be fetched from {other_index.url}"):
+        fetch(release, wheel, mini_here.cache)
+
+
+def test_a_release_is_ported_from_another_index(index: Index, other_index: Index, mini_here: Miniature) -> None:
+    other_index.publish("1.2")
+    assert cli.main(["port", "1.2", "--index", other_index.url]) == 0
+    assert mini_here.lock["1.2"].index == other_index.url
+    assert "Applies: >=1.0,<=1.2\n" in mini_here.patch.read_text()
+
+
+def test_an_index_without_sizes_has_its_wheels_measured(other_index: Index) -> None:
+    other_index.publish("2.0")
+    release = query_release("2.0", other_index.html)
+    assert len(release.wheels) == len(TAGS)
+    for wheel in release.wheels:
+        assert wheel.size == (other_index.folder / wheel.name).stat().st_size
+
+
+def test_an_index_that_has_nothing_of_sglang_is_not_replaced_by_another(
+    index: Index, other_index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tmp_path / "uv.toml"
+    config.write_text(f'[[index]]\nurl = "{index.url}"\n')
+    monkeypatch.delenv("UV_NO_CONFIG")
+    monkeypatch.setenv("UV_CONFIG_FILE", str(config))
+    monkeypatch.setenv("UV_INDEX", index.url)
+    with pytest.raises(LockError, match=f"{other_index.host}/none has no sglang: uv found sglang==2.0 elsewhere"):
+        query_release("2.0", f"{other_index.host}/none")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://user:secret@wheels.example/simple", "holds a user name or a password"),
+        ("https://secret@wheels.example/simple", "holds a user name or a password"),
+        ("https://wheels.example/simple?token=secret", "must end without a query"),
+        ("https://[secret/simple", "cannot be read as a URL"),
+        ("secret", "must begin with https://HOST"),
+        ("", "must begin with https://HOST"),
+    ],
+)
+@pytest.mark.parametrize("command", ["lock", "port"])
+def test_the_url_of_an_index_that_the_lock_must_not_have_is_refused_and_not_shown(
+    mini_here: Miniature, command: str, url: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = mini_here.content()
+    assert cli.main([command, "2.0", "--index", url, "--verbose"]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "secret" not in shown.out + shown.err
+    assert mini_here.content() == before
+
+
+def test_the_same_version_is_locked_from_one_place(
+    index: Index, other_index: Index, mini_here: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other_index.publish("2.0")
+    assert cli.main(["lock", "2.0"]) == 0
+    before = (mini_here.root / "upstream.lock").read_text()
+    assert cli.main(["lock", "2.0", "--index", other_index.url]) == 1
+    assert cli.main(["port", "2.0", "--index", other_index.url, "--take", "choose"]) == 1
+    assert cli.main(["lock", str(other_index.folder / f"sglang-2.0-{TAGS[0]}.whl")]) == 1
+    assert capsys.readouterr().err.count("sglang 2.0 is locked from the package index.") == 3
+    assert (mini_here.root / "upstream.lock").read_text() == before
+
+
+def test_a_version_is_not_taken_for_its_local_versions(index: Index) -> None:
+    for version in ("2.0+gabc", "2.0+gdef", "2.2+gabc"):
+        index.publish(version, PINS.replace("torch==2.0", "torch==3.0"))
+    release = query_release("2.0")
+    assert {wheel.name.split("-")[1] for wheel in release.wheels} == {"2.0"}
+    assert release.torch == "2.0"
+    assert query_release("2.0+gabc").torch == "3.0"
+    with pytest.raises(LockError, match=r"no sglang 2\.2, but 2\.2\+gabc"):
+        query_release("2.2")
+
+
+def test_a_release_without_requirements_or_with_a_range_for_a_pin_is_refused(index: Index) -> None:
+    index.publish("2.1", "")
+    with pytest.raises(LockError, match="does not require torch, transformers"):
+        query_release("2.1")
+    index.publish("2.2", PINS.replace("torch==2.0", "torch==2.*"))
+    with pytest.raises(LockError, match="does not pin torch to one version"):
+        query_release("2.2")
+
+
+def test_uv_and_pip_that_ask_different_indexes_are_found_out(
+    index: Index, other_index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_index.publish("2.0", PINS.replace("torch==2.0", "torch==2.1"))
+    monkeypatch.setenv("PIP_INDEX_URL", other_index.url)
+    with pytest.raises(LockError, match="uv has found other wheels"):
+        query_release("2.0")
+
+
+@pytest.mark.parametrize("tag", ["cp38-abi3-manylinux2014_x86_64", "py310-none-any"])
+def test_every_wheel_that_one_of_our_pythons_installs_is_locked_and_fetched(
+    index: Index, tmp_path: Path, tag: str
+) -> None:
+    index.publish("2.1", tags=[tag])
+    release = query_release("2.1")
+    assert [wheel.name for wheel in release.wheels] == [f"sglang-2.1-{tag}.whl"]
+    assert fetch(release, release.wheels[0], tmp_path / "cache").is_file()
+
+
+def test_a_release_without_a_wheel_for_our_pythons_is_refused(index: Index) -> None:
+    index.publish("2.1", tags=NOT_OURS)
+    index.publish("2.2", tags=["cp39-cp39-manylinux_2_34_x86_64"])
+    for version in ("2.1", "2.2"):
+        with pytest.raises(LockError, match=f"sglang {version} has no wheel for CPython"):
+            query_release(version)
+
+
+def test_lock_says_which_hooks_were_not_tried_at_a_new_release(
+    index: Index, mini_here: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mini_here.patch.write_text(PATCH.replace("<=1.1", "<=2.0"))
+    index.publish("2.1")
+    assert cli.main(["lock", "2.0", "2.1"]) == 0
+    said = capsys.readouterr().out
+    assert "Not tried at sglang 2.0 yet: choose. `nox -s test-2.0` shows" in said
+    assert "Due at sglang 2.1, but without a variant for it: choose." in said
+    assert cli.main(["lock", "2.0"]) == 0
+    assert "Not tried" not in capsys.readouterr().out

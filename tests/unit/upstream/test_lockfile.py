@@ -128,6 +128,48 @@ def test_a_file_that_is_not_a_lock_is_refused(tmp_path: Path, text: str) -> None
         load_lock(path)
 
 
+@pytest.mark.parametrize("url", ["https://user:secret@wheels.example/simple", "secret", "https://w.example/?a=secret"])
+def test_the_url_of_an_index_that_cannot_be_is_named_by_its_line_and_not_shown(mini: Miniature, url: str) -> None:
+    found = broken(mini, 'requires-python = ">=3.10"', f'index = "{url}"\nrequires-python = ">=3.10"')
+    assert "upstream.lock:5: release 1.0: index " in found
+    assert "secret" not in found
+
+
+def test_a_path_that_is_not_the_wheel_s_is_named(mini: Miniature) -> None:
+    assert "upstream.lock:10: release 1.0, wheel 1: path must end in the name of the wheel" in broken(
+        mini, '{name = "', '{path = "wheels/other.whl", name = "'
+    )
+
+
+def test_a_release_has_an_index_or_files(mini: Miniature) -> None:
+    name = mini.releases["1.0"].wheels[0].name
+    text = (mini.root / "upstream.lock").read_text()
+    mini.write("upstream.lock", text.replace('{name = "', f'{{path = "wheels/{name}", name = "', 1))
+    assert mini.lock["1.0"].wheels[0].file == mini.root / "wheels" / name
+    assert "upstream.lock:4: release 1.0: all its wheels must have a path, or none of them" in broken(
+        mini, 'requires-python = ">=3.10"', 'index = "https://wheels.example/simple"\nrequires-python = ">=3.10"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("tag", "python", "fits"),
+    [
+        ("cp312-cp312-linux_x86_64", "3.12", True),
+        ("cp312-cp312-manylinux2014_x86_64", "3.12", True),
+        ("cp310-abi3-manylinux_2_34_x86_64", "3.12", True),
+        ("cp313-abi3-manylinux_2_34_x86_64", "3.12", False),
+        ("cp312-cp312-manylinux_2_34_aarch64", "3.12", False),
+        ("cp313-cp313t-manylinux_2_34_x86_64", "3.13", False),
+        ("cp312-cp312-macosx_11_0_x86_64", "3.12", False),
+        ("cp312-cp312-musllinux_1_2_x86_64", "3.12", False),
+        ("py3-none-any", "3.12", True),
+    ],
+)
+def test_a_wheel_fits_what_installs_it(mini: Miniature, tag: str, python: str, fits: bool) -> None:
+    wheel = replace(mini.releases["1.0"].wheels[0], name=f"sglang-1.0-{tag}.whl", tags=(tag,))
+    assert wheel.fits(python, "x86_64") is fits
+
+
 def test_an_absent_lock_is_named(tmp_path: Path) -> None:
     with pytest.raises(LockError, match="No such file"):
         load_lock(tmp_path / "upstream.lock")
