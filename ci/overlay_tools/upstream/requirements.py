@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
 from overlay_tools.errors import LockError
 from overlay_tools.upstream.lockfile import LockedWheel, Release
 
 KERNELS = ("sgl-kernel", "sglang-kernel")
+_NOT_PEP_440 = "Its METADATA must be as the packaging standards want it: build the wheel anew, or take another release."
 
 
 def make_release(
@@ -19,11 +21,20 @@ def make_release(
     """Return a release as the lock has it.
 
     Parameters: `requires_python` and `requires`, what its metadata says; `index` as of `Release`.
-    Raises LockError if it does not pin what a lock needs.
+    Raises LockError if it does not pin what a lock needs, or cannot be read.
     """
+    try:
+        SpecifierSet(requires_python)
+    except InvalidSpecifier:
+        raise LockError(
+            f"sglang {version} requires Python {requires_python!r}, which cannot be read.", hint=_NOT_PEP_440
+        ) from None
     requirements: dict[str, Requirement] = {}
     for line in requires:
-        requirement = Requirement(line)
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            raise LockError(f"sglang {version} requires {line!r}, which cannot be read.", hint=_NOT_PEP_440) from None
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             requirements.setdefault(canonicalize_name(requirement.name), requirement)
     kernel = next((requirements[name] for name in KERNELS if name in requirements), None)

@@ -18,7 +18,7 @@ from overlay_tools.wheels.verify import verify_environment, verify_wheel
 from packaging.specifiers import SpecifierSet
 from packaging.utils import parse_wheel_filename
 
-from unit.conftest import PATCH, Miniature
+from unit.conftest import PATCH, Miniature, write_wheel
 from unit.upstream.conftest import PINS, make_wheel
 
 VERSION = "1.2.dev3+gabc"
@@ -182,6 +182,30 @@ def test_what_cannot_be_locked_is_refused_and_nothing_is_written(
     (wheels / "sglang-1.5-py3-none-any.whl").write_bytes(b"not a wheel")
     before = here.content()
     assert cli.main(["lock", *words]) != 0
+    assert said in capsys.readouterr().err
+    assert here.content() == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("Requires-Dist: torch==2.0\n", "Requires-Dist: torch = 2.0\n", "requires 'torch = 2.0', which cannot be read"),
+        ("Requires-Python: >=3.11\n", "Requires-Python: 3.11 or newer\n", "'3.11 or newer', which cannot be read"),
+    ],
+)
+def test_metadata_that_cannot_be_read_is_refused_before_it_is_locked(
+    here: Miniature, old: str, new: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = here.root / "wheels" / NAME
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if name != "sglang/"}
+    metadata = f"sglang-{VERSION}.dist-info/METADATA"
+    assert old.encode() in files[metadata]
+    files[metadata] = files[metadata].replace(old.encode(), new.encode())
+    del files[f"sglang-{VERSION}.dist-info/RECORD"]
+    write_wheel(path, files)
+    before = here.content()
+    assert cli.main(["lock", f"wheels/{NAME}"]) == 1
     assert said in capsys.readouterr().err
     assert here.content() == before
 
