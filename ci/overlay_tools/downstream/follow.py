@@ -12,7 +12,7 @@ from typing import NamedTuple
 from packaging.version import Version
 
 from overlay_tools import console
-from overlay_tools.downstream.answers import Answers
+from overlay_tools.downstream.answers import Answer, Answers
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.not_due import NotDue, is_near
 from overlay_tools.downstream.queue import PatchQueue
@@ -20,7 +20,7 @@ from overlay_tools.errors import REPORT, PatchError, PortError
 from overlay_tools.patches.apply import apply_series
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import lint
-from overlay_tools.patches.model import Hook, Patch, target_of
+from overlay_tools.patches.model import Hook, Patch, deletes, source_of, target_of
 from overlay_tools.patches.relocate import RelocatedPatch, relocate
 from overlay_tools.upstream.lockfile import Lock
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree
@@ -129,8 +129,8 @@ class Follower:
         relocated = relocate(patch, old, self.new)
         if relocated.settled:
             self._take(hook, patch, nearest, relocated)
-        elif self.open is None and (files := self.answers.find(hook.name)) is not None:
-            self._take_answer(hook, patch, files)
+        elif self.open is None and (answer := self.answers.find(hook.name)) is not None:
+            self._take_answer(hook, patch, answer)
         else:
             self.open = self.open or relocated
             self._report(relocated)
@@ -149,9 +149,10 @@ class Follower:
         self._report(relocated)
         self._apply(patch, files)
 
-    def _take_answer(self, hook: Hook, patch: Patch, files: Mapping[str, bytes]) -> None:
+    def _take_answer(self, hook: Hook, patch: Patch, answer: Answer) -> None:
         """Make the variant of the release from what a person has settled, and see that it has this effect."""
-        diff = make_diff({name: self.new.read(name) or b"" for name in files}, files)
+        files = answer.files
+        diff = make_diff({name: self.new.read(name) for name in files}, files, answer.renamed)
         self.queue.add_variant(hook.name, [self.version], patch.header, diff)
         made = self.queue.variant(hook.name, self.version, self.patches)
         folder = self.answers.tree.folder
@@ -160,7 +161,7 @@ class Follower:
         if apply_series([made], self.new.read, f"sglang {self.version}") != files:
             raise PortError(f"Hook {hook.name}: its diff does not make what {folder} has.", hint=REPORT)
         for file in made.files:
-            note = f"+{file.added}/-{file.removed} in the worktree"
+            note = f"{'deleted' if deletes(file) else f'+{file.added}/-{file.removed}'} in the worktree"
             self.reports.append(HunkReport(hook.name, target_of(file), "settled", note))
         self._apply(patch, files)
 
@@ -177,7 +178,8 @@ class Follower:
 
 def _alike(patch: Patch, old: HookedTree, new: HookedTree) -> bool:
     """Tell whether the files that a patch changes are the same in two releases."""
-    return all(old.read(name) == new.read(name) for name in map(target_of, patch.files))
+    names = (name for file in patch.files for name in (source_of(file), target_of(file)))
+    return all(old.read(name) == new.read(name) for name in names)
 
 
 def show(reports: Sequence[HunkReport]) -> None:

@@ -202,7 +202,7 @@ class Port:
         for hook in follower.applied:
             if hook.patch.hook not in committed:
                 self.tree.commit_hook(hook.patch, hook.files)
-        self.tree.write(follower.open.marked)
+        self.tree.propose(follower.open.marked)
 
     def _stop_at_open(self, state: PortState, relocated: RelocatedPatch | None) -> None:
         """Raise PortError if a hook is open, which the port then notes, or no hook is and yet the worktree has work."""

@@ -105,6 +105,12 @@ class Worktree:
                 path.write_bytes(data)
                 path.chmod(0o755 if is_executable(data) else 0o644)
 
+    def propose(self, files: Mapping[str, bytes | None]) -> None:
+        """Write files that are not to be committed yet; `git diff` shows the new ones too, `git reset` removes them."""
+        self.write(files)
+        new = [name for name, data in files.items() if data is not None]
+        self.git("--literal-pathspecs", "add", "--intent-to-add", "--force", "--", *new)
+
     def commit_hook(self, patch: Patch, files: Mapping[str, bytes | None]) -> None:
         """Write the files that a hook makes and commit them, its header as the message."""
         self.commit_files(files, message_of(patch))
@@ -112,7 +118,7 @@ class Worktree:
     def commit_files(self, files: Mapping[str, bytes | None], message: str) -> None:
         """Write files by path, None to remove one, and commit them."""
         self.write(files)
-        self.git("--literal-pathspecs", "add", "--all", "--force", "--", *files)
+        self.git("update-index", "--add", "--remove", "-z", "--stdin", stdin="".join(f"{name}\0" for name in files))
         self.git(*_WHO, "commit", "--quiet", "--file=-", stdin=message)
 
     def _commit(self, message: str, tag: str) -> None:
@@ -164,6 +170,7 @@ class Worktree:
             parents, message, block, trailers = told.split("\0")
             subject, body = _split_message(message, block)
             changes = self._changes(f"{sha}~", sha)
+            letters = [status for _, _, status in changes.values()]
             found.append(
                 Commit(
                     sha=sha[:12],
@@ -173,7 +180,7 @@ class Worktree:
                     trailers=read_trailers(trailers),
                     changed={name: status for name, (_, _, status) in changes.items()},
                     unusual=_unusual(changes),
-                    renamed=self._renamed(sha) if {"A", "D"} <= {status for _, _, status in changes.values()} else {},
+                    renamed=self._renamed(f"{sha}~", sha) if {"A", "D"} <= {*letters} else {},
                 )
             )
         return found
@@ -200,9 +207,13 @@ class Worktree:
         rows = ((name, entry.lstrip(":").split()) for entry, name in zip(fields[0::2], fields[1::2], strict=False))
         return {name: (old, new, status) for name, (old, new, _, _, status) in rows}
 
-    def _renamed(self, sha: str) -> dict[str, str]:
-        """Return the paths of the files that a commit has renamed, by the new one."""
-        words = ("-r", "--find-renames", "--diff-filter=R", "--name-status", "-z", f"{sha}~", sha)
+    def renamed_since_head(self) -> dict[str, str]:
+        """Return the paths in HEAD of the files that have another name here, not committed yet, by the new one."""
+        self.git("add", "--all")
+        return self._renamed("HEAD", self.git("write-tree").strip())
+
+    def _renamed(self, before: str, after: str) -> dict[str, str]:
+        words = ("-r", "--find-renames", "--diff-filter=R", "--name-status", "-z", before, after)
         fields = self.git("diff-tree", *words).split("\0")
         return {new: old for old, new in zip(fields[1::3], fields[2::3], strict=False)}
 

@@ -193,7 +193,6 @@ def test_a_proposal_is_taken_over_by_taking_the_markers_away(mini: Miniature) ->
         (lambda tree: None, "sglang/loader.py, lines 6, 7, 9: there are conflict markers"),
         (lambda tree: (tree / FILE).write_text(CHANGED), "no file in"),
         (lambda tree: (tree / FILE).write_text(SETTLED + "def broken(:\n"), "worktree/sglang/loader.py:13: invalid"),
-        (lambda tree: (tree / FILE).unlink(), "sglang/loader.py is one of upstream's files, and it is gone"),
         (
             lambda tree: [(tree / FILE).write_text(SETTLED), (tree / "sglang/mine.py").write_text("x = 1\n")],
             "sglang/mine.py is not one of upstream's files",
