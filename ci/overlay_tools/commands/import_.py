@@ -104,6 +104,8 @@ def _show(plan: ImportPlan) -> None:
         new = [f"new: overlay/{name}" for name in row.added if name != row.title]
         for note in (*row.notes, *new):
             console.line(f"{row.title}: {note.removeprefix(f'{row.title}: ')}", _STYLES.get(row.outcome, ""))
+    for line in plan.settings.requirements:
+        console.line(f"sglang {plan.base} {line}")
     for warning in plan.warnings:
         console.line(f"warning: {warning}", "yellow")
     console.line(", ".join(f"{sum(row.outcome == outcome for row in plan.rows)} {outcome}" for outcome in OUTCOMES))
@@ -118,7 +120,7 @@ def _agree(plan: ImportPlan) -> None:
     """
     if not sys.stdin.isatty():
         raise OverlayError("Nothing was written: no one is here to ask.", hint="`--yes` writes what the table shows.")
-    places = "patches/, overlay/ and the worktree" if plan.marked else "patches/ and overlay/"
+    places = "patches/, overlay/, pyproject.toml" + (" and the worktree" if plan.marked else "")
     if input(f"Write this to {places}? [y/N] ").strip().lower() not in ("y", "yes"):
         raise OverlayError("Nothing was written.", hint="Run this again to be asked again.")
 

@@ -91,7 +91,9 @@ class ExactImport:
             self._series.append((patch, HookedTree(base, dict(self.tree.touched))))
             self.tree.touched.update(apply_series([patch], self.tree.read, f"sglang {base.version}"))
         last = last_contents(patches)
-        self._there = {name for name in last if self.on_disk(name) == last[name]}  # new files that overlay/ has
+        self._there = {  # new files that overlay/ has for this release
+            name for name in last if self.on_disk(name) == last[name] and project.takes(base.version, name)
+        }
 
     def bring_in(self, patch: ForeignPatch, held_up: Callable[[CommittedHook], str]) -> ExactAttempt:
         """Apply one patch and note what is to be written, or say why not.
@@ -258,6 +260,8 @@ class ExactImport:
         here = self._read_overlay(name)
         if here is not None and here != content:
             raise PatchError(f"{name} is a new file, and overlay/{name} exists with another content.")
+        if here is not None and not self.project.takes(self.base.version, name):
+            raise PatchError(f"{name} is in overlay/ for other releases: let sglang {self.base.version} take it too.")
         effect.overlay[name] = content
 
     def _read_overlay(self, name: str) -> bytes | None:

@@ -27,14 +27,14 @@ _HINT = "SOURCE is a patch, a folder of patches, a mailbox of `git format-patch`
 class Fork:
     """The files of a fork under sglang/.
 
-    `crcs`: the CRC of each, by path in a wheel; `read` gives a file's content; `complete`: whether what it lacks was
-    deleted, as in a wheel; in a checkout, what a build adds is absent too.
+    `crcs`: the CRC of each, by path in a wheel; `read` gives a file's content; `metadata`: METADATA of a wheel, also of
+    one that is unpacked or installed. A checkout has none, and may lack what a build adds.
     """
 
     path: Path
     crcs: Mapping[str, int]
     read: Callable[[str], bytes]
-    complete: bool
+    metadata: bytes | None
 
 
 def is_fork(source: Path) -> bool:
@@ -51,18 +51,18 @@ def open_fork(source: Path, exclude: Sequence[str], stack: ExitStack) -> Fork:
     root = _root_of(source)
     if root is None:
         wheel = stack.enter_context(WheelReader(source))
-        crcs, read, complete = crcs_of(wheel), wheel.read, True
+        crcs, read, metadata = crcs_of(wheel), wheel.read, wheel.get(f"{wheel.dist_info}/METADATA")
     else:
         found = root
 
         def read(name: str) -> bytes:
             return (found / name).read_bytes()
 
-        crcs, complete = {name: zlib.crc32(read(name)) for name in _files_of(source, root)}, False
+        crcs, metadata = {name: zlib.crc32(read(name)) for name in _files_of(source, root)}, _metadata_of(root)
     kept = {name: crc for name, crc in crcs.items() if not _excluded(name, exclude)}
     if not kept:
         raise WorktreeError(f"{source} has no file under sglang/: it is not a fork of SGLang.", hint=_HINT)
-    return Fork(path=source, crcs=kept, read=read, complete=complete)
+    return Fork(path=source, crcs=kept, read=read, metadata=metadata)
 
 
 def crcs_of(wheel: WheelReader) -> dict[str, int]:
@@ -101,7 +101,7 @@ def compare(fork: Fork, base: WheelReader, version: str, exclude: Sequence[str])
     gone = sorted(old.keys() - fork.crcs.keys())
     native = [name for name in gone if name.endswith(".so")]
     changes += [FileChange(name=name, deleted=True) for name in gone if name not in native]
-    if fork.complete:  # a checkout has no such files
+    if fork.metadata is not None:  # a checkout has no such files
         changes += [
             FileChange(name=name, left_out="it is native: its name is another for each Python") for name in native
         ]
@@ -121,9 +121,17 @@ def compare(fork: Fork, base: WheelReader, version: str, exclude: Sequence[str])
 
 
 def _root_of(source: Path) -> Path | None:
-    """Return the folder in which a checkout has its sglang/, None if it is not a checkout."""
-    roots = (source / "python", source)
+    """Return the folder that has the sglang/ of a checkout or of an unpacked wheel, None if there is none."""
+    roots = (source / "python", source, *([source.parent] if source.name == "sglang" else []))
     return next((root for root in roots if (root / "sglang" / "__init__.py").is_file()), None)
+
+
+def _metadata_of(root: Path) -> bytes | None:
+    """Return METADATA of the wheel that was unpacked or installed into a folder, None if none was."""
+    for record in sorted(root.glob("*.dist-info/RECORD")):
+        if "\nsglang/__init__.py," in "\n" + record.read_text(encoding="utf-8"):
+            return (record.parent / "METADATA").read_bytes()
+    return None
 
 
 def _files_of(source: Path, root: Path) -> list[str]:

@@ -20,6 +20,7 @@ from overlay_tools.downstream.export_plan import Exported, ExportPlan, name_rang
 from overlay_tools.downstream.foreign_patch import ForeignPatch, read_patches
 from overlay_tools.downstream.fork import compare, find_base, is_fork, open_fork
 from overlay_tools.downstream.hook_needs import HookNames, read_names, read_patch_names
+from overlay_tools.downstream.import_settings import ImportSettings, plan_settings
 from overlay_tools.downstream.marked_import import KnownRelease, MarkedImport, MarkedPatch
 from overlay_tools.downstream.queue import parse_releases
 from overlay_tools.downstream.staging import stage
@@ -32,6 +33,7 @@ from overlay_tools.settings import Project
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import Lock, get_release, load_lock
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, source_wheel
+from overlay_tools.wheels.dependencies import compare_requirements
 
 OUTCOMES = ("brought in", "in part", "there already", "conflict", "left out")
 
@@ -59,8 +61,8 @@ class ImportPlan:
 
     `base`: the release that the patches apply to, and `base_note` how it was found; `rows`: what becomes of each patch;
     `decisions`: which releases take each hook, and why others do not; `warnings`: what else a person should know;
-    `patches`: the files of patches/; `overlay`: new files by path in a wheel; `unfilled`: how many hooks lack a field;
-    `marked`: what is left to a person in the worktree of the base.
+    `patches`: the files of patches/; `others`: those of overlay/, and pyproject.toml; `settings`: what changes in it; `unfilled`: how many hooks lack a field; `marked`: what is left to a
+    person in the worktree of the base.
     """
 
     base: str
@@ -69,27 +71,31 @@ class ImportPlan:
     decisions: Sequence[tuple[str, str, str]]
     warnings: Sequence[str]
     patches: Mapping[str, str]
-    overlay: Mapping[str, bytes | None]
+    others: Mapping[str, bytes | None]
+    settings: ImportSettings
     unfilled: int
     marked: Sequence[MarkedPatch]
 
     @property
     def writes(self) -> bool:
         """Tell whether there is anything to write."""
-        return bool(self.marked) or any(row.outcome in ("brought in", "in part") for row in self.rows)
+        return bool(self.marked or self.settings.requirements) or any(
+            row.outcome in ("brought in", "in part") for row in self.rows
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Source:
     """What is to be brought in: patches, in order, that were made on the release `base`, and how that was found.
 
-    `fork`: whether they are what a fork changes of that release.
+    `fork`: whether they are what a fork changes of that release; `metadata`: METADATA of both, if the fork has one.
     """
 
     patches: Sequence[ForeignPatch]
     base: str
     note: str
     fork: bool
+    metadata: tuple[bytes, bytes] | None = None
 
 
 def plan_import(
@@ -113,15 +119,19 @@ def plan_import(
             exact = ExactImport(project, hooks, list(lock), sources[read.base], read.patches)
             attempts = _apply(exact, read.patches)
             marked = _mark(exact, attempts, sources, fork=read.fork)
-        plan, broken = _plan_hooks(project, exact, hooks, attempts, wanted, sources)
+        settings = plan_settings(project, read.base, exact.overlay, wanted, sources, read.metadata)
+        others: dict[str, bytes | None] = {f"overlay/{name}": data for name, data in exact.overlay.items() if exact.on_disk(name) != data}
+        others[project.settings.name] = settings.text.encode()
+        plan, broken = _plan_hooks(project, exact, hooks, attempts, wanted, sources, others)
     return ImportPlan(
         base=read.base,
         base_note=read.note,
-        rows=_rows(attempts, marked, plan),
+        rows=_rows(attempts, marked, plan, settings.releases),
         decisions=plan.rows() if wanted is not None else [],
-        warnings=[*_clashes(exact.overlay, lock, cache), *broken],
+        warnings=[*settings.warnings, *(f"contract of sglang {read.base}: {line}" for line in broken)],
         patches=plan.files(),
-        overlay={name: data for name, data in exact.overlay.items() if exact.on_disk(name) != data},
+        others=others,
+        settings=settings,
         unfilled=sum(any(TO_BE_FILLED in value for value in a.header.values()) for a in attempts if a.hook),
         marked=[patch for patch in marked if patch.files],
     )
@@ -135,8 +145,7 @@ def write_import(project: Project, cache: Path, plan: ImportPlan) -> list[str]:
     """
     with TemporaryDirectory() as folder:
         stage(Path(folder), plan.patches, project.patches, list(load_lock(project.lock)))
-    overlay = {f"overlay/{name}": data for name, data in plan.overlay.items()}
-    changed = write_patches(project.patches, plan.patches, overlay)
+    changed = write_patches(project.patches, plan.patches, plan.others)
     if plan.marked:
         tree = edit(project, cache, plan.base, discard=True)
         for patch in plan.marked:
@@ -168,9 +177,11 @@ def _read_source(
         release = lock[base]
         wheel = stack.enter_context(WheelReader(fetch(release, source_wheel(release), cache)))
         patches = compare(fork, wheel, base, exclude)
-    if not patches:
+        required = wheel.read(f"{wheel.dist_info}/METADATA")
+    metadata = None if fork.metadata is None else (required, fork.metadata)
+    if not patches and (metadata is None or not compare_requirements(*metadata).differ):
         raise OverlayError(f"{source} does not differ from sglang {base}.", hint="There is nothing to bring in.")
-    return _Source(patches=patches, base=base, note=note, fork=True)
+    return _Source(patches=patches, base=base, note=note, fork=True, metadata=metadata)
 
 
 def _apply(exact: ExactImport, patches: Sequence[ForeignPatch]) -> list[ExactAttempt]:
@@ -223,6 +234,7 @@ def _plan_hooks(
     attempts: Sequence[ExactAttempt],
     wanted: SpecifierSet | None,
     sources: Mapping[str, SourceTree],
+    others: Mapping[str, bytes | None],
 ) -> tuple[ExportPlan, list[str]]:
     """Plan which releases take the hooks, by the rules of an export; return what the contract of the base lacks too."""
     base = exact.base.version
@@ -234,7 +246,6 @@ def _plan_hooks(
         patches=project.patches,
     )
     with console.step(f"Plan {len(exported.committed)} hooks"):
-        others = {f"overlay/{name}": data for name, data in exact.overlay.items()}
         plan, broken = make_plan(project, exported, sources, others)
     made = plan.releases[base]
     if wrong := [name for name in exact.tree.touched if made.read(name) != exact.tree.read(name)]:
@@ -242,7 +253,12 @@ def _plan_hooks(
     return plan, broken
 
 
-def _rows(attempts: Sequence[ExactAttempt], marked: Sequence[MarkedPatch], plan: ExportPlan) -> list[Row]:
+def _rows(
+    attempts: Sequence[ExactAttempt],
+    marked: Sequence[MarkedPatch],
+    plan: ExportPlan,
+    new: Mapping[str, Sequence[str]],
+) -> list[Row]:
     open_ = {id(patch.attempt): patch for patch in marked}
     rows = []
     for attempt in attempts:
@@ -253,14 +269,15 @@ def _rows(attempts: Sequence[ExactAttempt], marked: Sequence[MarkedPatch], plan:
             outcome = "there already"
         else:
             outcome = "left out" if not attempt.holds else "in part" if attempt.notes else "brought in"
-        taken = [each.release for each in plan.decisions if each.taken and each.hook == attempt.name]
+        hook = attempt.hook.name if attempt.hook else ""
+        taken = [each.release for each in plan.decisions if each.taken and each.hook == hook]
         rows.append(
             Row(
                 title=attempt.patch.title,
                 outcome=outcome,
                 hook=attempt.name if variant or (patch and patch.files) or attempt.there else "",
                 lines=f"+{variant.added}/-{variant.removed}" if variant else "",
-                releases=taken if variant else (),
+                releases=taken or next((new[name] for name in attempt.added if name in new), ()),
                 added=[name for name, data in attempt.added.items() if data is not None],
                 notes=[*attempt.faults, *(patch.notes if patch else ()), *attempt.notes, *_taken_away(attempt)],
             )
@@ -270,15 +287,3 @@ def _rows(attempts: Sequence[ExactAttempt], marked: Sequence[MarkedPatch], plan:
 
 def _taken_away(attempt: ExactAttempt) -> list[str]:
     return [f"takes away overlay/{name}" for name, data in attempt.added.items() if data is None]
-
-
-def _clashes(overlay: Mapping[str, bytes | None], lock: Lock, cache: Path) -> list[str]:
-    """Return, a line a release, which new files upstream has of its own there, so that the release is not built."""
-    found = []
-    for version, release in lock.items() if overlay else ():
-        with WheelReader(fetch(release, source_wheel(release), cache)) as wheel:
-            both = sorted(name for name in overlay if overlay[name] is not None and name in wheel.members)
-        if both:
-            rest = f" and {len(both) - 1} more" if both[1:] else ""
-            found.append(f"sglang {version} has its own {both[0]}{rest}: it cannot be built beside overlay/'s.")
-    return found

@@ -103,7 +103,7 @@ class PatchQueue:
             covered = [version for version in self.versions if version in taken]
             if covered == _covered(self._due[hook], self.versions) and hook in where:
                 continue
-            due = f" {_due_range(covered, self.versions)}".rstrip()
+            due = f" {due_range(covered, self.versions)}".rstrip()
             if hook in where:
                 comment = lines[where[hook]].partition("#")[1:]
                 lines[where[hook]] = f"{hook}{due}" + ("  " + "".join(comment) if comment[0] else "")
@@ -147,7 +147,7 @@ def specifier(covered: Sequence[str], versions: Sequence[str]) -> str:
     return _without_others([f">={first}", f"<={last}"], covered, versions)
 
 
-def _due_range(covered: Sequence[str], versions: Sequence[str]) -> str:
+def due_range(covered: Sequence[str], versions: Sequence[str]) -> str:
     """Return the range of a hook: as `specifier`, but open where it reaches the oldest or the newest release."""
     if not covered:
         return f"<{Version(versions[0]).public}"

@@ -33,6 +33,11 @@ class Differences:
     exclude: Sequence[str]
     left_out: Sequence[str]
 
+    @property
+    def differ(self) -> bool:
+        """Tell whether there is any."""
+        return bool(self.override or self.exclude or self.left_out)
+
 
 def rules_for(project: Project, version: str) -> list[DependencyRule]:
     """Return the tables that change what a release requires."""

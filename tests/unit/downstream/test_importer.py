@@ -294,7 +294,99 @@ def test_what_stands_in_the_way_of_a_new_file_is_named(mini: Miniature, elsewher
     assert [row.outcome for row in plan.rows] == ["conflict", "left out", "brought in"]
     assert "overlay/sglang/models/ours.py exists with another content" in notes(plan)
     assert "sglang/.hidden: it would go into no wheel" in notes(plan)
-    assert plan.warnings == ["sglang 1.1 has its own sglang/since.py: it cannot be built beside overlay/'s."]
+
+
+def test_new_files_go_to_the_base_alone(mini: Miniature, elsewhere: Path) -> None:
+    mini.lock_release("1.1", upstream("1.1") | {"sglang/since.py": b"SINCE = 1.1\n"})
+    fork = checkout(elsewhere)
+    commit(fork, "Since", {"python/sglang/since.py": "SINCE = 1.0\n", "python/sglang/ours.py": "OURS = 1\n"})
+    (row,) = brought_in(mini, mailed(fork, 1)).rows
+    assert (row.releases, row.added) == (["1.0"], ["sglang/ours.py", "sglang/since.py"])
+    assert in_wheel(mini, "sglang/since.py") == "SINCE = 1.0\n"
+    assert in_wheel(mini, "sglang/since.py", "1.1") == "SINCE = 1.1\n"
+    with pytest.raises(KeyError):
+        in_wheel(mini, "sglang/ours.py", "1.1")
+
+
+@pytest.mark.parametrize(("releases", "range_"), [("all", ""), (">=1.1", ""), ("==1.0", "<=1.0")])
+def test_new_files_go_to_other_releases_that_have_none_of_the_name(
+    mini: Miniature, elsewhere: Path, releases: str, range_: str
+) -> None:
+    mini.lock_release("1.1", upstream("1.1") | {"sglang/since.py": b"SINCE = 1.1\n"})
+    fork = checkout(elsewhere)
+    commit(fork, "Since", {"python/sglang/since.py": "SINCE = 1.0\n", "python/sglang/ours.py": "OURS = 1\n"})
+    brought_in(mini, mailed(fork, 1), releases=releases)
+    said = {row.pattern: str(row.releases) for row in mini.project.files}
+    assert said == {"sglang/since.py": "<=1.0"} | ({"sglang/ours.py": range_} if range_ else {})
+
+
+def test_what_a_fork_requires_is_brought_in(
+    mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = upstream() | {FILE: LAST.encode()}
+    name = "sglang-1.0.dist-info/METADATA"
+    theirs[name] = (
+        theirs[name].replace(b"numpy ;", b"numpy>=2 ;").replace(b"Provides", b"Requires-Dist: kt==1\nProvides")
+    )
+    wheel = write_wheel(elsewhere / "sglang-1.0-py3-none-any.whl", theirs)
+    assert cli.main(["import", str(wheel), "--base", "1.0", "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert "sglang 1.0 requires kt==1\n" in said
+    assert "Requires-Dist: kt==1\n" in in_wheel(mini, "sglang-1.0+overlay.3.dist-info/METADATA")
+    assert "numpy>=2" in in_wheel(mini, "sglang-1.0+overlay.3.dist-info/METADATA")
+    assert "kt==1" not in in_wheel(mini, "sglang-1.1+overlay.3.dist-info/METADATA", "1.1")
+    before = mini.content()
+    assert cli.main(["import", str(wheel), "--base", "1.0", "--yes"]) == 0
+    assert "Nothing was written" in capsys.readouterr().out
+    assert mini.content() == before
+
+
+@pytest.mark.parametrize("below", ["", "sglang"])
+def test_an_unpacked_wheel_is_a_fork_with_what_it_requires(mini: Miniature, elsewhere: Path, below: str) -> None:
+    theirs = upstream() | {FILE: LAST.encode(), "other/__init__.py": b""}
+    metadata = "sglang_fork-1.0.dist-info/METADATA"
+    theirs = {name.replace("sglang-1.0", "sglang_fork-1.0"): data for name, data in theirs.items()}
+    theirs[metadata] = theirs[metadata].replace(b"numpy ;", b"numpy>=2 ;")
+    del theirs["sglang/native.so"]
+    with zipfile.ZipFile(write_wheel(elsewhere / "sglang_fork-1.0-py3-none-any.whl", theirs)) as archive:
+        archive.extractall(elsewhere / "site-packages")
+    write(elsewhere / "site-packages", {"sglang/__pycache__/loader.pyc": b"\0", "another-1.dist-info/RECORD": "x,,\n"})
+    plan = planned(mini, elsewhere / "site-packages" / below, None)
+    assert plan.base == "1.0"
+    assert [row.title for row in plan.rows if row.outcome != "left out"] == [FILE]
+    assert plan.settings.requirements == ['requires numpy>=2; extra == "all"']
+
+
+def test_another_release_takes_a_hook_only_with_those_that_it_needs(mini: Miniature, elsewhere: Path) -> None:
+    mini.lock_release("1.1", upstream("1.1") | {FILE: LOADER.replace("return 3", "return 9").encode()})
+    fork = checkout(elsewhere)
+    commit(fork, "Count", {f"python/{FILE}": LOADER.replace("return 3", "return count_of_it")})
+    commit(fork, "Use it", {f"python/{ENGINE_FILE}": ENGINE.replace("hits += 1", "hits += count_of_it")})
+    plan = brought_in(mini, mailed(fork, 2), releases="all")
+    assert [row.releases for row in plan.rows] == [["1.0"], ["1.0"]]
+    assert ("use-it", "1.1", "not due: it may need count, which is not there") in plan.decisions
+
+
+def test_the_same_import_again_says_that_it_is_there(
+    mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork = checkout(elsewhere)
+    five = LAST.replace("return 4", "return 5")
+    commit(fork, "Four", {f"python/{FILE}": LAST, "python/sglang/new.py": "NEW = 1\n"})
+    commit(fork, "Five", {f"python/{FILE}": five, "python/sglang/new.py": "NEW = 2\n"})
+    commit(fork, "New alone", {"python/sglang/newer.py": "NEWER = 2\n"})
+    commit(fork, "Ours too", {"python/sglang/newer.py": "NEWER = 3\n"})
+    brought_in(mini, mailed(fork, 4))
+    before = mini.content()
+    assert cli.main(["import", str(mailed(fork, 4)), "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert "0 brought in, 0 in part, 4 there already, 0 conflict, 0 left out" in said
+    assert "Nothing was written" in said
+    assert mini.content() == before
+    commit(fork, "Six", {f"python/{FILE}": five.replace("return 5", "return 6")})
+    plan = brought_in(mini, mailed(fork, 5))
+    assert [row.outcome for row in plan.rows] == ["there already"] * 4 + ["brought in"]
+    assert "return 6" in in_wheel(mini, FILE)
 
 
 def test_a_matter_of_taste_is_brought_in_to_the_byte(mini: Miniature, elsewhere: Path) -> None:
