@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 
 from unidiff import PatchSet
@@ -45,6 +46,7 @@ def make_diff(
     return "".join(changed)
 
 
+@lru_cache(maxsize=1024)  # a hook's diff is asked for by several steps of an import or an export
 def _file_diff(name: str, target: str, before: bytes, after: bytes | None) -> str:
     head = f"diff --git a/{name} b/{target}\n"
     if after is None:

@@ -13,7 +13,7 @@ from unidiff import PatchSet
 from overlay_tools.downstream.committed_hooks import CommittedHook
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.foreign_patch import ForeignPatch
-from overlay_tools.patches.code_spans import scopes_around
+from overlay_tools.patches.code_spans import find_spans
 from overlay_tools.patches.model import Patch, renames, source_of, split_lines, target_of
 
 _NAME = re.compile(r"[^\W\d]\w*")
@@ -51,13 +51,14 @@ def read_names(hook: CommittedHook, old: Patch | None) -> HookNames:
             brings |= _names(PurePosixPath(target_of(file)).stem)
         if not len(file):
             continue
-        texts = hook.before[source_of(file)], hook.after[target_of(file)]
-        sides = {bool(n): split_lines(text or b"") for n, text in enumerate(texts)}
-        brings |= _names("\n".join(sides[True])) - _names("\n".join(sides[False]))
+        sides = hook.before[source_of(file)], hook.after[target_of(file)]
+        texts = [(data or b"").decode("utf-8", "surrogateescape") for data in sides]
+        brings |= _names(texts[True]) - _names(texts[False])
         for line in (line for hunk in file for line in hunk if not line.is_context):
             number = line.target_line_no if line.is_added else line.source_line_no
             if number is not None:
-                brings |= _names(" ".join(scopes_around(sides[line.is_added], number - 1)))
+                spans = find_spans(texts[line.is_added])
+                brings |= _names(" ".join(span.name for span in spans if span.first < number <= span.end))
             if line.is_added:
                 uses |= _names(line.value)
     before = (line.value for file in old.files for hunk in file for line in hunk if line.is_added) if old else ()

@@ -40,7 +40,8 @@ def plan_settings(
     """Give new files to the base, and let it require what a fork of it does.
 
     Parameters: `overlay`, what becomes of files of overlay/, by path in a wheel; `wanted`, other releases that take the
-    new ones too, but for those where upstream has a file of that name; `metadata`, METADATA of the base and of the fork, None if there is none.
+    new ones too, but for those where upstream has a file of that name; `metadata`, METADATA of the base and that of the
+    fork, None if there is none.
     """
     versions, gone = list(sources), {name for name, data in overlay.items() if data is None}
     new = [name for name in overlay if name not in gone and not (project.overlay / name).is_file()]

@@ -61,8 +61,8 @@ class ImportPlan:
 
     `base`: the release that the patches apply to, and `base_note` how it was found; `rows`: what becomes of each patch;
     `decisions`: which releases take each hook, and why others do not; `warnings`: what else a person should know;
-    `patches`: the files of patches/; `others`: those of overlay/, and pyproject.toml; `settings`: what changes in it; `unfilled`: how many hooks lack a field; `marked`: what is left to a
-    person in the worktree of the base.
+    `patches`: the files of patches/; `others`: those of overlay/, and pyproject.toml; `settings`: what changes in that;
+    `unfilled`: how many hooks lack a field; `marked`: what is left to a person in the worktree of the base.
     """
 
     base: str
@@ -120,7 +120,9 @@ def plan_import(
             attempts = _apply(exact, read.patches)
             marked = _mark(exact, attempts, sources, fork=read.fork)
         settings = plan_settings(project, read.base, exact.overlay, wanted, sources, read.metadata)
-        others: dict[str, bytes | None] = {f"overlay/{name}": data for name, data in exact.overlay.items() if exact.on_disk(name) != data}
+        others: dict[str, bytes | None] = {
+            f"overlay/{name}": data for name, data in exact.overlay.items() if exact.on_disk(name) != data
+        }
         others[project.settings.name] = settings.text.encode()
         plan, broken = _plan_hooks(project, exact, hooks, attempts, wanted, sources, others)
     return ImportPlan(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from email.message import Message
 from email.parser import HeaderParser
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -92,10 +93,7 @@ def _check_header(path: Path, text: str, header: Message) -> Iterable[str]:
 
 def _parse_diff(path: Path, diff: str, first_line: int) -> Sequence[PatchedFile]:
     # git says on which line a diff is malformed; unidiff says what is in a diff that is not.
-    with TemporaryDirectory() as folder:
-        checked = git(["apply", "--numstat", "-"], cwd=Path(folder), stdin=diff)
-    if checked.returncode != 0:
-        said = checked.stderr.strip().splitlines()[0].removeprefix("error: ")
+    if said := _malformed(diff):
         line = re.search(r" at (?:line |<stdin>:)(\d+)", said)
         where = f":{first_line + int(line[1]) - 1}" if line else ""
         raise PatchError(f"{path}{where}: git cannot read the diff: {said}.", hint=HINT)
@@ -103,6 +101,14 @@ def _parse_diff(path: Path, diff: str, first_line: int) -> Sequence[PatchedFile]
         return list(PatchSet.from_string(diff))
     except UnidiffParseError as error:
         raise PatchError(f"{path}: the diff cannot be read: {error}.", hint=HINT) from None
+
+
+@lru_cache(maxsize=1024)  # an import or an export reads the same diffs several times
+def _malformed(diff: str) -> str:
+    """Return what git says of a diff that it cannot read, "" if it can."""
+    with TemporaryDirectory() as folder:
+        checked = git(["apply", "--numstat", "-"], cwd=Path(folder), stdin=diff)
+    return checked.stderr.strip().splitlines()[0].removeprefix("error: ") if checked.returncode != 0 else ""
 
 
 def _check_file_heads(path: Path, diff: str, first_line: int) -> Iterable[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from overlay_tools.checkout import is_scratch, own_paths
@@ -102,17 +103,24 @@ def compile_all(content: Mapping[str, bytes | None]) -> None:
 
     Raises BuildError with the line of each syntax error.
     """
-    faults = []
-    for name, data in content.items():
-        if data is not None and name.endswith(".py"):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    compile(data, name, "exec", dont_inherit=True)
-            except (SyntaxError, ValueError) as error:
-                faults.append(f"{name}:{getattr(error, 'lineno', None) or 1}: {error}.")
+    faults = [
+        fault
+        for name, data in content.items()
+        if data is not None and name.endswith(".py") and (fault := _syntax_fault(name, data))
+    ]
     if faults:
         raise BuildError(*faults, hint="Mend the file in overlay/, or the patch that changes it.")
+
+
+@lru_cache(maxsize=1024)  # an import or an export compiles the same files several times
+def _syntax_fault(name: str, data: bytes) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile(data, name, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        return f"{name}:{getattr(error, 'lineno', None) or 1}: {error}."
+    return ""
 
 
 def _belongs(path: Path) -> bool:

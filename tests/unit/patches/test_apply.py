@@ -97,6 +97,7 @@ def test_nothing_is_returned_when_a_later_hook_fails(mini: Miniature) -> None:
 
 
 def test_without_git_the_error_says_so(mini: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mini.patch.write_text(PATCH.replace("choose(config)", "never_read_before(config)"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ToolError, match="git is not on this machine") as caught:
         load_series(mini.root / "patches")
