@@ -134,11 +134,9 @@ class Server:
 
     def _listeners(self) -> list[int | None]:
         """Return the processes that listen on the port; None is one of another user."""
-        return [
-            found.pid
-            for found in psutil.net_connections("tcp")
-            if found.status == psutil.CONN_LISTEN and found.laddr.port == self.port
-        ]
+        found = _processes_on(self.port)
+        # Processes are looked through before ports are: one that begins to listen in between is not known yet.
+        return _processes_on(self.port) if None in found else found
 
     def _others(self) -> str:
         """Return, in words, who listens on the port and is not of this server's session; nothing if no one is."""
@@ -154,6 +152,11 @@ class Server:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+
+
+def _processes_on(port: int) -> list[int | None]:
+    connections = psutil.net_connections("tcp")
+    return [each.pid for each in connections if each.status == psutil.CONN_LISTEN and each.laddr.port == port]
 
 
 def _is_free(port: int) -> bool:

@@ -11,7 +11,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import ServeError
@@ -196,6 +198,35 @@ def test_another_server_on_its_port_is_not_taken_for_it(tmp_path: Path) -> None:
         others[0].shutdown()
         others[0].server_close()
     assert ends(child_of(tmp_path))
+
+
+def test_a_server_that_begins_to_listen_while_processes_are_looked_through_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = psutil.net_connections
+    missed: list[int] = []
+
+    def find_late(kind: str) -> list[Any]:
+        found: list[Any] = find(kind)
+        if not missed and any(each.laddr.port == one.port for each in found):
+            missed.append(one.port)
+            return [each._replace(pid=None) for each in found]
+        return found
+
+    monkeypatch.setattr("psutil.net_connections", find_late)
+    one = server(tmp_path, "serves")
+    with one:
+        assert missed == [one.port]
+
+
+def test_a_server_of_another_user_on_its_port_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = psutil.net_connections
+    monkeypatch.setattr("psutil.net_connections", lambda kind: [each._replace(pid=None) for each in find(kind)])
+    one = server(tmp_path, "serves")
+    with pytest.raises(ServeError, match=rf"Port {one.port} was taken by a process of another user"), one:
+        pytest.fail("it came up")
 
 
 def test_flags_reach_the_server(tmp_path: Path) -> None:
