@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,11 +21,17 @@ ROOT = Path(__file__).parents[3]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
-    """A command that has ended: what was wrong, "" if nothing, what it printed, and how long it took."""
+    """A command that has ended: what was wrong, "" if nothing, what it printed, how long it and the processor took."""
 
     error: str
     output: str
     seconds: float
+    cpu: float
+
+    @property
+    def took(self) -> str:
+        """Return how long it took, in words: on a busy machine that is not what the processor took."""
+        return f"{self.seconds:6.1f} s, of the processor {self.cpu:5.1f} s"
 
     @property
     def outcomes(self) -> list[tuple[str, str]]:
@@ -80,9 +87,15 @@ class ScratchCheckout:
 
     def run(self, *words: str | Path) -> Ended:
         """Run a command of the tool."""
-        started = time.perf_counter()
+        started, before = time.perf_counter(), _cpu_of_children()
         command = [sys.executable, "-m", "overlay_tools", *map(str, words)]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
         assert not done.returncode or done.stderr, done.stdout
-        return Ended(error=done.stderr if done.returncode else "", output=done.stdout, seconds=seconds)
+        error, cpu = done.stderr if done.returncode else "", _cpu_of_children() - before
+        return Ended(error=error, output=done.stdout, seconds=seconds, cpu=cpu)
+
+
+def _cpu_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system

@@ -47,14 +47,14 @@ def test_a_fork_is_brought_in_built_and_carried_on(pytestconfig: pytest.Config, 
     console.table(
         f"{FORK}, but for {EXCLUDED}, on sglang {BASE}",
         [
-            ("import", f"{imported.seconds:7.1f} s   (promised: below {SECONDS})"),
+            ("import", f"{imported.took}   (promised: below {SECONDS} s)"),
             ("what it says", next(line for line in imported.output.splitlines() if " brought in, " in line)),
-            ("same as in the fork", f"{len(theirs) - len(different & theirs.keys()):5} files"),
-            ("different by our own hooks and files", f"{len(different & ours):5} files"),
-            ("different", f"{len(different - ours):5} files   (promised: none)"),
-            ("other releases that are still built", f"{len(others) - len(unbuilt):5} of {len(others)}"),
-            (f"port to {NEXT}", f"{ported.seconds:7.1f} s"),
-            *((f"  {outcome}", f"{n:5} hunks") for outcome, n in outcomes.most_common()),
+            ("same as in the fork", f"{len(theirs) - len(different & theirs.keys()):6} files"),
+            ("different by our own hooks and files", f"{len(different & ours):6} files"),
+            ("different", f"{len(different - ours):6} files   (promised: none)"),
+            ("other releases that are still built", f"{len(others) - len(unbuilt):6} of {len(others)}"),
+            (f"port to {NEXT}", ported.took),
+            *((f"  {outcome}", f"{n:6} hunks") for outcome, n in outcomes.most_common()),
         ],
     )
     assert imported.seconds < SECONDS
