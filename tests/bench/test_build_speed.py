@@ -28,6 +28,7 @@ from overlay_tools.upstream.download import check, fetch
 from overlay_tools.upstream.lockfile import LockedWheel, Release, load_lock
 from overlay_tools.upstream.source_tree import THIS_PYTHON
 from overlay_tools.wheels.builder import BuiltWheel, build_sglang
+from overlay_tools.wheels.overlay_files import read_package
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 5
@@ -60,8 +61,9 @@ class Case:
         for hook in self.hooks:
             if patch := hook.variant(self.release.version):
                 assert git(["apply", "-p1", "-"], cwd=tree, stdin=patch.diff).returncode == 0
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(self.project.overlay / "sglang", tree / "sglang", dirs_exist_ok=True, ignore=ignored)
+        for name, data in read_package(self.project, "sglang", self.release.version).items():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(data)
         old, new = self.release.version, self.project.overlay_version(self.release.version)
         dist_info = (tree / f"sglang-{old}.dist-info").rename(tree / f"sglang-{new}.dist-info")
         metadata = dist_info / "METADATA"

@@ -17,9 +17,11 @@ from overlay_tools.patches.model import Hook, Patch, source_of, split_lines
 from overlay_tools.proving.results import Result, commit_of, inputs, load_results
 from overlay_tools.proving.stages import STAGES
 from overlay_tools.report.model import Cell, State, Status, StatusTable
+from overlay_tools.report.overlay_cells import COLUMNS, files_cell, requirements_cell
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import Release
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree
+from overlay_tools.wheels.overlay_files import check_ranges
 
 _PROCESSES = 2
 
@@ -30,6 +32,7 @@ def collect_status(project: Project, lock: Mapping[str, Release], hooks: Sequenc
     What cannot be found out about a release is a red cell.
     Raises OverlayError if the overlay or the results cannot be read.
     """
+    check_ranges(project, lock)
     results = load_results(project.results)
     optional = sorted({stage for version, stage in results if version in lock and stage not in STAGES})
     # The syntax trees of whole modules come and go; searching them for cycles would take a third of the time.
@@ -47,7 +50,7 @@ def collect_status(project: Project, lock: Mapping[str, Release], hooks: Sequenc
             name="Hooks",
             about="Does each hook apply, exactly, and where: at the lines that its diff names, or offset from them?",
             columns=[hook.name for hook in hooks],
-            rows={version: cells for version, (cells, _) in checked.items()},
+            rows={version: cells for version, (cells, _, _) in checked.items()},
         ),
         StatusTable(
             name="Stages",
@@ -60,7 +63,14 @@ def collect_status(project: Project, lock: Mapping[str, Release], hooks: Sequenc
             about="Does all that the overlay imports, overrides and calls still fit upstream, and is every place where "
             "upstream mentions a base accounted for?",
             columns=["contract", "base mentions"],
-            rows={version: cells for version, (_, cells) in checked.items()},
+            rows={version: cells for version, (_, cells, _) in checked.items()},
+        ),
+        StatusTable(
+            name="Overlay and requirements",
+            about="Which files of the overlay does not every release take, and what do releases require other than "
+            "upstream says?",
+            columns=COLUMNS if project.files or project.dependencies else (),
+            rows={version: cells for version, (_, _, cells) in checked.items()},
         ),
     ]
     try:
@@ -73,17 +83,19 @@ def collect_status(project: Project, lock: Mapping[str, Release], hooks: Sequenc
 
 def _check_sources(
     project: Project, hooks: Sequence[Hook], cache: Path, release: Release
-) -> tuple[Sequence[Cell], Sequence[Cell]]:
-    """Return the cells of a release's hooks, and those of its contract and base mentions."""
+) -> tuple[Sequence[Cell], Sequence[Cell], Sequence[Cell]]:
+    """Return the cells of a release's hooks, those of its contract and base mentions, and those of `COLUMNS`."""
     try:
         with open_source_tree(release, cache) as sources:
-            return list(_hook_cells(project, hooks, sources)), [
+            checks = [
                 _cell_or_error(project, "not checked", _contract_cell, project, sources),
                 _cell_or_error(project, "not checked", _base_mentions_cell, project, sources),
             ]
+            required = _cell_or_error(project, "cannot be changed", requirements_cell, project, release, sources)
+            return list(_hook_cells(project, hooks, sources)), checks, [files_cell(project, release), required]
     except OverlayError as error:
         cell = _error_cell(project, "no sources", error)
-        return [cell] * len(hooks), [cell, cell]
+        return [cell] * len(hooks), [cell, cell], [cell] * len(COLUMNS)
 
 
 def _hook_cells(project: Project, hooks: Sequence[Hook], sources: SourceTree) -> Iterator[Cell]:

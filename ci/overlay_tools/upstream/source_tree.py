@@ -49,6 +49,14 @@ class SourceTree:
         """Return the wheel that the files are read from."""
         return self._wheel.path
 
+    @property
+    def metadata(self) -> bytes:
+        """Return the wheel's METADATA.
+
+        Raises WheelError if it has none.
+        """
+        return self._wheel.read(f"{self._wheel.dist_info}/METADATA")
+
     def changed(self, files: Mapping[str, bytes | None]) -> SourceTree:
         """Return the same release with other files, by path, None for one that it is not to have."""
         return SourceTree(self.version, self._wheel, files)

@@ -128,7 +128,8 @@ def _compare(
         if data is None:
             differences.append(f"missing: {name}")
         elif entry.hash_ and entry.hash_ != hash_of(data):
-            origin = manifest.files[name][0] if name in manifest.files else "upstream's"
+            ours = "the build's" if name.endswith(".dist-info/METADATA") else "upstream's"
+            origin = manifest.files[name][0] if name in manifest.files else ours
             differences.append(f"differs: {name} ({origin})")
         elif name in manifest.modes and is_executable(data) != (manifest.modes[name] == "755"):
             differences.append(f"differs: {name} (its mode is not {manifest.modes[name]})")

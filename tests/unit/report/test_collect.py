@@ -115,6 +115,24 @@ def test_a_project_whose_stages_have_passed_is_green(mini: Miniature) -> None:
     assert output.endswith("✓ 2 of 2 releases green\n")
 
 
+def test_ranges_of_files_and_changed_requirements_have_a_table(mini: Miniature) -> None:
+    mini.limit({"sglang/models/ours.py": "==1.0"})
+    mini.require("releases = '==1.0'\noverride = ['numpy<2']\n---\nreleases = '==1.1'\nexclude = ['scipy']\n")
+    status = status_now(mini)
+    assert [table.name for table in status.tables][-1] == "Overlay and requirements"
+    files = [cell_of(status, version, "overlay files") for version in ("1.0", "1.1")]
+    assert [(cell.state, cell.word, cell.notes, cell.names) for cell in files] == [
+        (State.GREEN, "2 taken", [], []),
+        (State.GREEN, "1 taken", ["1 left out"], ["sglang/models/ours.py: left out"]),
+    ]
+    old, new = (cell_of(status, version, "requirements") for version in ("1.0", "1.1"))
+    assert (old.state, old.word, old.names) == (State.GREEN, "1 changed", ["numpy<2, where upstream has nothing"])
+    assert (new.state, new.problems[0]) == (
+        State.RED,
+        "pyproject.toml:15: sglang 1.1 does not require scipy, which is to be excluded.",
+    )
+
+
 def test_a_hook_without_lines_is_exact(mini: Miniature) -> None:
     mini.patch.write_text(
         SECOND.partition("diff")[0]
