@@ -41,9 +41,9 @@ REALISTIC: dict[str, Any] = {
     "dtype": "bfloat16",
     "torch_dtype": "bfloat16",
 }
-LAYER_TYPES = [*["linear_attention"] * 3, "full_attention", *["linear_attention"] * 3, "nope_attention"] * 2
+OVERLAY = Path(__file__).parents[2] / "overlay"
 EVERYTHING = [
-    f"layer_types={json.dumps(LAYER_TYPES)}",
+    "nope_layers=[7, 15]",
     "scoring_func=sigmoid",
     "n_group=8",
     "topk_group=4",
@@ -90,8 +90,8 @@ def make_stock(folder: Path) -> Path:
 def realistic_models(folder: Path) -> dict[str, Wanted]:
     """Describe servers of the base and its two derived models, on the same weights, which are made in `folder`."""
     stock = make_stock(folder / "stock")
-    adopt(read_stock(stock), folder / "off", [])
-    adopt(read_stock(stock), folder / "on", EVERYTHING)
+    adopt(read_stock(stock), folder / "off", [], OVERLAY)
+    adopt(read_stock(stock), folder / "on", EVERYTHING, OVERLAY)
     arguments: dict[str, object] = {
         "max_total_tokens": 40_960,
         "max_running_requests": 64,

@@ -106,7 +106,8 @@ _QWEN3_NEXT_EXT_VL: dict[str, Any] = {
         "vocab_size": PICTURE_VOCAB_SIZE,
         "num_hidden_layers": 4,
         "full_attention_interval": 2,
-        "layer_types": ["linear_attention", "full_attention", "linear_attention", "nope_attention"],
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "nope_layers": [3],
         "partial_rotary_factor": 0.5,
         "num_experts": 8,
         "moe_intermediate_size": 48,
@@ -171,7 +172,7 @@ def make_checkpoint(name: str, out: Path, changes: Mapping[str, Any] | None = No
 
 TRAINED = Path(__file__).parents[1] / "data" / "qwen3-next-ext"  # its README.md says what it is
 OFF: dict[str, Any] = {  # of its config.json: every extension switched off
-    "layer_types": ["full_attention" if i in (2, 5) else "linear_attention" for i in range(6)],
+    "nope_layers": None,
     "scoring_func": None,
     "n_group": None,
     "topk_group": None,

@@ -116,6 +116,17 @@ def judge(
         ]
 
 
+def judge_llama(checkpoint: Path, runs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Verdict]:
+    """Let the reference model of a LlamaLogitShaping checkpoint judge prompts and their continuations, as `judge`."""
+    torch.set_num_threads(1)
+    model = LlamaLogitShaping.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        return [
+            _verdict(prompt, tokens, [], lambda all_tokens: model(all_tokens, use_cache=False).logits)
+            for prompt, tokens in runs
+        ]
+
+
 def judge_pictures(
     checkpoint: Path, runs: Sequence[tuple[Sequence[int], Sequence[bytes], Sequence[int]]]
 ) -> list[Verdict]:
@@ -152,7 +163,7 @@ def _verdict(
         logprobs=given[len(prompt) - 1 :],
         prompt_logprobs=given[: len(prompt) - 1],
         margin=min((best.values[:, 0] - best.values[:, 1]).tolist(), default=math.inf),
-        router_margin=min(router.margin for router in routers),
+        router_margin=min((router.margin for router in routers), default=math.inf),
     )
 
 

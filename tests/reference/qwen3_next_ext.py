@@ -33,13 +33,8 @@ class Qwen3NextExtConfig(Qwen3NextConfig):  # type: ignore[misc]  # transformers
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401  # as in transformers
-        """Read config.json. transformers knows no "nope_attention": it sees full attention there."""
-        config = dict(config_dict)
-        kinds = config.get("layer_types") or []
-        if kinds:
-            config["layer_types"] = ["full_attention" if kind == "nope_attention" else kind for kind in kinds]
-        config["nope_layers"] = [i for i, kind in enumerate(kinds) if kind == "nope_attention"]
-        return super().from_dict(config, **kwargs)
+        """Read config.json, where `nope_layers` may be left out."""
+        return super().from_dict({"nope_layers": [], **config_dict}, **kwargs)
 
 
 class Qwen3NextExt(Qwen3NextForCausalLM):  # type: ignore[misc]

@@ -56,7 +56,7 @@ def registry_references(project: Project, resolver: NameResolver) -> Iterator[Re
     """Yield what each row of the registry names, of the overlay and of the release."""
     for row in read_registry(project, resolver):
         where, model = f"overlay/{REGISTRY}:{row.line}", row.architecture
-        for field in ("model", "draft", "config", "on_install"):
+        for field in ("model", "draft", "config", "settle", "on_install"):
             if reference := row.fields.get(field):
                 problem = _reference_problem(resolver, reference, is_model=field in ("model", "draft"))
                 yield Reference(where=where, kind="row", what=f"{model}: {field} {reference}", problem=problem)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import random
 import re
 import struct
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard, rea
 from overlay_tools.errors import AdoptError
 
 KEYS = (
+    "nope_layers",
     "layer_types",
     "scoring_func",
     "n_group",
@@ -123,17 +126,25 @@ def read_stock(folder: Path) -> Stock:
 
 
 @_os_errors()
-def adopt(stock: Stock, out: Path, settings: Sequence[str]) -> Adopted:
+def adopt(stock: Stock, out: Path, settings: Sequence[str], overlay: Path) -> Adopted:
     """Write the folder `out`: a Qwen3-Next-Ext checkpoint that links to the files of `stock`.
 
     Parameters: `settings`, what config.json is given, each `KEY=VALUE` with a key of KEYS; a value is JSON if it
-    parses, else a string.
-    Raises AdoptError, before anything is written, if a setting is wrong, if `out` is not a new or empty folder outside
-    of `stock`, or if `stock` already has a tensor or file that is to be added.
+    parses, else a string. `overlay`, the folder of the overlay, which says what a config.json may hold.
+    Raises AdoptError, before anything is written, if a setting is wrong, if the server would refuse the config.json, if
+    `out` is not a new or empty folder outside of `stock`, or if `stock` already has a tensor or file that is to be
+    added.
     """
+    rules = _load_rules(overlay)
     config = {**stock.config, **_OWN, **_parse(settings)}
-    if config.get("logit_transform") == "softcap" and config.get("logit_softcap") is None:
-        raise AdoptError("logit_transform=softcap needs logit_softcap.", hint="Add `--set logit_softcap=CAP`.")
+    if problems := rules.check_qwen3_next_ext(config):
+        raise AdoptError(
+            *(f"config.json would not be served: {problem}." for problem in problems),
+            hint=f"It is made of {stock.folder / _CONFIG} and of --set.",
+        )
+    types, nope = rules.layers_of(config)
+    if types != config.get("layer_types"):
+        config |= {"layer_types": types, "nope_layers": nope}
     added = new_tensors(config, stock)
     out = out.resolve()
     _check_out(out, stock)
@@ -166,6 +177,17 @@ def adopt(stock: Stock, out: Path, settings: Sequence[str]) -> Adopted:
     )
 
 
+def _load_rules(overlay: Path) -> Any:  # noqa: ANN401  # a module of the overlay, which the tool does not import
+    path = overlay / "sglang/srt/configs/config_keys.py"
+    spec = importlib.util.spec_from_file_location("config_keys", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise AdoptError(f"There is no {path}, which says what a config.json may hold.", hint="Restore it from git.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
 def new_tensors(config: Mapping[str, Any], stock: Stock) -> dict[str, Tensor]:
     """Make the tensors that `config` needs beside those of `stock`, such that the answers change as little as they can.
 
@@ -185,13 +207,8 @@ def new_tensors(config: Mapping[str, Any], stock: Stock) -> dict[str, Tensor]:
             raise AdoptError(f"{stock.folder} has no router (…mlp.gate.weight).", hint="Leave out scoring_func.")
         for gate in gates:
             tensors[f"{gate}.e_score_correction_bias"] = Tensor("F32", [experts], bytes(4 * experts))
-    if "head_adapter_rank" in config:
-        rank, hidden = config["head_adapter_rank"], _positive(config, "hidden_size", path)
-        if type(rank) is not int or not 1 <= rank <= hidden:
-            raise AdoptError(
-                f"head_adapter_rank must be a whole number from 1 to {hidden} (hidden_size), not {json.dumps(rank)}.",
-                hint="Leave it out for no adapter.",
-            )
+    if rank := config.get("head_adapter_rank"):
+        hidden = _positive(config, "hidden_size", path)
         dtype = config.get("dtype") or config.get("torch_dtype")
         if dtype not in _DTYPES:
             raise AdoptError(

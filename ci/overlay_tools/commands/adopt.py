@@ -36,7 +36,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     with console.step(f"Read {arguments.checkpoint}"):
         stock = read_stock(arguments.checkpoint)
     with console.step(f"Write {arguments.out}"):
-        adopted = adopt(stock, arguments.out, [*arguments.set, *rank])
+        adopted = adopt(stock, arguments.out, [*arguments.set, *rank], project.overlay)
     rows = [("linked", f"{adopted.linked} files, {adopted.linked_bytes:,} bytes")]
     rows += [("written", f"{name}, {size:,} bytes") for name, size in adopted.written.items()]
     rows += [("new tensors", str(adopted.tensors)), ("copied", f"{sum(adopted.written.values()):,} bytes in all")]

@@ -52,7 +52,7 @@ CHECKPOINTS = {
     "extensions off": EXT,
     "extensions on": EXT
     | {
-        "layer_types": [*LINEAR, "full_attention", *LINEAR, "nope_attention"] * 6,
+        "nope_layers": [*range(7, 48, 8)],
         "scoring_func": "sigmoid",
         "n_group": 8,
         "topk_group": 4,
@@ -75,6 +75,7 @@ OFF = {
     "logit_softcap": "an extension's key",
     "checkpoint_sizes": "the sizes of its tensors, which upstream's own loader does not check",
     "layer_types": "a key of the derived class; upstream's reads none",
+    "nope_layers": "an extension's key",
 }
 DIFFERENCES = {
     "extensions off": OFF,

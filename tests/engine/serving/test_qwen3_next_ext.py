@@ -48,7 +48,7 @@ def on(*keys: str, **values: object) -> dict[str, Any]:
 
 SETS: dict[str, dict[str, Any]] = {
     "none": OFF,
-    "nope_attention": on("layer_types"),
+    "nope_layers": on("nope_layers"),
     "sigmoid": on("scoring_func", "n_group", "topk_group"),
     "head_adapter": on("head_adapter_rank"),
     "softcap": on("logit_transform", "logit_softcap"),

@@ -17,6 +17,16 @@ checkpoint_shapes = ours("models.qwen3_next_ext").checkpoint_shapes
 draft_shapes = ours("models.qwen3_next_ext_mtp").draft_shapes
 
 SIGMOID = {"scoring_func": "sigmoid", "num_experts": 8, "num_experts_per_tok": 2}
+ROPE = {
+    "rope_theta": 1e7,
+    "partial_rotary_factor": 0.25,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 1024,
+        "attention_factor": 1.5,
+    },
+}
 LAYERS = ["linear_attention", "full_attention"]
 
 
@@ -29,10 +39,21 @@ LAYERS = ["linear_attention", "full_attention"]
         ({"layer_types": ["linear_attention", None]}, "layer_types has None"),
         ({"layer_types": ["linear_attention"] * 2}, "layer_types must have both"),
         ({"layer_types": ["nope_attention"] * 2}, "layer_types must have both"),
+        (
+            {"layer_types": ["linear_attention", "nope_attention"], "nope_layers": [0]},
+            "nope_layers has 0, and layer_ty",
+        ),
+        ({"nope_layers": [0]}, "nope_layers has 0, and layer_types has no full_attention there"),
+        ({"nope_layers": [2]}, "nope_layers has 2, and layer_types has no full_attention there"),
+        ({"nope_layers": 1}, "nope_layers must list layers"),
+        ({"nope_layers": [1, 1]}, "nope_layers must list layers"),
+        ({"rope_thta": 1e7}, "rope_thta is not a key of this model; did you mean rope_theta"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings must be false, not true"),
+        ({"num_experts": "8"}, "num_experts must be a whole number from 1 on, not '8'"),
         ({"layer_types": None, "full_attention_interval": 0}, "full_attention_interval must be"),
         ({"layer_types": None, "full_attention_interval": "2"}, "full_attention_interval must be"),
         ({"scoring_func": "tanh"}, "scoring_func must be"),
-        ({"scoring_func": None}, "scoring_func must be"),
+        ({"scoring_func": None}, "scoring_func must not be null"),
         ({"n_group": 2}, "n_group and topk_group have no effect"),
         ({**SIGMOID, "norm_topk_prob": False}, "norm_topk_prob must be true"),
         ({**SIGMOID, "n_group": 0}, "n_group must divide num_experts"),
@@ -54,20 +75,33 @@ def test_bad_configuration_names_the_key(keys: dict[str, Any], named: str) -> No
 
 
 def test_layers_of_each_kind() -> None:
-    pattern = ["nope_attention", "linear_attention", "full_attention", "linear_attention"]
-    config = Qwen3NextExtConfig(num_hidden_layers=4, layer_types=pattern)
-    assert config.layers_block_type == ["nope_attention", "linear_attention", "attention", "linear_attention"]
-    assert config.full_attention_layer_ids == [0, 2]  # these have a KV cache
-    assert config.linear_layer_ids == [1, 3]  # and these a state
+    types = ["full_attention", "linear_attention"] * 2
+    old = ["nope_attention", *types[1:]]  # as files of revisions 1 and 2 say it
+    for keys in ({"layer_types": types, "nope_layers": [0]}, {"layer_types": old}):
+        config = Qwen3NextExtConfig(num_hidden_layers=4, **keys)
+        assert config.layers_block_type == ["nope_attention", "linear_attention", "attention", "linear_attention"]
+        assert config.full_attention_layer_ids == [0, 2]  # these have a KV cache
+        assert config.linear_layer_ids == [1, 3]  # and these a state
+        assert (config.layer_types, config.nope_layers) == (types, [0])
+    config = Qwen3NextExtConfig(num_hidden_layers=8, nope_layers=[7])
+    assert config.layers_block_type[3::4] == ["attention", "nope_attention"]
     assert Qwen3NextExtConfig(num_hidden_layers=8).full_attention_layer_ids == [3, 7]
 
 
-def test_saved_and_read_back_it_is_the_same(tmp_path: Path) -> None:
-    config = Qwen3NextExtConfig.from_pretrained(TRAINED)
+def test_saved_it_has_its_own_name_and_is_the_same_when_read_back(tmp_path: Path) -> None:
+    config = Qwen3NextExtConfig(**{**json.loads((TRAINED / "config.json").read_text(encoding="utf-8")), **ROPE})
+    config.context_len = 4096  # as upstream notes it there
     config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert saved["architectures"] == ["Qwen3NextExtForCausalLM"]
+    assert saved["model_type"] == "qwen3_next_ext"
+    assert not {"overlay_architecture", "checkpoint_sizes", "context_len"} & saved.keys()
+    assert set(saved["layer_types"]) == {"linear_attention", "full_attention"}
+    assert {key: saved[key] for key in ROPE} == ROPE
     again = Qwen3NextExtConfig.from_pretrained(tmp_path)
     for key in ("layer_types", "scoring_func", "n_group", "head_adapter_rank", "logit_softcap", "layers_block_type"):
         assert getattr(again, key) == getattr(config, key)
+    assert again.rope_scaling == config.rope_scaling
     assert again.architectures == config.architectures == ["Qwen3NextForCausalLM"]
     assert again.overlay_architecture == config.overlay_architecture == "Qwen3NextExtForCausalLM"
 

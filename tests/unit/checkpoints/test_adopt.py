@@ -14,7 +14,10 @@ from overlay_tools.checkpoints.adopt import Adopted, adopt, read_stock
 from overlay_tools.errors import AdoptError
 from safetensors import deserialize
 
-from unit.conftest import Miniature
+from unit.conftest import REPOSITORY, Miniature
+
+OVERLAY = REPOSITORY / "overlay"
+RULES = "sglang/srt/configs/config_keys.py"
 
 CONFIG = {
     "hidden_size": 16,
@@ -22,8 +25,9 @@ CONFIG = {
     "rms_norm_eps": 1e-06,
     "model_type": "qwen3_next",
     "num_experts": 4,
+    "num_experts_per_tok": 2,
     "torch_dtype": "bfloat16",
-    "author": "Ünal",
+    "_author": "Ünal",
 }
 FIRST = {"model.layers.0.mlp.gate.weight": [4, 16], "model.layers.0.mlp.shared_expert_gate.weight": [1, 16]}
 SECOND = {
@@ -58,7 +62,7 @@ class Checkpoints:
         self.write(name, json.dumps(value).encode())
 
     def adopt(self, *settings: str) -> Adopted:
-        return adopt(read_stock(self.stock), self.out, settings)
+        return adopt(read_stock(self.stock), self.out, settings, OVERLAY)
 
     def read_json(self, name: str) -> dict[str, Any]:
         return dict(json.loads((self.out / name).read_text()))
@@ -117,18 +121,30 @@ def test_without_new_tensors_only_config_json_is_a_file(mini_stock: Checkpoints)
 
 
 def test_config_json_changes_by_its_name_and_the_settings_only(mini_stock: Checkpoints) -> None:
-    mini_stock.write_json("config.json", {**CONFIG, "layer_types": ["full_attention"], "last": 1})
-    mini_stock.adopt('layer_types=["nope_attention"]', "scoring_func=softmax", "n_group=2")
+    layers = ["linear_attention", "full_attention"]
+    mini_stock.write_json("config.json", {**CONFIG, "num_hidden_layers": 2, "layer_types": layers, "_last": 1})
+    mini_stock.adopt("nope_layers=[1]", "scoring_func=sigmoid", "n_group=2")
     expected = {
         **CONFIG,
         "architectures": ["Qwen3NextExtForCausalLM"],
         "model_type": "qwen3_next_ext",
-        "layer_types": ["nope_attention"],
-        "last": 1,
-        "scoring_func": "softmax",
+        "num_hidden_layers": 2,
+        "layer_types": layers,
+        "_last": 1,
+        "nope_layers": [1],
+        "scoring_func": "sigmoid",
         "n_group": 2,
     }
     assert list(mini_stock.read_json("config.json").items()) == list(expected.items())
+
+
+def test_layers_without_positions_get_the_key_that_clients_of_the_checkpoint_do_not_read(
+    mini_stock: Checkpoints,
+) -> None:
+    mini_stock.write_json("config.json", {**CONFIG, "num_hidden_layers": 2})
+    mini_stock.adopt('layer_types=["linear_attention", "nope_attention"]')
+    config = mini_stock.read_json("config.json")
+    assert (config["layer_types"], config["nope_layers"]) == (["linear_attention", "full_attention"], [1])
 
 
 def test_an_adapter_can_be_trained_and_changes_nothing_yet(mini_stock: Checkpoints) -> None:
@@ -263,8 +279,11 @@ SIGMOID = ("scoring_func=sigmoid",)
         (change_config(model_type=None), (), r'config\.json: model_type must be "qwen3_next", not null'),
         (change_config(architectures=["Qwen3NextExtForCausalLM"]), (), r"config\.json: .* is adopted already"),
         (change_config(model_type="qwen3_next_ext"), (), "is adopted already"),
-        (change_config(hidden_size="x"), ADAPTER, r'hidden_size must be .*, not "x"'),
-        (change_config(num_experts=None), SIGMOID, "num_experts must be .*, not null"),
+        (change_config(hidden_size="x"), (), r"config\.json would not be served: hidden_size must be .*, not 'x'"),
+        (change_config(num_experts=None), (), "num_experts must be .*, not None"),
+        (change_config(rope_tehta=1e7), (), "rope_tehta is not a key of this model; did you mean rope_theta"),
+        (change_config(rope_parameters={"rope_theta": 1e7}, rope_theta=1e4), (), r"rope_theta is 10000\.0, and rope_p"),
+        (change_config(rope_parameters={"rope_type": "dynamic"}), (), r"rope_parameters\.rope_type must be one of"),
         (change_config(torch_dtype="int8"), ADAPTER, r'dtype must be one of float32, .*, not "int8"'),
         (remove("*.safetensors", INDEX), (), r"snap shot has no weight shards"),
         (remove("*00002.safetensors"), (), r"index\.json names model-00002-of-00002\.safetensors, which is not there"),
@@ -312,11 +331,15 @@ def test_a_checkpoint_that_is_not_a_folder_is_refused(mini_stock: Checkpoints) -
         mini_stock.adopt()
 
 
-@pytest.mark.parametrize("rank", ["0", "-1", "17", "1.0", "true", "null", "many"])
+@pytest.mark.parametrize("rank", ["-1", "17", "1.0", "true", "null", "many"])
 def test_a_bad_rank_is_refused(mini_stock: Checkpoints, rank: str) -> None:
     refused(
-        mini_stock, [f"head_adapter_rank={rank}"], r"head_adapter_rank must be a whole number from 1 to 16 \(hidden"
+        mini_stock, [f"head_adapter_rank={rank}"], r"head_adapter_rank must (be 0 to hidden_size \(16\)|not be null)"
     )
+
+
+def test_a_rank_of_0_is_no_adapter(mini_stock: Checkpoints) -> None:
+    assert mini_stock.adopt("head_adapter_rank=0").tensors == 0
 
 
 @pytest.mark.parametrize(
@@ -326,8 +349,14 @@ def test_a_bad_rank_is_refused(mini_stock: Checkpoints, rank: str) -> None:
         (["hidden_size=4"], "--set hidden_size=4: there is no key 'hidden_size'"),
         (["=4"], "there is no key ''"),
         (["head_adapter_rank=2", "head_adapter_rank=4"], "head_adapter_rank is set to both 2 and 4"),
-        (["logit_transform=softcap"], "softcap needs logit_softcap"),
-        (["logit_transform=softcap", "logit_softcap=null"], "softcap needs logit_softcap"),
+        (["logit_transform=softcap"], "logit_softcap must be a finite number above 0, not None"),
+        (["logit_transform=softcap", "logit_softcap=null"], "logit_softcap must be a finite number above 0, not None"),
+        (["logit_transform=sqroot"], "logit_transform must be 'none', 'softcap' or 'sqrt_positive', not 'sqroot'"),
+        (["n_group=3"], "n_group and topk_group have no effect with scoring_func 'softmax'"),
+        (["scoring_func=sigmoid", "n_group=3"], r"n_group must divide num_experts \(4\)"),
+        (["scoring_func=tanh"], "scoring_func must be 'softmax' or 'sigmoid', not 'tanh'"),
+        (['layer_types=["full"]'], "layer_types must list 48 layers"),
+        (["nope_layers=[0]"], "nope_layers has 0, and layer_types has no full_attention there"),
     ],
 )
 def test_a_bad_setting_is_refused(mini_stock: Checkpoints, settings: list[str], said: str) -> None:
@@ -338,7 +367,7 @@ def test_all_bad_settings_are_told_at_once_with_the_keys(mini_stock: Checkpoints
     with pytest.raises(AdoptError) as caught:
         mini_stock.adopt("colour=red", "scoring_func")
     assert len(caught.value.problems) == 2
-    assert "layer_types, scoring_func, n_group, topk_group, head_adapter_rank" in caught.value.hint
+    assert "nope_layers, layer_types, scoring_func, n_group, topk_group, head_adapter_rank" in caught.value.hint
 
 
 def test_an_out_that_is_not_free_is_refused(mini_stock: Checkpoints) -> None:
@@ -365,7 +394,7 @@ def test_a_write_that_fails_leaves_nothing(mini_stock: Checkpoints, monkeypatch:
     monkeypatch.setattr(Path, "write_bytes", full)
     stock = read_stock(mini_stock.stock)
     with pytest.raises(AdoptError, match=r"^No space left on device\.$"):
-        adopt(stock, mini_stock.out, ADAPTER)
+        adopt(stock, mini_stock.out, ADAPTER, OVERLAY)
     assert names(mini_stock.out.parent) == []
 
 
@@ -373,6 +402,7 @@ def test_the_command_says_what_it_did_and_what_is_next(
     mini: Miniature, mini_stock: Checkpoints, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(mini.root)
+    mini.write(f"overlay/{RULES}", (OVERLAY / RULES).read_text(encoding="utf-8"))
     words = ["adopt", str(mini_stock.stock), str(mini_stock.out)]
     assert (
         cli.main([*words, "--set", "scoring_func=sigmoid", "n_group=2", "--set", "topk_group=1", "--adapter-rank", "2"])
@@ -392,8 +422,8 @@ def test_the_command_says_what_it_did_and_what_is_next(
     ("words", "said"),
     [
         (["--adapter-rank", "2", "--set", "head_adapter_rank=3"], "head_adapter_rank is set to both 3 and 2"),
-        (["--adapter-rank", "-1"], "head_adapter_rank must be a whole number from 1 to 16 (hidden_size), not -1"),
-        (["--adapter-rank", "few"], 'not "few"'),
+        (["--adapter-rank", "-1"], "head_adapter_rank must be 0 to hidden_size (16), not -1"),
+        (["--adapter-rank", "few"], "not 'few'"),
     ],
 )
 def test_the_command_tells_errors(
@@ -405,6 +435,7 @@ def test_the_command_tells_errors(
     said: str,
 ) -> None:
     monkeypatch.chdir(mini.root)
+    mini.write(f"overlay/{RULES}", (OVERLAY / RULES).read_text(encoding="utf-8"))
     assert cli.main(["adopt", str(mini_stock.stock), str(mini_stock.out), *words]) == 1
     assert said in capsys.readouterr().err
     assert names(mini_stock.out.parent) == []

@@ -9,7 +9,8 @@ SGLANG = {
 from transformers import CONFIG_MAPPING
 multimodal_model_archs = ["UpstreamVLForCausalLM"]
 class ModelConfig:
-    model_impl, is_draft_model = "auto", False
+    model_impl, is_draft_model, is_generation = "auto", False, True
+    model_path, revision, model_override_args = "nowhere", None, {}
     def __init__(self, model_type, architecture):
         self.hf_config = CONFIG_MAPPING[model_type](architecture)
 """,
@@ -114,6 +115,10 @@ class LlamaConfig:
     model_type = "llama"
     def __init__(self, architecture):
         self.architectures = [architecture]
+class PretrainedConfig:
+    @staticmethod
+    def get_config_dict(path, revision=None):
+        raise OSError(path)
 CONFIG_MAPPING = {"llama": LlamaConfig}
 class AutoConfig:
     @staticmethod

@@ -18,17 +18,17 @@ OVERLAY = REPOSITORY / "overlay"
 FILE = OVERLAY / "sglang" / "srt" / "overlay_registry.py"
 
 
-def load() -> Any:  # noqa: ANN401  # the module, whose names mypy cannot know
+def load(file: Path = FILE) -> Any:  # noqa: ANN401  # the module, whose names mypy cannot know
     """Load a fresh copy of the module from its file."""
-    spec = importlib.util.spec_from_file_location("overlay_registry", FILE)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["overlay_registry"] = module  # dataclasses look their own module up
+    sys.modules[file.stem] = module  # dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
     finally:
-        del sys.modules["overlay_registry"]
+        del sys.modules[file.stem]
     return module
 
 
@@ -39,14 +39,35 @@ class Upstream:
         self.monkeypatch = monkeypatch
         self.models: dict[str, type] = {}
         self.configs: dict[str, type] = {"llama": type("LlamaConfig", (), {"__module__": "transformers"})}
-        self.module("transformers", CONFIG_MAPPING=self.configs, AutoConfig=SimpleNamespace(register=self.register))
+        self.config_json: dict[str, Any] | None = {}  # None: there is none
+        self.module(
+            "transformers",
+            CONFIG_MAPPING=self.configs,
+            AutoConfig=SimpleNamespace(register=self.register),
+            PretrainedConfig=SimpleNamespace(get_config_dict=self.get_config_dict),
+        )
         registry = SimpleNamespace(models=self.models, get_supported_archs=self.models.keys)
+        keys = load(FILE.parent / "configs" / "config_keys.py")
         for package in ("sglang", "sglang.srt", "sglang.srt.models"):
             self.module(package)
+        self.module("sglang.srt.configs", config_keys=keys)
+        self.module("sglang.srt.configs.config_keys", **vars(keys))
         self.module("sglang.srt.models.registry", ModelRegistry=registry)
 
     def register(self, model_type: str, config: type, exist_ok: bool = False) -> None:
         self.configs[model_type] = config
+
+    def get_config_dict(self, path: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        assert (path, revision) == ("checkpoint", "main")
+        if self.config_json is None:
+            raise OSError("there is no config.json")
+        return dict(self.config_json), {}
+
+    def config(self, name: str, module: str, **attributes: object) -> type:
+        """Make a configuration class, alone in its module."""
+        cls = type(name, (), {"__module__": module, **attributes})
+        self.module(module, **{name: cls})
+        return cls
 
     def module(self, name: str, **attributes: object) -> None:
         """Make a module importable."""
@@ -75,12 +96,28 @@ def registry(*rows: dict[str, Any]) -> Any:  # noqa: ANN401
     return module
 
 
-def asked(*architectures: str, draft: bool = False, impl: str = "auto", own: str | None = None) -> SimpleNamespace:
-    """Make the ModelConfig of a checkpoint."""
-    config = SimpleNamespace(architectures=list(architectures))
+def asked(
+    *architectures: str,
+    draft: bool = False,
+    impl: str = "auto",
+    own: str | None = None,
+    embedding: bool = False,
+    overrides: dict[str, Any] | None = None,
+    **keys: Any,  # noqa: ANN401  # values of JSON
+) -> SimpleNamespace:
+    """Make the ModelConfig of a checkpoint, whose configuration has these keys."""
+    config = SimpleNamespace(architectures=list(architectures), **keys)
     if own is not None:
         config.overlay_architecture = own
-    return SimpleNamespace(hf_config=config, is_draft_model=draft, model_impl=SimpleNamespace(value=impl))
+    return SimpleNamespace(
+        hf_config=config,
+        is_draft_model=draft,
+        is_generation=not embedding,
+        model_impl=SimpleNamespace(value=impl),
+        model_path="checkpoint",
+        revision="main",
+        model_override_args=overrides or {},
+    )
 
 
 SHAPED = {"model": "shaped:ShapedForCausalLM"}
@@ -108,13 +145,14 @@ def test_every_row_names_a_class_that_its_overlay_file_offers() -> None:
 def test_upstream_models_are_left_to_upstream(upstream: Upstream) -> None:
     module = registry(SHAPED)
     assert module.resolve_model(asked("LlamaForCausalLM", impl="transformers")) is None
-    assert module.resolve_model(SimpleNamespace(hf_config=SimpleNamespace(architectures=None))) is None
+    nameless = asked()
+    nameless.hf_config.architectures = None
+    assert module.resolve_model(nameless) is None
 
 
 def test_model_without_base_is_found_by_its_architecture(upstream: Upstream) -> None:
     cls = upstream.model("ShapedForCausalLM")
     assert registry(SHAPED).resolve_model(asked("ShapedForCausalLM")) == (cls, "ShapedForCausalLM")
-    assert registry(SHAPED).resolve_model(asked("ShapedForCausalLM", draft=True)) == (cls, "ShapedForCausalLM")
 
 
 def test_aliased_model_is_found_by_its_own_name(upstream: Upstream) -> None:
@@ -195,6 +233,156 @@ def test_other_implementations_are_refused(upstream: Upstream, impl: str) -> Non
     module = registry(SHAPED)
     with pytest.raises(module.OverlayError, match=f"ShapedForCausalLM has no {impl} implementation"):
         module.resolve_model(asked("ShapedForCausalLM", impl=impl))
+
+
+@pytest.mark.parametrize("row", [SHAPED, SHAPED | {"multimodal": True}])
+def test_a_model_without_a_draft_is_not_its_own(upstream: Upstream, row: dict[str, Any]) -> None:
+    upstream.model("ShapedForCausalLM")
+    module = registry(row)
+    with pytest.raises(
+        module.OverlayError, match="ShapedForCausalLM has no draft model; leave --speculative-algorithm"
+    ):
+        module.resolve_model(asked("ShapedForCausalLM", draft=True))
+
+
+def test_a_generative_model_is_not_asked_for_embeddings(upstream: Upstream) -> None:
+    upstream.model("ShapedForCausalLM")
+    module = registry(SHAPED)
+    with pytest.raises(module.OverlayError, match=r"ShapedForCausalLM generates text .*; leave --is-embedding out"):
+        module.resolve_model(asked("ShapedForCausalLM", embedding=True))
+
+
+CONFIGURED = EXT | {"config": "ext_config:ExtConfig"}
+
+
+def configuration(upstream: Upstream, *architectures: str) -> Any:  # noqa: ANN401
+    """Make a configuration of ExtConfig."""
+    config = upstream.config("ExtConfig", "ext_config", model_type="ext")()
+    config.architectures = list(architectures) or None
+    return config
+
+
+@pytest.mark.parametrize("architectures", [("ExtForCausalLM",), ("BaseForCausalLM",), ()])
+def test_the_configuration_class_says_which_model_it_is(upstream: Upstream, architectures: tuple[str, ...]) -> None:
+    cls = upstream.model("ExtForCausalLM", "ext")
+    module = registry(CONFIGURED)
+    config = configuration(upstream, *architectures)
+    module.alias(config)
+    model_config = asked()
+    model_config.hf_config = config
+    assert module.resolve_model(model_config) == (cls, "ExtForCausalLM")
+    assert config.architectures == ["BaseForCausalLM"]
+
+
+def test_a_configuration_with_the_name_of_another_model(upstream: Upstream) -> None:
+    module = registry(CONFIGURED, SHAPED)
+    for name in ("LlamaForCausalLM", "ShapedForCausalLM"):
+        with pytest.raises(
+            module.OverlayError, match=rf"architectures is \['{name}'\], and model_type 'ext' is that of"
+        ):
+            module.alias(configuration(upstream, name))
+
+
+def test_architectures_that_arguments_have_changed(upstream: Upstream) -> None:
+    upstream.model("ExtForCausalLM", "ext")
+    module = registry(CONFIGURED)
+    model_config = asked()
+    model_config.hf_config = configuration(upstream, "ExtForCausalLM")
+    module.alias(model_config.hf_config)
+    model_config.hf_config.architectures = ["LlamaForCausalLM"]
+    with pytest.raises(module.OverlayError, match=r"--json-model-override-args changes its architectures to \['Llama"):
+        module.resolve_model(model_config)
+
+
+def test_our_architecture_with_the_configuration_of_another(upstream: Upstream) -> None:
+    upstream.model("ExtForCausalLM", "ext")
+    configuration(upstream)
+    module = registry(CONFIGURED)
+    with pytest.raises(
+        module.OverlayError, match=r"ExtForCausalLM needs model_type 'ext', and config\.json has 'base'"
+    ):
+        module.resolve_model(asked("ExtForCausalLM", model_type="base"))
+
+
+def test_settle_is_given_what_config_json_and_the_overrides_say(upstream: Upstream) -> None:
+    upstream.model("ShapedForCausalLM")
+    given: list[object] = []
+    upstream.module("settling", settle=lambda config, said: given.extend((config, said)))
+    upstream.config_json = {"a": 1, "b": 2, "part": {"c": 3, "d": 4}, "list": {}}
+    module = registry(SHAPED | {"settle": "settling:settle"})
+    model_config = asked("ShapedForCausalLM", overrides={"b": 5, "part": {"c": 6}, "list": [7]})
+    module.resolve_model(model_config)
+    assert given == [model_config.hf_config, {"a": 1, "b": 5, "part": {"c": 6, "d": 4}, "list": [7]}]
+
+
+def test_what_settle_refuses_is_not_served(upstream: Upstream) -> None:
+    upstream.model("ShapedForCausalLM")
+    module = registry(SHAPED | {"settle": "sglang.srt.configs.config_keys:settle_llama"})
+    upstream.config_json = {"rope_tehta": 1e6}
+    with pytest.raises(
+        module.OverlayError, match=r"config\.json: rope_tehta is not a key .* did you mean rope_theta\?"
+    ):
+        module.resolve_model(asked("ShapedForCausalLM"))
+
+
+def test_without_a_config_json_the_log_says_that_keys_were_not_checked(
+    upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    cls = upstream.model("ShapedForCausalLM")
+    module = registry(SHAPED | {"settle": "sglang.srt.configs.config_keys:settle_llama"})
+    upstream.config_json = None
+    assert module.resolve_model(asked("ShapedForCausalLM"))[0] is cls
+    assert "ShapedForCausalLM: there is no config.json whose keys could be checked" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("logit_transform", "softcap"), ("head_adapter_rank", 8), ("nope_layers", [3])]
+)
+def test_upstreams_model_with_a_key_of_ours(upstream: Upstream, key: str, value: Any) -> None:  # noqa: ANN401
+    module = registry(EXT, SHAPED)
+    with pytest.raises(module.OverlayError, match=rf"config\.json has {key}, and architectures \['LlamaForCausalLM'\]"):
+        module.resolve_model(asked("LlamaForCausalLM", **{key: value}))
+    assert module.resolve_model(asked("LlamaForCausalLM", logit_transform="none", head_adapter_rank=0)) is None
+
+
+PARAMETERS = {"rope_type": "yarn", "rope_theta": 1e7, "partial_rotary_factor": 0.5}
+READ: dict[str, Any] = {"rope_theta": 1e7, "partial_rotary_factor": 0.5, "rope_scaling": {"rope_type": "yarn"}}
+
+
+@pytest.mark.parametrize("name", ["BaseForCausalLM", "BaseForCausalLMMTP"])
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (
+            {"rope_theta": 1e4},
+            r"rope_parameters\.rope_theta 10000000\.0, and this model uses rope_theta 10000\.0; write",
+        ),
+        ({"partial_rotary_factor": 0.25}, r"rope_parameters\.partial_rotary_factor 0\.5, and this model uses"),
+        ({"rope_scaling": None}, r"rope_parameters\.rope_type 'yarn', and this model uses no rope_scaling"),
+    ],
+)
+def test_the_base_of_a_model_of_ours_does_not_lose_rope_parameters(
+    upstream: Upstream, name: str, lost: dict[str, Any], said: str
+) -> None:
+    module = registry(EXT)
+    upstream.config_json = {"rope_parameters": PARAMETERS}
+    with pytest.raises(module.OverlayError, match=rf"config\.json has {said}"):
+        module.resolve_model(asked(name, **READ | lost))
+    assert module.resolve_model(asked(name, **READ)) is None
+
+
+def test_the_log_says_that_another_model_of_upstreams_may_lose_rope_parameters(
+    upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = registry(EXT)
+    text = SimpleNamespace(**READ)
+    upstream.config_json = {"text_config": {"rope_parameters": PARAMETERS}}
+    assert module.resolve_model(asked("LlamaForCausalLM", text_config=text)) is None
+    assert module.resolve_model(asked("LlamaForCausalLM", text_config=SimpleNamespace())) is None
+    assert caplog.text == ""
+    text.rope_theta = 1e4
+    assert module.resolve_model(asked("LlamaForCausalLM", text_config=text)) is None
+    assert "rope_parameters.rope_theta 10000000.0, and this model uses rope_theta 10000.0" in caplog.text
 
 
 def test_unknown_overlay_architecture(upstream: Upstream) -> None:

@@ -106,7 +106,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     registry = (REPOSITORY / "overlay/sglang/srt/overlay_registry.py").read_text(encoding="utf-8")
     registry, count = re.subn(r"(?ms)^MODELS: .*?^\)\n", ROWS, registry)
     assert count == 1
-    for name, content in {**OVERLAY, "overlay_registry.py": registry}.items():
+    keys = (REPOSITORY / "overlay/sglang/srt/configs/config_keys.py").read_text(encoding="utf-8")
+    for name, content in {**OVERLAY, "overlay_registry.py": registry, "configs/config_keys.py": keys}.items():
         mini.write(f"overlay/sglang/srt/{name}", content)
     site = Site(folder / "env")
     venv.EnvBuilder(symlinks=True).create(site.folder)

@@ -8,8 +8,16 @@
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from sglang.srt.configs.config_keys import (
+    QWEN3_NEXT_EXT_VL,
+    VISION,
+    check_qwen3_next_ext_vl,
+    check_vision,
+    refuse,
+    written,
+)
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
 from sglang.srt.overlay_registry import alias
 from transformers import PretrainedConfig
@@ -22,6 +30,8 @@ class Qwen3NextExtVisionConfig(PretrainedConfig):
 
     - `patch_size`: the side of a patch in pixels; `merge_size` x `merge_size` patches become a token of the text.
     - `min_pixels`, `max_pixels`: a picture is resized to an area between the two, see `fitted`.
+
+    Raises ValueError, naming the key, on a key that is unknown.
     """
 
     model_type = "qwen3_next_ext_vision"
@@ -40,6 +50,7 @@ class Qwen3NextExtVisionConfig(PretrainedConfig):
         max_pixels=1024 * 1024,
         **kwargs,
     ):
+        refuse(check_vision(kwargs))
         super().__init__(**kwargs)
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -51,6 +62,10 @@ class Qwen3NextExtVisionConfig(PretrainedConfig):
         self.rope_theta = rope_theta
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what `save_pretrained` writes."""
+        return written(super().to_dict(), VISION)
 
     def fitted(self, width: int, height: int) -> tuple[int, int]:
         """Give the rows and columns of tokens that a picture becomes, for its size in pixels.
@@ -68,7 +83,10 @@ class Qwen3NextExtVisionConfig(PretrainedConfig):
 
 
 class Qwen3NextExtVLConfig(PretrainedConfig):
-    """A text model's and a vision tower's configuration, and `image_token_id`, the token that stands for a picture."""
+    """A text model's and a vision tower's configuration, and `image_token_id`, the token that stands for a picture.
+
+    Raises ValueError, naming the key, on a key that is unknown, of the parts too.
+    """
 
     model_type = "qwen3_next_ext_vl"
     sub_configs: ClassVar = {"text_config": Qwen3NextExtConfig, "vision_config": Qwen3NextExtVisionConfig}
@@ -78,11 +96,13 @@ class Qwen3NextExtVLConfig(PretrainedConfig):
             made = value if isinstance(value, PretrainedConfig) else self.sub_configs[name](**(value or {}))
             setattr(self, name, made)
         self.image_token_id = image_token_id
+        refuse(check_qwen3_next_ext_vl(kwargs))
         super().__init__(**kwargs)
         alias(self)
 
-    def validate(self) -> None:
-        """Leave it to the parts: upstream copies the text model's layer types here, which transformers 5 refuses."""
+    def to_dict(self) -> dict[str, Any]:
+        """Give what `save_pretrained` writes: the model under its own name."""
+        return written(super().to_dict(), QWEN3_NEXT_EXT_VL)
 
     def check_pictures(self) -> None:
         """Raise ValueError, naming the key of config.json, on a value out of range of those that concern pictures."""

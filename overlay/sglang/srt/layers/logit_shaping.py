@@ -8,12 +8,12 @@ its own dtype and writes float32: upstream's cast, which has to be done anyway, 
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import torch
 import triton
 import triton.language as tl
+from sglang.srt.configs.config_keys import logit_problems, refuse
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from transformers import PretrainedConfig
 
@@ -67,15 +67,8 @@ def logit_transform(config: PretrainedConfig) -> Callable[[torch.Tensor, torch.T
     """
     kind = getattr(config, "logit_transform", "none")
     cap = getattr(config, "logit_softcap", None)
-    if kind not in ("none", "softcap", "sqrt_positive"):
-        raise ValueError(f"config.json: logit_transform must be 'none', 'softcap' or 'sqrt_positive', not {kind!r}")
-    if kind != "none" and getattr(config, "final_logit_softcapping", None) is not None:
-        raise ValueError("config.json: final_logit_softcapping (upstream's own cap) excludes logit_transform; drop one")
-    if kind == "softcap":
-        if isinstance(cap, bool) or not isinstance(cap, (int, float)) or not 0 < cap < math.inf:
-            raise ValueError(f"config.json: logit_softcap must be a finite number above 0, not {cap!r}")
-    elif cap is not None:
-        raise ValueError(f"config.json: logit_softcap has no effect with logit_transform {kind!r}; drop one")
+    of_upstream = getattr(config, "final_logit_softcapping", None)
+    refuse(logit_problems({"logit_transform": kind, "logit_softcap": cap, "final_logit_softcapping": of_upstream}))
     return None if kind == "none" else functools.partial(shape, cap=cap)
 
 

@@ -1,0 +1,520 @@
+"""What config.json may say to a model of the overlay: each key is read, changes nothing, or is an error.
+
+A server asks before it reads a checkpoint's weights, and `adopt` before it writes a config.json. So this imports
+neither torch nor transformers. A `check_*` function gives one problem for each key that it finds fault with.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Config = Mapping[str, Any]
+
+# Keys that no model of the overlay reads, by what they are about. Those that begin with "_" are transformers' own.
+WITHOUT_EFFECT: Mapping[str, Collection[str]] = {
+    "training": (
+        "attention_dropout", "initializer_range", "output_router_logits", "pretraining_tp", "router_aux_loss_coef",
+        "use_cache",
+    ),
+    "what transformers returns, and how": (
+        "attn_implementation", "chunk_size_feed_forward", "experts_implementation", "output_attentions",
+        "output_hidden_states", "return_dict", "tf_legacy_loss", "tie_last_hidden_states", "torchscript",
+        "use_bfloat16",
+    ),
+    "classification": ("finetuning_task", "id2label", "label2id", "num_labels", "problem_type"),
+    "generation, which goes by generation_config.json and by requests": (
+        "bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty", "do_sample",
+        "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id",
+        "forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens", "min_length", "no_repeat_ngram_size",
+        "num_beam_groups", "num_beams", "num_return_sequences", "output_scores", "prefix", "remove_invalid_values",
+        "repetition_penalty", "return_dict_in_generate", "suppress_tokens", "task_specific_params", "temperature",
+        "top_k", "top_p", "typical_p",
+    ),
+    "other programs": (
+        "auto_map", "is_decoder", "name_or_path", "tokenizer_class", "transformers.js_config", "transformers_version",
+        "unsloth_fixed", "unsloth_version",
+    ),
+    "the window of other Qwen models, which `use_sliding_window` would switch on": (
+        "max_window_layers", "sliding_window",
+    ),
+}  # fmt: skip
+_WITHOUT_EFFECT = frozenset(key for keys in WITHOUT_EFFECT.values() for key in keys)
+
+# Keys that every model reads, or upstream reads for it.
+_READ = (
+    "architectures", "bos_token_id", "compression_config", "dtype", "eos_token_id", "model_type",
+    "overlay_architecture", "pad_token_id", "quantization_config", "sep_token_id", "tie_word_embeddings", "torch_dtype",
+)  # fmt: skip
+_ROPE = ("partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta")
+_SIZES = (
+    "head_dim", "hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads",
+    "num_hidden_layers", "num_key_value_heads", "vocab_size",
+)  # fmt: skip
+_LOGITS = ("final_logit_softcapping", "logit_softcap", "logit_transform")
+
+# Keys that may be null, as if they were left out.
+_NULLABLE = frozenset({
+    *_READ, *_ROPE, "bias", "final_logit_softcapping", "head_dim", "layer_types", "logit_softcap", "mamba_ssm_dtype",
+    "nope_layers", "num_nextn_predict_layers", "text_config", "vision_config",
+}) - {"tie_word_embeddings"}  # fmt: skip
+
+# Keys with one value that the models have. Another one would be another model.
+_FIXED: Mapping[str, Collection[Any]] = {
+    "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (None,),
+    "is_encoder_decoder": (False,),
+    "per_layer_config": (None,),
+    "pruned_heads": (None, {}),
+    "tie_encoder_decoder": (False,),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keys:
+    """The keys of one kind of configuration beside those of every kind.
+
+    - `read`: of any value.
+    - `sizes`: read too; whole numbers above 0.
+    - `fixed`: those that may have the listed values only.
+    - `parts`: keys of objects that have keys of their own.
+    """
+
+    read: Collection[str] = ()
+    sizes: Collection[str] = ()
+    fixed: Mapping[str, Collection[Any]] = field(default_factory=dict)
+    parts: Mapping[str, "Keys"] = field(default_factory=dict)
+
+
+LLAMA = Keys(
+    read=(*_ROPE, *_LOGITS, "attention_bias", "bias", "rms_norm_eps", "rope_is_neox_style"),
+    sizes=_SIZES,
+    fixed={
+        "hidden_act": ("silu",),
+        "is_llama_config": (True,),
+        "mlp_bias": (False,),
+        "rope_interleaved": (False,),
+    },
+)
+QWEN3_NEXT_EXT = Keys(
+    read=(
+        *_ROPE, *_LOGITS, "attn_output_gate", "full_attention_interval", "head_adapter_rank", "layer_types",
+        "mamba_ssm_dtype", "n_group", "nope_layers", "norm_topk_prob", "num_nextn_predict_layers", "rms_norm_eps",
+        "scoring_func", "shared_expert_intermediate_size", "topk_group",
+    ),
+    sizes=(
+        *_SIZES, "linear_conv_kernel_dim", "linear_key_head_dim", "linear_num_key_heads", "linear_num_value_heads",
+        "linear_value_head_dim", "moe_intermediate_size", "num_experts", "num_experts_per_tok",
+    ),
+    fixed={
+        "attention_bias": (False,),
+        "decoder_sparse_step": (1,),
+        "hidden_act": ("silu",),
+        "mlp_only_layers": ([],),
+        "output_gate_type": (None, "silu"),
+        "tie_word_embeddings": (False,),
+        "use_sliding_window": (False,),
+    },
+)  # fmt: skip
+VISION = Keys(
+    read=("layer_norm_eps", "max_pixels", "min_pixels", "rope_theta"),
+    sizes=(
+        "hidden_size", "intermediate_size", "merge_size", "num_attention_heads", "num_hidden_layers", "patch_size",
+    ),
+)  # fmt: skip
+QWEN3_NEXT_EXT_VL = Keys(
+    read=("image_token_id",),
+    fixed={"tie_word_embeddings": (False,)},
+    parts={"text_config": QWEN3_NEXT_EXT, "vision_config": VISION},
+)
+
+# Defaults of upstream's Qwen3-Next, and of the extensions.
+DEFAULTS: Config = {
+    "full_attention_interval": 4,
+    "head_adapter_rank": 0,
+    "head_dim": 256,
+    "hidden_size": 2048,
+    "logit_transform": "none",
+    "max_position_embeddings": 32768,
+    "n_group": 1,
+    "norm_topk_prob": True,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "num_hidden_layers": 48,
+    "partial_rotary_factor": 0.25,
+    "scoring_func": "softmax",
+    "topk_group": 1,
+}
+
+# What switches an extension on. Upstream's classes would not know them.
+EXTENSIONS = ("head_adapter_rank", "logit_softcap", "logit_transform", "nope_layers")
+
+
+def check_llama(config: Config) -> list[str]:
+    """Check a config.json for LlamaLogitShaping."""
+    problems = key_problems(config, LLAMA)
+    return problems or logit_problems(config) + rope_problems(config, whole=True)
+
+
+def check_qwen3_next_ext(config: Config) -> list[str]:
+    """Check a config.json for Qwen3-Next-Ext, or the `text_config` of one for Qwen3-Next-Ext-VL."""
+    if problems := key_problems(config, QWEN3_NEXT_EXT):
+        return problems  # what follows calculates with some of the values
+    return extension_problems({**DEFAULTS, **config}) + rope_problems(config)
+
+
+def check_qwen3_next_ext_vl(config: Config) -> list[str]:
+    """Check a config.json for Qwen3-Next-Ext-VL, the parts included."""
+    problems = key_problems(config, QWEN3_NEXT_EXT_VL)
+    for name, check in (("text_config", check_qwen3_next_ext), ("vision_config", check_vision)):
+        part = config.get(name) or {}
+        if isinstance(part, Mapping):
+            problems += [f"{name}.{problem}" for problem in check(part)]
+        else:
+            problems.append(f"{name} must be an object, not {part!r}")
+    return problems
+
+
+def check_vision(config: Config) -> list[str]:
+    """Check the `vision_config` of a config.json."""
+    return key_problems(config, VISION)
+
+
+def extension_problems(config: Config) -> list[str]:
+    """Check the values of the keys that Qwen3-Next-Ext adds to Qwen3-Next; `config` has all of DEFAULTS."""
+    problems = layer_problems(config) + _router_problems(config) + logit_problems(config)
+    rank, hidden = config["head_adapter_rank"], config["hidden_size"]
+    if not is_count(rank, 0) or rank > hidden:
+        problems.append(f"head_adapter_rank must be 0 to hidden_size ({hidden}), not {rank!r}")
+    return problems
+
+
+def key_problems(config: Config, keys: Keys) -> list[str]:
+    """Name each key that is unknown, or whose value the model cannot have, whatever the other keys say."""
+    fixed, known = {**_FIXED, **keys.fixed}, _known(keys)
+    problems = []
+    for key, value in config.items():
+        if key in fixed:
+            if value not in fixed[key]:
+                problems.append(f"{key} must be {' or '.join(map(json.dumps, fixed[key]))}, not {json.dumps(value)}")
+        elif key in keys.sizes:
+            if not is_count(value, 1) and not (value is None and key in _NULLABLE):
+                problems.append(f"{key} must be a whole number from 1 on, not {value!r}")
+        elif key not in known:
+            if value is not None and key not in _WITHOUT_EFFECT and not key.startswith("_"):
+                home = next((part for part in keys.parts if key in _known(keys.parts[part])), None)
+                hint = nearest(key, known) if home is None else f"; it belongs in {home}"
+                problems.append(f"{key} is not a key of this model{hint}")
+        elif value is None and key not in _NULLABLE:
+            problems.append(f"{key} must not be null")
+    return problems
+
+
+def _known(keys: Keys) -> frozenset[str]:
+    return frozenset((*_READ, *_FIXED, *keys.read, *keys.sizes, *keys.fixed, *keys.parts))
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Suggest the known key that looks most like another one, if one does."""
+    found = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.7)
+    return f"; did you mean {found[0]}?" if found else "; take it out if it says nothing about the model"
+
+
+def layers_of(config: Config) -> tuple[list[str] | None, list[int]]:
+    """Read the kinds of layers: `layer_types` in transformers' words, and which layers have no rotary positions.
+
+    `nope_layers` lists the latter. Files of the overlay's first two revisions say "nope_attention" in `layer_types`.
+    """
+    types, nope = config.get("layer_types"), config.get("nope_layers") or []
+    if not isinstance(types, list) or "nope_attention" not in types:
+        return types, nope
+    there = [i for i, name in enumerate(types) if name == "nope_attention"]
+    return ["full_attention" if i in there else name for i, name in enumerate(types)], nope or there
+
+
+def layer_problems(config: Config) -> list[str]:
+    """Check the keys of which `layers_of` and upstream's table of layers are made."""
+    count, interval = config["num_hidden_layers"], config["full_attention_interval"]
+    types, nope = layers_of(config)
+    if types is None:
+        if not is_count(interval, 1):
+            return [f"full_attention_interval must be a number of layers, not {interval!r}"]
+        types = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(count)]
+    if not isinstance(types, list) or len(types) != count:
+        return [f"layer_types must list {count} layers, not {types!r}"]
+    if unknown := [name for name in types if name not in ("linear_attention", "full_attention")]:
+        return [f"layer_types has {unknown[0]!r}; known are linear_attention and full_attention"]
+    if types.count("linear_attention") in (0, count):
+        return ["layer_types must have both linear_attention and full_attention"]
+    if not isinstance(nope, list) or not all(is_count(i, 0) for i in nope) or len({*nope}) != len(nope):
+        return [f"nope_layers must list layers, counted from 0, not {nope!r}"]
+    if wrong := [i for i in nope if i >= count or types[i] != "full_attention"]:
+        return [f"nope_layers has {wrong[0]}, and layer_types has no full_attention there"]
+    old = [i for i, name in enumerate(config.get("layer_types") or []) if name == "nope_attention"]
+    if old and sorted(nope) != old:
+        return [f"layer_types has nope_attention at {old}, and nope_layers is {nope}; write nope_layers alone"]
+    return []
+
+
+def _router_problems(config: Config) -> list[str]:
+    scoring, groups, kept = config["scoring_func"], config["n_group"], config["topk_group"]
+    experts, chosen = config["num_experts"], config["num_experts_per_tok"]
+    if scoring not in ("softmax", "sigmoid"):
+        return [f"scoring_func must be 'softmax' or 'sigmoid', not {scoring!r}"]
+    if scoring == "softmax":
+        without_effect = (groups, kept) != (1, 1)
+        return ["n_group and topk_group have no effect with scoring_func 'softmax'"] if without_effect else []
+    if not config["norm_topk_prob"]:  # upstream's fused routers on a GPU have no other way
+        return ["norm_topk_prob must be true with scoring_func 'sigmoid'"]
+    if not is_count(groups, 1) or experts % groups != 0 or experts // groups < 2:
+        return [f"n_group must divide num_experts ({experts}) into groups of two or more, not {groups!r}"]
+    if not is_count(kept, 1) or kept > groups:
+        return [f"topk_group must be 1 to n_group ({groups}), not {kept!r}"]
+    if kept * (experts // groups) < chosen:
+        left = kept * (experts // groups)
+        return [f"topk_group {kept} leaves {left} experts to choose num_experts_per_tok ({chosen}) from"]
+    return []
+
+
+def logit_problems(config: Config) -> list[str]:
+    """Check the transform of the logits."""
+    kind, cap = config.get("logit_transform", "none"), config.get("logit_softcap")
+    if kind not in ("none", "softcap", "sqrt_positive"):
+        return [f"logit_transform must be 'none', 'softcap' or 'sqrt_positive', not {kind!r}"]
+    if kind != "none" and config.get("final_logit_softcapping") is not None:
+        return ["final_logit_softcapping (upstream's own cap) excludes logit_transform; drop one"]
+    if kind == "softcap":
+        return [] if _is_number(cap) and cap > 0 else [f"logit_softcap must be a finite number above 0, not {cap!r}"]
+    return [f"logit_softcap has no effect with logit_transform {kind!r}; drop one"] if cap is not None else []
+
+
+# The kinds of rotary positions that the engine computes as transformers does, with their keys: those that each must
+# have, and those that it may have.
+_ROPE_TYPES: Mapping[str, tuple[Collection[str], Collection[str]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "llama3": (("factor", "high_freq_factor", "low_freq_factor"), ("original_max_position_embeddings",)),
+    "yarn": (
+        ("factor",),
+        (
+            "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
+            "original_max_position_embeddings", "truncate",
+        ),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rope:
+    """The rotary positions of a model.
+
+    - `theta`: the base.
+    - `partial`: the part of each head that is rotated.
+    - `scaling`: `rope_type` and its keys, as transformers names them; None for positions as they are.
+    """
+
+    theta: float
+    partial: float
+    scaling: Mapping[str, Any] | None
+
+    def engines_scaling(self, max_position_embeddings: int) -> dict[str, Any] | None:
+        """Give `scaling` as upstream's get_rope reads it in every release, for a model of that many positions.
+
+        For YaRN, get_rope knows `attn_factor`, by which it multiplies what it computes from `factor`, and not
+        `attention_factor`, which stands for both. The result has the two.
+        """
+        if self.scaling is None:
+            return None
+        scaling = dict(self.scaling)
+        if scaling["rope_type"] != "linear":
+            scaling.setdefault("original_max_position_embeddings", max_position_embeddings)
+        if scaling["rope_type"] == "yarn":
+            magnitudes = [scaling.pop(key, None) for key in ("mscale", "mscale_all_dim")]
+            if all(magnitudes):
+                first, second = (_yarn_magnitude(scaling["factor"], scale) for scale in magnitudes)
+                scaling.setdefault("attention_factor", first / second)
+            if "attention_factor" in scaling:
+                scaling["attn_factor"] = scaling["attention_factor"] / _yarn_magnitude(scaling["factor"])
+        return scaling
+
+
+def rope_of(config: Config, partial: float = 1.0) -> Rope:
+    """Read the rotary positions of a config.json without problems; `partial` is that of a model without the key.
+
+    Up to version 4, transformers writes `rope_theta`, `partial_rotary_factor` and `rope_scaling`; from 5 on,
+    `rope_parameters` with all of them in it.
+    """
+    merged = {"rope_theta": config.get("rope_theta"), "partial_rotary_factor": config.get("partial_rotary_factor")}
+    scaling: Mapping[str, Any] | None = None
+    for form in ("rope_scaling", "rope_parameters"):
+        found = _flat(config.get(form) or {})
+        merged |= {key: found[key] for key in merged if found.get(key) is not None}
+        rest = {k: v for k, v in found.items() if k not in (*merged, "attn_factor") and v is not None}
+        if rest.get("rope_type", "default") != "default":
+            scaling = rest
+    theta, given = merged["rope_theta"], merged["partial_rotary_factor"]
+    return Rope(theta=10000.0 if theta is None else theta, partial=partial if given is None else given, scaling=scaling)
+
+
+def rope_problems(config: Config, whole: bool = False) -> list[str]:
+    """Check the keys that `rope_of` reads, and that its two forms do not contradict each other.
+
+    With `whole`, `partial_rotary_factor` must be 1.
+    """
+    problems = [
+        f"{form} must be an object, not {config[form]!r}"
+        for form in ("rope_scaling", "rope_parameters")
+        if not isinstance(config.get(form) or {}, Mapping)
+    ]
+    if problems:
+        return problems
+    said: dict[str, tuple[str, Any]] = {}
+    for prefix, keys in (
+        ("", {key: config.get(key) for key in ("rope_theta", "partial_rotary_factor")}),
+        ("rope_scaling.", _flat(config.get("rope_scaling") or {})),
+        ("rope_parameters.", _flat(config.get("rope_parameters") or {})),
+    ):
+        for key, value in keys.items():
+            where, before = said.setdefault(key, (prefix + key, value))
+            if before is None:
+                said[key] = prefix + key, value
+            elif value is not None and value != before:
+                problems.append(f"{where} is {before!r}, and {prefix}{key} is {value!r}; drop one")
+    if problems:
+        return problems
+    given = {key: value for key, (_, value) in said.items() if value is not None}
+    return _rope_value_problems(given, {key: where for key, (where, _) in said.items()}, config, whole)
+
+
+def _rope_value_problems(given: Config, where: Mapping[str, str], config: Config, whole: bool) -> list[str]:
+    kind = given.get("rope_type", "default")
+    if kind not in _ROPE_TYPES:
+        return [
+            f"{where['rope_type']} must be one of {', '.join(_ROPE_TYPES)}, not {kind!r}: others are not computed as"
+            " transformers does"
+        ]
+    required, optional = _ROPE_TYPES[kind]
+    known = {"rope_theta", "partial_rotary_factor", "rope_type", *required, *optional}
+    problems = [f"rope_type {kind!r} needs {key}" for key in required if key not in given]
+    for key in sorted(given.keys() & known - {"rope_type", "truncate"}):
+        if not _is_number(given[key]) or given[key] <= 0:
+            problems.append(f"{where[key]} must be a number above 0, not {given[key]!r}")
+    if problems:
+        return problems
+    if kind == "yarn" and "attn_factor" in given:  # what `engines_scaling` adds, or what transformers does not read
+        others = {key: value for key, value in given.items() if key != "attn_factor"}
+        computed = Rope(theta=1.0, partial=1.0, scaling=others).engines_scaling(0) or {}
+        known |= {"attn_factor"} if given["attn_factor"] == computed.get("attn_factor") else set()
+    problems = [
+        f"{where[key]} has no meaning with rope_type {kind!r}{nearest(key, known)}" for key in given if key not in known
+    ]
+    partial, positions = given.get("partial_rotary_factor", 1.0), config.get("max_position_embeddings") or 0
+    if partial > 1 or (whole and partial != 1):
+        problems.append(f"{where['partial_rotary_factor']} must be {'1' if whole else 'at most 1'}, not {partial!r}")
+    covered = given.get("original_max_position_embeddings", positions) * given.get("factor", 1)
+    if kind == "yarn" and covered < positions:
+        problems.append(
+            f"max_position_embeddings ({positions}) is more than rope_type 'yarn' covers:"
+            f" original_max_position_embeddings times factor, {covered:g}"
+        )
+    return problems
+
+
+def extensions_of(config: object) -> list[str]:
+    """List the keys of the overlay that a configuration object of upstream's has, and that switch something on."""
+    return [key for key in EXTENSIONS if getattr(config, key, None) not in (None, 0, [], "none")]
+
+
+def lost_rope(config: object, said: Config) -> str | None:
+    """Say what a configuration object of upstream's lacks of a config.json whose `rope_parameters` it does not read."""
+    part, parameters = said.get("text_config"), said.get("rope_parameters")
+    if isinstance(part, Mapping) and (lost := lost_rope(getattr(config, "text_config", None), part)):
+        return lost
+    if not isinstance(parameters, Mapping):
+        return None
+    for key in ("rope_theta", "partial_rotary_factor"):
+        used = getattr(config, key, None)
+        if used is not None and parameters.get(key, used) != used:
+            return f"config.json has rope_parameters.{key} {parameters[key]!r}, and this model uses {key} {used!r}"
+    kind = parameters.get("rope_type", "default")
+    if kind != "default" and hasattr(config, "rope_theta") and not getattr(config, "rope_scaling", None):
+        return f"config.json has rope_parameters.rope_type {kind!r}, and this model uses no rope_scaling"
+    return None
+
+
+def settle_llama(config: Any, said: Config) -> None:
+    """Let the configuration object of a LlamaLogitShaping say what config.json says, in all of its forms.
+
+    Raises ValueError, naming the keys, unless `check_llama` finds it good.
+    """
+    refuse(check_llama(said))
+    _settle_rope(config, rope_of(said))
+
+
+def settle_qwen3_next_ext(config: Any, said: Config) -> None:
+    """Do the same for a Qwen3-Next-Ext, whose layers have two forms too."""
+    refuse(check_qwen3_next_ext(said))
+    config.layer_types, config.nope_layers = layers_of(said)
+    _settle_rope(config, rope_of(said, DEFAULTS["partial_rotary_factor"]))
+
+
+def settle_qwen3_next_ext_vl(config: Any, said: Config) -> None:
+    """Do the same for a Qwen3-Next-Ext-VL."""
+    refuse(check_qwen3_next_ext_vl(said))
+    settle_qwen3_next_ext(config.text_config, said.get("text_config") or {})
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raise ValueError if there are problems of a config.json."""
+    if lines := [f"config.json: {problem}" for problem in problems]:
+        raise ValueError("\n".join(lines))
+
+
+def _settle_rope(config: Any, rope: Rope) -> None:
+    config.rope_theta, config.partial_rotary_factor = rope.theta, rope.partial
+    there = getattr(config, "rope_parameters", None)
+    parameters = rope.engines_scaling(config.max_position_embeddings)
+    if parameters is not None or there is not None:
+        parameters = {"rope_type": "default", **(parameters or {}), "rope_theta": rope.theta}
+    if not hasattr(type(config), "rope_scaling"):  # from transformers 5 on, it is another name for the other
+        config.rope_scaling = parameters
+    if hasattr(type(config), "rope_scaling") or there is not None:
+        config.rope_parameters = parameters
+
+
+def written(held: Config, keys: Keys) -> dict[str, Any]:
+    """Give what a configuration object writes to config.json, of all that it holds: what its model reads.
+
+    The model has its own name there, and rotary positions have the form that all versions of transformers read.
+    """
+    known = _known(keys) | _WITHOUT_EFFECT
+    result = {key: value for key, value in held.items() if key in known or key.startswith("_")}
+    if own := result.pop("overlay_architecture", None):
+        result["architectures"] = [own]
+    if "rope_scaling" in keys.read:
+        result.pop("rope_parameters", None)
+        result["rope_scaling"] = rope_of(held).scaling
+    return result
+
+
+def _flat(parameters: Config) -> dict[str, Any]:
+    """Give the keys of rope_scaling or rope_parameters, with "rope_type" by that name if it is by its old one."""
+    flat = dict(parameters)
+    if "type" in flat and flat.setdefault("rope_type", flat["type"]) == flat["type"]:
+        del flat["type"]
+    return flat
+
+
+def _yarn_magnitude(factor: float, scale: float = 1.0) -> float:
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def is_count(value: object, least: int) -> bool:
+    """Tell whether a value is a whole number from `least` on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

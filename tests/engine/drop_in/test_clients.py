@@ -1,0 +1,51 @@
+"""A client without sglang, with versions of transformers that checkpoints of the overlay are to work with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from reference.checkpoints import TRAINED, TRAINED_ON_PICTURES
+
+from engine.drop_in.test_install import UV, run
+
+VERSIONS = ("4.57.6", "5.6.0", "5.24.0")
+CLIENT = """
+import json, sys
+from transformers import AutoConfig, AutoTokenizer
+found = []
+for folder in sys.argv[1:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    try:
+        AutoConfig.from_pretrained(folder)
+        config = "read"
+    except ValueError as error:
+        config = str(error)
+    found.append([tokenizer.decode(tokenizer.encode("Hi")), text, config])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(params=VERSIONS)
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Make an environment with nothing but that version of transformers and what templates need."""
+    run(sys.executable, "-m", "uv", "venv", "--no-project", "--python", sys.executable, tmp_path)
+    python = tmp_path / "bin" / "python"
+    run(*UV, "install", "--quiet", "--python", python, f"transformers=={request.param}", "jinja2")
+    return python
+
+
+def test_a_client_loads_the_tokenizer_and_is_told_that_the_model_is_ours(client: Path) -> None:
+    words: list[str | Path] = [client, "-c", CLIENT, TRAINED, TRAINED_ON_PICTURES]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for (decoded, text, config), name in zip(
+        json.loads(done.stdout), ("qwen3_next_ext", "qwen3_next_ext_vl"), strict=True
+    ):
+        assert decoded == "Hi"
+        assert text == "<|im_start|>user\nHi<|im_end|>\n"
+        assert f"has model type `{name}` but Transformers does not recognize this architecture" in config
