@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         type=Path,
         metavar="SOURCE",
-        help="a patch, a folder of patches, a mailbox of `git format-patch`, or a fork's checkout or wheel",
+        help="a patch, a folder of patches, a mailbox of `git format-patch`, or a fork: its checkout, or its wheel,"
+        " which may be unpacked",
     )
     parser.add_argument(
         "--base",

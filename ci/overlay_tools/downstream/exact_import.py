@@ -12,7 +12,13 @@ from unidiff import PatchSet
 from overlay_tools.archive.mode import with_mode
 from overlay_tools.downstream.committed_hooks import CommittedHook
 from overlay_tools.downstream.diff import make_diff
-from overlay_tools.downstream.foreign_patch import FileChange, ForeignPatch, apply_as_stated, last_contents
+from overlay_tools.downstream.foreign_patch import (
+    FileChange,
+    ForeignPatch,
+    apply_as_stated,
+    lacks_context,
+    last_contents,
+)
 from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.errors import REPORT, BuildError, PatchError
 from overlay_tools.patches.apply import apply_series
@@ -230,6 +236,11 @@ class ExactImport:
         """Return what the lines of a patch make of a file, and of it as the patches know it, `seen`."""
         name = change.name
         (parsed,) = PatchSet.from_string(change.diff)
+        if bare := next((hunk for hunk in parsed if lacks_context(hunk)), None):
+            raise PatchError(
+                f"{patch.path}:{change.line}: the hunk of line {bare.source_start} of {name} has no context, so that"
+                " nothing says where it belongs; `git diff` without -U0 gives it some."
+            )
         stated = None if seen is None else apply_as_stated(seen, parsed)
         if seen is None or stated is None:
             made = self._apply_diff(patch, change, change.diff, read)

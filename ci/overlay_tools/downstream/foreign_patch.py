@@ -20,7 +20,10 @@ from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import FORWARDED, HOOK_NAME, blob_id
 from overlay_tools.subprocesses import git
 
-_HINT = "SOURCE is a patch, a folder of patches, a mailbox of `git format-patch`, or a fork's checkout or wheel."
+HINT = (
+    "SOURCE is a patch, a folder of patches, a mailbox of `git format-patch`, or a fork: a checkout, or a wheel,"
+    " which may be unpacked."
+)
 _NOT_EXPRESSED = tuple(
     (re.compile(pattern, re.MULTILINE), reason)
     for pattern, reason in (
@@ -29,6 +32,8 @@ _NOT_EXPRESSED = tuple(
         (r"^(?:new file mode|new mode|deleted file mode) (?:12|16)0000", "it is a link, which a wheel cannot hold"),
     )
 )  # by the head of a file's diff
+_ARCHIVES = (".tar.gz", ".tgz", ".tar", ".tar.xz", ".tar.bz2", ".zip")
+_SHOWN = re.compile(r"^commit [0-9a-f]{40}\b.*\n", re.MULTILINE)
 _SECTION = re.compile(r"^diff --git .*\n", re.MULTILINE)
 
 
@@ -77,6 +82,8 @@ def read_patches(source: Path) -> list[ForeignPatch]:
 
     Raises PatchError if one of them is absent, empty, or not a patch.
     """
+    if source.name.endswith(_ARCHIVES):
+        raise PatchError(f"{source} is an archive.", hint=f"Unpack it, and give its folder. {HINT}")
     if source.is_dir():
         return [patch for path in _patches_of(source) for patch in _read_file(path)]
     return _read_file(source)
@@ -116,6 +123,11 @@ def apply_as_stated(content: bytes, file: PatchedFile) -> bytes | None:
     return with_mode("".join(lines).encode("utf-8", "surrogateescape"), executable=is_executable(content))
 
 
+def lacks_context(hunk: Hunk) -> bool:
+    """Tell whether a hunk only inserts lines, and says of none where they belong but by its number, as of `-U0`."""
+    return bool(hunk.source_start) and not hunk.source_length
+
+
 def last_contents(patches: Sequence[ForeignPatch]) -> dict[str, bytes]:
     """Return, by path, what becomes of the files that patches add, with what later ones do to them."""
     last: dict[str, bytes] = {}
@@ -151,11 +163,11 @@ def _patches_of(folder: Path) -> list[Path]:
         lines = series.read_text(encoding="utf-8").splitlines()
         paths = [folder / line.split()[0] for line in lines if line.partition("#")[0].strip()]
         if absent := [path for path in paths if not path.is_file()]:
-            raise PatchError(*(f"{series} lists {path.name}, which is not there." for path in absent), hint=_HINT)
+            raise PatchError(*(f"{series} lists {path.name}, which is not there." for path in absent), hint=HINT)
     else:
         paths = sorted(path for path in folder.iterdir() if path.suffix in (".patch", ".diff", ".mbox", ".eml"))
     if not paths:
-        raise PatchError(f"There is no patch in {folder}, and no sglang/ or python/sglang/.", hint=_HINT)
+        raise PatchError(f"There is no patch in {folder}, and no sglang/ or python/sglang/.", hint=HINT)
     return paths
 
 
@@ -163,10 +175,14 @@ def _read_file(path: Path) -> list[ForeignPatch]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise PatchError(f"{path}: {error.strerror}.", hint=_HINT) from None
+        raise PatchError(f"{path}: {error.strerror}.", hint=HINT) from None
+    if data.count(b"\n") == data.count(b"\r\n"):  # a mail on its way: no file has given it these ends
+        data = data.replace(b"\r\n", b"\n")
     text = data.decode("utf-8", "surrogateescape")
     head, diff = _split(text)
-    if re.match(r"From \S+ ", text):
+    if _SHOWN.match(text):
+        patches = list(_read_shown(path, text))
+    elif re.match(r"From \S+ ", text):
         patches = list(_read_mailbox(path, data, 1))
     elif {"From", "Subject", "Date"} <= {*HeaderParser().parsestr(head)}:
         patches = list(_read_mailbox(path, b"From mail Mon Sep 17 00:00:00 2001\n" + data, 0))
@@ -174,8 +190,20 @@ def _read_file(path: Path) -> list[ForeignPatch]:
         patch = _make_patch(path, path.name, _read_header(head), diff)
         patches = [dataclasses.replace(patch, files=_with_lines(patch.files, text, 1))]
     if not any(patch.files for patch in patches):
-        raise PatchError(f"{path} is not a patch: there is no diff in it.", hint=_HINT)
+        raise PatchError(f"{path} is not a patch: there is no diff in it.", hint=HINT)
     return patches
+
+
+def _read_shown(path: Path, text: str) -> Iterator[ForeignPatch]:
+    """Yield the patches of what `git show` or `git log -p` prints: commits, each with its message indented."""
+    starts = [found.start() for found in _SHOWN.finditer(text)]
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(text)], strict=True), 1):
+        head, diff = _split(text[start:end])
+        message = "\n".join(line[4:] for line in head.split("\n") if not line or line.startswith("    "))
+        title = path.name if len(starts) == 1 else f"{path.name} {number}/{len(starts)}"
+        patch = _make_patch(path, title, _header_of(message), diff)
+        line = text.count("\n", 0, start) + 1
+        yield dataclasses.replace(patch, files=_with_lines(patch.files, text[start:end], line))
 
 
 def _read_mailbox(path: Path, data: bytes, line: int) -> Iterator[ForeignPatch]:
@@ -200,7 +228,7 @@ def _read_mailbox(path: Path, data: bytes, line: int) -> Iterator[ForeignPatch]:
 def _git(path: Path, folder: Path, words: Sequence[str], stdin: str | None = None) -> str:
     done = git(words, cwd=folder, stdin=stdin)
     if done.returncode != 0:
-        raise PatchError(f"{path}: git cannot read the mailbox: {done.stderr.strip()}", hint=_HINT)
+        raise PatchError(f"{path}: git cannot read the mailbox: {done.stderr.strip()}", hint=HINT)
     return done.stdout
 
 
@@ -216,6 +244,7 @@ def _read_header(head: str) -> dict[str, str]:
     if "Subject" in fields or "Description" in fields:
         known = dict(fields.items())
         subject, _, rest = known.get("Subject", known.get("Description", "")).partition("\n")
+        rest = rest or str(fields.get_payload()).strip().removesuffix("---")
         return _clean({"Why": known.get("Description", rest) or rest, **known, "Subject": subject})
     return _header_of(head.strip())
 
@@ -246,7 +275,7 @@ def _make_patch(path: Path, title: str, header: dict[str, str], diff: str) -> Fo
     try:
         files = [change for section in _sections(diff) for change in _read_section(section)]
     except UnidiffParseError as error:
-        raise PatchError(f"{title}: the diff cannot be read: {error}.", hint=_HINT) from None
+        raise PatchError(f"{title}: the diff cannot be read: {error}.", hint=HINT) from None
     header.setdefault("Subject", named)
     return ForeignPatch(title=title, path=path, name=name, header=header, files=files)
 
@@ -256,9 +285,11 @@ def _with_lines(files: Sequence[FileChange], text: str, first: int) -> list[File
     found, at = [], 0
     for file in files:
         head = next((line for line in file.diff.split("\n") if line.startswith("@@ ")), "")
-        place = text.find(f"\n{head.rstrip()}", at) if head else -1
-        if place >= 0:
-            at = place + 1
+        # A length of 1 is left out where git writes it, and is there where it was parsed.
+        pattern = re.sub(r",(\d+)", r"(?:,\1)?", re.escape(head.partition(" @@")[0]))
+        place = re.compile(rf"\n{pattern} @@").search(text, at) if head else None
+        if place is not None:
+            at = place.start() + 1
             file = dataclasses.replace(file, line=first + text.count("\n", 0, at))
         found.append(file)
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.downstream.diff import make_diff
-from overlay_tools.downstream.foreign_patch import FileChange, ForeignPatch, new_file, slug
+from overlay_tools.downstream.foreign_patch import HINT, FileChange, ForeignPatch, new_file, slug
 from overlay_tools.errors import OverlayError, WorktreeError
 from overlay_tools.subprocesses import git_bytes
 from overlay_tools.upstream.download import fetch
@@ -20,7 +20,6 @@ from overlay_tools.upstream.lockfile import Lock
 from overlay_tools.upstream.source_tree import source_wheel
 
 _VERSION_FILE = "sglang/_version.py"  # each build writes its own
-_HINT = "SOURCE is a patch, a folder of patches, a mailbox of `git format-patch`, or a fork's checkout or wheel."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +60,7 @@ def open_fork(source: Path, exclude: Sequence[str], stack: ExitStack) -> Fork:
         crcs, metadata = {name: zlib.crc32(read(name)) for name in _files_of(source, root)}, _metadata_of(root)
     kept = {name: crc for name, crc in crcs.items() if not _excluded(name, exclude)}
     if not kept:
-        raise WorktreeError(f"{source} has no file under sglang/: it is not a fork of SGLang.", hint=_HINT)
+        raise WorktreeError(f"{source} has no file under sglang/: it is not a fork of SGLang.", hint=HINT)
     return Fork(path=source, crcs=kept, read=read, metadata=metadata)
 
 

@@ -10,7 +10,7 @@ from unidiff import Hunk, PatchSet
 
 from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.downstream.exact_import import ExactAttempt, ExactImport
-from overlay_tools.downstream.foreign_patch import FileChange, ForeignPatch
+from overlay_tools.downstream.foreign_patch import FileChange, ForeignPatch, lacks_context
 from overlay_tools.patches.apply import find_block, find_hunk
 from overlay_tools.patches.best_place import find_best_place
 from overlay_tools.patches.edited_file import Edit, EditedFile, EditedTree, Region, hook_lines, upstream_lines
@@ -124,12 +124,13 @@ class MarkedImport:
         """
         before, after = sides(hunk)
         view = hook_lines(file.parts)
-        places = find_hunk(view, hunk) if before else []
+        bare = lacks_context(hunk)
+        places = [] if bare else find_hunk(view, hunk)
         place = _choose(places, hunk, shift)
         if place is not None:
             _replace(file, range(place, place + len(before)), before, after, settled=True)
             return True
-        if before and not places and after and find_block(view, after):
+        if not bare and not places and after and find_block(view, after):
             return False
         if moving is not None:
             placement = place_hunk(moving)
@@ -181,7 +182,7 @@ def _apply_exactly(lines: Sequence[str], hunks: Sequence[Hunk]) -> list[str] | N
     lines, shift = list(lines), 0
     for hunk in hunks:
         before, after = sides(hunk)
-        places = find_hunk(lines, hunk) if before else []
+        places = [] if lacks_context(hunk) else find_hunk(lines, hunk)
         place = _choose(places, hunk, shift)
         if place is None:
             return None
@@ -224,7 +225,8 @@ def _put_conflict(file: EditedFile, hunk: Hunk, places: Sequence[int], stated: i
         span = range(nearest, nearest + len(before))
     else:
         view = hook_lines(file.parts)
-        span = find_best_place(view[:-1] if view[-1] == "" else view, before, 0 if begins_file(hunk) else stated)
+        line = 0 if begins_file(hunk) and not lacks_context(hunk) else stated
+        span = find_best_place(view[:-1] if view[-1] == "" else view, before, line)
     _replace(file, span, before, after, settled=False)
 
 

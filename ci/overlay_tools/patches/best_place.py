@@ -21,7 +21,7 @@ def find_best_place(lines: Sequence[str], block: Sequence[str], stated: int) -> 
     size, known = len(wanted), set(wanted)
     hits = [text in known for _, text in full]
     best, place = 0, 0
-    windows = range(max(1, len(full) - size + 1) if full else 0)
+    windows = range(max(1, len(full) - size + 1) if full and wanted else 0)
     for at in sorted(windows, key=lambda at: -sum(hits[at : at + size])):  # no window has more in common than hits
         if sum(hits[at : at + size]) < best:
             break

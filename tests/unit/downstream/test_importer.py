@@ -495,6 +495,60 @@ def test_a_source_of_which_nothing_fits_is_a_failure(
     assert mini.content() == before
 
 
+@pytest.mark.parametrize("kind", ["mail", "folder", "plain", "no-prefix", "wheel-paths", "shown", "crlf", "quilt"])
+def test_a_patch_is_read_however_it_was_sent(mini: Miniature, elsewhere: Path, kind: str) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Größer\n\nIt was small.", {f"python/{ENGINE_FILE}": FASTER, "python/sglang/größe.txt": "acht\n"})
+    mail = mailed(fork, 1, one=True)
+    source = {"mail": mail, "folder": elsewhere / "mails", "quilt": elsewhere / "quilt"}.get(
+        kind, elsewhere / "a.patch"
+    )
+    if kind == "folder":
+        mailed(fork, 1)
+    elif kind == "plain":
+        source.write_text(git(fork, "diff", "HEAD~"))
+    elif kind == "no-prefix":
+        source.write_text(git(fork, "diff", "--no-prefix", "HEAD~"))
+    elif kind == "wheel-paths":
+        source.write_text(git(fork, "diff", "--relative=python", "HEAD~"))
+    elif kind == "shown":
+        source.write_text(git(fork, "log", "-p", "-1"))
+    elif kind == "crlf":
+        source.write_bytes(mail.read_bytes().replace(b"\n", b"\r\n"))
+    elif kind == "quilt":
+        write(source, {"patches.txt": "", "series": "# ours\n\nbigger.diff -p1 # as quilt has it\n"})
+        write(source, {"bigger.diff": f"Subject: Größer\n\nIt was small.\n\n---\n{git(fork, 'diff', 'HEAD~')}"})
+    (row,) = brought_in(mini, source).rows
+    assert (row.outcome, row.added) == ("brought in", ["sglang/größe.txt"])
+    assert in_wheel(mini, ENGINE_FILE) == FASTER
+    assert in_wheel(mini, "sglang/größe.txt") == "acht\n"
+    if kind in ("mail", "folder", "shown", "crlf", "quilt"):
+        header = load_series(mini.root / "patches")[-1].variants[0].header
+        assert (header["Subject"], header["Why"]) == ("Größer", "It was small.")
+
+
+def test_commits_that_git_shows_are_patches_each(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Four", {f"python/{FILE}": LAST})
+    commit(fork, "Five\n\nHook: of-five", {f"python/{FILE}": LAST.replace("return 4", "return 5")})
+    (elsewhere / "both.patch").write_text(git(fork, "log", "-p", "--reverse", "-2"))
+    plan = brought_in(mini, elsewhere / "both.patch")
+    assert outcomes(plan) == [("both.patch 1/2", "brought in", "four"), ("both.patch 2/2", "brought in", "of-five")]
+
+
+def test_lines_without_context_are_not_put_anywhere(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Two", {f"python/{FILE}": LOADER.replace("    return 1\n", "    print()\n    return 1\n")})
+    (elsewhere / "bare.patch").write_text(git(fork, "diff", "-U0", "HEAD~"))
+    plan = planned(mini, elsewhere / "bare.patch")
+    assert [row.outcome for row in plan.rows] == ["conflict"]
+    assert notes(plan).startswith(
+        f"{elsewhere / 'bare.patch'}:5: the hunk of line 1 of sglang/loader.py has no context"
+    )
+    (marked,) = plan.marked
+    assert b"def other():\n<<<<<<< sglang 1.0, with the hooks\n=======\n    print()\n>>>>>>> " in marked.files[FILE]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -505,6 +559,7 @@ def test_a_source_of_which_nothing_fits_is_a_failure(
         (["listed"], "lists absent.patch, which is not there"),
         (["other-1.0-py3-none-any.whl"], "is not a fork of SGLang"),
         (["text.whl"], "cannot be read as a wheel"),
+        (["fork-1.0.tar.gz"], "fork-1.0.tar.gz is an archive"),
         (["good.patch", "--base", "9.9"], "holds no release '9.9'"),
         (["good.patch", "--releases", "new"], "'new' is not a range of releases"),
         (["good.patch", "--exclude", "x"], "--exclude goes with a fork only"),
@@ -516,7 +571,14 @@ def test_bad_input_is_one_error(
 ) -> None:
     good = difference(elsewhere, "good", loader=(LOADER, LAST)).read_text()
     write(elsewhere, {"text.patch": "hello\n", "text.whl": "hello\n", "empty/none.txt": "", "short.patch": good[:-20]})
-    write(elsewhere, {"listed/series": "absent.patch\n", "short.patch": good.rsplit("\n", 3)[0] + "\n"})
+    write(
+        elsewhere,
+        {
+            "fork-1.0.tar.gz": b"\x1f\x8b",
+            "listed/series": "absent.patch\n",
+            "short.patch": good.rsplit("\n", 3)[0] + "\n",
+        },
+    )
     write_wheel(elsewhere / "other-1.0-py3-none-any.whl", {"other/x.py": b"", "other-1.0.dist-info/METADATA": b""})
     write_wheel(elsewhere / "same-1.0-py3-none-any.whl", upstream())
     before = mini.content()
