@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from unidiff import PatchedFile
 
+from overlay_tools.api_check.bindings import absolute_module
 from overlay_tools.api_check.references import Reference, code_references
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.errors import PatchError, WheelError
@@ -77,6 +79,24 @@ def hook_references(project: Project, resolver: NameResolver, hooks: AppliedHook
             if name.endswith(".py") and module is not None and after is not None and last is not None:
                 lines = _added_lines(applied.patch, file, after, last)
                 yield from code_references(resolver, module, where, lines)
+            if source_of(file).endswith(".py") and hooks.files.get(source_of(file), b"") is None:
+                yield from _imports_of(resolver.sources, module_name(source_of(file)), where)
+
+
+def _imports_of(sources: SourceTree, module: str, where: str) -> Iterator[Reference]:
+    """Yield each file of the release that imports a module which a hook takes away: all of them still name it."""
+    package, _, last = module.rpartition(".")
+    for path in sources.holding(last):
+        here = module_name(path) if path.endswith("/__init__.py") else module_name(path).rpartition(".")[0]
+        for node in ast.walk(sources.tree(path) or ast.Pass()):
+            if isinstance(node, ast.ImportFrom):
+                source = absolute_module(node, here)
+                named = source == module or (source == package and any(alias.name == last for alias in node.names))
+            else:
+                named = isinstance(node, ast.Import) and any(alias.name == module for alias in node.names)
+            if named:
+                yield Reference(where=where, kind="import", what=f"{path}: {module}", problem="a hook takes it away")
+                break
 
 
 def _last_name(name: str, later: Sequence[AppliedPatch]) -> str:

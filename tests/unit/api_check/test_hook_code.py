@@ -119,6 +119,28 @@ def test_what_a_hook_deletes_is_not_there(ours: Miniature) -> None:
     assert any("import sglang.srt.layers.router" in line for line in misfits(check(ours)))
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("from sglang.srt.layers.router import Router\n", True),
+        ("def f():\n    import sglang.srt.layers.router\n", True),
+        ("from .layers import router\n", True),
+        ("from .layers.router import Router\n", True),
+        ("router = 1\nfrom sglang.srt.layers.other import router\n", False),
+        ("from sglang.srt.layers.router import Router\n" * 2, True),
+    ],
+)
+def test_a_file_that_imports_what_a_hook_deletes_is_named_once(ours: Miniature, text: str, named: bool) -> None:
+    ours.add_hook("less", {ROUTER: textwrap.dedent(UPSTREAM[ROUTER])}, {}, ">=1.0,<=1.1")
+    said = [item for item in check(ours, {"sglang/srt/user.py": text}) if item.what.startswith("sglang/srt/user.py")]
+    assert [(item.where, item.kind, item.what, item.problem) for item in said] == [
+        (
+            "patches/less/1.0.patch", "import", "sglang/srt/user.py: sglang.srt.layers.router",
+            "a hook takes it away",
+        )
+    ] * named  # fmt: skip
+
+
 def test_what_a_hook_renames_is_under_its_new_name(ours: Miniature) -> None:
     new = "sglang/srt/layers/new_router.py"
     rename(ours, "renamed", ROUTER, new, UPSTREAM[ROUTER])
