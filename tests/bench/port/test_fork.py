@@ -17,7 +17,7 @@ from overlay_tools.subprocesses import run
 from overlay_tools.upstream.source_tree import open_source_tree
 from overlay_tools.wheels.overlay_files import read_package
 
-from bench.port.scratch_checkout import ScratchCheckout
+from bench.port.scratch_checkout import ROOT, ScratchCheckout
 
 FORK = "sglang-kt==0.7.2"  # on the package index
 BASE, NEXT = "0.5.9", "0.5.10.post1"
@@ -38,11 +38,13 @@ def test_a_fork_is_brought_in_built_and_carried_on(pytestconfig: pytest.Config, 
     (made,) = (checkout.folder / "dist").glob(f"sglang-{BASE}*.whl")
     theirs, files = contents(wheel), contents(made)
     different = {name for name in {*theirs, *files} if theirs.get(name) != files.get(name)}
+    own = [hook for hook in load_series(ROOT / "patches") if not hook.due.contains(NEXT, prereleases=True)]
+    leave = [word for hook in own for word in ("--leave", hook.name)]
     others = [version for version in checkout.lock if version != BASE]
     with console.step(f"Build the other {len(others)} releases"):
         unbuilt = {version: error for version in others if (error := checkout.run("build", version).error)}
     with console.step(f"Port to {NEXT}"):
-        ported = checkout.run("port", NEXT, "--take", "*")
+        ported = checkout.run("port", NEXT, "--take", "*", *leave)
     outcomes = Counter(outcome for _, outcome in ported.outcomes)
     console.table(
         f"{FORK}, but for {EXCLUDED}, on sglang {BASE}",
