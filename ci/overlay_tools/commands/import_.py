@@ -105,8 +105,8 @@ def _show(plan: ImportPlan) -> None:
         new = [f"new: overlay/{name}" for name in row.added if name != row.title]
         for note in (*row.notes, *new):
             console.line(f"{row.title}: {note.removeprefix(f'{row.title}: ')}", _STYLES.get(row.outcome, ""))
-    for line in plan.settings.requirements:
-        console.line(f"sglang {plan.base} {line}")
+    for line in [*(f"sglang {plan.base} {change}" for change in plan.settings.requirements), *plan.settings.kept]:
+        console.line(line)
     for warning in plan.warnings:
         console.line(f"warning: {warning}", "yellow")
     console.line(", ".join(f"{sum(row.outcome == outcome for row in plan.rows)} {outcome}" for outcome in OUTCOMES))

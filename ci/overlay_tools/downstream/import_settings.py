@@ -19,12 +19,13 @@ from overlay_tools.wheels.overlay_files import names_of
 class ImportSettings:
     """What becomes of pyproject.toml.
 
-    `text`: all of it; `releases`: those that take each new file; `requirements`: what the base requires then, and
-    `warnings` what of it cannot be written, a line each.
+    `text`: all of it; `releases`: those that take each new file; `kept`: which have a file of that name, a line each;
+    `requirements`: what the base requires then, and `warnings` what of it cannot be written, a line each.
     """
 
     text: str
     releases: Mapping[str, Sequence[str]]
+    kept: Sequence[str]
     requirements: Sequence[str]
     warnings: Sequence[str]
 
@@ -47,13 +48,16 @@ def plan_settings(
     new = [name for name in overlay if name not in gone and not (project.overlay / name).is_file()]
     text = project.settings.read_bytes().decode("utf-8")
     releases = {name: _taking(name, base, wanted, sources) for name in sorted(new)}
+    kept = [
+        line for tree in sources.values() if (line := _kept(tree, [n for n in new if tree.version not in releases[n]]))
+    ]
     if wanted is None:
         ranges = dict.fromkeys(releases, specifier([base], versions))
     else:
         ranges = {name: due_range(taking, versions) for name, taking in releases.items()}
     text = with_ranges(text, ranges, {*names_of(project.overlay), *new} - gone)
     if metadata is None:
-        return ImportSettings(text=text, releases=releases, requirements=[], warnings=[])
+        return ImportSettings(text=text, releases=releases, kept=kept, requirements=[], warnings=[])
     found = compare_requirements(*metadata)
     changes = [*(f"requires {each}" for each in found.override), *(f"excludes {each}" for each in found.exclude)]
     warnings = list(found.left_out)
@@ -64,7 +68,7 @@ def plan_settings(
             [*warnings, *(f"{change}: not written, for {rules[0].where} has others." for change in changes)],
         )
     return ImportSettings(
-        text=text, releases=releases, requirements=changes if text != before else [], warnings=warnings
+        text=text, releases=releases, kept=kept, requirements=changes if text != before else [], warnings=warnings
     )
 
 
@@ -76,3 +80,10 @@ def _taking(name: str, base: str, wanted: SpecifierSet | None, sources: Mapping[
         if version == base
         or (wanted is not None and wanted.contains(version, prereleases=True) and tree.read(name) is None)
     ]
+
+
+def _kept(tree: SourceTree, names: Sequence[str]) -> str:
+    """Say which new files a release does not take and has its own of, "" if none."""
+    own = sorted(name for name in names if tree.read(name) is not None)
+    rest = f" and {len(own) - 1} more" if own[1:] else ""
+    return f"sglang {tree.version} has its own {own[0]}{rest}, and keeps what it has." if own else ""

@@ -300,8 +300,10 @@ def test_new_files_go_to_the_base_alone(mini: Miniature, elsewhere: Path) -> Non
     mini.lock_release("1.1", upstream("1.1") | {"sglang/since.py": b"SINCE = 1.1\n"})
     fork = checkout(elsewhere)
     commit(fork, "Since", {"python/sglang/since.py": "SINCE = 1.0\n", "python/sglang/ours.py": "OURS = 1\n"})
-    (row,) = brought_in(mini, mailed(fork, 1)).rows
+    plan = brought_in(mini, mailed(fork, 1))
+    (row,) = plan.rows
     assert (row.releases, row.added) == (["1.0"], ["sglang/ours.py", "sglang/since.py"])
+    assert plan.settings.kept == ["sglang 1.1 has its own sglang/since.py, and keeps what it has."]
     assert in_wheel(mini, "sglang/since.py") == "SINCE = 1.0\n"
     assert in_wheel(mini, "sglang/since.py", "1.1") == "SINCE = 1.1\n"
     with pytest.raises(KeyError):
