@@ -132,9 +132,9 @@ def git(arguments: Words, *, cwd: Path, stdin: str | None = None) -> subprocess.
     return run(["git", *arguments], cwd=cwd, env=_git_env(cwd), stdin=stdin, check=False)
 
 
-def git_bytes(arguments: Words, *, cwd: Path) -> subprocess.CompletedProcess[bytes]:
+def git_bytes(arguments: Words, *, cwd: Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run git as `git` does, and return its output as it is: text would have its line ends made alike."""
-    return _capture(["git", *arguments], cwd, _git_env(cwd), None)
+    return _capture(["git", *arguments], cwd, _git_env(cwd), stdin)
 
 
 def _git_env(cwd: Path) -> dict[str, str | None]:

@@ -1,7 +1,7 @@
 """Carry the overlay to a release that is not locked yet: its hooks, its contract, its wheel; then lock it.
 
 Nothing in patches/ and upstream.lock changes before all of it holds. Until then, what a person has to settle is in
-.nox/porting: the release as it is to be locked, and a worktree with the hooks that hold, one commit each.
+.nox/porting: the release as it is to be locked, and a worktree with a commit for each hook, open ones with markers.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from overlay_tools import console
-from overlay_tools.downstream.answers import GO_ON, Answers, commits_by_hook
-from overlay_tools.downstream.follow import Follower, HunkReport, LockedReleases, show
+from overlay_tools.downstream.answers import GO_ON, Answers
+from overlay_tools.downstream.follow import Follower, HunkReport, LockedReleases, count_outcomes, show
 from overlay_tools.downstream.not_due import Ask, NotDue
 from overlay_tools.downstream.port_state import PortState, in_progress, no_port
+from overlay_tools.downstream.port_worktree import check_out, prepare
 from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.downstream.selection import NOTHING, Wanted, select
 from overlay_tools.downstream.staging import staged_project
@@ -29,7 +30,6 @@ from overlay_tools.errors import PortError
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import load_checked_series
 from overlay_tools.patches.model import Hook
-from overlay_tools.patches.relocate import RelocatedPatch
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
 from overlay_tools.upstream.asked import AskedRelease
@@ -38,10 +38,9 @@ from overlay_tools.upstream.lockfile import Lock, Release, dump_lock, load_lock
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, source_wheel
 from overlay_tools.wheels.overlay_files import read_package
 
-_FOR_NOT_DUE = (
-    "--take and --leave are for hooks that are not due, before one after them is to be settled;"
-    " `nox -s port -- --abort` lets you begin again."
-)
+_FOR_NOT_DUE = "--take and --leave are for hooks that are not due; `nox -s port -- --abort` lets you begin again."
+
+_MANY = 50  # hunks: with more of them open, an error has a line for each hook and none for each hunk
 
 
 class Port:
@@ -81,7 +80,7 @@ class Port:
             raise _locked(release.version, hooks)
         shutil.rmtree(self.folder, ignore_errors=True)
         state = PortState(release=release, taken=selection.taken, left=selection.left, dropped=selection.dropped)
-        return self._advance(state, ask, settle=False)
+        return self._advance(state, hooks, ask)
 
     def resume(self, wanted: Wanted = NOTHING, *, ask: Ask | None = None) -> list[HunkReport]:
         """Take over what a person has settled in the worktree, and go on.
@@ -92,31 +91,23 @@ class Port:
         """
         state = PortState.read(self.folder)
         undo(self.project.root)
-        hooks, held = load_series(self.project.patches), commits_by_hook(self.tree)
-        names = [hook.name for hook in hooks]
+        self._end_move(state)
+        hooks = load_series(self.project.patches)
         said = select(hooks, state.release.version, wanted, state.taken)
-        faults = [f"Hook {name} has a commit in {self.tree.folder}." for name in said.dropped if name in held]
-        if faults or said.faults:
-            hint = "What is dropped is the hook to be settled, or one after it." if faults else _FOR_NOT_DUE
+        held = self._held() if said.left else set[str]()
+        faults = [f"Hook {name} has a commit in {self.tree.folder}." for name in said.left if name in held]
+        if said.faults + faults:
+            hint = f"`--drop HOOK` takes a hook out of the worktree. {_FOR_NOT_DUE}"
             raise PortError(*said.faults, *faults, hint=hint)
         _check_dropped(hooks, said.dropped, state.release.version, load_lock(self.project.lock))
-        settled = {*held, state.open} if self.tree.folder.exists() else set[str]()
-        if faults := [
-            f"Hook {name} cannot be decided anew: {later} stands in {self.tree.folder} already."
-            for name in [*said.taken, *said.left]
-            for later in names[names.index(name) :]
-            if later in settled
-        ]:
-            raise PortError(*faults, hint=_FOR_NOT_DUE)
-        if state.open in said.dropped and self.tree.folder.exists():
-            self.tree.git("reset", "--quiet", "--hard")  # what is proposed for it
         state = dataclasses.replace(
             state,
-            dropped=[*dict.fromkeys([*state.dropped, *said.dropped])],
+            dropped=[*dict.fromkeys([*(name for name in state.dropped if name not in said.taken), *said.dropped])],
             taken=[*(name for name in state.taken if name not in said.left), *said.taken],
             left=[*(name for name in state.left if name not in said.taken), *said.left],
         )
-        return self._advance(state, ask, settle=state.open not in state.dropped)
+        state.write(self.folder)  # what was said holds, whatever comes
+        return self._advance(state, hooks, ask)
 
     def abort(self) -> None:
         """Give up a port; nothing but .nox/porting goes.
@@ -128,26 +119,19 @@ class Port:
             raise no_port()
         shutil.rmtree(self.folder)
 
-    def _advance(self, state: PortState, ask: Ask | None, *, settle: bool) -> list[HunkReport]:
-        """Follow the hooks as far as they hold; where all of them do, try the release and lock it.
-
-        Parameters: `settle`, whether what is not committed in the worktree settles a hook.
-        """
+    def _advance(self, state: PortState, hooks: Sequence[Hook], ask: Ask | None) -> list[HunkReport]:
+        """Follow the hooks; where all of them hold, try the release and lock it."""
         release, wheel = state.release, source_wheel(state.release)
-        lock, hooks = load_lock(self.project.lock), load_series(self.project.patches)
+        lock = load_lock(self.project.lock)
         versions = sorted({*lock, release.version}, key=Version)
         queue = PatchQueue(hooks, versions)
         with console.step(f"Fetch {wheel.name}"):
             fetch(release, wheel, self.cache)
         with ExitStack() as stack:
             sources = stack.enter_context(open_source_tree(release, self.cache))
-            follower = Follower(
-                HookedTree(sources),
-                LockedReleases(lock, self.cache, stack),
-                queue,
-                Answers(self.tree, settle=settle),
-                self.project.patches,
-            )
+            answers = Answers(self.tree, hooks, state.open, state.dropped) if self.tree.folder.exists() else None
+            locked = LockedReleases(lock, self.cache, stack)
+            follower = Follower(HookedTree(sources), locked, queue, answers, state, self.project.patches)
             not_due = NotDue(state.taken, state.left, ask)
             for number, hook in enumerate(hooks):
                 if hook.name in state.dropped:
@@ -156,11 +140,12 @@ class Port:
                     follower.follow(hook, hooks[:number])
                 elif release.version not in lock or hook.name in state.taken:
                     follower.consider(hook, hooks[:number], not_due)
+            follower.finish()
             show(follower.reports)
             state = dataclasses.replace(state, taken=not_due.taken, left=not_due.left)
             self._stop_at_questions(state, not_due.open)
-            self._update_worktree(follower, sources)
-            self._stop_at_open(state, follower.open)
+            state = self._update_worktree(state, follower, sources)
+            self._stop_at_open(follower)
             files = queue.files((self.project.patches / "series").read_text(encoding="utf-8"))
             self._try(state, files, versions, sources)
         text = dump_lock({**lock, release.version: release})
@@ -188,36 +173,51 @@ class Port:
             f" {'it' if len(hooks) == 1 else 'them'}; `--leave` instead of `--take` leaves a hook out.",
         )
 
-    def _update_worktree(self, follower: Follower, sources: SourceTree) -> None:
-        """Commit what a person has settled; put before an open hook those that hold, and its files with markers."""
-        for hook in follower.applied:
-            if hook.patch.hook == follower.answers.uncommitted:
-                self.tree.commit_hook(hook.patch, hook.files)
-        if follower.open is None:
-            return
+    def _held(self) -> set[str]:
+        """Return the hooks that have a commit in the worktree, if there is one."""
+        commits = self.tree.commits() if self.tree.folder.exists() else []
+        return {commit.trailers.get("Hook", "") for commit in commits}
+
+    def _update_worktree(self, state: PortState, follower: Follower, sources: SourceTree) -> PortState:
+        """Give each hook its commit in the worktree, which is opened if a hook is open; return the state noted then."""
+        state = dataclasses.replace(
+            state,
+            open=[relocated.patch.hook for relocated in follower.open],
+            followed=follower.followed,
+            kept=follower.kept,
+            move=None,
+        )
         if not self.tree.folder.exists():
+            if not follower.open:
+                return state
             with console.step(f"Open a worktree of sglang {sources.version}"):
                 Worktree.create(self.tree.folder, sources.path, read_package(self.project, "sglang", sources.version))
-        committed = commits_by_hook(self.tree)
-        for hook in follower.applied:
-            if hook.patch.hook not in committed:
-                self.tree.commit_hook(hook.patch, hook.files)
-        self.tree.propose(follower.open.marked)
+        state = dataclasses.replace(state, move=prepare(self.tree, follower.commits))
+        state.write(self.folder)
+        return self._end_move(state)
 
-    def _stop_at_open(self, state: PortState, relocated: RelocatedPatch | None) -> None:
-        """Raise PortError if a hook is open, which the port then notes, or no hook is and yet the worktree has work."""
-        folder = self.tree.folder
-        if relocated is not None:
-            dataclasses.replace(state, open=relocated.patch.hook).write(self.folder)
-            raise PortError(
-                *(f"{p.where}: {p.outcome}: {p.note}" for p in relocated.placements if not p.settled),
-                hint=f"Settle it in {folder}: what is proposed stands between markers; {GO_ON}.",
-            )
-        if left := self.tree.uncommitted() if folder.exists() else []:
-            raise PortError(
-                *(f"{folder / name}: no hook is open to take it." for name in left),
-                hint=f"Amend the commit of the hook that it belongs to, or take it back; {GO_ON}.",
-            )
+    def _end_move(self, state: PortState) -> PortState:
+        """Check out what was prepared in the worktree, if that has not ended, and note that it has."""
+        if state.move is None or not self.tree.folder.exists():
+            return state
+        check_out(self.tree, state.move)
+        state = dataclasses.replace(state, move=None)
+        state.write(self.folder)
+        return state
+
+    def _stop_at_open(self, follower: Follower) -> None:
+        """Raise PortError if hooks are open."""
+        if not follower.open:
+            return
+        placements = [place for relocated in follower.open for place in relocated.placements if not place.settled]
+        lines = [f"{place.where}: {place.outcome}: {place.note}" for place in placements]
+        if len(lines) > _MANY:
+            lines = [f"{hook.patch.path}: {count_outcomes(hook.placements)}" for hook in follower.open]
+        waiting = f" {len(follower.waiting)} more wait for them, and come next." if follower.waiting else ""
+        raise PortError(
+            *lines,
+            hint=f"Settle all of it in {self.tree.folder}: what is proposed stands between markers; {GO_ON}.{waiting}",
+        )
 
     def _try(self, state: PortState, files: Mapping[str, str], versions: Sequence[str], sources: SourceTree) -> None:
         """See that the contract holds and the wheel is as it should be with what patches/ is to be."""
@@ -225,7 +225,7 @@ class Port:
             with console.step("Check the contract and base mentions"):
                 lines = broken_contract(staged.project, sources)
             if lines:
-                dataclasses.replace(state, open="").write(self.folder)
+                state.write(self.folder)
                 raise PortError(*lines, hint=f"Change overlay/, a hook or ci/contract.toml, {GO_ON}.")
             with console.step(f"Build and verify sglang {staged.project.overlay_version(sources.version)}"):
                 build_and_verify(staged.project, state.release, staged.hooks, self.cache)

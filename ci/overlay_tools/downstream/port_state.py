@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from overlay_tools.archive.mode import is_executable, with_mode
+from overlay_tools.downstream.port_worktree import Move
 from overlay_tools.errors import LockError, PortError
 from overlay_tools.upstream.lockfile import Release, dump_lock, load_lock
 
 _NOTE = "state.json"
 
 
+# What a person has settled of a hook: by path what a file is before it and after it, None where it is not there.
+Kept = Mapping[str, tuple[bytes | None, bytes | None]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Followed:
+    """A hook that was found to hold: what it was (the hash of its diff), where, and what was found.
+
+    `files`: the hash of the files that it changes, before it; `rows`: what the table says of it.
+    """
+
+    diff: str
+    files: str
+    rows: Sequence[Sequence[str]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PortState:
     """The release to be locked, and what was said of its hooks.
 
-    `dropped`: due until then and no longer; `taken` and `left`: not due, and asked for or not; `open`: the one to be
-    settled, or "".
+    `dropped`: due until then and no longer; `taken` and `left`: not due, and asked for or not; `open`: those that a
+    person is to settle; `followed`: by hook, those that held in the last round; `kept`: what was settled of others,
+    which wait; `move`: what is being checked out in the worktree, None if that has ended.
     """
 
     release: Release
     dropped: Sequence[str] = ()
     taken: Sequence[str] = ()
     left: Sequence[str] = ()
-    open: str = ""
+    open: Sequence[str] = ()
+    followed: Mapping[str, Followed] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)
+    move: Move | None = None
 
     @classmethod
     def read(cls, folder: Path) -> PortState:
@@ -38,26 +62,46 @@ class PortState:
             data = json.loads(path.read_text(encoding="utf-8"))
             (folder / "release.lock").write_text(data["release"], encoding="utf-8")
             (release,) = load_lock(folder / "release.lock", folder.parents[1]).values()  # of the checkout
-            return cls(**data | {"release": release})
+            return cls(**data | {"release": release} | _read_parts(data))
         except FileNotFoundError:
             raise no_port() from None
-        except (ValueError, KeyError, TypeError, LockError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, LockError) as error:
             hint = "`nox -s port -- --abort`, and begin again."
             raise PortError(f"{path} is damaged: {error}.", hint=hint) from None
 
     def write(self, folder: Path) -> None:
         """Note the port in a folder, all of it or nothing."""
         folder.mkdir(parents=True, exist_ok=True)
-        data = {
-            "release": dump_lock({self.release.version: self.release}),
-            "dropped": list(self.dropped),
-            "taken": list(self.taken),
-            "left": list(self.left),
-            "open": self.open,
+        kept = {
+            hook: {name: [_write_content(data) for data in pair] for name, pair in files.items()}
+            for hook, files in self.kept.items()
         }
+        release = dump_lock({self.release.version: self.release})
+        data = asdict(dataclasses.replace(self, kept={})) | {"release": release, "kept": kept}
         part = folder / ".state.part"
         part.write_text(json.dumps(data), encoding="utf-8")
         part.replace(folder / _NOTE)
+
+
+def _read_parts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a note has of parts that are objects."""
+    move = data["move"]
+    return {
+        "followed": {name: Followed(**words) for name, words in data["followed"].items()},
+        "kept": {
+            hook: {name: tuple(_read_content(noted) for noted in pair) for name, pair in files.items()}
+            for hook, files in data["kept"].items()
+        },
+        "move": move and Move(**move),
+    }
+
+
+def _write_content(data: bytes | None) -> tuple[str, bool] | None:
+    return None if data is None else (data.decode("latin-1"), is_executable(data))
+
+
+def _read_content(noted: tuple[str, bool] | None) -> bytes | None:
+    return None if noted is None else with_mode(noted[0].encode("latin-1"), executable=noted[1])
 
 
 def in_progress(folder: Path) -> bool:

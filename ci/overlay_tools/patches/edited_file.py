@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from unidiff import Hunk
@@ -20,13 +20,16 @@ class Region:
     """Lines that a person reviews.
 
     `ours`: the lines of the new release; `theirs`: what the hook makes of them; `base`: the lines of the old release
-    that both have changed; `conflict`: whether what they become is open, so that upstream's lines stay until then.
+    that both have changed; `conflict`: whether what they become is open, so that upstream's lines stay until then;
+    `hook` and `release`: what the hook and the old release are called, once the hook is followed.
     """
 
     ours: Sequence[str]
     theirs: Sequence[str]
     base: Sequence[str] = ()
     conflict: bool = False
+    hook: str = ""
+    release: str = ""
 
     @property
     def shown(self) -> Sequence[str]:
@@ -87,18 +90,7 @@ class EditedFile:
 
     def with_markers(self, ours: str, base: str, theirs: str) -> Iterator[str]:
         """Yield the lines of the file with conflict markers around each region, each side under its name."""
-        for part in self.parts:
-            if isinstance(part, str):
-                yield part
-                continue
-            yield f"{'<' * 7} {ours}"
-            yield from part.ours
-            if part.base:
-                yield f"{'|' * 7} {base}"
-                yield from part.base
-            yield "=" * 7
-            yield from part.theirs
-            yield f"{'>' * 7} {theirs}"
+        return marked_lines((sign(part, base, theirs) for part in self.parts), ours)
 
 
 class EditedTree:
@@ -132,6 +124,27 @@ class EditedTree:
     def changed(self) -> dict[str, EditedFile]:
         """Return the files that edits have changed, by path."""
         return {name: file for name, file in self._files.items() if file.changed}
+
+
+def sign(part: Part, release: str, hook: str) -> Part:
+    """Return a part; a region that has no name yet with those of a hook and of the release that it comes from."""
+    return replace(part, hook=hook, release=release) if isinstance(part, Region) and not part.hook else part
+
+
+def marked_lines(parts: Iterable[Part], ours: str) -> Iterator[str]:
+    """Yield the lines of parts, with conflict markers around each region; `ours` is what the new release is called."""
+    for part in parts:
+        if isinstance(part, str):
+            yield part
+            continue
+        yield f"{'<' * 7} {ours}"
+        yield from part.ours
+        if part.base:
+            yield f"{'|' * 7} {part.release}"
+            yield from part.base
+        yield "=" * 7
+        yield from part.theirs
+        yield f"{'>' * 7} {part.hook}"
 
 
 def shown_lines(parts: Iterable[Part]) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.patches.apply import find_hunk
-from overlay_tools.patches.edited_file import EditedTree
+from overlay_tools.patches.edited_file import EditedTree, Part, sign
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.model import Patch, join_lines, locate, source_of, split_lines, target_of
 from overlay_tools.patches.moving_hunk import MovingHunk, Placement
@@ -19,13 +20,15 @@ class RelocatedPatch:
     """What became of a patch.
 
     `files`: the files that it touches, with what is settled and what is proposed, None for those that are to go;
-    `marked`: the same files with conflict markers around everything that a person is to review.
+    `marked`: the same files with conflict markers around everything that a person is to review; `parts`: with that as
+    regions, those of them whose lines change.
     """
 
     patch: Patch
     placements: Sequence[Placement]
     files: dict[str, bytes | None]
     marked: dict[str, bytes | None]
+    parts: Mapping[str, Sequence[Part]]
 
     @property
     def settled(self) -> bool:
@@ -62,12 +65,22 @@ def relocate(patch: Patch, old: HookedTree, new: HookedTree) -> RelocatedPatch:
             lines[name] = moving.patched
     sides = (f"sglang {new.sources.version}", f"sglang {old.sources.version}", patch.hook)
     changed = release.changed()
-    files: dict[str, bytes | None] = {name: join_lines(edited.lines) for name, edited in changed.items()}
-    marked: dict[str, bytes | None] = {name: join_lines(each.with_markers(*sides)) for name, each in changed.items()}
-    for made in (files, marked):
-        for file in patch.files:
+    mode = {name: is_executable(new.read(name) or b"") for name in changed}
+    files: dict[str, bytes | None] = {
+        name: with_mode(join_lines(edited.lines), executable=mode[name]) for name, edited in changed.items()
+    }
+    marked: dict[str, bytes | None] = {
+        name: with_mode(join_lines(edited.with_markers(*sides)), executable=mode[name])
+        for name, edited in changed.items()
+    }
+    parts = {name: [sign(part, *sides[1:]) for part in edited.parts] for name, edited in changed.items()}
+    for file in patch.files:
+        for made in (files, marked):
             act_on_whole_file(file, new, made)
-    return RelocatedPatch(patch=patch, placements=placements, files=files, marked=marked)
+        if (name := source_of(file)) in parts and files[name] is None:
+            parts[target_of(file)] = parts.pop(name)
+    parts = {name: lines for name, lines in parts.items() if files[name] is not None}
+    return RelocatedPatch(patch=patch, placements=placements, files=files, marked=marked, parts=parts)
 
 
 def applies_unchanged(patch: Patch, old: HookedTree, new: HookedTree) -> bool:

@@ -156,7 +156,7 @@ def test_a_hook_that_a_person_must_settle_opens_a_worktree(mini: Miniature, caps
     assert re.search(
         r"first +sglang/loader.py:\d+ +exact .*\n +choose +sglang/loader.py:6 +conflict", capsys.readouterr().out
     )
-    assert commits(mini) == ["first"]
+    assert commits(mini) == ["first", "choose"]
     assert (worktree(mini) / FILE).read_text() == CHANGED.replace("return 3", "return 4").replace(
         "(config):\n",
         "(config):\n<<<<<<< sglang 1.2\n=======\n    config = choose(config)\n>>>>>>> choose\n",
@@ -190,8 +190,8 @@ def test_a_proposal_is_taken_over_by_taking_the_markers_away(mini: Miniature) ->
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda tree: None, "sglang/loader.py, lines 6, 7, 9: there are conflict markers"),
-        (lambda tree: (tree / FILE).write_text(CHANGED), "no file in"),
+        (lambda tree: None, "(?s):6: a conflict marker of hook choose is left.*:7: a conflict.*:9: a conflict"),
+        (lambda tree: (tree / FILE).write_text(CHANGED), "Hook choose: nothing in .* is changed by it"),
         (lambda tree: (tree / FILE).write_text(SETTLED + "def broken(:\n"), "worktree/sglang/loader.py:13: invalid"),
         (
             lambda tree: [(tree / FILE).write_text(SETTLED), (tree / "sglang/mine.py").write_text("x = 1\n")],
@@ -212,7 +212,7 @@ def test_what_is_not_settled_is_refused_and_stays(mini: Miniature, change: Calla
     change(worktree(mini))
     state = git(mini, "status", "--porcelain")
     assert re.search(said, stopped(mini, lambda: resume(mini), OverlayError))
-    assert (git(mini, "status", "--porcelain"), commits(mini)) == (state, [])
+    assert (git(mini, "status", "--porcelain"), commits(mini)) == (state, ["choose"])
     for path in ("sglang/mine.py", "sglang/models/ours.py", "sglang/native.so"):
         (worktree(mini) / path).unlink(missing_ok=True)
     git(mini, "checkout", "--quiet", ".")
@@ -221,20 +221,19 @@ def test_what_is_not_settled_is_refused_and_stays(mini: Miniature, change: Calla
     holds(mini)
 
 
-def test_one_open_hook_comes_after_the_other(mini: Miniature) -> None:
+def test_all_open_hooks_are_settled_in_one_round(mini: Miniature) -> None:
     hooked = LOADER.replace("(config):\n", "(config):\n    config = choose(config)\n")
     mini.add_hook("last", {FILE: hooked}, {FILE: hooked.replace("def last():\n", "def last():\n    count()\n")})
     mini.add_hook("other", {FILE: hooked}, {FILE: hooked.replace("def other():\n", "def other():\n    count()\n")})
     loader = CHANGED.replace("    return 3\n", "    return 4\n")
     said = stopped(mini, lambda: start(mini, loader=loader))
     assert "choose/1.0.patch" in said
-    assert "last/1.0.patch" not in said
-    settle(mini, SETTLED.replace("return 3", "return 4"))
-    said = stopped(mini, lambda: resume(mini))
     assert "last/1.0.patch" in said
-    assert commits(mini) == ["choose"]
-    assert "markers" in stopped(mini, lambda: resume(mini))
-    settle(mini, SETTLED.replace("    return 3\n", "    count()\n    return 4\n"))
+    assert commits(mini) == ["choose", "last", "other"]
+    said = stopped(mini, lambda: resume(mini))
+    assert said.count("a conflict marker of hook choose") == said.count("a conflict marker of hook last") == 3
+    settled = SETTLED.replace("    return 3\n", "    count()\n    return 4\n")
+    settle(mini, settled.replace("def other():\n", "def other():\n    count()\n"))
     assert outcomes(resume(mini)) == [("choose", "settled"), ("last", "settled"), ("other", "exact")]
     assert "Applies: ==1.2\n" in (mini.root / "patches/last/1.2.patch").read_text()
     assert "Applies: >=1.0,<=1.2\n" in (mini.root / "patches/other/1.0.patch").read_text()
@@ -249,8 +248,6 @@ def test_a_hook_on_lines_of_another_hook_follows_it(mini: Miniature) -> None:
     assert outcomes(start(mini, loader="# new\n" + LOADER)) == [("choose", "offset 1"), ("after", "offset 1")]
     holds(mini)
     stopped(mini, lambda: start(mini, "1.3", loader=CHANGED))
-    settle(mini)
-    stopped(mini, lambda: resume(mini))  # what `choose` is now is not what `after` stands on
     settle(mini, SETTLED.replace("config, 2)\n", "config, 2)\n    log(config)\n"))
     assert outcomes(resume(mini)) == [("choose", "settled"), ("after", "settled")]
     holds(mini, "1.3")
@@ -263,7 +260,7 @@ def test_a_hook_that_is_dropped_is_due_no_more(mini: Miniature) -> None:
     )
     mini.write("patches/series", "choose  # ours\nafter\n")
     stopped(mini, lambda: start(mini, loader=CHANGED))
-    stopped(mini, lambda: resume(mini, "choose"))  # `after` stands on its lines
+    assert "of hook after" in stopped(mini, lambda: resume(mini, "choose"))  # it stands on its lines
     settle(mini, CHANGED.replace("(config):\n", "(config):\n    log(config)\n"))
     assert outcomes(resume(mini)) == [("choose", "dropped"), ("after", "settled")]
     assert (mini.root / "patches/series").read_text() == "choose <=1.1  # ours\nafter\n"
@@ -296,26 +293,24 @@ def test_to_drop_another_hook_costs_no_work(mini: Miniature) -> None:
     holds(mini)
 
 
-def test_a_hook_that_is_settled_is_not_dropped(mini: Miniature) -> None:
+def test_a_hook_that_was_settled_can_be_dropped(mini: Miniature) -> None:
     mini.add_hook("last", {FILE: LOADER}, {FILE: LOADER.replace("def last():\n", "def last():\n    count()\n")})
     stopped(mini, lambda: start(mini, loader=CHANGED.replace("    return 3\n", "    return 4\n")))
-    settle(mini, SETTLED.replace("return 3", "return 4"))
-    stopped(mini, lambda: resume(mini))
-    assert "Hook choose has a commit in" in stopped(mini, lambda: resume(mini, "choose"))
-    assert outcomes(resume(mini, "last")) == [("choose", "settled"), ("last", "dropped")]
+    settle(mini, SETTLED.replace("    return 3\n", "    count()\n    return 4\n"))
+    assert outcomes(resume(mini, "choose")) == [("choose", "dropped"), ("last", "settled")]
+    assert "return 4" in (mini.root / "patches/last/1.2.patch").read_text()
     holds(mini)
 
 
 def test_an_answer_can_be_amended(mini: Miniature) -> None:
     mini.add_hook("last", {FILE: LOADER}, {FILE: LOADER.replace("def last():\n", "def last():\n    count()\n")})
     stopped(mini, lambda: start(mini, loader=CHANGED.replace("    return 3\n", "    return 4\n")))
-    settle(mini, SETTLED.replace("return 3", "return 5"))
-    stopped(mini, lambda: resume(mini))
-    settle(mini, SETTLED.replace("return 3", "return 4"))
-    git(mini, "commit", "--quiet", "--all", "--amend", "--no-edit")
+    settle(mini, SETTLED.replace("    return 3\n", "    count(1)\n    return 4\n"))
+    git(mini, "commit", "--quiet", "--all", "--message", "work of today")
     settle(mini, SETTLED.replace("    return 3\n", "    count()\n    return 4\n"))
+    git(mini, "commit", "--quiet", "--all", "--amend", "--no-edit")
     assert outcomes(resume(mini)) == [("choose", "settled"), ("last", "settled")]
-    assert (mini.root / "patches/choose/1.2.patch").read_text() == VARIANT
+    assert (mini.root / "patches/choose/1.2.patch").read_text() == VARIANT.replace("return 3", "return 4")
     holds(mini)
 
 
@@ -467,9 +462,7 @@ def test_the_contract_is_that_of_the_hooks_as_they_are_to_be(mini: Miniature) ->
     settle(mini, loader.replace("(config):\n", "(config):\n    from sglang.loader import last\n"))
     assert "patches/choose/1.3.patch:14: import" in stopped(mini, lambda: resume(mini))
     settle(mini, loader.replace("(config):\n", "(config):\n    from sglang.loader import latest\n"))
-    assert "no hook is open to take it" in stopped(mini, lambda: resume(mini))
-    git(mini, "commit", "--quiet", "--all", "--amend", "--no-edit")
-    resume(mini)
+    assert outcomes(resume(mini)) == [("choose", "settled")]
     holds(mini, "1.3")
 
 
@@ -526,10 +519,10 @@ def test_a_port_that_is_killed_can_be_begun_again(mini: Miniature, version: str)
 def test_a_port_that_is_killed_while_it_settles_goes_on(mini: Miniature) -> None:
     stopped(mini, lambda: start(mini, loader=CHANGED))
     settle(mini)
-    for number in range(9):
+    for number in range(40):
         if kill_at(number, lambda: resume(mini)) == 0:
             break
-    assert number >= 4
+    assert number >= 9
     assert (mini.root / "patches/choose/1.2.patch").read_text() == VARIANT
     holds(mini)
 

@@ -57,7 +57,7 @@ def test_a_deletion_of_a_file_that_has_changed_is_confirmed_by_a_person(mini: Mi
     said = stopped(mini, lambda: port_to(mini, "1.2", {ENGINE_FILE: ENGINE, TEXT: "schöner\n"}))
     assert "conflict: the file has changed; the deletion is proposed all the same" in said
     assert not (worktree(mini) / TEXT).exists()
-    shown = git(mini, "-c", "core.quotePath=false", "diff", "--name-status", "HEAD").splitlines()
+    shown = git(mini, "-c", "core.quotePath=false", "show", "--format=", "--name-status").splitlines()
     assert {*shown} == {f"R097\t{ENGINE_FILE}\t{MOTOR}", f"M\t{FILE}", f"D\t{TEXT}"}
     assert sorted(outcomes(resume(mini))) == [("choose", "settled")] * 3
     variant = (mini.root / "patches/choose/1.2.patch").read_text()
@@ -69,7 +69,7 @@ def test_a_deletion_of_a_file_that_has_changed_is_confirmed_by_a_person(mini: Mi
 
 def test_a_deletion_that_is_no_longer_right_is_taken_back(mini: Miniature) -> None:
     stopped(mini, lambda: port_to(mini, "1.2", {ENGINE_FILE: ENGINE, TEXT: "schöner\n"}))
-    git(mini, "checkout", "--quiet", "HEAD", "--", TEXT)
+    git(mini, "checkout", "--quiet", "HEAD~", "--", TEXT)
     resume(mini)
     assert made(mini) == {**WANTED, TEXT: ("schöner\n", "100664")}
     assert "deleted" not in (mini.root / "patches/choose/1.2.patch").read_text()
@@ -134,7 +134,7 @@ def test_hooks_before_one_that_is_open_are_commits_with_their_renames(mini: Mini
     changed = LOADER.replace("return 3", "return 4")
     mini.add_hook("later", {FILE: LOADER}, {FILE: changed})
     stopped(mini, lambda: port_to(mini, "1.2", {ENGINE_FILE: ENGINE, FILE: LOADER.replace("return 3", "return 9")}))
-    assert git(mini, "log", "-1", "--format=%s").strip() == "Let the overlay choose"
+    assert git(mini, "log", "-2", "--format=%s").splitlines() == ["What later does", "Let the overlay choose"]
     assert not (worktree(mini) / ENGINE_FILE).exists()
     (worktree(mini) / FILE).write_text(changed)
     assert outcomes(resume(mini))[-1] == ("later", "settled")
