@@ -61,12 +61,14 @@ class MadeUpSeries:
         """Return the files that the hooks change."""
         return sorted({hook.file for hook in self.hooks})
 
-    def content(self, file: str, release: int, until: int | None = None) -> bytes:
-        """Return what a file must be in a release, by its number, with so many of the hooks, or all of them."""
+    def content(
+        self, file: str, release: int, until: int | None = None, without: Collection[str] = frozenset()
+    ) -> bytes:
+        """Return what a file must be in a release, by its number, with so many of the hooks, but for some of them."""
         lines = (self.sources[release].read(file) or b"").decode("utf-8").split("\n")
         added: dict[int, dict[str, str]] = {}
         for hook in self.hooks[:until]:
-            if hook.file == file:
+            if hook.file == file and hook.name not in without:
                 added.setdefault(hook.after[release], {})[hook.changes or hook.name] = hook.line
         whole = [text for n, line in enumerate(["", *lines]) for text in [line, *added.get(n, {}).values()]]
         return "\n".join(whole[1:]).encode()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -37,13 +37,15 @@ class Ended:
     def outcomes(self) -> list[tuple[str, str]]:
         """Return the hook and the outcome of each line of the table that `port` shows."""
         lines = iter(self.output.splitlines())
-        next((line for line in lines if line.split()[:3] == ["hook", "place", "outcome"]), None)
+        heads = ("hook", "place", "outcome", "what was found")
+        head = next((line for line in lines if all(f"  {name}" in line for name in heads)), "")
+        starts = [head.find(name) for name in heads]  # a cell may be empty
         found = []
         for line in lines:
-            words = re.split(r" {2,}", line)
-            if len(words) < 4 or words[0]:
+            hook, _, outcome = (line[a:b].strip() for a, b in itertools.pairwise(starts))
+            if line[: starts[0]].strip() or not hook:
                 break
-            found.append((words[1], words[3].split()[0]))
+            found.append((hook, outcome.split()[0]))
         return found
 
 

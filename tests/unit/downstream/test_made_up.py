@@ -11,6 +11,7 @@ import pytest
 from bench.port.changes import choose_changes
 from bench.port.made_up_series import LOGGER, MadeUpSeries, make_up
 from bench.port.release_repository import ReleaseRepository
+from bench.port.scratch_checkout import Ended
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.downstream.foreign_patch import apply_as_stated, read_patches
 from overlay_tools.patches.apply import apply_series
@@ -95,6 +96,14 @@ def test_a_file_with_the_hooks_is_upstreams_and_their_lines(series: MadeUpSeries
         compile("\n".join(lines), file, "exec")
 
 
+def test_without_a_hook_the_line_that_it_changes_is_as_it_was(series: MadeUpSeries) -> None:
+    hook = next(hook for hook in series.hooks if hook.changes)
+    changed = next(other for other in series.hooks if other.name == hook.changes)
+    lines = series.content(hook.file, 1, without={hook.name}).decode().split("\n")
+    assert changed.line in lines
+    assert hook.line not in lines
+
+
 def test_the_patches_make_of_each_file_what_it_must_be(series: MadeUpSeries, tmp_path: Path) -> None:
     for number, hook in enumerate(series.hooks):
         (tmp_path / "mail.patch").write_text(series.mail(number))
@@ -111,3 +120,18 @@ def test_changed_hooks_are_not_among_the_chained_ones(series: MadeUpSeries) -> N
     assert [hook for hook in series.hooks if hook not in before] == changed
     assert len(changed) == 3
     assert not {hook.name for hook in changed} & {hook.changes for hook in series.hooks}
+
+
+def test_the_outcomes_of_hooks_are_read_from_the_table_of_port() -> None:
+    table = """\
+Fetch sglang-1.2-py3-none-any.whl ... done (0.20 s)
+  hook    place               outcome   what was found
+  choose  sglang/loader.py:7  offset 2  get_model unchanged
+  early                       waits     for choose
+  choose  sglang/engine.py:1  conflict  the lines  that it changes have changed
+1 offset, 1 conflict, 1 waits
+  later   sglang/loader.py:7  exact     no row
+"""
+    ended = Ended(error="", output=table, seconds=1, cpu=1)
+    assert ended.outcomes == [("choose", "offset"), ("early", "waits"), ("choose", "conflict")]
+    assert Ended(error="it failed", output="Fetch ... failed\n", seconds=1, cpu=1).outcomes == []
