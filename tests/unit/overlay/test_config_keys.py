@@ -107,18 +107,45 @@ def test_parts_of_a_multimodal_model_are_named() -> None:
 
 
 def settled(said: Mapping[str, Any], **attributes: object) -> SimpleNamespace:
-    """Let a configuration object of transformers 4, or with `rope_parameters` of 5, say a config.json for Llama."""
+    """Let a configuration object of transformers 4 say a config.json for Llama."""
     config = SimpleNamespace(max_position_embeddings=4096, rope_theta=10000.0, rope_scaling=None, **attributes)
     keys.settle_llama(config, said)
     return config
 
 
-def test_an_object_of_transformers_4_says_what_transformers_5_has_written() -> None:
+class Standardised:
+    """A configuration object of transformers 5."""
+
+    max_position_embeddings = 4096
+    rope_scaling = property(lambda self: self.rope_parameters)
+
+    def __init__(self, rope_parameters: dict[str, Any] | None) -> None:
+        self.rope_parameters = rope_parameters
+
+
+def test_objects_of_both_kinds_say_what_transformers_5_has_written() -> None:
     parameters = {**YARN, "rope_theta": 1e6, "attention_factor": 1.5}
-    config = settled({"rope_parameters": parameters}, rope_parameters=parameters)
-    assert config.rope_theta == 1e6
-    assert config.rope_scaling == config.rope_parameters
-    assert config.rope_scaling.items() >= {**YARN, "rope_theta": 1e6}.items()
+    old, new = settled({"rope_parameters": parameters}, rope_parameters=parameters), Standardised(parameters)
+    keys.settle_llama(new, {"rope_parameters": parameters})
+    for config in (old, new):
+        assert vars(config)["rope_theta"] == 1e6
+        assert config.rope_scaling.items() >= {**YARN, "attention_factor": 1.5}.items()
+    assert not hasattr(old, "rope_parameters")
+    assert new.rope_scaling["rope_theta"] == 1e6
+
+
+@pytest.mark.parametrize("form", ["rope_theta", "rope_parameters"])
+def test_positions_as_they_are_have_no_scaling(form: str) -> None:
+    said: dict[str, Any] = {"rope_theta": 1e6} if form == "rope_theta" else {form: {"rope_theta": 1e6}}
+    assert vars(settled(said)) == {
+        "max_position_embeddings": 4096,
+        "rope_theta": 1e6,
+        "rope_scaling": None,
+        "partial_rotary_factor": 1.0,
+    }
+    new = Standardised({"rope_type": "default", "rope_theta": 1e4})
+    keys.settle_llama(new, said)
+    assert new.rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
 
 
 @pytest.mark.parametrize(
@@ -137,9 +164,7 @@ def test_yarn_scales_attention_as_transformers_does(keys_of_yarn: dict[str, floa
     got = scaling.get("attn_factor", 1.0) * of_upstream
     assert got == pytest.approx(of_upstream if magnitude is None else magnitude)
     assert not {"mscale", "mscale_all_dim"} & scaling.keys()
-    again = SimpleNamespace(max_position_embeddings=4096)
-    keys.settle_llama(again, {"rope_scaling": {key: value for key, value in scaling.items() if key != "rope_theta"}})
-    assert again.rope_scaling == scaling
+    assert settled({"rope_scaling": scaling}).rope_scaling == scaling  # read and settled again
 
 
 def test_what_is_written_is_the_model_under_its_own_name() -> None:

@@ -474,14 +474,13 @@ def refuse(problems: Iterable[str]) -> None:
 
 def _settle_rope(config: Any, rope: Rope) -> None:
     config.rope_theta, config.partial_rotary_factor = rope.theta, rope.partial
-    there = getattr(config, "rope_parameters", None)
-    parameters = rope.engines_scaling(config.max_position_embeddings)
-    if parameters is not None or there is not None:
-        parameters = {"rope_type": "default", **(parameters or {}), "rope_theta": rope.theta}
-    if not hasattr(type(config), "rope_scaling"):  # from transformers 5 on, it is another name for the other
-        config.rope_scaling = parameters
-    if hasattr(type(config), "rope_scaling") or there is not None:
-        config.rope_parameters = parameters
+    scaling = rope.engines_scaling(config.max_position_embeddings)
+    if hasattr(type(config), "rope_scaling"):  # transformers 5, where it is another name for rope_parameters
+        if scaling is not None or config.rope_parameters is not None:
+            config.rope_parameters = {"rope_type": "default", **(scaling or {}), "rope_theta": rope.theta}
+    else:
+        config.rope_scaling = scaling
+        vars(config).pop("rope_parameters", None)  # what the file had; some releases would go by it
 
 
 def written(held: Config, keys: Keys) -> dict[str, Any]:
