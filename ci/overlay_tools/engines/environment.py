@@ -26,7 +26,7 @@ from overlay_tools.wheels.plugin import build_plugin
 
 # Bounds that a release should have set: newer versions of what it leaves open do not work with what it pins.
 BOUNDS = {">=0.5.11,<0.5.13": ("kernels<0.13",)}
-_TEST_EXTRAS = ("pip", "pytest>=8", "uv")
+_TEST_EXTRAS = ("pip", "psutil", "pytest>=8", "rich", "uv")
 _GPU_EXTRAS = ("flash-linear-attention>=0.4",)  # what transformers' Qwen3-Next takes on a GPU
 _STAMP = "sglang-overlay-wheels"
 

@@ -80,7 +80,8 @@ def machine(mini: Miniature, tmp_path: Path) -> Machine:
     index = tmp_path / "index"
     index.mkdir()
     publish(index, "pytest", "9.0", {"pytest/__init__.py": "", "pytest/__main__.py": RECORDER})
-    for name, version in {"pip": "25.0", "uv": "0.9", "torch": "2.0", "flash-linear-attention": "0.4"}.items():
+    versions = {"pip": "25.0", "psutil": "7.0", "rich": "14.0", "uv": "0.9", "torch": "2.0"}
+    for name, version in {**versions, "flash-linear-attention": "0.4"}.items():
         publish(index, name, version)
     publish(index, "sglang-kernel", "0.4", {"sgl_kernel/__init__.py": ""})
     for version in ("1.0", "1.1"):
