@@ -88,6 +88,20 @@ def test_what_would_be_lost_or_is_not_the_model_is_named(changes: dict[str, Any]
     assert problem.startswith(said)
 
 
+def test_both_forms_of_layers_without_positions_are_read_unless_they_differ() -> None:
+    types = ["linear_attention", "full_attention"] * 2
+    old = [*types[:3], "nope_attention"]
+    for said in (
+        {"layer_types": old},
+        {"layer_types": types, "nope_layers": [3]},
+        {"layer_types": old, "nope_layers": [3]},
+    ):
+        assert keys.check_qwen3_next_ext({**SMALL, **said}) == []
+        assert keys.layers_of(said) == (types, [3])
+    [problem] = keys.check_qwen3_next_ext({**SMALL, "layer_types": old, "nope_layers": [1]})
+    assert problem.startswith("layer_types has nope_attention at [3], and nope_layers is [1]")
+
+
 def test_all_unknown_keys_are_named_at_once() -> None:
     assert len(keys.check_llama({"hidden_sizes": 1, "num_layers": 2, "window": None, "_note": "x"})) == 2
 
