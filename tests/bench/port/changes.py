@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.patches.apply import find_hunk
 from overlay_tools.patches.model import join_lines, sides, split_lines
@@ -47,7 +48,8 @@ def choose_changes(old: SourceTree, new: SourceTree, count: int, seed: int) -> d
         hunk, lines = draw.choice(list(file)), split_lines(before)
         place = min(find_hunk(lines, hunk), key=lambda at: abs(at + 1 - hunk.source_start))
         was, made = sides(hunk)
-        changed = join_lines([*lines[:place], *made, *lines[place + len(was) :]])
+        text = join_lines([*lines[:place], *made, *lines[place + len(was) :]])
+        changed = with_mode(text, executable=is_executable(before))
         diff = make_diff({name: before}, {name: changed})  # which fits once without the others
         found[f"change-{len(found):04}"] = HEADER.format(old.version) + diff
     return found

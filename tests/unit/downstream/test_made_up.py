@@ -12,6 +12,7 @@ from bench.port.changes import choose_changes
 from bench.port.made_up_series import LOGGER, MadeUpSeries, make_up
 from bench.port.release_repository import ReleaseRepository
 from bench.port.scratch_checkout import Ended
+from overlay_tools.archive.mode import with_mode
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.downstream.foreign_patch import apply_as_stated, read_patches
 from overlay_tools.patches.apply import apply_series
@@ -52,13 +53,15 @@ def series(releases: Make, tmp_path: Path) -> MadeUpSeries:
 
 def test_each_change_of_upstream_is_a_hook_that_applies_alone(releases: Make, tmp_path: Path) -> None:
     old, new = releases(ENGINE, NEWER)[:2]
-    hooks = choose_changes(old, new, 5, 1)
-    assert len(hooks) == 5
-    assert hooks == choose_changes(old, new, 5, 1)
-    assert hooks != choose_changes(old, new, 5, 2)
+    old = old.changed({name: with_mode(old.read(name) or b"", executable=True) for name in FILES[:2]})
+    hooks = choose_changes(old, new, 8, 1)
+    assert len(hooks) == 8
+    assert hooks == choose_changes(old, new, 8, 1)
+    assert hooks != choose_changes(old, new, 8, 2)
     for text in hooks.values():
         path = tmp_path / "1.0.patch"
         path.write_text(text)
+        assert "new mode" not in text  # lines alone
         ((name, made),) = apply_series([load_patch(path, "change")], old.read, "sglang 1.0").items()
         assert made is not None
         assert old.read(name) != made
