@@ -48,7 +48,7 @@ def check_contract(project: Project, sources: SourceTree) -> list[Finding]:
     references = [
         *overlay_references(resolver, overlay.files),
         *registry_references(project, resolver),
-        *name_collisions(project, NameResolver(sources, overlay)),  # what a hook brings is not upstream's
+        *name_collisions(project, NameResolver(sources, overlay), hooked),
         *fixup_references(project, resolver),
         *hook_references(project, resolver, hooked),
     ]

@@ -6,14 +6,16 @@ import ast
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from overlay_tools.api_check.hook_code import AppliedHooks
 from overlay_tools.api_check.references import Reference
+from overlay_tools.api_check.registered_names import MODELS, defines, entry_classes, nodes_of, registered_names
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.api_check.symbols import Symbol
 from overlay_tools.errors import ContractError
 from overlay_tools.settings import Project
+from overlay_tools.upstream.source_tree import parse
 
 REGISTRY = "sglang/srt/overlay_registry.py"
-_MODELS, _PROCESSORS = "sglang/srt/models/", "sglang/srt/multimodal/processors/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,19 +63,28 @@ def registry_references(project: Project, resolver: NameResolver) -> Iterator[Re
                 problem = _reference_problem(resolver, reference, is_model=field in ("model", "draft"))
                 yield Reference(where=where, kind="row", what=f"{model}: {field} {reference}", problem=problem)
         if base := row.fields.get("base"):
-            files = [path for path in files_naming(project, resolver, {base}) if path.startswith(_MODELS)]
-            listed = any(base in _entry_classes(resolver.sources.tree(path)) for path in files)
+            files = [path for path in files_naming(project, resolver, {base}) if path.startswith(MODELS)]
+            listed = any(base in entry_classes(resolver.sources.tree(path)) for path in files)
             problem = "" if listed else f"upstream has no model {base}"
             yield Reference(where=where, kind="row", what=f"{model}: base {base}", problem=problem)
 
 
-def name_collisions(project: Project, resolver: NameResolver) -> Iterator[Reference]:
-    """Yield each name that the overlay gives something of its own, with the place where upstream uses it too."""
-    names = _overlay_names(project, resolver)
+def name_collisions(project: Project, resolver: NameResolver, hooks: AppliedHooks) -> Iterator[Reference]:
+    """Yield each name that the overlay or a hook brings, with the place where upstream uses it too.
+
+    Parameters: `resolver`, of the release without hooks.
+    """
+    names = [*_overlay_names(project, resolver), *_hook_names(project, resolver, hooks)]
     files = files_naming(project, resolver, {name for _, _, name in names})
-    nodes = [(path, node) for path in files for node in ast.walk(resolver.sources.tree(path) or ast.Pass())]
+    changed = NameResolver(resolver.sources.changed(hooks.files), resolver.overlay).sources
+    nodes = [(path, node) for path in files for node in nodes_of(resolver.sources.tree(path))]
     for where, kind, name in names:
-        places = (f"{path}:{getattr(node, 'lineno', 0)}" for path, node in nodes if _defines(kind, name, path, node))
+        places = (
+            f"{path}:{getattr(node, 'lineno', 0)}"
+            for path, node in nodes
+            if defines(kind, name, path, node)
+            and (path not in hooks.files or any(defines(kind, name, path, n) for n in nodes_of(changed.tree(path))))
+        )
         place = next(places, "")
         problem = f"upstream has one: {place}" if place else ""
         yield Reference(where=where, kind="collision", what=f"{kind} {name}", problem=problem)
@@ -92,7 +103,7 @@ def base_names(project: Project, resolver: NameResolver) -> set[str]:
 def files_naming(project: Project, resolver: NameResolver, names: Collection[str]) -> list[str]:
     """Return upstream's files that hold one of some `names`, which are the overlay's or a base's."""
     every = {name for _, _, name in _overlay_names(project, resolver)} | base_names(project, resolver)
-    files = resolver.sources.holding(*every) if names else []  # one search for all names that are ever asked for
+    files = resolver.sources.holding(*every, *names) if names else []  # one search for all that are ever asked for
     words = [name.encode() for name in names]
     files = [path for path in files if any(word in (resolver.sources.read(path) or b"") for word in words)]
     return [path for path in files if path not in resolver.overlay.files]
@@ -117,9 +128,23 @@ def _overlay_names(project: Project, resolver: NameResolver) -> list[tuple[str, 
         config = _find_class(resolver, row.fields.get("config", ""))
         model_type = _model_type(resolver, config) if config else ""
         names += [(where, "model_type", model_type)] if model_type else []
+    known = {(kind, name) for _, kind, name in names}
     for path, tree in resolver.overlay.files.items():
-        for node in tree.body if path.startswith(_PROCESSORS) else []:
-            names += [(f"overlay/{path}:{node.lineno}", "processor", name) for name in _processor_names(node)]
+        brought = ((line, kind, name) for line, kind, name in registered_names(path, tree) if (kind, name) not in known)
+        names += [(f"overlay/{path}:{line}", kind, name) for line, kind, name in brought]
+    return names
+
+
+def _hook_names(project: Project, resolver: NameResolver, hooks: AppliedHooks) -> list[tuple[str, str, str]]:
+    """Return the same of files as the hooks leave them, with the last hook that changes each."""
+    by_file = {name: applied.patch.path for applied in hooks.patches for name in applied.after}
+    names = []
+    for path, data in hooks.files.items():
+        if data is not None and path.endswith(".py"):
+            before = {(kind, name) for _, kind, name in registered_names(path, resolver.sources.tree(path))}
+            after = {(kind, name) for _, kind, name in registered_names(path, parse(data, path))}
+            where = by_file[path].relative_to(project.root).as_posix()
+            names += [(where, kind, name) for kind, name in sorted(after - before)]
     return names
 
 
@@ -155,35 +180,4 @@ def _reference_problem(resolver: NameResolver, reference: str, *, is_model: bool
         return f"the overlay has no module {module}"
     if name not in found.bindings:
         return f"{module} has no `{name}`"
-    return f"{module} does not list it in EntryClass" if is_model and name not in _entry_classes(found.tree) else ""
-
-
-def _defines(kind: str, name: str, path: str, node: ast.AST) -> bool:
-    """Say whether a node of a file of upstream's gives something this name."""
-    if kind == "model_type":
-        value = getattr(node, "value", None)
-        return _assigns(node, "model_type") and isinstance(value, ast.Constant) and value.value == name
-    if kind == "processor":
-        return path.startswith(_PROCESSORS) and name in _processor_names(node)
-    is_class = isinstance(node, ast.ClassDef) and node.name == name and path.startswith(_MODELS)
-    return is_class or (isinstance(node, ast.Constant) and node.value == name)
-
-
-def _entry_classes(tree: ast.Module | None) -> set[str]:
-    """Return the names that a file of models lists as its EntryClass."""
-    nodes = [node for node in (tree.body if tree else []) if _assigns(node, "EntryClass")]
-    return {item.id for node in nodes for item in ast.walk(node) if isinstance(item, ast.Name)}
-
-
-def _processor_names(node: ast.AST) -> list[str]:
-    """Return the name of a processor and those of the models that it serves."""
-    if not isinstance(node, ast.ClassDef):
-        return []
-    lists = [item for item in node.body if _assigns(item, "models")]
-    models = [name.id for item in lists for name in ast.walk(item) if isinstance(name, ast.Name)]
-    return [node.name, *(name for name in models if name != "models")]
-
-
-def _assigns(node: ast.AST, name: str) -> bool:
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return getattr(node, "value", None) is not None and name in (getattr(item, "id", None) for item in targets)
+    return f"{module} does not list it in EntryClass" if is_model and name not in entry_classes(found.tree) else ""

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from packaging.specifiers import SpecifierSet
 
 from overlay_tools import console
+from overlay_tools.api_check.registered_names import places_of, registered_names
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.downstream.committed_hooks import CommittedHook
 from overlay_tools.downstream.edit import edit, refuse_to_lose
@@ -32,7 +33,7 @@ from overlay_tools.patches.model import TO_BE_FILLED, Hook
 from overlay_tools.settings import Project
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import Lock, get_release, load_lock
-from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, source_wheel
+from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, parse, source_wheel
 from overlay_tools.wheels.dependencies import compare_requirements
 
 OUTCOMES = ("brought in", "in part", "there already", "conflict", "left out")
@@ -125,12 +126,17 @@ def plan_import(
         }
         others[project.settings.name] = settings.text.encode()
         plan, broken = _plan_hooks(project, exact, hooks, attempts, wanted, sources, others)
+        namesakes = _namesakes(exact, sources)
     return ImportPlan(
         base=read.base,
         base_note=read.note,
         rows=_rows(attempts, marked, plan, settings.releases),
         decisions=plan.rows() if wanted is not None else [],
-        warnings=[*settings.warnings, *(f"contract of sglang {read.base}: {line}" for line in broken)],
+        warnings=[
+            *settings.warnings,
+            *(f"contract of sglang {read.base}: {line}" for line in broken),
+            *namesakes,
+        ],
         patches=plan.files(),
         others=others,
         settings=settings,
@@ -253,6 +259,23 @@ def _plan_hooks(
     if wrong := [name for name in exact.tree.touched if made.read(name) != exact.tree.read(name)]:
         raise PatchError(*(f"{name} would not be what the patches make of it." for name in wrong), hint=REPORT)
     return plan, broken
+
+
+def _namesakes(exact: ExactImport, sources: Mapping[str, SourceTree]) -> list[str]:
+    """Say which architectures, model types and processors of those brought in other releases have of their own."""
+    brought: dict[tuple[str, str], str] = {}
+    for path in (name for name in {**exact.overlay, **exact.tree.touched} if name.endswith(".py")):
+        before = {(kind, name) for _, kind, name in registered_names(path, exact.base.tree(path))}
+        data = exact.overlay[path] if path in exact.overlay else exact.tree.read(path)
+        tree = None if data is None else parse(data, path)
+        brought |= {(kind, name): path for _, kind, name in registered_names(path, tree) if (kind, name) not in before}
+    places = {v: places_of(tree, brought) for v, tree in sources.items() if tree is not exact.base}
+    lines = []
+    for name, path in brought.items():
+        if having := [version for version, found in places.items() if name in found]:
+            said = f"upstream has one in {name_ranges(having, list(sources))}: {places[having[-1]][name]}"
+            lines.append(f"{path}: {' '.join(name)}: {said}")
+    return lines
 
 
 def _rows(

@@ -5,7 +5,7 @@ import textwrap
 import pytest
 from overlay_tools.errors import ContractError
 
-from unit.api_check.derived import REGISTRY, check, misfits
+from unit.api_check.derived import REGISTRY, UPSTREAM, check, misfits
 from unit.conftest import Miniature
 
 
@@ -67,7 +67,7 @@ def test_a_row_that_is_not_literal_is_named_with_its_line(ours: Miniature) -> No
 
 def test_an_overlay_without_a_registry_has_no_rows(ours: Miniature) -> None:
     (ours.root / "overlay/sglang/srt/overlay_registry.py").unlink()
-    assert [item for item in check(ours) if item.kind in ("row", "collision")] == []
+    assert [item for item in check(ours) if item.kind == "row"] == []
 
 
 @pytest.mark.parametrize(
@@ -105,3 +105,64 @@ def test_a_name_that_upstream_uses_too_is_a_collision(
     processor = "class OursProcessor:\n    models = [OursForCausalLM]\n"
     ours.write("overlay/sglang/srt/multimodal/processors/ours.py", processor)
     assert misfits(check(ours, upstream)) == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("ours_has", "upstream", "expected"),
+    [
+        (
+            {"sglang/srt/models/fork.py": "class ForkForCausalLM: ...\nEntryClass = [ForkForCausalLM]\n"},
+            {"sglang/srt/models/new.py": "class ForkForCausalLM: ...\nEntryClass = ForkForCausalLM\n"},
+            "collision architecture ForkForCausalLM: upstream has one: sglang/srt/models/new.py:1",
+        ),
+        (
+            {"sglang/srt/configs/fork.py": "class ForkConfig:\n    model_type: str = 'fork'\n"},
+            {"sglang/srt/configs/new.py": "class New:\n    model_type = 'fork'\n"},
+            "collision model_type fork: upstream has one: sglang/srt/configs/new.py:2",
+        ),
+        (
+            {"sglang/srt/models/fork.py": "class ForkForCausalLM: ...\nEntryClass = [ForkForCausalLM]\n"},
+            {"sglang/srt/models/new.py": "class NewForCausalLM: ...\n# ForkForCausalLM\n"},
+            None,
+        ),
+    ],
+)
+def test_what_a_file_without_a_row_registers_may_collide_too(
+    ours: Miniature, ours_has: dict[str, str], upstream: dict[str, str], expected: str | None
+) -> None:
+    for path, text in ours_has.items():
+        ours.write(f"overlay/{path}", text)
+    assert misfits(check(ours, upstream)) == ([expected] if expected else [])
+
+
+MODELS = "sglang/srt/models/base.py"
+HOOKED = (
+    textwrap.dedent(UPSTREAM[MODELS])
+    + "\nclass ForkForCausalLM: ...\nEntryClass = [BaseForCausalLM, ForkForCausalLM]\n"
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["class ForkForCausalLM: ...\nEntryClass = ForkForCausalLM\n", "NAMES = ['ForkForCausalLM']\n"]
+)
+def test_what_a_hook_registers_may_collide_too(ours: Miniature, text: str) -> None:
+    before, after = ({MODELS: textwrap.dedent(side)} for side in (UPSTREAM[MODELS], HOOKED))
+    ours.add_hook("fork", before, after, ">=1.0,<=1.1")
+    assert misfits(check(ours)) == []
+    new = {"sglang/srt/models/new.py": text}
+    (found,) = [item for item in check(ours, new) if item.problem]
+    assert found.where == "patches/fork/1.0.patch"
+    assert (found.kind, found.what) == ("collision", "architecture ForkForCausalLM")
+    assert found.problem == "upstream has one: sglang/srt/models/new.py:1"
+
+
+def test_what_hooks_bring_at_two_places_is_no_collision(ours: Miniature) -> None:
+    before, after = ({MODELS: textwrap.dedent(side)} for side in (UPSTREAM[MODELS], HOOKED))
+    ours.add_hook("fork", before, after, ">=1.0,<=1.1")
+    router = "sglang/srt/layers/router.py"
+    before, after = (
+        {router: textwrap.dedent(side)}
+        for side in (UPSTREAM[router], textwrap.dedent(UPSTREAM[router]) + "\nNAMES = ['ForkForCausalLM']\n")
+    )
+    ours.add_hook("list", before, after, ">=1.0,<=1.1")
+    assert misfits(check(ours)) == []

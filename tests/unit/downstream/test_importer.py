@@ -310,6 +310,25 @@ def test_new_files_go_to_the_base_alone(mini: Miniature, elsewhere: Path) -> Non
         in_wheel(mini, "sglang/ours.py", "1.1")
 
 
+def test_what_other_releases_have_under_the_same_names_is_said(mini: Miniature, elsewhere: Path) -> None:
+    models, configs = "sglang/srt/models", "sglang/srt/configs"
+    theirs = {
+        f"{models}/theirs.py": b"\nclass ForkForCausalLM: ...\nEntryClass = ForkForCausalLM\n",
+        f"{configs}/theirs.py": b"class TheirConfig:\n    model_type = 'fork'\n",
+    }
+    mini.lock_release("1.1", upstream("1.1") | theirs)
+    fork = checkout(elsewhere)
+    ours = {
+        f"python/{models}/ours.py": "class ForkForCausalLM: ...\nclass B: ...\nEntryClass = [ForkForCausalLM, B]\n",
+        f"python/{configs}/ours.py": "class ForkConfig:\n    model_type = 'fork'\n",
+    }
+    commit(fork, "A model", ours)
+    assert planned(mini, mailed(fork, 1)).warnings == [
+        f"{configs}/ours.py: model_type fork: upstream has one in 1.1: {configs}/theirs.py:2",
+        f"{models}/ours.py: architecture ForkForCausalLM: upstream has one in 1.1: {models}/theirs.py:2",
+    ]
+
+
 @pytest.mark.parametrize(("releases", "range_"), [("all", ""), (">=1.1", ""), ("==1.0", "<=1.0")])
 def test_new_files_go_to_other_releases_that_have_none_of_the_name(
     mini: Miniature, elsewhere: Path, releases: str, range_: str
