@@ -8,12 +8,11 @@
 `logit_transform` is "none" (the default), "softcap" or "sqrt_positive". Everything else is upstream's Llama.
 """
 
-from collections.abc import Iterable
-
-import torch
 from sglang.srt.layers.logit_shaping import LogitShapingProcessor
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_loader.strict_loading import checked_weights
+from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
+from sglang.srt.model_loader.quantised_tensors import make_check
+from sglang.srt.model_loader.strict_loading import Weights
 from sglang.srt.models.llama import LlamaForCausalLM
 from transformers import LlamaConfig
 
@@ -51,18 +50,13 @@ class LlamaLogitShapingForCausalLM(LlamaForCausalLM):
     def __init__(self, config: LlamaConfig, quant_config: QuantizationConfig | None = None, prefix: str = "") -> None:
         super().__init__(config, quant_config=quant_config, prefix=prefix)
         self.logits_processor = LogitShapingProcessor(config)
+        # With tied embeddings the head is a copy of them.
+        ignored = ("lm_head.weight",) if config.tie_word_embeddings else ()
+        serve_checked(self, make_check(self, checkpoint_shapes(config), ignored))
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]):
-        """Load the tensors of a checkpoint. Raises ValueError naming each one missing, extra or misshapen.
-
-        Upstream's loaders pass an iterator over a whole checkpoint, and a list when a trainer updates a part of the
-        weights of a running server. The names and shapes of a quantised checkpoint are its format's, left to upstream.
-        """
-        if self.quant_config is None:
-            # Not a weight: a copy of the embedding beside a tied one.
-            ignored = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
-            weights = checked_weights(weights, checkpoint_shapes(self.config), self.config, ignored)
-        return super().load_weights(weights)
+    def load_weights(self, weights: Weights):
+        """Load a checkpoint, or an update of some weights. Raises WeightsError naming each tensor that does not fit."""
+        return load_checked(self, weights, super().load_weights)
 
 
 EntryClass = LlamaLogitShapingForCausalLM

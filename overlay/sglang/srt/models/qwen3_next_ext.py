@@ -5,8 +5,6 @@ what `end_with_last_layer` mends. Each extension changes a model that upstream h
 is repeated here, and of the changes its decoder layers have been through between releases little else is felt.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-
 import torch
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
 from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
@@ -15,7 +13,9 @@ from sglang.srt.layers.logit_shaping import LogitShapingProcessor
 from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.layers.moe.utils import RoutingMethodType
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_loader.strict_loading import checked_weights
+from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
+from sglang.srt.model_loader.quantised_tensors import make_check
+from sglang.srt.model_loader.strict_loading import Shapes, Weights
 from sglang.srt.models.qwen2_moe import Qwen2MoeSparseMoeBlock
 from sglang.srt.models.qwen3_next import (
     ALL_DECODER_LAYER_TYPES,
@@ -23,9 +23,6 @@ from sglang.srt.models.qwen3_next import (
     Qwen3NextForCausalLM,
 )
 from torch import nn
-
-Shapes = Mapping[str, tuple[int, ...]]
-Weights = Iterable[tuple[str, torch.Tensor]]
 
 
 class Qwen3NextNopeAttentionDecoderLayer(Qwen3HybridAttentionDecoderLayer):
@@ -178,20 +175,6 @@ def checkpoint_shapes(config: Qwen3NextExtConfig) -> Shapes:
     return shapes
 
 
-def checked(
-    model: Qwen3NextForCausalLM, weights: Weights, shapes: Shapes, ignored: tuple[str, ...]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Check weights for the served model or its draft, whose tensors are `shapes`, as `checked_weights` does.
-
-    Of a quantised checkpoint only the extensions' own tensors, which are never quantised: the others are its format's.
-    """
-    quantised = model.quant_config is not None
-    if quantised:
-        own = ("e_score_correction_bias", "head_adapter.down.weight", "head_adapter.up.weight")
-        shapes = {name: shape for name, shape in shapes.items() if name.endswith(own)}
-    return checked_weights(weights, shapes, model.config, ignored, others=quantised)
-
-
 class Qwen3NextExtForCausalLM(Qwen3NextForCausalLM):
     """Upstream's Qwen3-Next with the extensions of its configuration and strict weight loading."""
 
@@ -201,10 +184,11 @@ class Qwen3NextExtForCausalLM(Qwen3NextForCausalLM):
         config.check_extensions()  # again: --json-model-override-args may have changed it since it was made
         super().__init__(config, quant_config, prefix)
         extend(self, config)
+        serve_checked(self, make_check(self, checkpoint_shapes(config), ("mtp.",)))
 
     def load_weights(self, weights: Weights) -> set[str]:
-        """Load a checkpoint. Raises ValueError naming each tensor that `checked` finds fault with."""
-        return super().load_weights(checked(self, weights, checkpoint_shapes(self.config), ("mtp.",)))
+        """Load a checkpoint, or an update of some weights. Raises WeightsError naming each tensor that does not fit."""
+        return load_checked(self, weights, super().load_weights)
 
     @classmethod
     def get_model_config_for_expert_location(cls, config: Qwen3NextExtConfig) -> ModelConfigForExpertLocation:

@@ -11,15 +11,10 @@ from packaging.version import Version
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
 from sglang.srt.environ import envs
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.models.qwen3_next_ext import (
-    Shapes,
-    Weights,
-    attention_shapes,
-    checked,
-    extend,
-    head_adapter_shapes,
-    layer_shapes,
-)
+from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
+from sglang.srt.model_loader.quantised_tensors import make_check
+from sglang.srt.model_loader.strict_loading import Shapes, Weights
+from sglang.srt.models.qwen3_next_ext import attention_shapes, extend, head_adapter_shapes, layer_shapes
 from sglang.srt.models.qwen3_next_mtp import Qwen3NextForCausalLMMTP
 
 
@@ -51,15 +46,13 @@ class Qwen3NextExtForCausalLMMTP(Qwen3NextForCausalLMMTP):
             )
         super().__init__(config, quant_config, prefix)
         extend(self, self.config)
+        # Embedding and head come from the model.
+        serve_checked(self, make_check(self, draft_shapes(self.config), ("model.", "lm_head."), draft="mtp."))
 
     def load_weights(self, weights: Weights, is_mtp: bool = True) -> None:
-        """Load the draft's tensors of a checkpoint; embedding and head come from the model.
-
-        Raises ValueError naming each tensor that `checked` finds fault with, or that there is no draft.
-        """
-        if not isinstance(weights, list):  # a list is an update of some weights
-            weights = _with_draft(weights)
-        super().load_weights(self._rest(checked(self, weights, draft_shapes(self.config), ("model.", "lm_head."))))
+        """Load a checkpoint's draft, or an update. Raises WeightsError naming each tensor that does not fit."""
+        upstreams = super().load_weights
+        load_checked(self, weights, lambda fitting: upstreams(self._rest(fitting)))
 
     def _rest(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
         """Load the adapter, which upstream's loader would skip here, and pass on the rest."""
@@ -68,16 +61,6 @@ class Qwen3NextExtForCausalLMMTP(Qwen3NextForCausalLMMTP):
                 self.get_parameter(name).data.copy_(tensor)
             else:
                 yield name, tensor
-
-
-def _with_draft(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass on a checkpoint's tensors. Raises ValueError if there is no draft among them."""
-    found = False
-    for name, tensor in weights:
-        found = found or name.startswith("mtp.")
-        yield name, tensor
-    if not found:
-        raise ValueError("the checkpoint has no draft (mtp.* tensors); serve it without --speculative-algorithm")
 
 
 EntryClass = Qwen3NextExtForCausalLMMTP

@@ -14,9 +14,12 @@ from sglang.srt.layers.linear import ColumnParallelLinear, ReplicatedLinear, Row
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.managers.mm_utils import general_mm_embed_routine
 from sglang.srt.managers.schedule_batch import MultimodalDataItem, MultimodalInputs
-from sglang.srt.model_loader.strict_loading import checked_weights
+from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
+from sglang.srt.model_loader.quantised_tensors import make_check
+from sglang.srt.model_loader.strict_loading import Shapes, Weights
 from sglang.srt.model_loader.weight_utils import default_weight_loader
-from sglang.srt.models.qwen3_next_ext import Qwen3NextExtForCausalLM, Shapes, Weights, checkpoint_shapes
+from sglang.srt.models.qwen3_next import Qwen3NextForCausalLM
+from sglang.srt.models.qwen3_next_ext import Qwen3NextExtForCausalLM, checkpoint_shapes
 from sglang.srt.multimodal.mm_utils import run_dp_sharded_mrope_vision_model
 from sglang.srt.utils import add_prefix
 from torch import nn
@@ -189,6 +192,9 @@ class Qwen3NextExtVLForConditionalGeneration(nn.Module):
             config.vision_config, out_size, self.sharded_by_picture, prefix=add_prefix("visual", prefix)
         )
         self.language_model = TextModel(config.text_config, quant_config, prefix=add_prefix("language_model", prefix))
+        shapes = {f"visual.{name}": shape for name, shape in vision_shapes(config.vision_config, out_size).items()}
+        shapes |= {f"language_model.{name}": shape for name, shape in checkpoint_shapes(text).items()}
+        serve_checked(self, make_check(self, shapes, ("language_model.mtp.",)))
 
     def pad_input_ids(self, input_ids, mm_inputs: MultimodalInputs):
         """Replace each picture's tokens by numbers that stand for its content, by which prefixes are compared."""
@@ -224,18 +230,10 @@ class Qwen3NextExtVLForConditionalGeneration(nn.Module):
         )
 
     def load_weights(self, weights: Weights) -> set[str]:
-        """Load a checkpoint. Raises ValueError naming each tensor that `checked_weights` finds fault with."""
-        text = self.config.text_config
-        shapes = {f"visual.{name}": shape for name, shape in self._vision_shapes().items()}
-        quantised = self.quant_config is not None  # then the text model's names are its format's
-        if not quantised:
-            shapes |= {f"language_model.{name}": shape for name, shape in checkpoint_shapes(text).items()}
-        rest = self._rest(checked_weights(weights, shapes, self.config, ("language_model.mtp.",), others=quantised))
-        # A list is an update of some weights, to the text model too.
-        return self.language_model.load_weights(list(rest) if isinstance(weights, list) else rest)
-
-    def _vision_shapes(self) -> Shapes:
-        return vision_shapes(self.config.vision_config, self.config.text_config.hidden_size)
+        """Load a checkpoint, or an update of some weights. Raises WeightsError naming each tensor that does not fit."""
+        return load_checked(
+            self, weights, lambda fitting: Qwen3NextForCausalLM.load_weights(self.language_model, self._rest(fitting))
+        )
 
     def _rest(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
         """Load the vision tower's tensors and pass on the text model's, under their names there."""
