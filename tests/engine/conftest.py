@@ -20,6 +20,11 @@ from reference.greedy import answers
 from engine.harness import CASES, MAX_NEW_TOKENS, PROMPTS, Model, run_first
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--updates N`: how many updates the storm of test_weight_updates.py has."""
+    parser.addoption("--updates", type=int, default=0, metavar="N", help="how many updates of weights the storm has")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quicker_starts(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Run FIRST in all Python processes that the tests start."""
