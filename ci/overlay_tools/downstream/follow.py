@@ -95,7 +95,8 @@ class Follower:
     `answers`, None if there is no worktree yet; `state`, what is known from the last round; `patches`, the folder that
     these are for.
     `reports` is what became of each hunk; `commits` the hooks that are applied, those that are open too; `open` and
-    `waiting` those that are not settled; `followed` those that hold; `kept` what is settled of those that wait.
+    `waiting` those that are not settled; `followed` those that hold; `kept` what is settled of those that wait;
+    `placeless` the hunks without a place in the worktree, by hook.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Follower:
         self.waiting: dict[str, Sequence[str]] = {}
         self.followed: dict[str, Followed] = {}
         self.kept: dict[str, Kept] = {}
+        self.placeless = dict(state.placeless)
         self._known, self._kept = state.followed, state.kept
         self._parts: dict[str, Sequence[Part]] = {}  # of files with regions
         self._waiting_scopes: dict[tuple[str, str], str] = {}  # by file and function, the first hook there that waits
@@ -195,7 +197,7 @@ class Follower:
             self._take(hook, patch, nearest, [HunkReport(*row) for row in known.rows] if known else _exact(patch))
         elif was is answer.before and as_it_was:
             made = self._make_variant(hook, patch, was, now, answer.renamed)
-            self._add(made, now, _settled(hook, made))
+            self._add(made, now, self._settled(hook, made))
         else:
             self._follow_again(hook, patch, nearest, was, now, answer.renamed)
 
@@ -239,13 +241,15 @@ class Follower:
             else:
                 before = {name: self.new.read(name) for name in placed.relocated.files}
                 made = self._make_variant(hook, patch, before, placed.relocated.files, _renames(patch))
-                self._add(made, placed.relocated.files, _settled(hook, made))
+                self._add(made, placed.relocated.files, self._settled(hook, made))
             return
         if not settled:
             self.open.append(placed.relocated)
+            nowhere = [p.where for p in placed.relocated.placements if not p.settled and not p.proposed]
+            self.placeless[hook.name] = nowhere
         elif nearest:
             self.followed[hook.name] = Followed(diff=_hash(patch.diff.encode()), files="", rows=rows)
-        self.reports += rows if nearest or not settled else _settled(hook, patch)
+        self.reports += rows if nearest or not settled else self._settled(hook, patch)
         self._commit(placed)
 
     def _place(self, patch: Patch, old: HookedTree) -> _Placed:
@@ -301,6 +305,14 @@ class Follower:
         if apply_series([made], self.new.read, f"sglang {self.version}") != files:
             raise PortError(f"Hook {made.hook}: its diff does not make what {folder} has.", hint=REPORT)
         self._hold(made, files, rows)
+
+    def _settled(self, hook: Hook, made: Patch) -> list[HunkReport]:
+        """Return what the table says of a hook that a person has settled."""
+        rows = [
+            HunkReport(hook.name, target_of(file), "settled", f"{_amount(file)} in the worktree") for file in made.files
+        ]
+        gone = "it had no place in the worktree: see that what it did is there, or not needed"
+        return rows + [HunkReport(hook.name, where, "left out", gone) for where in self.placeless.get(hook.name, ())]
 
     def _hold(self, patch: Patch, files: Files, rows: Sequence[HunkReport]) -> None:
         self.reports += rows
@@ -363,13 +375,6 @@ def _apply(patch: Patch, files: Files) -> Files | None:
 def _exact(patch: Patch) -> list[HunkReport]:
     """Return what the table says of a hook whose variant makes what the worktree has."""
     return [HunkReport(patch.hook, target_of(file), "exact", "as it is in the worktree") for file in patch.files]
-
-
-def _settled(hook: Hook, made: Patch) -> list[HunkReport]:
-    """Return what the table says of a hook that a person has settled."""
-    return [
-        HunkReport(hook.name, target_of(file), "settled", f"{_amount(file)} in the worktree") for file in made.files
-    ]
 
 
 def _amount(file: PatchedFile) -> str:

@@ -185,6 +185,7 @@ class Port:
             open=[relocated.patch.hook for relocated in follower.open],
             followed=follower.followed,
             kept=follower.kept,
+            placeless=follower.placeless,
             move=None,
         )
         if not self.tree.folder.exists():

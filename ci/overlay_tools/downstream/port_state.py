@@ -39,7 +39,8 @@ class PortState:
 
     `dropped`: due until then and no longer; `taken` and `left`: not due, and asked for or not; `open`: those that a
     person is to settle; `followed`: by hook, those that held in the last round; `kept`: what was settled of others,
-    which wait; `move`: what is being checked out in the worktree, None if that has ended.
+    which wait; `placeless`: by hook, its hunks that the worktree shows nowhere; `move`: what is being checked out in
+    the worktree, None if that has ended.
     """
 
     release: Release
@@ -49,6 +50,7 @@ class PortState:
     open: Sequence[str] = ()
     followed: Mapping[str, Followed] = field(default_factory=dict)
     kept: Mapping[str, Kept] = field(default_factory=dict)
+    placeless: Mapping[str, Sequence[str]] = field(default_factory=dict)
     move: Move | None = None
 
     @classmethod

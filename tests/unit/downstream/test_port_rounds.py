@@ -540,3 +540,21 @@ def test_hooks_that_take_files_away_or_change_modes_come_along(chain: Miniature)
         assert wheel.read(new).endswith(b"y = 3\n")
         assert wheel.getinfo(mode).external_attr >> 16 & 0o111
     holds(chain, "choose", "alpha", "gone", "rename", "mode", "beta", "gamma", "delta")
+
+
+def test_a_hunk_without_a_place_is_named_again_when_the_rest_is_settled(chain: Miniature) -> None:
+    text = OLD + "\n\ndef last():\n    one()\n    two()\n    three()\n"
+    for version in ("1.0", "1.1"):
+        files = {ENGINE: OLD.encode(), TEXT: text.encode()}
+        chain.lock_release(version, upstream_files(version) | files)
+    chain.add_hook("twice", {TEXT: text}, {TEXT: hooked(hooked(text, "alpha"), "last", "    ours()", "    one()\n")})
+    said = stopped(chain, lambda: start(chain, OLD, text=NEW))
+    assert "patches/twice/1.0.patch:17: target gone" in said
+    accept(chain, TEXT)
+    rows = [row for row in resume(chain) if row.hook == "twice"]
+    assert [(row.place.rpartition("/")[2], row.outcome) for row in rows] == [
+        ("text.py", "settled"),
+        ("1.0.patch:17", "left out"),
+    ]
+    assert "see that what it did is there" in rows[1].note
+    assert added(chain, "twice") == ["ours_alpha()"]
