@@ -246,7 +246,8 @@ class Follower:
         if not settled:
             self.open.append(placed.relocated)
             nowhere = [p.where for p in placed.relocated.placements if not p.settled and not p.proposed]
-            self.placeless[hook.name] = nowhere
+            if len(nowhere) < len(rows):  # or else an answer without a change is an error anyway
+                self.placeless[hook.name] = nowhere
         elif nearest:
             self.followed[hook.name] = Followed(diff=_hash(patch.diff.encode()), files="", rows=rows)
         self.reports += rows if nearest or not settled else self._settled(hook, patch)
