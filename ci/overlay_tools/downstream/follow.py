@@ -245,7 +245,7 @@ class Follower:
             return
         if not settled:
             self.open.append(placed.relocated)
-            nowhere = [p.where for p in placed.relocated.placements if not p.settled and not p.proposed]
+            nowhere = [p.where for p in placed.relocated.placements if p.outcome == "target gone"]
             if len(nowhere) < len(rows):  # or else an answer without a change is an error anyway
                 self.placeless[hook.name] = nowhere
         elif nearest:
