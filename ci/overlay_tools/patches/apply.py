@@ -66,9 +66,8 @@ def _find_side(lines: Sequence[str], hunk: Hunk, side: Sequence[str]) -> list[in
     places = find_block(lines, side)
     if begins_file(hunk):
         places = [place for place in places if place == 0]
-    if ends_file(hunk):
-        places = [place for place in places if place + len(side) == len(lines)]
-    return places
+    # What comes after the last line end is not a line: only a hunk made there has it, and that has to end with it.
+    return [place for place in places if (place + len(side) == len(lines)) == ends_file(hunk)]
 
 
 def _apply_to_file(
@@ -145,6 +144,7 @@ def _apply_hunks(patch: Patch, file: PatchedFile, content: bytes, base: str) -> 
 def _why_not(lines: Sequence[str], hunk: Hunk, where: str) -> str:
     """Say why a hunk fits nowhere."""
     before = sides(hunk)[0]
+    lines = lines if ends_file(hunk) else lines[:-1]
     if find_block(lines, before[:-1] if ends_file(hunk) and before[1:] else before):
         end = "end" if ends_file(hunk) else "beginning"
         return f"the lines that the hunk expects at the {end} of the file stand elsewhere in {where}"

@@ -120,6 +120,11 @@ def test_an_empty_file_and_a_last_line_without_an_end_are_hooks_too(tmp_path: Pa
     hook_of(tmp_path, before, after)
 
 
+def test_blank_lines_at_the_end_of_a_file_are_told_from_its_end(tmp_path: Path) -> None:
+    hook_of(tmp_path, "\n\n", "\nb\n\n\n")
+    hook_of(tmp_path, "a\n\n\n", "a\n\nb\n\n")
+
+
 def test_a_block_that_is_wrapped_is_written_as_lint_wants_it(tmp_path: Path) -> None:
     body = "".join(f"    step({n})\n\n    log(\n        {n}\n    )\n\n" for n in range(12))
     wrapped = "".join(f"    {line}" if line.strip() else line for line in body.splitlines(keepends=True))

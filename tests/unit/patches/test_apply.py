@@ -125,3 +125,12 @@ def test_a_hunk_made_at_the_end_of_a_file_fits_there_only(mini: Miniature) -> No
     assert apply(mini, "a = 1\n" + LOADER) == "a = 1\n" + LOADER + "\n"
     assert "expects at the end of the file stand elsewhere" in str(refused(mini, LOADER + "    more()\n"))
     assert "the lines that the hunk expects are not in" in str(refused(mini, LOADER.replace("return 3", "return 4")))
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_what_comes_after_the_last_line_end_is_not_a_blank_line(mini: Miniature, end: str) -> None:
+    text = PATCH[: PATCH.index("@@")] + "@@ -9,2 +9,3 @@\n     return name\n+    # ours\n \n"
+    mini.write("patches/choose/1.0.patch", text)
+    body = LOADER[: LOADER.index("\n\n\ndef last")]
+    assert apply(mini, f"{body}\n\n") == f"{body}\n    # ours\n\n"
+    assert "not in sglang/loader.py" in str(refused(mini, body + end))
