@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from overlay_tools.upstream.source_tree import SourceTree
 
@@ -23,27 +23,32 @@ def registered_names(path: str, tree: ast.Module | None) -> Iterator[tuple[int, 
                 yield item.lineno, "model_type", value.value
 
 
-def places_of(sources: SourceTree, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Return where a release has names of its own, by kind and name: the file and line that it has each first."""
-    words = {name for _, name in names}
-    found: dict[tuple[str, str], str] = {}
-    for path in sources.holding(*words) if words else []:
-        for node in nodes_of(sources.tree(path)):
-            for kind, name in names:
-                if defines(kind, name, path, node):
-                    found.setdefault((kind, name), f"{path}:{getattr(node, 'lineno', 0)}")
+def places_of(
+    sources: SourceTree, names: Collection[tuple[str, str]], files: Iterable[str]
+) -> dict[tuple[str, str], list[tuple[str, int]]]:
+    """Return where files of a release give something one of some names: by kind and name, each file and line."""
+    found: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for path in files:
+        tree = sources.tree(path)
+        for node in ast.walk(tree) if tree else ():
+            for name in _given(path, node):
+                if name in names:
+                    found.setdefault(name, []).append((path, getattr(node, "lineno", 0)))
     return found
 
 
-def defines(kind: str, name: str, path: str, node: ast.AST) -> bool:
-    """Say whether a node of a file of upstream's gives something this name."""
-    if kind == "model_type":
-        value = getattr(node, "value", None)
-        return _assigns(node, "model_type") and isinstance(value, ast.Constant) and value.value == name
-    if kind == "processor":
-        return path.startswith(PROCESSORS) and name in _processor_names(node)
-    is_class = isinstance(node, ast.ClassDef) and node.name == name and path.startswith(MODELS)
-    return is_class or (isinstance(node, ast.Constant) and node.value == name)
+def _given(path: str, node: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield the names, each with its kind, that a node of a file of upstream's gives something."""
+    if isinstance(node, ast.Constant):
+        if isinstance(node.value, str):
+            yield "architecture", node.value
+    elif isinstance(node, ast.ClassDef):
+        if path.startswith(MODELS):
+            yield "architecture", node.name
+        if path.startswith(PROCESSORS):
+            yield from (("processor", name) for name in _processor_names(node))
+    elif _assigns(node, "model_type") and isinstance(value := getattr(node, "value", None), ast.Constant):
+        yield "model_type", str(value.value)
 
 
 def entry_classes(tree: ast.Module | None) -> set[str]:
@@ -51,11 +56,6 @@ def entry_classes(tree: ast.Module | None) -> set[str]:
     nodes = [node for node in (tree.body if tree else []) if _assigns(node, "EntryClass")]
     values = [node.value for node in nodes if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value]
     return {item.id for value in values for item in ast.walk(value) if isinstance(item, ast.Name)}
-
-
-def nodes_of(tree: ast.Module | None) -> Iterator[ast.AST]:
-    """Yield the nodes of a syntax tree, none of those of a file that is not there."""
-    return ast.walk(tree) if tree else iter(())
 
 
 def _processor_names(node: ast.AST) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from overlay_tools.api_check.hook_code import AppliedHooks
 from overlay_tools.api_check.references import Reference
-from overlay_tools.api_check.registered_names import MODELS, defines, entry_classes, nodes_of, registered_names
+from overlay_tools.api_check.registered_names import MODELS, entry_classes, places_of, registered_names
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.api_check.symbols import Symbol
 from overlay_tools.errors import ContractError
@@ -75,17 +75,14 @@ def name_collisions(project: Project, resolver: NameResolver, hooks: AppliedHook
     Parameters: `resolver`, of the release without hooks.
     """
     names = [*_overlay_names(project, resolver), *_hook_names(project, resolver, hooks)]
-    files = files_naming(project, resolver, {name for _, _, name in names})
-    changed = NameResolver(resolver.sources.changed(hooks.files), resolver.overlay).sources
-    nodes = [(path, node) for path in files for node in nodes_of(resolver.sources.tree(path))]
+    wanted = {(kind, name) for _, kind, name in names}
+    files = files_naming(project, resolver, {name for _, name in wanted})
+    places = places_of(resolver.sources, wanted, files)
+    left = places_of(resolver.sources.changed(hooks.files), wanted, [path for path in files if path in hooks.files])
     for where, kind, name in names:
-        places = (
-            f"{path}:{getattr(node, 'lineno', 0)}"
-            for path, node in nodes
-            if defines(kind, name, path, node)
-            and (path not in hooks.files or any(defines(kind, name, path, n) for n in nodes_of(changed.tree(path))))
-        )
-        place = next(places, "")
+        kept = {path for path, _ in left.get((kind, name), ())}
+        found = (place for place in places.get((kind, name), ()) if place[0] not in hooks.files or place[0] in kept)
+        place = next((f"{path}:{line}" for path, line in found), "")
         problem = f"upstream has one: {place}" if place else ""
         yield Reference(where=where, kind="collision", what=f"{kind} {name}", problem=problem)
 

@@ -269,11 +269,14 @@ def _namesakes(exact: ExactImport, sources: Mapping[str, SourceTree]) -> list[st
         data = exact.overlay[path] if path in exact.overlay else exact.tree.read(path)
         tree = None if data is None else parse(data, path)
         brought |= {(kind, name): path for _, kind, name in registered_names(path, tree) if (kind, name) not in before}
-    places = {v: places_of(tree, brought) for v, tree in sources.items() if tree is not exact.base}
+    words = {name for _, name in brought}
+    others = {v: tree for v, tree in sources.items() if tree is not exact.base and words}
+    places = {v: places_of(tree, brought, tree.holding(*words)) for v, tree in others.items()}
     lines = []
     for name, path in brought.items():
         if having := [version for version, found in places.items() if name in found]:
-            said = f"upstream has one in {name_ranges(having, list(sources))}: {places[having[-1]][name]}"
+            path_, line = places[having[-1]][name][0]
+            said = f"upstream has one in {name_ranges(having, list(sources))}: {path_}:{line}"
             lines.append(f"{path}: {' '.join(name)}: {said}")
     return lines
 
