@@ -19,6 +19,7 @@ from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import
 from sglang.srt.layers.quantization.fp8 import Fp8Config
 from sglang.srt.layers.quantization.gptq import GPTQConfig
 from sglang.srt.layers.quantization.modelopt_quant import ModelOptFp4Config, ModelOptFp8Config
+from sglang.srt.layers.quantization.w8a8_fp8 import W8A8Fp8Config
 from sglang.srt.layers.quantization.w8a8_int8 import W8A8Int8Config
 from torch import nn
 
@@ -46,6 +47,11 @@ def compressed(weights: dict[str, object], inputs: dict[str, object] | None, kin
             "quant_method": "compressed-tensors",
         }
     )
+
+
+def experts_only(kind: str, group_size: int) -> SimpleNamespace:
+    """Make what is read of upstream's configuration of moe_wna16, which cannot be made without a GPU."""
+    return SimpleNamespace(get_name=lambda: "moe_wna16", linear_quant_method=kind, weight_bits=4, group_size=group_size)
 
 
 FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False}
@@ -144,6 +150,18 @@ FORMATS: dict[str, tuple[Any, Parts]] = {
             "g_idx": ("I32", (256,)),
         },
     ),
+    "experts as AWQ has them": (
+        experts_only("awq", 64),
+        {"qweight": ("I32", (256, 12)), "qzeros": ("I32", (4, 12)), "scales": ("F16", (4, 96))},
+    ),
+    "experts as GPTQ has them": (
+        experts_only("gptq", 128),
+        {"qweight": ("I32", (32, 96)), "qzeros": ("I32", (2, 12)), "scales": ("F16", (2, 96))},
+    ),
+    "fp8 by channel": (
+        W8A8Fp8Config(is_checkpoint_fp8_serialized=True),
+        {"weight": ("F8_E4M3", (96, 256)), "weight_scale": ("F32", (96, 1))},
+    ),
     "int8 by channel": (W8A8Int8Config(), {"weight": ("I8", (96, 256)), "weight_scale": ("F32", (96, 1))}),
     "int8 by block": (
         BlockInt8Config(True, "dynamic", None, [32, 64]),
@@ -211,7 +229,7 @@ def test_a_format(name: str, tmp_path: Path) -> None:
 
 if Version("0.5.23") <= RELEASE:  # older layers are not made without a server, GPTQ's not without a GPU
 
-    @pytest.mark.parametrize("name", [name for name in FORMATS if "GPTQ" not in name])
+    @pytest.mark.parametrize("name", [name for name in FORMATS if "GPTQ" not in name and "experts" not in name])
     def test_a_format_is_what_upstreams_own_layer_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from sglang.srt.layers.linear import ReplicatedLinear  # which old releases cannot import first
 
@@ -242,7 +260,7 @@ def test_a_group_index_may_be_left_out_where_the_order_is_known(tmp_path: Path) 
     assert faults(quant_config, tmp_path / "m.safetensors", whole) == []
 
 
-@pytest.mark.parametrize("quant_config", [Fp8Config(), ModelOptFp8Config()])
+@pytest.mark.parametrize("quant_config", [Fp8Config(), ModelOptFp8Config(), W8A8Fp8Config()])
 def test_all_of_a_checkpoint_is_checked_that_is_quantised_while_it_is_loaded(
     quant_config: object, tmp_path: Path
 ) -> None:
