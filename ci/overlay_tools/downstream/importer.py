@@ -36,6 +36,7 @@ from overlay_tools.upstream.lockfile import Lock, get_release, load_lock
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, parse, source_wheel
 from overlay_tools.wheels.dependencies import compare_requirements
 
+_NOT_COMPARED = "what a checkout requires is not compared: import its wheel, or see its pyproject.toml yourself"
 OUTCOMES = ("brought in", "in part", "there already", "conflict", "left out")
 
 
@@ -134,6 +135,7 @@ def plan_import(
         decisions=plan.rows() if wanted is not None else [],
         warnings=[
             *settings.warnings,
+            *[_NOT_COMPARED] * (read.fork and read.metadata is None),
             *(f"contract of sglang {read.base}: {line}" for line in broken),
             *namesakes,
         ],

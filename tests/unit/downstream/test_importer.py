@@ -262,6 +262,9 @@ def test_a_checkout_is_compared_with_its_base(mini: Miniature, elsewhere: Path, 
     plan = brought_in(mini, fork, None)
     assert plan.base == "1.0"
     assert outcomes(plan) == [(FILE, "brought in", "loader"), ("sglang/ours.py", "brought in", "")]
+    assert plan.warnings == [
+        "what a checkout requires is not compared: import its wheel, or see its pyproject.toml yourself"
+    ]
 
 
 def test_files_of_a_fork_can_be_left_alone(
