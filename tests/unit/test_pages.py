@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 import pytest
 from docs.pages import LANGUAGES, ROOT, anchors, code_spans, command_blocks, links, pages, rows, tokens
+from overlay_tools.settings import load_project
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,15 @@ def sessions() -> set[str]:
 
 def test_the_first_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_wheels_are_named_as_they_are_built() -> None:
+    project = load_project(ROOT)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"([\w.]+)\+(overlay|cpu)\.(\d+)", text))
+    revision = str(project.revision)
+    assert {number for _, _, number in named} == {revision}
+    assert (project.default, "overlay", revision) in named
 
 
 @pytest.mark.parametrize("page", pages())
