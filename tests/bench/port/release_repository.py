@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from overlay_tools.patches.model import lines_with_ends, split_lines
 from overlay_tools.subprocesses import git, run
 from overlay_tools.upstream.source_tree import SourceTree
 
@@ -69,10 +70,11 @@ class ReleaseRepository:
     def diff(self, insertion: Insertion) -> str:
         """Return an insertion as a diff, with the blobs that `git apply -3` needs in the repository."""
         name = insertion.file
-        old = (self.sources[0].read(name) or b"").decode("utf-8").split("\n")
-        new = [*old[: insertion.after], insertion.line, *old[insertion.after :]]
-        blobs = [self._git("hash-object", "-w", "--stdin", stdin="\n".join(lines)).strip() for lines in (old, new)]
-        body = "\n".join(difflib.unified_diff(old, new, f"a/{name}", f"b/{name}", lineterm="", n=3)) + "\n"
+        old = lines_with_ends(split_lines(self.sources[0].read(name) or b""))
+        new = [*old[: insertion.after], f"{insertion.line}\n", *old[insertion.after :]]
+        blobs = [self._git("hash-object", "-w", "--stdin", stdin="".join(lines)).strip() for lines in (old, new)]
+        lines = difflib.unified_diff(old, new, f"a/{name}", f"b/{name}", n=3)
+        body = "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
         return f"diff --git a/{name} b/{name}\nindex {blobs[0]}..{blobs[1]} 100644\n{body}"
 
     def git_apply(self, insertion: Insertion, diff: str) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from bench.port.insertions import Answer, Insertion, Neighbours, choose, judge
 from bench.port.release_repository import ReleaseRepository
 from overlay_tools.archive.reader import WheelReader
+from overlay_tools.subprocesses import git
 from overlay_tools.upstream.source_tree import SourceTree
 
 from unit.conftest import ENGINE, TAG, upstream_files, write_wheel
@@ -111,6 +113,17 @@ def test_a_function_may_be_called_otherwise_now(repository: MakeRepository, text
     old, new = repository(ENGINE, text).sources
     at = text.split("\n").index("        return entry")
     assert judge(INSERTION, Neighbours(before=None, after=None), old, new, inserted(text, at)) == verdict
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_the_diff_of_an_insertion_is_the_one_that_git_makes(repository: MakeRepository, end: str) -> None:
+    text = ENGINE[: ENGINE.index("        return entry")].rstrip() + "\n        return entry" + end
+    made = repository(text)
+    changed = inserted(text, 9)
+    assert changed is not None
+    (made.folder / FILE).write_bytes(changed[1])
+    _, _, hunks = git(["diff", "--", FILE], cwd=made.folder).stdout.partition("@@")
+    assert re.sub(" @@ .*", " @@", hunks) == made.diff(INSERTION).partition("@@")[2]
 
 
 def test_each_tool_applies_a_diff_where_its_lines_stand_and_gives_up_where_they_are_gone(
