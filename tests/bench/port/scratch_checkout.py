@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,7 @@ class Ended:
             hook, _, outcome = (line[a:b].strip() for a, b in itertools.pairwise(starts))
             if line[: starts[0]].strip() or not hook:
                 break
-            found.append((hook, outcome.split()[0]))
+            found.append((hook, re.sub(r" -?\d+$", "", outcome)))  # whatever the offset is
         return found
 
 

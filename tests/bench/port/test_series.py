@@ -46,7 +46,7 @@ class Carried:
         found = ", ".join(f"{n} {outcome}" for outcome, n in self.outcomes.most_common())
         seconds, cpu = (sum(times) for times in zip(*((each.seconds, each.cpu) for each in self.commands), strict=True))
         took = f"{seconds:6.1f} s, of the processor {cpu:5.1f} s"
-        return f"{took}, {self.rounds} rounds   (promised: at most {self.promised}): {found}"
+        return f"{took}, rounds: {self.rounds}   (promised: at most {self.promised}): {found}"
 
 
 @pytest.fixture

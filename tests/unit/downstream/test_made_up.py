@@ -128,13 +128,16 @@ def test_changed_hooks_are_not_among_the_chained_ones(series: MadeUpSeries) -> N
 def test_the_outcomes_of_hooks_are_read_from_the_table_of_port() -> None:
     table = """\
 Fetch sglang-1.2-py3-none-any.whl ... done (0.20 s)
-  hook    place               outcome   what was found
-  choose  sglang/loader.py:7  offset 2  get_model unchanged
-  early                       waits     for choose
-  choose  sglang/engine.py:1  conflict  the lines  that it changes have changed
-1 offset, 1 conflict, 1 waits
-  later   sglang/loader.py:7  exact     no row
+  hook    place               outcome      what was found
+  choose  sglang/loader.py:7  offset 2     get_model unchanged
+  early                       waits        for choose
+  choose  sglang/engine.py:1  conflict     the lines  that it changes have changed
+  choose  sglang/loader.py:9  offset -13   get_model unchanged
+  last    sglang/engine.py    target gone  function step is gone
+in all: 2 offset, 1 waits
+  later   sglang/loader.py:7  exact        no row
 """
     ended = Ended(error="", output=table, seconds=1, cpu=1)
-    assert ended.outcomes == [("choose", "offset"), ("early", "waits"), ("choose", "conflict")]
+    first, second = ("choose", "offset"), ("choose", "conflict")
+    assert ended.outcomes == [first, ("early", "waits"), second, first, ("last", "target gone")]
     assert Ended(error="it failed", output="Fetch ... failed\n", seconds=1, cpu=1).outcomes == []
