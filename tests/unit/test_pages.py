@@ -26,11 +26,17 @@ def test_the_first_page_is_short() -> None:
 
 def test_wheels_are_named_as_they_are_built() -> None:
     project = load_project(ROOT)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"([\w.]+)\+(overlay|cpu)\.(\d+)", text))
+    named = re.compile(r"(?:\+overlay\.|\+cpu\.|_plugin-)(\d+)")
+    found = {
+        page: set(named.findall((ROOT / page).read_text(encoding="utf-8")))
+        for page in pages()
+        if page.endswith("README.md")
+    }
+    assert found["README.md"]
+    assert found["overlay/README.md"]
     revision = str(project.revision)
-    assert {number for _, _, number in named} == {revision}
-    assert (project.default, "overlay", revision) in named
+    assert {page: numbers - {revision} for page, numbers in found.items() if numbers - {revision}} == {}
+    assert f"sglang-{project.default}+overlay.{revision}-" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", pages())
