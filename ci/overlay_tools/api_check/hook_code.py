@@ -17,7 +17,7 @@ from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.errors import PatchError, WheelError
 from overlay_tools.patches.apply import apply_series, find_block
 from overlay_tools.patches.hooked_tree import HookedTree
-from overlay_tools.patches.model import Hook, Patch, sides, source_of, split_lines, target_of
+from overlay_tools.patches.model import Hook, Patch, sides, source_of, split_lines, target_of, variants_of
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree, module_name, parse
@@ -47,11 +47,10 @@ def apply_hooks(project: Project, sources: SourceTree) -> AppliedHooks:
     paths = tuple((path, path.stat().st_mtime_ns) for path in sorted(project.patches.rglob("*")) if path.is_file())
     applied: list[AppliedPatch] = []
     files: dict[str, bytes | None] = {}
-    for hook in _series(project.patches, paths):
-        if (patch := hook.variant(sources.version)) is not None:
-            after = apply_series([patch], HookedTree(sources, files).read, f"sglang {sources.version}")
-            applied.append(AppliedPatch(patch=patch, after=after))
-            files |= after
+    for patch in variants_of(_series(project.patches, paths), sources.version):
+        after = apply_series([patch], HookedTree(sources, files).read, f"sglang {sources.version}")
+        applied.append(AppliedPatch(patch=patch, after=after))
+        files |= after
     _check_syntax(files, sources.version)
     return AppliedHooks(patches=applied, files=files)
 

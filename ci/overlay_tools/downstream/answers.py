@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from overlay_tools.archive.mode import is_executable, with_mode
-from overlay_tools.downstream.attribution import MARKER, Attribution, belonging_to
+from overlay_tools.downstream.attribution import Attribution, belonging_to
 from overlay_tools.downstream.port_worktree import read_contents, read_files
 from overlay_tools.downstream.weave import Weave
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Commit, Worktree
 from overlay_tools.errors import PortError
-from overlay_tools.patches.model import Hook, source_of, target_of
+from overlay_tools.patches.edited_file import MARKER
+from overlay_tools.patches.model import Hook
 from overlay_tools.wheels.overlay_files import compile_all
 
 GO_ON = "then `nox -s port -- --continue`; `nox -s port -- --abort` gives up, and leaves everything as it was"
@@ -236,7 +237,7 @@ def _check_rebased(tree: Worktree) -> None:
 
 def _changes(hook: Hook, name: str) -> bool:
     """Tell whether a variant of a hook changes a file."""
-    return any(name in (source_of(file), target_of(file)) for patch in hook.variants for file in patch.files)
+    return any(name in patch.names for patch in hook.variants)
 
 
 def _adds(hook: Hook, text: str) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from overlay_tools.downstream.weave import Attribute, WovenLine
+from overlay_tools.patches.edited_file import MARKER
 from overlay_tools.patches.line_diff import Change
-
-MARKER = re.compile(r"^(?:<{7}|>{7}|\|{7})(?: |$)|^={7}$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

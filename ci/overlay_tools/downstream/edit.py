@@ -12,7 +12,7 @@ from overlay_tools.downstream.transaction import undo
 from overlay_tools.downstream.worktree import Worktree
 from overlay_tools.errors import WorktreeError
 from overlay_tools.patches.apply import apply_series
-from overlay_tools.patches.model import Hook
+from overlay_tools.patches.model import Hook, variants_of
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
 from overlay_tools.upstream.download import fetch
@@ -36,7 +36,7 @@ def edit(project: Project, cache: Path, version: str, *, discard: bool) -> Workt
     if not discard:
         refuse_to_lose(project, version, hooks, f"`nox -s edit -- {version} --discard`")
     tree = worktree_of(project, version)
-    patches = [patch for hook in hooks if (patch := hook.variant(version))]
+    patches = variants_of(hooks, version)
     with console.step(f"Open sglang {version} in {tree.folder.relative_to(project.root)}"):
         base = fetch(release, source_wheel(release), cache)
         new = tree.folder.with_name(f".{version}.new")

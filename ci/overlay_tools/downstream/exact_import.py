@@ -24,7 +24,7 @@ from overlay_tools.errors import REPORT, BuildError, PatchError
 from overlay_tools.patches.apply import apply_series
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import lint
-from overlay_tools.patches.model import README, TO_BE_FILLED, Hook, Patch
+from overlay_tools.patches.model import README, TO_BE_FILLED, Hook, Patch, variants_of
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree
 from overlay_tools.wheels.overlay_files import compile_all
@@ -93,7 +93,7 @@ class ExactImport:
         self._names = {hook.name for hook in hooks} | {"series", README}
         self._seen: dict[str, bytes | None] = {}  # files as the patches know them: without the series
         self._series: list[tuple[Patch, HookedTree]] = []  # each hook with the files that it found
-        for patch in (patch for hook in hooks if (patch := hook.variant(base.version))):
+        for patch in variants_of(hooks, base.version):
             self._series.append((patch, HookedTree(base, dict(self.tree.touched))))
             self.tree.touched.update(apply_series([patch], self.tree.read, f"sglang {base.version}"))
         last = last_contents(patches)

@@ -22,7 +22,7 @@ from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Worktree
 from overlay_tools.errors import REPORT, PatchError, WorktreeError
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import load_checked_series
-from overlay_tools.patches.model import Hook, renames, target_of
+from overlay_tools.patches.model import Hook, renames, target_of, variants_of
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import get_release, load_lock
 from overlay_tools.upstream.source_tree import open_source_tree
@@ -77,7 +77,7 @@ def export(
             "Nothing was written.", hint="`--releases` says which other releases take a hook or a new file."
         )
     changed = write_patches(project.patches, files, others)
-    ExportedState.note(tree, [patch for hook in staged if (patch := hook.variant(version))])
+    ExportedState.note(tree, variants_of(staged, version))
     return changed
 
 
@@ -92,7 +92,7 @@ def _open_worktree(project: Project, version: str, hooks: Sequence[Hook]) -> Wor
         raise WorktreeError(f"There is no worktree {tree.folder}.", hint=f"`nox -s edit -- {version}` makes it.")
     if dirty := tree.uncommitted():
         raise WorktreeError(*(f"{tree.folder / name} is not committed." for name in dirty), hint="Commit or remove it.")
-    if ExportedState.read(tree).patches != digests([patch for hook in hooks if (patch := hook.variant(version))]):
+    if ExportedState.read(tree).patches != digests(variants_of(hooks, version)):
         raise WorktreeError(
             f"patches/ has changed since {tree.folder} was made.",
             hint=f"Keep your commits (`git -C {tree.folder} format-patch {OVERLAY}`), then"
@@ -113,7 +113,7 @@ def _check_effect(tree: Worktree, made: HookedTree, committed: Mapping[str, Comm
 
 def _renamed_by(hooks: Sequence[Hook], version: str) -> set[str]:
     """Return the names that the hooks of a release give files of upstream's."""
-    patches = [patch for hook in hooks if (patch := hook.variant(version))]
+    patches = variants_of(hooks, version)
     return {target_of(file) for patch in patches for file in patch.files if renames(file)}
 
 

@@ -13,8 +13,7 @@ from overlay_tools.downstream.committed_hooks import ASKED, CommittedHook
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.hook_needs import HookNames, read_names
 from overlay_tools.downstream.queue import PatchQueue
-from overlay_tools.errors import PatchError
-from overlay_tools.patches.apply import apply_series
+from overlay_tools.patches.apply import apply_if_fits, apply_series
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.model import Hook, Patch
 from overlay_tools.patches.relocate import applies_unchanged
@@ -114,7 +113,7 @@ class ExportPlan:
         Returns the new variant for each release that takes it; none, if the hook is as it was.
         """
         version, old = self.exported.version, taken[self.exported.version]
-        same = old is not None and _effect(old, hook) == hook.after
+        same = old is not None and apply_if_fits(old, hook.before) == hook.after
         names = read_names(hook, old)
         if old is not None and same:
             self._seen.append(_Seen(hook.name, names, [v for v in taken if taken[v] is not None], changed=False))
@@ -162,14 +161,6 @@ class ExportPlan:
         self.decisions.append(
             Decision(hook=hook, release=version, taken=not why_not, why=why, due_before=old is not None, same=same)
         )
-
-
-def _effect(patch: Patch, hook: CommittedHook) -> Mapping[str, bytes | None] | None:
-    """Return what a patch makes of the files as a commit found them, None if it does not apply to them."""
-    try:
-        return apply_series([patch], hook.before.get, hook.name)
-    except PatchError:
-        return None
 
 
 def _apply(patch: Patch, release: HookedTree) -> None:

@@ -23,11 +23,11 @@ from overlay_tools.downstream.port_state import Followed, Kept, PortState
 from overlay_tools.downstream.port_worktree import HookCommit
 from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.errors import REPORT, PatchError, PortError
-from overlay_tools.patches.apply import apply_series
+from overlay_tools.patches.apply import apply_if_fits, apply_series
 from overlay_tools.patches.edited_file import Part, Region, marked_lines, shown_lines
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.lint import lint
-from overlay_tools.patches.model import Hook, Patch, deletes, join_lines, renames, source_of, target_of
+from overlay_tools.patches.model import Hook, Patch, deletes, join_lines, renames, source_of, target_of, variants_of
 from overlay_tools.patches.moving_hunk import Placement
 from overlay_tools.patches.relocate import RelocatedPatch, relocate
 from overlay_tools.upstream.lockfile import Lock
@@ -82,7 +82,7 @@ class LockedReleases:
             self._sources[version] = sources
         tree, applied = self._hooked.get(version, (HookedTree(self._sources[version]), ()))
         assert len(applied) <= len(hooks), "hooks are followed in order"
-        patches = [patch for hook in hooks[len(applied) :] if (patch := hook.variant(version))]
+        patches = variants_of(hooks[len(applied) :], version)
         tree.touched.update(apply_series(patches, tree.read, f"sglang {version}"))
         self._hooked[version] = tree, hooks
         return tree
@@ -192,7 +192,7 @@ class Follower:
             b"\n<<<<<<< " in (data or b"") for data in was.values()
         ):  # of a hook that is dropped: this one stood inside
             self._search(hook, patch, nearest, self.locked.open(nearest, before))
-        elif was is answer.before and as_it_was and _apply(patch, was) == now:
+        elif was is answer.before and as_it_was and apply_if_fits(patch, was) == now:
             known = self._known.get(hook.name)
             self._take(hook, patch, nearest, [HunkReport(*row) for row in known.rows] if known else _exact(patch))
         elif was is answer.before and as_it_was:
@@ -206,7 +206,7 @@ class Follower:
     ) -> None:
         """Follow what a person has settled, from the files that it was settled in to what these are now."""
         old = HookedTree(self.new.sources, dict(was))
-        if _apply(patch, was) == now:
+        if apply_if_fits(patch, was) == now:
             self._search(hook, patch, nearest, old)
         else:
             made = self._make_variant(hook, patch, was, now, renamed)
@@ -256,7 +256,7 @@ class Follower:
     def _place(self, patch: Patch, old: HookedTree) -> _Placed:
         """Place a patch among what is open: as if that were settled as it is shown, or as its hooks would have it."""
         found: list[_Placed] = []
-        own = {name: self._parts[name] for name in _names(patch) if name in self._parts}
+        own = {name: self._parts[name] for name in patch.names if name in self._parts}
         views: Sequence[Side] = ("shown", "theirs")
         for side in views:
             flat = {
@@ -277,18 +277,18 @@ class Follower:
 
     def _alike(self, patch: Patch, old: HookedTree) -> bool:
         """Tell whether the files that a patch changes are what they are in a release, and nothing in them is open."""
-        return all(name not in self._parts and old.read(name) == self.new.read(name) for name in _names(patch))
+        return all(name not in self._parts and old.read(name) == self.new.read(name) for name in patch.names)
 
     def _known_rows(self, hook: Hook, patch: Patch) -> list[HunkReport]:
         """Return what was found of a hook in the last round, if its files are now as they were then."""
         known = self._known.get(hook.name)
-        if known is None or any(name in self._parts for name in _names(patch)):
+        if known is None or any(name in self._parts for name in patch.names):
             return []
         same = known.diff == _hash(patch.diff.encode()) and known.files == self._hash_files(patch)
         return [HunkReport(*row) for row in known.rows] if same else []
 
     def _hash_files(self, patch: Patch) -> str:
-        return _hash(*(self.new.read(name) or b"" for name in _names(patch)))
+        return _hash(*(self.new.read(name) or b"" for name in patch.names))
 
     def _take(self, hook: Hook, patch: Patch, nearest: str, rows: Sequence[HunkReport]) -> None:
         """Let the release take the variant of its neighbour, which applies exactly."""
@@ -358,19 +358,6 @@ def count_outcomes(found: Sequence[HunkReport] | Sequence[Placement]) -> str:
     """Return how many hunks had each outcome, in words."""
     counts = Counter("offset" if one.outcome.startswith("offset ") else one.outcome for one in found)
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-
-
-def _names(patch: Patch) -> list[str]:
-    """Return the files that a patch changes, under the names from before it and after it."""
-    return list(dict.fromkeys(name for file in patch.files for name in (source_of(file), target_of(file))))
-
-
-def _apply(patch: Patch, files: Files) -> Files | None:
-    """Return what a patch makes of files, None if it does not apply to them."""
-    try:
-        return apply_series([patch], files.get, "the worktree")
-    except PatchError:
-        return None
 
 
 def _exact(patch: Patch) -> list[HunkReport]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.errors import ToolError, WorktreeError
+from overlay_tools.patches.edited_file import MARKER
 from overlay_tools.patches.model import EXECUTABLE, ORDINARY, Patch, split_lines
 from overlay_tools.subprocesses import git, git_bytes
 
@@ -21,7 +21,6 @@ _CALLED = {name.lower(): name for name in _TRAILERS}
 _MESSAGE = "%P%x00%B%x00%(trailers)%x00%(trailers:only,unfold)"
 _WHO = ("-c", "user.name=sglang-overlay", "-c", "user.email=sglang-overlay@localhost")
 _LINK, _SUBMODULE = "120000", "160000"  # git's modes of what is not a file
-_MARKER = re.compile(r"^(?:<{7}|>{7}|\|{7})(?: |$)|^={7}$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,16 +143,6 @@ class Worktree:
         branches = [f"branch {name}" for kind, name in names if kind == "heads"]
         return stashes + branches + [f"tag {name}" for kind, name in names if kind == "tags" and name not in own]
 
-    def markers(self) -> list[str]:
-        """Return the changed files that hold conflict markers that HEAD has not, each with the numbers of the lines."""
-        found = []
-        for name in self.uncommitted():
-            path = self.folder / name
-            text = path.read_bytes() if path.is_file() else b""
-            if marked := find_markers(text, self.read("HEAD", name)):
-                found.append(f"{path}, lines {', '.join(map(str, marked))}")
-        return found
-
     def commits(self) -> list[Commit]:
         """Return the commits after the overlay's, oldest first.
 
@@ -225,7 +214,7 @@ class Worktree:
 def find_markers(content: bytes, known: bytes | None) -> list[int]:
     """Return the numbers of the lines that are conflict markers, and not among those that are known."""
     before = split_lines(known or b"")
-    return [n for n, line in enumerate(split_lines(content), 1) if _MARKER.match(line) and line not in before]
+    return [n for n, line in enumerate(split_lines(content), 1) if MARKER.match(line) and line not in before]
 
 
 def _unusual(changes: Mapping[str, tuple[str, str, str]]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from unidiff import Hunk, PatchedFile
 
@@ -45,6 +45,14 @@ def apply_series(patches: Sequence[Patch], read: Callable[[str], bytes | None], 
         for file in patch.files:
             touched |= _apply_to_file(patch, file, now, base)
     return touched
+
+
+def apply_if_fits(patch: Patch, files: Mapping[str, bytes | None]) -> dict[str, bytes | None] | None:
+    """Return what a patch makes of files, given by path; None if it does not apply to them."""
+    try:
+        return apply_series([patch], files.get, "them")
+    except PatchError:
+        return None
 
 
 def find_hunk(lines: Sequence[str], hunk: Hunk) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from overlay_tools.patches.apply import find_hunk
 from overlay_tools.patches.code_spans import lines_of_scope
 from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.model import split_lines
+
+MARKER = re.compile(r"^(?:<{7}|>{7}|\|{7})(?: |$)|^={7}$")  # a line that `marked_lines` puts around a side of a region
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

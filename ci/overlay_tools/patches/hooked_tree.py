@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from overlay_tools.patches.apply import apply_series
-from overlay_tools.patches.model import Hook
+from overlay_tools.patches.model import Hook, variants_of
 from overlay_tools.upstream.source_tree import SourceTree
 
 
@@ -23,7 +23,7 @@ class HookedTree:
 
         Raises PatchError if one does not apply exactly.
         """
-        patches = [patch for hook in hooks if (patch := hook.variant(sources.version))]
+        patches = variants_of(hooks, sources.version)
         return cls(sources, apply_series(patches, sources.read, f"sglang {sources.version}"))
 
     @property

@@ -41,6 +41,11 @@ class Patch:
     files: Sequence[PatchedFile]
 
     @property
+    def names(self) -> list[str]:
+        """Return the files that the patch changes, under the names from before it and after it."""
+        return list(dict.fromkeys(name for file in self.files for name in (source_of(file), target_of(file))))
+
+    @property
     def added(self) -> int:
         """Return how many lines the patch adds."""
         return sum(file.added for file in self.files)
@@ -87,6 +92,14 @@ class Hook:
 def source_of(file: PatchedFile) -> str:
     """Return the path of the file that a diff changes, as in a wheel: `sglang/...`."""
     return str(file.source_file).removeprefix("a/")
+
+
+def variants_of(hooks: Iterable[Hook], version: str) -> list[Patch]:
+    """Return the variants that a release takes, in the order of the hooks.
+
+    Raises PatchError as `Hook.variant` does.
+    """
+    return [patch for hook in hooks if (patch := hook.variant(version))]
 
 
 def target_of(file: PatchedFile) -> str:

@@ -17,7 +17,7 @@ from overlay_tools.archive.mode import is_executable
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.errors import BuildError
 from overlay_tools.patches.apply import apply_series
-from overlay_tools.patches.model import Hook, Patch
+from overlay_tools.patches.model import Hook, Patch, variants_of
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import LockedWheel, Release
 from overlay_tools.wheels.dependencies import Change, change_requirements, with_own_kernel
@@ -86,7 +86,7 @@ def build_sglang(
     started = time.perf_counter()
     version = project.overlay_version(release.version)
     dist_info = f"sglang-{version}.dist-info"
-    patches = [patch for hook in hooks if (patch := hook.variant(release.version))]
+    patches = variants_of(hooks, release.version)
     added = read_package(project, "sglang", release.version)
     with WheelReader(base_path) as base:
         applied = apply_series(patches, base.get, f"sglang {release.version}")

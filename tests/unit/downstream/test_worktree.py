@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from overlay_tools.archive.mode import Executable
-from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Worktree
+from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Worktree, find_markers
 from overlay_tools.errors import ToolError, WorktreeError
 from overlay_tools.patches.series import load_series
 
@@ -42,7 +42,7 @@ def test_it_holds_upstreams_files_then_the_overlays(tree: Worktree) -> None:
     assert {name: tree.read("HEAD", name) for name in files} == files
     assert {name: tree.read_working(name) for name in files} == files
     assert tree.read("HEAD", "sglang/models/ours.py") == b"OURS = 1\r\n"
-    assert (tree.commits(), tree.uncommitted(), tree.markers()) == ([], [], [])
+    assert (tree.commits(), tree.uncommitted()) == ([], [])
     assert tree.read("HEAD", "sglang/absent.py") is None
     assert [path.name for path in tree.folder.parent.iterdir()] == ["wörk"]
 
@@ -124,18 +124,16 @@ def test_what_is_not_committed_is_named(tree: Worktree) -> None:
 
 @pytest.mark.parametrize("line", ["<<<<<<< sglang 1.1", "||||||| sglang 1.0", "=======", ">>>>>>> choose", "<<<<<<<"])
 def test_markers_that_are_left_are_named(tree: Worktree, line: str) -> None:
-    (tree.folder / TEXT_FILE).write_text(f"schön\n\n{line}\n{line}\n")
-    assert tree.markers() == [f"{tree.folder / TEXT_FILE}, lines 3, 4"]
+    content = f"schön\n\n{line}\n{line}\n".encode()
+    assert find_markers(content, tree.read("HEAD", TEXT_FILE)) == [3, 4]
 
 
 def test_what_only_looks_like_a_marker_is_none(tree: Worktree) -> None:
     text = 'TEXT = """\n=======\nTitle\n=======\n"""\n'
     commit(tree, "a text of upstream's", loader=text)
-    (tree.folder / LOADER_FILE).write_text(f"{text}# <<<<<<< x\n<<<<<<<<\n >>>>>>> x\n========\n")
-    assert tree.markers() == []
-    (tree.folder / LOADER_FILE).unlink()
-    (tree.folder / TEXT_FILE).write_bytes(b"\xff\n<<<<<<< x\r\n")
-    assert tree.markers() == [f"{tree.folder / TEXT_FILE}, lines 2"]
+    content = f"{text}# <<<<<<< x\n<<<<<<<<\n >>>>>>> x\n========\n".encode()
+    assert find_markers(content, tree.read("HEAD", LOADER_FILE)) == []
+    assert find_markers(b"\xff\n<<<<<<< x\r\n", tree.read("HEAD", TEXT_FILE)) == [2]
 
 
 def test_a_hooks_header_is_its_message_and_back(mini: Miniature, tree: Worktree) -> None:
