@@ -49,13 +49,6 @@ def mini(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
     return mini
 
 
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
-    folder = tmp_path / "from elsewhere"
-    folder.mkdir()
-    return folder
-
-
 def fork_of(elsewhere: Path) -> Path:
     fork = checkout(elsewhere)
     commit(fork, "Upstream's newer one", {f"python/{ENGINE_FILE}": NEWER})

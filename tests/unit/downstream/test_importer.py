@@ -37,13 +37,6 @@ def mini(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
     return mini
 
 
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
-    folder = tmp_path / "from elsewhere"
-    folder.mkdir()
-    return folder
-
-
 def test_a_patch_becomes_a_hook_of_its_base(mini: Miniature, elsewhere: Path) -> None:
     source = difference(elsewhere, "0007-Four_at last", loader=(LOADER, LAST))
     plan = brought_in(mini, source)

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import textwrap
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from overlay_tools.upstream.lockfile import Release
 
 from unit.api_check.derived import REGISTRY, UPSTREAM, derive
 from unit.conftest import ENGINE, HEADER, LOADER, PATCH, Miniature, upstream_files
+from unit.downstream.porting import git, stopped, worktree
 
 FILE, ENGINE_FILE = "sglang/loader.py", "sglang/engine.py"
 CHANGED = LOADER.replace("    name = config.name\n", "    name = config.title\n")  # in the context of the hook
@@ -51,27 +51,8 @@ def outcomes(rows: Sequence[HunkReport]) -> list[tuple[str, str]]:
     return [(hook, outcome) for hook, _, outcome, _ in rows]
 
 
-def stopped(mini: Miniature, call: Callable[[], object], kind: type[OverlayError] = PortError) -> str:
-    """Expect an error with a next step, and the checkout as it was."""
-    before = mini.content()
-    with pytest.raises(kind) as caught:
-        call()
-    assert mini.content() == before
-    assert caught.value.hint
-    return f"{caught.value}\n{caught.value.hint}"
-
-
-def worktree(mini: Miniature) -> Path:
-    return mini.root / ".nox" / "porting" / "worktree"
-
-
 def settle(mini: Miniature, text: str = SETTLED, file: str = FILE) -> None:
     (worktree(mini) / file).write_text(text)
-
-
-def git(mini: Miniature, *words: str) -> str:
-    who = ("-c", "user.name=me", "-c", "user.email=me@here")
-    return subprocess.run(["git", *who, *words], cwd=worktree(mini), capture_output=True, text=True, check=True).stdout
 
 
 def accept(mini: Miniature, *files: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from overlay_tools import cli
@@ -16,6 +15,7 @@ from overlay_tools.patches.series import load_series
 from overlay_tools.upstream.lockfile import Release
 
 from unit.conftest import LOADER, Miniature, upstream_files
+from unit.downstream.porting import stopped, takes, worktree
 
 FILE = "sglang/loader.py"
 OTHER = ("def other():\n", "def other():\n    count()\n")
@@ -51,30 +51,16 @@ def resume(mini: Miniature, **wanted: Sequence[str]) -> list[HunkReport]:
     return Port(mini.project, mini.cache).resume(Wanted(**wanted))
 
 
-def stopped(mini: Miniature, **wanted: Sequence[str]) -> str:
-    """Expect a PortError with a next step, and the checkout as it was."""
-    before = mini.content()
-    with pytest.raises(PortError) as caught:
-        carry(mini, **wanted)
-    assert mini.content() == before
-    return f"{caught.value}\n{caught.value.hint}"
+def holds(mini: Miniature, *hooks: str, version: str = "1.1") -> None:
+    takes(mini, version, hooks)
+
+
+def refused(mini: Miniature, **wanted: Sequence[str]) -> str:
+    return stopped(mini, lambda: carry(mini, **wanted))
 
 
 def outcomes(rows: Sequence[HunkReport]) -> list[tuple[str, str]]:
     return [(row.hook, row.outcome) for row in rows]
-
-
-def holds(mini: Miniature, *hooks: str, version: str = "1.1") -> None:
-    """Expect a release to be locked with these hooks and no others, and its wheel to build."""
-    series = load_series(mini.root / "patches")
-    assert lint(series, list(mini.lock)) == []
-    assert [hook.name for hook in series if hook.variant(version)] == list(hooks)
-    assert [patch.hook for patch in mini.build(version).patches] == list(hooks)
-    assert not (mini.root / ".nox/porting").exists()
-
-
-def worktree(mini: Miniature) -> Path:
-    return mini.root / ".nox" / "porting" / "worktree"
 
 
 def change_locked(mini: Miniature, version: str, loader: str) -> None:
@@ -117,7 +103,7 @@ def test_a_name_goes_before_a_pattern_and_leave_before_take(
 
 def test_a_locked_release_says_how_hooks_are_carried_to_it(fork: Miniature) -> None:
     for leave in ([], ["*"]):
-        said = stopped(fork, leave=leave)
+        said = refused(fork, leave=leave)
         assert "sglang 1.1 is locked already." in said
         assert "`nox -s port -- 1.1 --take HOOK` carries a hook to it that is not due there (kt-other, kt-last;" in said
         assert "`nox -s edit -- 1.1` opens it" in said
@@ -137,7 +123,7 @@ def test_a_locked_release_says_how_hooks_are_carried_to_it(fork: Miniature) -> N
     ],
 )
 def test_what_means_no_hook_is_refused(fork: Miniature, wanted: dict[str, list[str]], said: str) -> None:
-    assert said in stopped(fork, **wanted)
+    assert said in refused(fork, **wanted)
 
 
 def test_a_hook_is_dropped_at_a_locked_release(fork: Miniature) -> None:
@@ -179,7 +165,7 @@ def test_a_hook_that_is_due_and_no_longer_applies_is_settled_as_any_other(fork: 
     series = (fork.root / "patches/series").read_text()
     fork.add_hook("kt-first", {FILE: LOADER}, {FILE: hooked}, "==1.0")
     fork.write("patches/series", series)
-    assert "patches/choose/1.1.patch:10: conflict: lines around it changed" in stopped(fork, take=["kt-first"])
+    assert "patches/choose/1.1.patch:10: conflict: lines around it changed" in refused(fork, take=["kt-first"])
     settled = hooked.replace("(config):\n", "(config):\n    config = choose(config, 2)\n")
     (worktree(fork) / FILE).write_text(settled)
     assert outcomes(resume(fork)) == [("kt-first", "exact"), ("choose", "settled")]
@@ -191,7 +177,7 @@ def test_an_open_hook_of_a_locked_release_is_settled_dropped_or_given_up(fork: M
     change_locked(fork, "1.1", LOADER.replace("    return 3\n", "    return 4\n"))
     before = fork.content()
     for end in ("settle", "drop", "abort"):
-        assert "kt-last/1.0.patch" in stopped(fork, take=["kt-*"])
+        assert "kt-last/1.0.patch" in refused(fork, take=["kt-*"])
         if end == "abort":
             Port(fork.project, fork.cache).abort()
             continue

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 from overlay_tools import cli
@@ -12,11 +11,11 @@ from overlay_tools.downstream.follow import HunkReport
 from overlay_tools.downstream.not_due import is_near
 from overlay_tools.downstream.port import Port
 from overlay_tools.downstream.selection import Wanted
-from overlay_tools.errors import PortError
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
 
 from unit.conftest import LOADER, PATCH, Miniature, upstream_files
+from unit.downstream.porting import stopped, takes, worktree
 
 FILE = "sglang/loader.py"
 CHANGED = LOADER.replace("    name = config.name\n", "    name = config.title\n")  # in the context of `choose`
@@ -52,30 +51,8 @@ def resume(mini: Miniature, *drop: str, take: Sequence[str] = (), leave: Sequenc
     return Port(mini.project, mini.cache).resume(Wanted(take=take, leave=leave, drop=drop))
 
 
-def stopped(mini: Miniature, call: Callable[[], object]) -> str:
-    """Expect a PortError with a next step, and the checkout as it was."""
-    before = mini.content()
-    with pytest.raises(PortError) as caught:
-        call()
-    assert mini.content() == before
-    return f"{caught.value}\n{caught.value.hint}"
-
-
 def outcomes(rows: list[HunkReport]) -> list[tuple[str, str]]:
     return [(row.hook, row.outcome) for row in rows]
-
-
-def holds(mini: Miniature, version: str, *hooks: str) -> None:
-    """Expect a release to be locked with these hooks and no others, and its wheel to build."""
-    series = load_series(mini.root / "patches")
-    assert lint(series, list(mini.lock)) == []
-    assert [hook.name for hook in series if hook.variant(version)] == list(hooks)
-    assert [patch.hook for patch in mini.build(version).patches] == list(hooks)
-    assert not (mini.root / ".nox/porting").exists()
-
-
-def worktree(mini: Miniature) -> Path:
-    return mini.root / ".nox" / "porting" / "worktree"
 
 
 @pytest.mark.parametrize("version", ["1.1.post1", "1.2", "1.0.post1"])
@@ -93,7 +70,7 @@ def test_a_hook_that_is_taken_is_due_there_too(narrow: Miniature) -> None:
     assert begin(narrow, "1.1.post1", take=["choose"]) == [("choose", f"{FILE}:3", "exact", "get_model unchanged")]
     assert (narrow.root / "patches/series").read_text() == "choose >=1.1\n"
     assert "Applies: >=1.1,<=1.1.post1\n" in (narrow.root / "patches/choose/1.1.patch").read_text()
-    holds(narrow, "1.1.post1", "choose")
+    takes(narrow, "1.1.post1", ["choose"])
 
 
 def test_a_hook_that_is_left_stays_as_it_is(narrow: Miniature) -> None:
@@ -101,20 +78,20 @@ def test_a_hook_that_is_left_stays_as_it_is(narrow: Miniature) -> None:
     assert begin(narrow, "1.1.post1", leave=["choose"]) == [("choose", "", "not due", FITS)]
     after = narrow.content()
     assert {name for name in after if after[name] != before.get(name)} == {"upstream.lock"}
-    holds(narrow, "1.1.post1")
+    takes(narrow, "1.1.post1", [])
 
 
 def test_a_hook_that_fits_far_from_those_that_take_it_gives_a_row(narrow: Miniature) -> None:
     begin(narrow, "1.2", leave=["choose"])
     assert begin(narrow, "1.3") == [("choose", "", "not due", FITS)]
-    holds(narrow, "1.3")
+    takes(narrow, "1.3", [])
 
 
 def test_a_hook_that_does_not_fit_gives_a_row(narrow: Miniature) -> None:
     ((hook, place, outcome, note),) = begin(narrow, "1.2", CHANGED)
     assert (hook, place, outcome) == ("choose", "", "not due")
     assert note == "does not fit: conflict"
-    holds(narrow, "1.2")
+    takes(narrow, "1.2", [])
 
 
 @pytest.mark.parametrize(
@@ -137,12 +114,17 @@ def test_near_is_between_beside_or_of_the_same_version(version: str, taking: lis
     assert is_near(version, taking, ["0.8", "1.0", "1.2", "1.2.post1", "1.2.post2", "1.4", "2.0"]) is near
 
 
+def publish_on_index(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the index have 1.2."""
+    release = mini.publish("1.2", upstream_files("1.2"))
+    monkeypatch.setattr("overlay_tools.upstream.asked.query_release", lambda version, index: release)
+
+
 def test_on_a_terminal_it_is_asked(
     narrow: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_other(narrow)
-    release = narrow.publish("1.2", upstream_files("1.2"))
-    monkeypatch.setattr("overlay_tools.upstream.asked.query_release", lambda version, index: release)
+    publish_on_index(narrow, monkeypatch)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     asked, answers = [], iter(["", "what?", "Y", "no"])
 
@@ -155,7 +137,7 @@ def test_on_a_terminal_it_is_asked(
     assert asked[0] == f"Hook choose is not due, but {FITS}. Is it needed? [y/n] "
     assert [question.split()[1] for question in asked] == ["choose", "choose", "choose", "other"]
     assert "sglang 1.2 is locked." in capsys.readouterr().out
-    holds(narrow, "1.2", "choose")
+    takes(narrow, "1.2", ["choose"])
 
 
 def test_a_terminal_that_is_closed_gives_no_answer(
@@ -164,8 +146,7 @@ def test_a_terminal_that_is_closed_gives_no_answer(
     def closed(question: str) -> str:
         raise EOFError
 
-    release = narrow.publish("1.2", upstream_files("1.2"))
-    monkeypatch.setattr("overlay_tools.upstream.asked.query_release", lambda version, index: release)
+    publish_on_index(narrow, monkeypatch)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", closed)
     assert cli.main(["port", "1.2"]) == 1
@@ -177,14 +158,13 @@ def test_without_a_terminal_arguments_answer(
     narrow: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_other(narrow)
-    release = narrow.publish("1.2", upstream_files("1.2"))
-    monkeypatch.setattr("overlay_tools.upstream.asked.query_release", lambda version, index: release)
+    publish_on_index(narrow, monkeypatch)
     assert cli.main(["port", "1.2"]) == 1
     assert "`nox -s port -- 1.2 --take choose --take other` takes them" in capsys.readouterr().err
     assert cli.main(["port", "1.2", "--leave", "choose"]) == 1
     assert "`nox -s port -- 1.2 --leave choose --take other` takes it" in capsys.readouterr().err
     assert cli.main(["port", "1.2", "--leave", "choose", "--take", "other"]) == 0
-    holds(narrow, "1.2", "other")
+    takes(narrow, "1.2", ["other"])
 
 
 def test_a_hook_that_does_not_fit_can_be_taken_and_is_settled(narrow: Miniature) -> None:
@@ -193,7 +173,7 @@ def test_a_hook_that_does_not_fit_can_be_taken_and_is_settled(narrow: Miniature)
     (worktree(narrow) / FILE).write_text(settled)
     assert outcomes(resume(narrow)) == [("choose", "settled")]
     assert (narrow.root / "patches/series").read_text() == "choose >=1.1\n"
-    holds(narrow, "1.2", "choose")
+    takes(narrow, "1.2", ["choose"])
 
 
 def test_a_hook_that_was_taken_can_be_dropped_again(narrow: Miniature) -> None:
@@ -202,7 +182,7 @@ def test_a_hook_that_was_taken_can_be_dropped_again(narrow: Miniature) -> None:
     assert outcomes(resume(narrow, "choose")) == [("choose", "dropped")]
     after = narrow.content()
     assert {name for name in after if after[name] != before.get(name)} == {"upstream.lock"}
-    holds(narrow, "1.2")
+    takes(narrow, "1.2", [])
 
 
 def test_what_was_answered_holds_while_another_hook_is_settled(narrow: Miniature) -> None:
@@ -218,7 +198,7 @@ def test_what_was_answered_holds_while_another_hook_is_settled(narrow: Miniature
     text = (worktree(narrow) / FILE).read_text()
     (worktree(narrow) / FILE).write_text(text[: text.index("<<<<<<<")] + "    final()\n    return 4\n")
     assert outcomes(resume(narrow)) == [("choose", "exact"), ("other", "not due"), ("final", "settled")]
-    holds(narrow, "1.2", "choose", "final")
+    takes(narrow, "1.2", ["choose", "final"])
 
 
 def test_a_question_that_comes_up_while_hooks_are_settled_is_answered_with_continue(mini: Miniature) -> None:
@@ -238,7 +218,7 @@ def test_a_question_that_comes_up_while_hooks_are_settled_is_answered_with_conti
     assert "-- --continue --take then`" in stopped(mini, lambda: resume(mini, take=["after"]))
     rows = resume(mini, leave=["then"])
     assert outcomes(rows) == [("choose", "settled"), ("after", "exact"), ("then", "not due")]
-    holds(mini, "1.2", "choose", "after")
+    takes(mini, "1.2", ["choose", "after"])
 
 
 @pytest.mark.parametrize("option", ["--take", "--leave"])
@@ -258,4 +238,4 @@ def test_a_range_that_a_variant_has_and_the_series_has_not_makes_nothing_due(min
     assert outcomes(begin(mini, "1.0.post1", leave=["choose"])) == [("choose", "not due")]
     assert (mini.root / "patches/series").read_text() == "choose !=1.0.post1\n"
     assert mini.patch.read_text() == PATCH.replace("<=1.1", "<=1.1,!=1.0.post1")
-    holds(mini, "1.0.post1")
+    takes(mini, "1.0.post1", [])

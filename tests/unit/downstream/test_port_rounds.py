@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import zipfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 from overlay_tools.archive.mode import with_mode
@@ -23,6 +21,7 @@ from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
 
 from unit.conftest import HEADER, Miniature, upstream_files
+from unit.downstream.porting import git, stopped, takes, worktree
 
 FILE, ENGINE, TEXT = "sglang/loader.py", "sglang/engine.py", "sglang/text.py"
 NAMES = ("alpha", "beta", "gamma", "delta")
@@ -70,16 +69,6 @@ def resume(mini: Miniature, *drop: str, take: Sequence[str] = ()) -> list[HunkRe
     return Port(mini.project, mini.cache).resume(Wanted(drop=drop, take=take))
 
 
-def stopped(mini: Miniature, call: Callable[[], object], kind: type[OverlayError] = PortError) -> str:
-    """Expect an error with a next step, and the checkout as it was."""
-    before = mini.content()
-    with pytest.raises(kind) as caught:
-        call()
-    assert mini.content() == before
-    assert caught.value.hint
-    return f"{caught.value}\n{caught.value.hint}"
-
-
 def kept(mini: Miniature, call: Callable[[], object], kind: type[OverlayError] = PortError) -> str:
     """Expect an error, and the worktree to the byte as a person left it."""
     before = read(mini), git(mini, "log", "--format=%H"), git(mini, "status", "--porcelain")
@@ -90,10 +79,6 @@ def kept(mini: Miniature, call: Callable[[], object], kind: type[OverlayError] =
 
 def outcomes(rows: Sequence[HunkReport]) -> dict[str, str]:
     return {row.hook: row.outcome for row in rows}
-
-
-def worktree(mini: Miniature) -> Path:
-    return mini.root / ".nox" / "porting" / "worktree"
 
 
 def read(mini: Miniature, file: str = ENGINE) -> str:
@@ -108,11 +93,6 @@ def change(mini: Miniature, old: str, new: str, file: str = ENGINE) -> None:
     text = read(mini, file)
     assert text.count(old) == 1
     write(mini, text.replace(old, new), file)
-
-
-def git(mini: Miniature, *words: str) -> str:
-    who = ("-c", "user.name=me", "-c", "user.email=me@here")
-    return subprocess.run(["git", *who, *words], cwd=worktree(mini), capture_output=True, text=True, check=True).stdout
 
 
 def accept(mini: Miniature, file: str = ENGINE, hook: str = r"\w+") -> None:
@@ -139,14 +119,9 @@ def added(mini: Miniature, hook: str, version: str = "1.2") -> list[str]:
 
 def holds(mini: Miniature, *hooks: str, version: str = "1.2", engine: str = "") -> None:
     """Expect a release to be locked with these hooks, and its wheel to have a file as it was settled."""
-    series = load_series(mini.root / "patches")
-    assert version in mini.lock
-    assert lint(series, list(mini.lock)) == []
-    assert [hook.name for hook in series if hook.variant(version)] == list(hooks or ("choose", *NAMES))
-    assert not (mini.root / ".nox/porting").exists()
-    built = mini.build(version)
+    takes(mini, version, hooks or ("choose", *NAMES))
     if engine:
-        with zipfile.ZipFile(built.path) as wheel:
+        with zipfile.ZipFile(mini.build(version).path) as wheel:
             assert wheel.read(ENGINE).decode() == engine
 
 

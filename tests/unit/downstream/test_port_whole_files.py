@@ -11,7 +11,8 @@ from overlay_tools.downstream.diff import make_diff
 from overlay_tools.wheels.verify import verify_wheel
 
 from unit.conftest import ENGINE, HEADER, LOADER, Miniature, upstream_files
-from unit.downstream.test_port import git, holds, outcomes, port_to, resume, stopped, worktree
+from unit.downstream.porting import git, stopped, worktree
+from unit.downstream.test_port import holds, outcomes, port_to, resume
 
 FILE, ENGINE_FILE, MOTOR, TEXT = "sglang/loader.py", "sglang/engine.py", "sglang/motor.py", "sglang/übersetzung.txt"
 FASTER = ENGINE.replace("size = 4", "size = 8")

@@ -1,0 +1,14 @@
+"""Fixtures of the tests of what a person does with hooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    folder = tmp_path / "from elsewhere"
+    folder.mkdir()
+    return folder
