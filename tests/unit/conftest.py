@@ -125,7 +125,7 @@ def upstream_files(version: str) -> dict[str, bytes]:
 
 def write_wheel(path: Path, files: Mapping[str, bytes]) -> Path:
     """Write a wheel as upstream's build does: deflated, with a folder member and an executable."""
-    dist_info = next(name.partition("/")[0] for name in files if ".dist-info/" in name)
+    dist_info = next(top for top in (name.partition("/")[0] for name in files) if top.endswith(".dist-info"))
     lines = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         folder = zipfile.ZipInfo("sglang/")

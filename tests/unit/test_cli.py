@@ -168,7 +168,7 @@ def test_verbose_shows_each_program_on_standard_error(mini: Miniature, words: tu
 def test_verbose_shows_what_a_program_that_failed_said(mini: Miniature) -> None:
     done = call("verify", "--env", "cat", "--verbose", cwd=mini.root)
     assert done.returncode == 1
-    assert re.search(r"^\$ cat -I -c .*?\n  exit status 1 after .* s\n  cat: ", done.stderr, re.MULTILINE | re.DOTALL)
+    assert re.search(r"^\$ cat -c .*?\n  exit status 1 after .* s\n  cat: ", done.stderr, re.MULTILINE | re.DOTALL)
 
 
 def test_an_error_goes_to_standard_error_with_the_next_step(

@@ -12,6 +12,8 @@ from installer.records import Hash, InvalidRecordEntry, RecordEntry, parse_recor
 
 from overlay_tools.errors import WheelError
 
+_PROVING = ("sha256", "sha384", "sha512")  # of the hashes that RECORD may hold, those that are not broken
+
 
 def parse_record(data: bytes, where: str) -> dict[str, RecordEntry]:
     """Return the entries of a RECORD by path.
@@ -46,3 +48,8 @@ def hash_of(content: bytes) -> Hash:
     """Return the hash that RECORD gives a file: sha256, in URL-safe base64 without padding."""
     digest = hashlib.sha256(content).digest()
     return Hash("sha256", base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii"))
+
+
+def proves(digest: Hash, content: bytes) -> bool:
+    """Tell whether a hash of RECORD shows that a file has this content; MD5 and SHA-1 show nothing."""
+    return digest.name in _PROVING and digest.validate(content)

@@ -107,7 +107,7 @@ def build_sglang(
             base=describe_base(wheel),
             patches=describe_patches(patches),
             files=describe_files(changed, origins),
-            tree=tree_hash(record_entries(members)),
+            tree=tree_hash(record_entries(members), dist_info),
             dependencies=[list(change) for change in dependencies],
             removed=removed,
             modes=describe_modes(patched, {name for name in patched if is_executable(base.get(name) or b"")}),
@@ -169,7 +169,7 @@ def build_own(
         base=None,
         patches=[],
         files=describe_files(content, dict.fromkeys(content, "added")),
-        tree=tree_hash(record_entries(members)),
+        tree=tree_hash(record_entries(members), dist_info),
     )
     path, size, sha256 = write_wheel(project, f"{stem}-py3-none-any.whl", complete(members, dist_info, manifest))
     return BuiltWheel(

@@ -63,9 +63,31 @@ def load_manifest(data: bytes, where: str) -> Manifest:
             raise VerifyError(
                 f"{where}: the manifest has schema {schema}, not {SCHEMA}.", hint="Use the tool that built the wheel."
             )
-        return Manifest(**table)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = Manifest(**table)
+        if wrong := [name for name, fits in _fits(manifest).items() if not fits]:
+            raise TypeError(f"{', '.join(wrong)} has another form")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise VerifyError(f"{where}: the manifest cannot be read: {error}.", hint="Build the wheel anew.") from None
+    return manifest
+
+
+def _fits(manifest: Manifest) -> dict[str, bool]:
+    """Tell of each field of a manifest that is used whether it has the form that it should have."""
+
+    def texts(value: object) -> bool:
+        return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+
+    files, modes, changes = manifest.files, manifest.modes, manifest.dependencies
+    return {
+        "distribution": isinstance(manifest.distribution, str),
+        "version": isinstance(manifest.version, str),
+        "tree": isinstance(manifest.tree, str),
+        "files": isinstance(files, dict) and all(texts(each) and len(each) == 2 for each in files.values()),
+        "modes": isinstance(modes, dict) and all(isinstance(each, str) for each in modes.values()),
+        "removed": texts(manifest.removed),
+        "dependencies": isinstance(changes, list)
+        and all(isinstance(each, list) and len(each) == 2 and texts([x or "" for x in each]) for each in changes),
+    }
 
 
 def describe_base(wheel: LockedWheel) -> dict[str, str | int]:
@@ -102,14 +124,12 @@ def describe_modes(content: Mapping[str, bytes], executable: Set[str]) -> dict[s
     return {name: "755" if name in now else "644" for name in now | executable}
 
 
-def tree_hash(entries: Iterable[RecordEntry]) -> str:
+def tree_hash(entries: Iterable[RecordEntry], dist_info: str) -> str:
     """Return the sha256 over the paths and hashes of files, whatever their order.
 
-    RECORD, which has no hash, and the manifest, which holds this one, are left out.
+    Parameters: `dist_info`, the name of the wheel's .dist-info folder; RECORD in it, which has no hash, and the
+    manifest, which holds this one, are left out.
     """
-    lines = sorted(
-        f"{entry.path}\t{entry.hash_}\n"
-        for entry in entries
-        if entry.hash_ and not entry.path.endswith(f".dist-info/{MANIFEST}")
-    )
+    own = f"{dist_info}/{MANIFEST}"
+    lines = sorted(f"{entry.path}\t{entry.hash_}\n" for entry in entries if entry.hash_ and entry.path != own)
     return hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()

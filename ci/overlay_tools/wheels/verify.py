@@ -1,43 +1,52 @@
-"""Compare a wheel, or what an environment has of it, with the manifest inside it."""
+"""Compare a wheel with the manifest inside it; what does so for an installed distribution too."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from installer.records import RecordEntry
 
-from overlay_tools.archive.mode import is_executable, with_mode
+from overlay_tools.archive.mode import is_executable
 from overlay_tools.archive.reader import WheelReader
-from overlay_tools.archive.record import hash_of, parse_record
-from overlay_tools.errors import OverlayError, ToolError, VerifyError, WheelError
-from overlay_tools.subprocesses import run
+from overlay_tools.archive.record import proves
+from overlay_tools.errors import OverlayError, VerifyError, WheelError
 from overlay_tools.wheels.dependencies import read_requirements
 from overlay_tools.wheels.manifest import MANIFEST, Manifest, load_manifest, tree_hash
-
-# What installers write into .dist-info beside the wheel's own files (PyPA, "Recording installed projects").
-_INSTALLERS = ("INSTALLER", "REQUESTED", "direct_url.json", "uv_build.json", "uv_cache.json")
-_NAME = "Name the interpreter of an environment, as .venv/bin/python."
-_OURS = re.compile(r"sglang-[^+]+\+(.+\.)?overlay\.\d+\.dist-info")
-_FIND = """
-import importlib.metadata, json, sys
-found = [d for d in importlib.metadata.distributions()
-         if (d.metadata["Name"] or "").lower().replace("_", "-") in ("sglang", "sglang-kernel", "sgl-kernel")]
-print(json.dumps([str(d._path) for d in found]))
-"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verified:
-    """One distribution that was compared: its name and version, how many files, and each difference as a line."""
+    """One distribution that was compared: its name and version, how many files, and each difference as a line.
+
+    `place`: the folder that it is installed in, None for a wheel; `upstreams`: whether it is not this project's, and
+    was compared with its own RECORD.
+    """
 
     name: str
     files: int
-    differences: Sequence[str]
+    differences: list[str]
+    place: Path | None = None
+    upstreams: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contents:
+    """The files of one distribution, in a wheel or installed, by their path in the wheel.
+
+    `dist_info`: the name of its .dist-info folder; `record`: what RECORD says of the wheel's own files; `unhashed`:
+    those that RECORD lists without a hash and may; `present`: the files that are there; `read`: returns the content of
+    one, None if it is not there, and raises WheelError if it is damaged.
+    """
+
+    dist_info: str
+    record: Mapping[str, RecordEntry]
+    unhashed: AbstractSet[str]
+    present: AbstractSet[str]
+    read: Callable[[str], bytes | None]
 
 
 def verify_wheel(path: Path) -> Verified:
@@ -49,105 +58,89 @@ def verify_wheel(path: Path) -> Verified:
         data = wheel.get(f"{wheel.dist_info}/{MANIFEST}")
         if data is None:
             raise VerifyError(f"{path} has no manifest: this project did not build it.", hint="Name a wheel of dist/.")
-        record = wheel.record()
-        members = {name for name in wheel.members if not name.endswith("/")}
-        return _compare(load_manifest(data, str(path)), record, record, members, wheel.get)
+        manifest = load_manifest(data, str(path))
+        contents = Contents(
+            dist_info=wheel.dist_info,
+            record=wheel.record(),
+            unhashed={f"{wheel.dist_info}/RECORD"},
+            present={name for name in wheel.members if not name.endswith("/")},
+            read=wheel.get,
+        )
+        return Verified(
+            name=f"{manifest.distribution} {manifest.version}",
+            files=len(contents.record),
+            differences=[*differences_from_record(contents, manifest), *differences_from_manifest(contents, manifest)],
+        )
 
 
-def verify_environment(python: str) -> list[Verified]:
-    """Compare what an environment has of this project's wheels with their manifests.
+def differences_from_record(contents: Contents, manifest: Manifest | None) -> Iterator[str]:
+    """Yield a line for each file that is not as RECORD says, and for each that it does not account for.
 
-    Parameters: `python`, the environment's interpreter.
-    Raises VerifyError if it is not a Python interpreter, or its environment has no sglang that this project built.
+    Parameters: `manifest`, which says whose each file is; None for a distribution of upstream's.
     """
-    try:
-        done = run([python, "-I", "-c", _FIND], check=False)
-    except (ToolError, OSError):
-        raise VerifyError(f"{python} is not a Python interpreter: it cannot be run.", hint=_NAME) from None
-    try:
-        folders = [Path(folder) for folder in json.loads(done.stdout)]
-    except ValueError:
-        said = done.stderr.strip() or "it did not answer"
-        raise VerifyError(f"{python} is not a Python interpreter: {said}", hint=_NAME) from None
-    ours = [folder for folder in folders if (folder / MANIFEST).exists()]
-    if not any(_OURS.fullmatch(folder.name) for folder in ours):
-        found = ", ".join(folder.name.removesuffix(".dist-info") for folder in folders)
-        what = f"{found}, which is not an overlay build of sglang" if found else "no sglang"
-        raise VerifyError(f"The environment of {python} has {what}.", hint="Install a wheel of dist/ there.")
-    return [_verify_installed(folder) for folder in ours]
-
-
-def _verify_installed(folder: Path) -> Verified:
-    site = folder.parent
-    try:
-        manifest = load_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
-        record = parse_record((folder / "RECORD").read_bytes(), str(folder / "RECORD"))
-    except OSError as error:
-        raise VerifyError(f"{error.filename}: {error.strerror}.", hint="Install the wheel anew.") from None
-    of_the_installer = {f"{folder.name}/{name}" for name in _INSTALLERS}
-    shipped = {
-        path: entry
-        for path, entry in record.items()
-        if path not in of_the_installer and not path.startswith("..") and not _cached(path)
-    }
-    # Foreign files are looked for in the wheel's own packages only: other distributions share site-packages.
-    tops = {PurePosixPath(path).parts[0] for path in shipped}
-    present = {
-        path.relative_to(site).as_posix() for top in sorted(tops) for path in (site / top).rglob("*") if path.is_file()
-    }
-    present = {path for path in present if path not in of_the_installer and not _cached(path)}
-
-    def read(name: str) -> bytes | None:
-        path = site / name
-        return with_mode(path.read_bytes(), executable=os.access(path, os.X_OK)) if path.is_file() else None
-
-    return _compare(manifest, record, shipped, present, read)
-
-
-def _compare(
-    manifest: Manifest,
-    record: Mapping[str, RecordEntry],
-    shipped: Mapping[str, RecordEntry],
-    present: set[str],
-    read: Callable[[str], bytes | None],
-) -> Verified:
-    """Compare files with a manifest.
-
-    Parameters: `record`, every entry of RECORD; `shipped`, those of the wheel's own files; `present`, the paths of the
-    files that are there; `read` returns the content of one, or None if it is not there.
-    """
-    back = (present | record.keys()) & set(manifest.removed)
-    differences = [f"back: {name} (a hook removes it)" for name in sorted(back)]
-    differences += [f"foreign: {name}" for name in sorted(present - record.keys() - back)]
-    for name, entry in sorted(shipped.items()):
+    record = contents.record
+    removed = set(manifest.removed) if manifest else set()
+    back = (contents.present | record.keys()) & removed
+    yield from (f"back: {shown(name)} (a hook removes it)" for name in sorted(back))
+    yield from (f"foreign: {shown(name)}" for name in sorted(contents.present - record.keys() - back))
+    for name, entry in sorted(record.items()):
+        if not name.isprintable():
+            yield f"foreign: {shown(name)} (no build writes such a name)"
+            continue
         try:
-            data = read(name)
+            data = contents.read(name)
         except WheelError as error:
-            differences.append(f"differs: {name} ({error})")
+            yield f"differs: {shown(name)} ({error})"
             continue
         if data is None:
-            differences.append(f"missing: {name}")
-        elif entry.hash_ and entry.hash_ != hash_of(data):
-            ours = "the build's" if name.endswith(".dist-info/METADATA") else "upstream's"
-            origin = manifest.files[name][0] if name in manifest.files else ours
-            differences.append(f"differs: {name} ({origin})")
-        elif name in manifest.modes and is_executable(data) != (manifest.modes[name] == "755"):
-            differences.append(f"differs: {name} (its mode is not {manifest.modes[name]})")
-    differences += [f"missing: {name} (not even in RECORD)" for name in sorted(manifest.files.keys() - record.keys())]
-    differences += _required_otherwise(manifest, shipped, read)
-    if tree_hash(shipped.values()) != manifest.tree:
-        differences.append("differs: RECORD (it lists other files or hashes than the wheel was built with)")
-    return Verified(name=f"{manifest.distribution} {manifest.version}", files=len(shipped), differences=differences)
+            yield f"missing: {shown(name)}"
+        elif entry.hash_ is None:
+            if name not in contents.unhashed:
+                yield f"foreign: {shown(name)} (RECORD lists it without a hash)"
+        elif not proves(entry.hash_, data):
+            yield f"differs: {shown(name)} ({_whose(name, contents.dist_info, manifest)})"
 
 
-def _required_otherwise(
-    manifest: Manifest, shipped: Iterable[str], read: Callable[[str], bytes | None]
-) -> Iterator[str]:
+def differences_from_manifest(contents: Contents, manifest: Manifest) -> Iterator[str]:
+    """Yield a line for each way in which RECORD, modes and requirements are not what the manifest says."""
+    for name, (origin, sha256) in sorted(manifest.files.items()):
+        entry = contents.record.get(name)
+        if entry is None:
+            yield f"missing: {shown(name)} (not even in RECORD)"
+        elif entry.hash_ is not None and (data := _get(contents, name)) is not None and proves(entry.hash_, data):
+            if hashlib.sha256(data).hexdigest() != sha256:
+                yield f"differs: {shown(name)} ({origin}; RECORD has been made to fit)"
+            elif name in manifest.modes and is_executable(data) != (manifest.modes[name] == "755"):
+                yield f"differs: {shown(name)} (its mode is not {manifest.modes[name]})"
+    yield from _required_otherwise(contents, manifest)
+    if tree_hash(contents.record.values(), contents.dist_info) != manifest.tree:
+        yield "differs: RECORD (it lists other files or hashes than the wheel was built with)"
+
+
+def shown(name: str) -> str:
+    """Return a path as a person can read it, whatever is in it."""
+    return name if name.isprintable() else ascii(name)
+
+
+def _whose(name: str, dist_info: str, manifest: Manifest | None) -> str:
+    if manifest and name in manifest.files:
+        return manifest.files[name][0]
+    return "the build's" if manifest and name == f"{dist_info}/METADATA" else "upstream's"
+
+
+def _get(contents: Contents, name: str) -> bytes | None:
+    try:
+        return contents.read(name)
+    except WheelError:
+        return None
+
+
+def _required_otherwise(contents: Contents, manifest: Manifest) -> Iterator[str]:
     """Yield a line for each requirement that is not changed in METADATA as the manifest says."""
     if manifest.dependencies:
-        name = next((name for name in shipped if name.endswith(".dist-info/METADATA")), "")
+        name = f"{contents.dist_info}/METADATA"
         try:
-            required = read_requirements(read(name) or b"", name)
+            required = read_requirements(contents.read(name) or b"", name)
         except OverlayError as error:
             yield f"differs: {name} ({error})"
             return
@@ -157,7 +150,3 @@ def _required_otherwise(
                 yield f"differs: {name} (it does not require {after})"
             if before in required and before not in added:
                 yield f"differs: {name} (it requires {before})"
-
-
-def _cached(path: str) -> bool:
-    return "__pycache__" in PurePosixPath(path).parts

@@ -76,7 +76,7 @@ def test_verify_says_what_differs_and_fails(mini_here: Miniature, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "There is nothing to verify: name a WHEEL or an environment."),
+        ([], "There is nothing to verify: name a WHEEL, an environment or a folder."),
         (["nothing.whl"], "There is no file nothing.whl."),
         (["overlay"], "overlay cannot be read as a wheel: Is a directory."),
         (["LICENSE"], "LICENSE cannot be read as a wheel: File is not a zip file."),

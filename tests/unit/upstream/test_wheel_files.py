@@ -14,7 +14,8 @@ from overlay_tools.downstream.port_state import PortState
 from overlay_tools.errors import FetchError, OverlayError
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import dump_lock
-from overlay_tools.wheels.verify import verify_environment, verify_wheel
+from overlay_tools.wheels.verify import verify_wheel
+from overlay_tools.wheels.verify_installed import verify_environment
 from packaging.specifiers import SpecifierSet
 from packaging.utils import parse_wheel_filename
 
@@ -80,7 +81,7 @@ def test_a_wheel_is_built_of_it_that_is_what_its_version_says(here: Miniature, t
     python = tmp_path / "venv" / "bin" / "python"
     with zipfile.ZipFile(path) as archive:
         archive.extractall(next((tmp_path / "venv" / "lib").iterdir()) / "site-packages")
-    assert [found.name for found in verify_environment(str(python))] == [f"sglang {version}"]
+    assert [found.name for found in verify_environment(str(python)).verified] == [f"sglang {version}"]
 
 
 def test_it_is_ported_from_the_file_and_the_file_is_locked(here: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
