@@ -1,29 +1,45 @@
 """The places where a release decides by the name of a base, and what makes each of them right for a derived model.
 
-A base is named by its architecture, its draft's, its configuration class or its model type. ci/contract.toml says how
-each place is handled, or why nothing needs to be done.
+A base is named by its architecture, its draft's, a class of its or its model type. Most places are right by how a
+derived model is made (MECHANISMS). ci/contract.toml says of each other one why nothing needs to be done.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from overlay_tools.api_check.bindings import FUNCTION, last_name
+from overlay_tools.api_check.bindings import FUNCTION, absolute_module, last_name
 from overlay_tools.api_check.contract_file import Entry, contract_path, load_contract
 from overlay_tools.api_check.overlay_code import read_overlay
-from overlay_tools.api_check.registry_rows import base_names, files_naming
+from overlay_tools.api_check.registered_names import MODELS
+from overlay_tools.api_check.registry_rows import BaseNames, base_names, files_naming
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.settings import Project
-from overlay_tools.upstream.source_tree import SourceTree
+from overlay_tools.upstream.source_tree import SourceTree, module_name
+
+MECHANISMS = {
+    "alias": "upstream reads `architectures` of the configuration, where a derived model shows its base",
+    "draft": "upstream goes by the architecture of the base's draft, and the registry takes the draft of the row",
+    "subclass": "upstream asks for a class from which the derived model's is derived",
+    "registry": "it is upstream's entry for its own model, and the derived model has an entry of its own",
+    "message": "it is words for a person",
+}
 
 _MODULE_SCOPE = "<module>"
 _TEXT_LENGTH = 40
 _COMMENT_OR_IMPORT = re.compile(r"\s*(?:#|from\b|import\b)")  # such lines are not worth parsing a file for
 _CONTAINERS = {"frozenset", "set", "tuple", "list", "dict"}
 _TYPE_CHECKS = {"isinstance", "issubclass"}
+_OWN_ENTRIES = {"in EntryClass", "in _CONFIG_REGISTRY"}
+_SAYING = re.compile(
+    r"(?:print|log|debug|info|warn|warning|error|exception|critical|fatal)(?:_once)?|.*(?:Error|Exception)"
+)
+_PASSING_ON = {"", "cast", "field", "setattr", "super", "__new__"}  # what they are given decides nothing
+# Code that serves. Parsers are chosen by an option or by the chat template, and have names that some models have too.
+_SERVING, _PARSERS = "sglang/srt/", "sglang/srt/parser/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +47,8 @@ class BaseMention:
     """One place of a release that names a base.
 
     `scope`: the function or class that it is in; `what`: what is named and what is done with it, in words that stay the
-    same when lines move; `handled`: the mechanism that makes it right for a derived model; `waived`: the reason why
-    nothing needs to be done. Both are empty for a place that ci/contract.toml does not list.
+    same when lines move; `handled`: one of MECHANISMS, which makes it right for a derived model; `waived`: the reason
+    why nothing needs to be done. Both are empty for a place that ci/contract.toml has to list, and does not.
     """
 
     release: str
@@ -50,30 +66,37 @@ class BaseMention:
 
 
 def find_base_mentions(project: Project, sources: SourceTree) -> list[BaseMention]:
-    """Return every place of a release that names a base, classified as ci/contract.toml says.
+    """Return every place of a release that decides by the name of a base.
 
+    What is not right by one of MECHANISMS is waived as ci/contract.toml says. The files of upstream's other models
+    decide for these alone, and are left out, as is all that does not serve.
     Raises ContractError if ci/contract.toml or the overlay cannot be read.
     """
     resolver = NameResolver(sources, read_overlay(project, sources.version))
     names = base_names(project, resolver)
-    files = sorted(files_naming(project, resolver, names))
+    used = _used_models(resolver) if names.every else set()
+    files = [
+        path
+        for path in sorted(files_naming(project, resolver, names.every))
+        if path.startswith(_SERVING) and not path.startswith(_PARSERS) and (path in used or not path.startswith(MODELS))
+    ]
     found = [mention for file in files for mention in _mentions_in(sources, file, names)]
     unused = {entry: entry.times for entry in load_contract(contract_path(project)).mentions}
     for index, mention in enumerate(found):
-        entry = next((entry for entry, times in unused.items() if times and _matches(entry, mention)), None)
-        if entry is not None:
+        matching = (entry for entry, times in unused.items() if times and _matches(entry, mention))
+        if not mention.handled and (entry := next(matching, None)) is not None:
             unused[entry] -= 1
-            found[index] = replace(mention, handled=entry.handled, waived=entry.reason)
+            found[index] = replace(mention, waived=entry.reason)
     return found
 
 
 def unused_mentions(project: Project, found: Sequence[BaseMention]) -> list[str]:
-    """Return a line for each entry of ci/contract.toml that matches no mention found in all locked releases."""
+    """Return a line for each entry of ci/contract.toml that no mention found in all locked releases needs."""
     contract = load_contract(contract_path(project))
     return [
-        f"{contract.path}:{entry.line}: the mention of {entry.what} matches nothing in any locked release."
+        f"{contract.path}:{entry.line}: the mention of {entry.what} is needed in no locked release."
         for entry in contract.mentions
-        if not any(_matches(entry, mention) for mention in found)
+        if not any(_matches(entry, mention) for mention in found if not mention.handled)
     ]
 
 
@@ -81,20 +104,44 @@ def _matches(entry: Entry, mention: BaseMention) -> bool:
     return entry.matches(mention.release, file=mention.file, scope=mention.scope, what=mention.what)
 
 
-def _mentions_in(sources: SourceTree, file: str, names: Collection[str]) -> Iterator[BaseMention]:
-    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(names)))})\b")
+def _used_models(resolver: NameResolver) -> set[str]:
+    """Return the files of upstream's models that the overlay's import, or that these import in turn."""
+    used, left = set[str](), list(resolver.overlay.files)
+    while left:
+        path = left.pop()
+        tree = resolver.overlay.files.get(path) or resolver.sources.tree(path)
+        package = module_name(path).rpartition(".")[0]
+        for node in ast.walk(tree) if tree else ():
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            if isinstance(node, ast.ImportFrom):
+                module = absolute_module(node, package)
+                names = [module, *(f"{module}.{name}" for name in names)]
+            new = {f"{name.replace('.', '/')}.py" for name in names} - used
+            new = {file for file in new if file.startswith(MODELS) and resolver.sources.read(file) is not None}
+            used |= new
+            left += new
+    return used
+
+
+def _mentions_in(sources: SourceTree, file: str, names: BaseNames) -> Iterator[BaseMention]:
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(names.every)))})\b")
     text = (sources.read(file) or b"").decode("utf-8", "replace")
-    rows, starts = text.split("\n"), [found.start() for name in names for found in re.finditer(re.escape(name), text)]
+    rows, starts = text.split("\n"), [found.start() for found in pattern.finditer(text)]
     indexes = {text.count("\n", 0, start) for start in starts}
-    lines = {
-        index + 1 for index in indexes if pattern.search(rows[index]) and not _COMMENT_OR_IMPORT.match(rows[index])
-    }
+    lines = {index + 1 for index in indexes if not _COMMENT_OR_IMPORT.match(rows[index])}
     tree = sources.tree(file) if lines else None
     for node, parents in _expressions_on(lines, tree, ()) if tree is not None else ():
-        if what := _description(node, parents, pattern, names):
+        what, handled = _decision(node, parents, names, text)
+        if what:
             scope = ".".join(item.name for item in parents if isinstance(item, (*FUNCTION, ast.ClassDef)))
-            line: int = getattr(node, "lineno", 0)
-            yield BaseMention(release=sources.version, file=file, line=line, scope=scope or _MODULE_SCOPE, what=what)
+            yield BaseMention(
+                release=sources.version,
+                file=file,
+                line=getattr(node, "lineno", 0),
+                scope=scope or _MODULE_SCOPE,
+                what=what,
+                handled=handled,
+            )
 
 
 def _expressions_on(
@@ -120,41 +167,74 @@ def _expressions_on(
                 yield from _expressions_on(lines, child, (*parents, node))
 
 
-def _description(node: ast.AST, parents: tuple[ast.AST, ...], pattern: re.Pattern[str], names: Collection[str]) -> str:
-    """Say what is named and what is done with it, or nothing if it names no base or decides nothing."""
-    kind, name = _named(node, pattern, names)
+def _decision(node: ast.AST, parents: tuple[ast.AST, ...], names: BaseNames, text: str) -> tuple[str, str]:
+    """Say what is named and what is done with it, and by which mechanism that is right; empty texts for no decision.
+
+    Parameters: `text`, that of the file.
+    """
     use = _use(node, parents)
-    if not name or use == "in __all__":
-        return ""
-    return f"isinstance {name}" if use == "isinstance" else f"{kind} {name} {use}".rstrip()
-
-
-def _named(node: ast.AST, pattern: re.Pattern[str], names: Collection[str]) -> tuple[str, str]:
-    """Return by what a node names a base, a `string`, `text` or `class`, and this; empty texts if it names none."""
+    if use == "in __all__":
+        return "", ""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        if node.value in names:
-            return "string", repr(node.value)
-        return ("text", repr(node.value[:_TEXT_LENGTH])) if pattern.search(node.value) else ("", "")
+        if node.value in names.model_types:
+            return (f"string {node.value!r} {use}", "") if _goes_by_model_type(use, parents, text) else ("", "")
+        return _decision_by_text(node.value, use, names, parents)
     name = node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
-    return ("class", name) if name in names else ("", "")
+    if name not in names.classes or use.removeprefix("given to ") in _PASSING_ON:
+        return "", ""
+    if use == "isinstance":
+        return f"isinstance {name}", "subclass"
+    return f"class {name} {use}", "registry" if use in _OWN_ENTRIES else ""
+
+
+def _decision_by_text(text: str, use: str, names: BaseNames, parents: tuple[ast.AST, ...]) -> tuple[str, str]:
+    if text in names.architectures:
+        by_class = use.startswith("compared with ") and re.search(r"\b(?:__name__|__class__|__qualname__|type\()", use)
+        return f"string {text!r} {use}".rstrip(), "" if by_class else "draft" if text in names.drafts else "alias"
+    if text in names.classes:
+        return f"string {text!r} {use}".rstrip(), ""
+    if any(re.search(rf"\b{name}\b", text) for name in names.architectures | names.classes):
+        statement = next((parent for parent in reversed(parents) if isinstance(parent, ast.stmt)), None)
+        said = _SAYING.fullmatch(use.removeprefix("given to ")) or isinstance(statement, (ast.Raise, ast.Assert))
+        return f"text {text[:_TEXT_LENGTH]!r} {use}".rstrip(), "message" if said else ""
+    return "", ""
+
+
+def _goes_by_model_type(use: str, parents: tuple[ast.AST, ...], text: str) -> bool:
+    """Tell whether a text is one that a model type is compared with or looked up by: some are common words."""
+    if use.startswith("in "):
+        table = re.escape(use.removeprefix("in "))
+        readers = rf"model_type\w*\W*\bin {table}\b|\b{table}(?:\[|\.get\()[^\])]*model_type"
+        return "model_type" not in table and re.search(readers, text) is not None
+    if use.startswith("given to "):
+        call = next(parent for parent in reversed(parents) if isinstance(parent, ast.Call))
+        return "model_type" in ast.unparse(call)
+    return "model_type" in use
 
 
 def _use(node: ast.AST, parents: tuple[ast.AST, ...]) -> str:
-    """Say what a name is compared with, passed to or assigned to."""
+    """Say what a name is compared with, passed to or assigned to, or nothing where it is but called or assigned."""
+    plain = True  # whether the name itself, and no more, is the value
     for parent in reversed(parents):
         if isinstance(parent, ast.Compare):
             other = parent.comparators[0] if node is parent.left else parent.left
             return f"compared with {ast.unparse(other)}"
-        if isinstance(parent, ast.Call) and node is not parent.func:
+        if isinstance(parent, ast.Call):
+            if node is parent.func:
+                return ""
             called = last_name(parent.func)
             if called in _TYPE_CHECKS:
                 return "isinstance"
             if called not in _CONTAINERS:
                 return f"given to {called}"
+        if isinstance(parent, ast.Attribute) and not isinstance(node, ast.Constant):
+            return ""
         if isinstance(parent, (ast.Assign, ast.AnnAssign)):
             targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]
+            if plain and not isinstance(node, ast.Constant) and last_name(targets[0]) != "EntryClass":
+                return ""
             return f"in {', '.join(map(ast.unparse, targets))}"
         if isinstance(parent, ast.stmt):
             return ""
-        node = parent
+        node, plain = parent, False
     return ""

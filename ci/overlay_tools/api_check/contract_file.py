@@ -1,4 +1,4 @@
-"""ci/contract.toml: which problems are waived, and how each place that mentions a base is handled."""
+"""ci/contract.toml: the problems that are waived, and the base mentions of which nothing but a person can tell."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ _MENTION: dict[str, Any] = {
     "file": None,
     "scope": None,
     "what": None,
-    "handled": "",
-    "reason": "",
+    "reason": None,
     "releases": "",
     "times": 1,
 }
@@ -38,17 +37,16 @@ _PATTERNS = {"kind", "what", "problem", "file", "scope"}
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class Entry:
-    """One line of ci/contract.toml: a waiver, or how a base mention is handled.
+    """One line of ci/contract.toml: a problem or a base mention, and why nothing needs to be done.
 
-    `patterns`: for each field the patterns of which it must match one; `handled`: the mechanism; `reason`: why it is
-    waived; `times`: how many mentions of one release it classifies.
+    `patterns`: for each field the patterns of which it must match one; `times`: how many mentions of one release it
+    stands for.
     """
 
     line: int
     patterns: Mapping[str, tuple[str, ...]]
     releases: SpecifierSet
     reason: str
-    handled: str = ""
     times: int = 1
 
     @property
@@ -65,12 +63,11 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contract:
-    """What ci/contract.toml says: waivers, base mentions, and the mechanisms that handle these, each explained."""
+    """What ci/contract.toml says."""
 
     path: Path
     waivers: tuple[Entry, ...] = ()
     mentions: tuple[Entry, ...] = ()
-    mechanisms: Mapping[str, str]
 
 
 def contract_path(project: Project) -> Path:
@@ -79,14 +76,14 @@ def contract_path(project: Project) -> Path:
 
 
 def load_contract(path: Path) -> Contract:
-    """Read ci/contract.toml; if there is none, nothing is waived or classified.
+    """Read ci/contract.toml; if there is none, nothing is waived.
 
     Raises ContractError with every fault and its line.
     """
     try:
         return _parse(path, path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return Contract(path=path, mechanisms={})
+        return Contract(path=path)
     except OSError as error:
         raise ContractError(f"{path}: {error.strerror}.", hint=_HINT) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -97,13 +94,8 @@ def load_contract(path: Path) -> Contract:
 def _parse(path: Path, text: str) -> Contract:
     data = tomllib.loads(text)
     faults = [
-        f"{path}:{_line(text, key)}: unknown key {key!r}."
-        for key in sorted(data.keys() - {"waivers", "mentions", "mechanisms"})
+        f"{path}:{_line(text, key)}: unknown key {key!r}." for key in sorted(data.keys() - {"waivers", "mentions"})
     ]
-    mechanisms = data.get("mechanisms", {})
-    if not isinstance(mechanisms, dict) or not all(isinstance(value, str) for value in mechanisms.values()):
-        faults.append(f"{path}:{_line(text, 'mechanisms')}: [mechanisms] must explain each mechanism in a text.")
-        mechanisms = {}
     entries: dict[str, list[Entry]] = {"waivers": [], "mentions": []}
     for name, keys in (("waivers", _WAIVER), ("mentions", _MENTION)):
         tables, first = data.get(name, []), _line(text, name)
@@ -115,14 +107,12 @@ def _parse(path: Path, text: str) -> Contract:
         for index, table in enumerate(tables):
             line = starts[index] if index < len(starts) else first
             try:
-                entries[name].append(_parse_entry(table, keys, mechanisms, line))
+                entries[name].append(_parse_entry(table, keys, line))
             except ContractError as error:
                 faults += [f"{path}:{line}: {problem}." for problem in error.problems]
     if faults:
         raise ContractError(*faults, hint=_HINT)
-    return Contract(
-        path=path, waivers=tuple(entries["waivers"]), mentions=tuple(entries["mentions"]), mechanisms=mechanisms
-    )
+    return Contract(path=path, waivers=tuple(entries["waivers"]), mentions=tuple(entries["mentions"]))
 
 
 def _line(text: str, key: str) -> int:
@@ -130,7 +120,7 @@ def _line(text: str, key: str) -> int:
     return next((n for n, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
 
 
-def _parse_entry(table: dict[str, Any], keys: dict[str, Any], mechanisms: Mapping[str, str], line: int) -> Entry:
+def _parse_entry(table: dict[str, Any], keys: dict[str, Any], line: int) -> Entry:
     """Return one entry. Raises ContractError with all that is wrong with it."""
     wrong = [f"unknown key {key!r}" for key in sorted(table.keys() - keys)]
     wrong += [f"{key} is missing" for key, default in keys.items() if default is None and key not in table]
@@ -142,10 +132,6 @@ def _parse_entry(table: dict[str, Any], keys: dict[str, Any], mechanisms: Mappin
     fields = keys | table
     if not wrong and fields.get("kind", KINDS[0]) not in KINDS:
         wrong.append(f"kind must be one of {', '.join(KINDS)}, not {fields['kind']!r}")
-    if not wrong and "handled" in keys and bool(fields["handled"]) == bool(fields["reason"]):
-        wrong.append("it must have either `handled`, a mechanism, or `reason`, why nothing needs to be done")
-    if not wrong and fields.get("handled") and fields["handled"] not in mechanisms:
-        wrong.append(f"[mechanisms] does not explain {fields['handled']!r}")
     try:
         releases = SpecifierSet(str(fields["releases"]))
     except InvalidSpecifier as error:
@@ -160,7 +146,6 @@ def _parse_entry(table: dict[str, Any], keys: dict[str, Any], mechanisms: Mappin
         patterns={key: tuple(values) for key, values in patterns.items()},
         releases=releases,
         reason=fields["reason"],
-        handled=fields.get("handled", ""),
         times=fields.get("times", 1),
     )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from overlay_tools.api_check.bindings import Imported, last_name
 from overlay_tools.api_check.hook_code import AppliedHooks
 from overlay_tools.api_check.references import Reference
 from overlay_tools.api_check.registered_names import MODELS, entry_classes, places_of, registered_names
@@ -16,6 +18,7 @@ from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import parse
 
 REGISTRY = "sglang/srt/overlay_registry.py"
+_GENERAL_CONFIGS = {"PretrainedConfig", "PreTrainedConfig"}  # of no model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +37,25 @@ class RegistryRow:
     def draft(self) -> str:
         """Return the name of the draft's class, or an empty text if it has none."""
         return self.fields.get("draft", "").rpartition(":")[2]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseNames:
+    """The names by which upstream may mention a base.
+
+    `architectures`: of bases and of their drafts; `drafts`: of these alone; `classes`: of models, drafts and
+    configurations; `model_types`: of the bases' configurations.
+    """
+
+    architectures: frozenset[str]
+    drafts: frozenset[str]
+    classes: frozenset[str]
+    model_types: frozenset[str]
+
+    @property
+    def every(self) -> frozenset[str]:
+        """Return all of them."""
+        return self.classes | self.model_types
 
 
 def read_registry(project: Project, resolver: NameResolver) -> list[RegistryRow]:
@@ -87,19 +109,31 @@ def name_collisions(project: Project, resolver: NameResolver, hooks: AppliedHook
         yield Reference(where=where, kind="collision", what=f"{kind} {name}", problem=problem)
 
 
-def base_names(project: Project, resolver: NameResolver) -> set[str]:
-    """Return the names by which upstream may mention a base: architecture, draft, configuration class, model type."""
-    names = set()
+def base_names(project: Project, resolver: NameResolver) -> BaseNames:
+    """Return the names by which upstream may mention the bases of all rows."""
+    architectures, drafts, configs, model_types = set[str](), set[str](), set[str](), set[str]()
     for row in (row for row in read_registry(project, resolver) if row.fields.get("base")):
-        draft, config = (_upstream_base(resolver, row.fields.get(field, "")) for field in ("draft", "config"))
-        names |= {row.fields["base"], draft.name if draft else "", config.name if config else ""}
-        names.add(_model_type(resolver, config) if config else "")
-    return names - {""}
+        architectures.add(row.fields["base"])
+        if draft := _upstream_base(resolver, row.fields.get("draft", "")):
+            drafts.add(draft.name)
+        reference = row.fields.get("config", "")
+        if config := _upstream_base(resolver, reference):
+            configs.add(config.name)
+            model_types.add(_model_type(resolver, config))
+        elif name := _transformers_base(resolver, reference):
+            configs.add(name)
+            model_types.add(model_type_of(name))
+    return BaseNames(
+        architectures=frozenset(architectures | drafts),
+        drafts=frozenset(drafts),
+        classes=frozenset(architectures | drafts | configs),
+        model_types=frozenset(model_types - {""}),
+    )
 
 
 def files_naming(project: Project, resolver: NameResolver, names: Collection[str]) -> list[str]:
     """Return upstream's files that hold one of some `names`, which are the overlay's or a base's."""
-    every = {name for _, _, name in _overlay_names(project, resolver)} | base_names(project, resolver)
+    every = {name for _, _, name in _overlay_names(project, resolver)} | base_names(project, resolver).every
     files = resolver.sources.holding(*every, *names) if names else []  # one search for all that are ever asked for
     words = [name.encode() for name in names]
     files = [path for path in files if any(word in (resolver.sources.read(path) or b"") for word in words)]
@@ -167,6 +201,26 @@ def _upstream_base(resolver: NameResolver, reference: str) -> Symbol | None:
     cls = _find_class(resolver, reference)
     bases = resolver.mro(cls) if cls else []
     return next((base for base in bases if base.module is not None and not base.module.in_overlay), None)
+
+
+def _transformers_base(resolver: NameResolver, reference: str) -> str:
+    """Return the configuration class of Transformers' that one of the overlay's derives from, or an empty text."""
+    cls = _find_class(resolver, reference)
+    for item in resolver.mro(cls) if cls else []:
+        for base in item.node.bases if isinstance(item.node, ast.ClassDef) else []:
+            for bound in item.module.bindings.get(last_name(base), []) if item.module else []:
+                if isinstance(bound, Imported) and bound.module.partition(".")[0] == "transformers" and bound.name:
+                    return "" if bound.name in _GENERAL_CONFIGS else bound.name
+    return ""
+
+
+def model_type_of(config: str) -> str:
+    """Return the model type that goes with the name of a configuration class of Transformers'.
+
+    Transformers is not read here; the tests of the decisions compare this with the class itself.
+    """
+    words = re.findall(r"[A-Z]+(?![a-z])[0-9]*|[A-Z][a-z]*[0-9]*", config.removesuffix("Config"))
+    return "_".join(words).lower()
 
 
 def _reference_problem(resolver: NameResolver, reference: str, *, is_model: bool) -> str:
