@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from overlay_tools.api_check.bindings import Imported, last_name
 from overlay_tools.api_check.hook_code import AppliedHooks
+from overlay_tools.api_check.model_types import model_type_of
 from overlay_tools.api_check.references import Reference
 from overlay_tools.api_check.registered_names import MODELS, entry_classes, places_of, registered_names
 from overlay_tools.api_check.resolver import NameResolver
@@ -212,15 +212,6 @@ def _transformers_base(resolver: NameResolver, reference: str) -> str:
                 if isinstance(bound, Imported) and bound.module.partition(".")[0] == "transformers" and bound.name:
                     return "" if bound.name in _GENERAL_CONFIGS else bound.name
     return ""
-
-
-def model_type_of(config: str) -> str:
-    """Return the model type that goes with the name of a configuration class of Transformers'.
-
-    Transformers is not read here; the tests of the decisions compare this with the class itself.
-    """
-    words = re.findall(r"[A-Z]+(?![a-z])[0-9]*|[A-Z][a-z]*[0-9]*", config.removesuffix("Config"))
-    return "_".join(words).lower()
 
 
 def _reference_problem(resolver: NameResolver, reference: str, *, is_model: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import transformers
-from overlay_tools.api_check.registry_rows import model_type_of
+from overlay_tools.api_check.model_types import model_type_of
 
 DECODERS = (
     *("Cohere2", "DeepseekV3", "Gemma2", "Gemma3Text", "Glm4", "Glm4Moe", "GptOss", "Granite", "Llama", "Llama4Text"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from overlay_tools.api_check.base_mentions import BaseMention, find_base_mentions, unused_mentions
-from overlay_tools.api_check.registry_rows import model_type_of
+from overlay_tools.api_check.model_types import model_type_of
 from overlay_tools.upstream.source_tree import open_source_tree
 
 from unit.conftest import Miniature, upstream_files
