@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.model import target_of
 from overlay_tools.patches.series import load_series
@@ -14,6 +18,7 @@ from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import load_lock
 from overlay_tools.upstream.source_tree import source_wheel
 from overlay_tools.wheels.builder import build_kernel, build_sglang
+from overlay_tools.wheels.manifest import SBOM
 from overlay_tools.wheels.overlay_files import check_ranges
 from overlay_tools.wheels.verify import verify_wheel
 from packaging.utils import parse_wheel_filename
@@ -60,6 +65,9 @@ def test_the_wheel_is_upstreams_and_six_lines(project: Project, version: str) ->
         if built.dependencies:
             old_text, new_text = _without_requirements(old_text), _without_requirements(new_text)
         assert old_text == new_text
+        bill = _bill(after, ours)
+    assert bill["metadata"]["component"]["licenses"] == [{"license": {"id": "Apache-2.0"}}]
+    assert {component["name"] for component in bill["components"]} >= {*built.added, "torch", release.kernel.name}
 
 
 @pytest.mark.parametrize("version", LOCK)
@@ -69,11 +77,21 @@ def test_the_kernel_wheel_satisfies_the_pin(project: Project, version: str) -> N
     assert name == LOCK[version].kernel.name
     assert LOCK[version].kernel.specifier.contains(found)
     assert verify_wheel(built.path).differences == []
+    with zipfile.ZipFile(built.path) as wheel:
+        bill = _bill(wheel, str(found), name.replace("-", "_"))
+    assert {component["name"] for component in bill["components"]} == set(built.added)
 
 
 def _without_requirements(metadata: str) -> str:
     return "\n".join(line for line in metadata.split("\n") if not line.startswith("Requires-Dist:"))
 
 
-def _dist_info(wheel: zipfile.ZipFile, version: str, name: str) -> str:
-    return wheel.read(f"sglang-{version}.dist-info/{name}").decode("utf-8")
+def _bill(wheel: zipfile.ZipFile, version: str, project: str = "sglang") -> dict[str, Any]:
+    """Return the bill of materials of a wheel, which must be as the schema of CycloneDX 1.6 has it."""
+    text = _dist_info(wheel, version, SBOM, project)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    return dict(json.loads(text))
+
+
+def _dist_info(wheel: zipfile.ZipFile, version: str, name: str, project: str = "sglang") -> str:
+    return wheel.read(f"{project}-{version}.dist-info/{name}").decode("utf-8")

@@ -23,6 +23,7 @@ from overlay_tools.upstream.lockfile import LockedWheel, Release
 from overlay_tools.wheels.dependencies import Change, change_requirements, with_own_kernel
 from overlay_tools.wheels.dist import write_wheel
 from overlay_tools.wheels.manifest import (
+    SBOM,
     Manifest,
     describe_base,
     describe_files,
@@ -96,9 +97,11 @@ def build_sglang(
         compile_all({**patched, **added})
         changed = {**patched, **added, _VERSION_FILE: _version_module(base, release.version, version)}
         description, dependencies = change_requirements(project, release, _metadata(base, release.version, version))
+        files = describe_files(changed, origins)
         metadata = {
             f"{dist_info}/METADATA": description,
             f"{dist_info}/licenses/NOTICE.sglang-overlay": read_file(project.root / "NOTICE"),
+            f"{dist_info}/{SBOM}": _bill("sglang", version, description, files, wheel, patches),
         }
         members = [*_kept(base, dist_info, {*changed, *removed}), *new_members(changed), *new_members(metadata)]
         manifest = Manifest(
@@ -106,7 +109,7 @@ def build_sglang(
             version=version,
             base=describe_base(wheel),
             patches=describe_patches(patches),
-            files=describe_files(changed, origins),
+            files=files,
             tree=tree_hash(record_entries(members), dist_info),
             dependencies=[list(change) for change in dependencies],
             removed=removed,
@@ -152,8 +155,11 @@ def build_own(
     started = time.perf_counter()
     stem = f"{canonicalize_name(name).replace('-', '_')}-{version}"
     dist_info = f"{stem}.dist-info"
+    description = (_OWN_METADATA.format(name=name, version=version) + metadata).encode()
+    described = describe_files(content, dict.fromkeys(content, "added"))
     files = {
-        "METADATA": (_OWN_METADATA.format(name=name, version=version) + metadata).encode(),
+        "METADATA": description,
+        SBOM: _bill(name, version, description, described),
         "WHEEL": _OWN_WHEEL.encode(),
         "licenses/LICENSE": read_file(project.root / "LICENSE"),
         "licenses/NOTICE": read_file(project.root / "NOTICE"),
@@ -168,7 +174,7 @@ def build_own(
         version=version,
         base=None,
         patches=[],
-        files=describe_files(content, dict.fromkeys(content, "added")),
+        files=described,
         tree=tree_hash(record_entries(members), dist_info),
     )
     path, size, sha256 = write_wheel(project, f"{stem}-py3-none-any.whl", complete(members, dist_info, manifest))
@@ -181,6 +187,19 @@ def build_own(
         added=sorted(content),
         seconds=time.perf_counter() - started,
     )
+
+
+def _bill(
+    name: str,
+    version: str,
+    metadata: bytes,
+    files: Mapping[str, Sequence[str]],
+    base: LockedWheel | None = None,
+    patches: Sequence[Patch] = (),
+) -> bytes:
+    from overlay_tools.wheels.sbom import describe_wheel  # what it imports costs every command that may build a moment
+
+    return describe_wheel(name, version, base=base, patches=patches, files=files, metadata=metadata)
 
 
 def _origins(

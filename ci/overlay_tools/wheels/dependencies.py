@@ -76,7 +76,7 @@ def with_own_kernel(project: Project, release: Release) -> Release:
     """
     for rule in rules_for(project, release.version):
         for wanted in rule.override:
-            if canonicalize_name(wanted.name) in KERNELS and not _extras_of(wanted):
+            if canonicalize_name(wanted.name) in KERNELS and not extras_of(wanted):
                 pins = [pin for pin in wanted.specifier if pin.operator == "==" and not pin.version.endswith("*")]
                 if wanted.url or len(pins) != 1 or len(wanted.specifier) != 1:
                     raise BuildError(
@@ -194,7 +194,7 @@ class _Requirements:
         places = [
             place
             for place, field in enumerate(self._fields, 1)
-            if field.requirement is not None and _extras_of(field.requirement) == _extras_of(new)
+            if field.requirement is not None and extras_of(field.requirement) == extras_of(new)
         ]
         added = _Field(text=f"Requires-Dist: {new}", requirement=new)
         self._fields.insert(places[-1] if places else len(self._fields), added)
@@ -230,14 +230,14 @@ def _shortest(old: Requirement, new: Requirement) -> str | None:
     """Return the shortest override that makes one requirement of another one, or None if none does."""
     bare = Requirement(str(new))
     bare.extras, bare.marker = set(), None
-    only = "".join(f'; extra == "{extra}"' for extra in list(_extras_of(new))[:1])
+    only = "".join(f'; extra == "{extra}"' for extra in list(extras_of(new))[:1])
     overrides = (Requirement(f"{bare}{only}"), new)
     fitting = (each for each in overrides if _key_of(each) == _key_of(new) and _merge(each, old) == new)
     return next(map(str, fitting), None)
 
 
 def _exclusion(requirement: Requirement) -> str:
-    extras = " or ".join(f'extra == "{extra}"' for extra in sorted(_extras_of(requirement)))
+    extras = " or ".join(f'extra == "{extra}"' for extra in sorted(extras_of(requirement)))
     return f"{requirement.name}; {extras}" if extras else requirement.name
 
 
@@ -249,10 +249,10 @@ def _by_key(requirements: Iterable[Requirement]) -> Mapping[Key, list[Requiremen
 
 
 def _key_of(requirement: Requirement) -> Key:
-    return canonicalize_name(requirement.name), _extras_of(requirement)
+    return canonicalize_name(requirement.name), extras_of(requirement)
 
 
-def _extras_of(requirement: Requirement) -> frozenset[str]:
+def extras_of(requirement: Requirement) -> frozenset[str]:
     """Return the extras of sglang's that a requirement's marker names; none, if it is required without one."""
     named = _EXTRA.findall(str(requirement.marker or ""))
     return frozenset(canonicalize_name(one or other) for one, other in named)

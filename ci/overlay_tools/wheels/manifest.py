@@ -16,6 +16,7 @@ from overlay_tools.patches.model import Patch, target_of
 from overlay_tools.upstream.lockfile import LockedWheel
 
 MANIFEST = "sglang-overlay.json"
+SBOM = "sboms/sglang-overlay.cdx.json"  # its bill of materials, beside the manifest in .dist-info
 SCHEMA = 1
 _LEFT_OUT_IF_EMPTY = ("dependencies", "removed", "modes")
 _TOOL = f"sglang-overlay-tools {__version__}"

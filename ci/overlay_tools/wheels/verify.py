@@ -15,7 +15,7 @@ from overlay_tools.archive.reader import WheelReader
 from overlay_tools.archive.record import proves
 from overlay_tools.errors import OverlayError, VerifyError, WheelError
 from overlay_tools.wheels.dependencies import read_requirements
-from overlay_tools.wheels.manifest import MANIFEST, Manifest, load_manifest, tree_hash
+from overlay_tools.wheels.manifest import MANIFEST, SBOM, Manifest, load_manifest, tree_hash
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +125,7 @@ def shown(name: str) -> str:
 def _whose(name: str, dist_info: str, manifest: Manifest | None) -> str:
     if manifest and name in manifest.files:
         return manifest.files[name][0]
-    return "the build's" if manifest and name == f"{dist_info}/METADATA" else "upstream's"
+    return "the build's" if manifest and name in {f"{dist_info}/METADATA", f"{dist_info}/{SBOM}"} else "upstream's"
 
 
 def _get(contents: Contents, name: str) -> bytes | None:

@@ -62,7 +62,7 @@ def test_a_dist_that_is_a_file_is_called_one(mini_here: Miniature, capsys: pytes
 def test_verify_says_what_differs_and_fails(mini_here: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
     wheel = mini_here.build().path
     assert cli.main(["verify", str(wheel)]) == 0
-    assert "sglang 1.0+overlay.3: 14 files, no differences" in capsys.readouterr().out
+    assert "sglang 1.0+overlay.3: 15 files, no differences" in capsys.readouterr().out
     data = bytearray(wheel.read_bytes())
     at = data.index(b"OURS = 1")
     data[at : at + 8] = b"OURS = 2"
