@@ -12,7 +12,7 @@ from installer.records import Hash, InvalidRecordEntry, RecordEntry, parse_recor
 
 from overlay_tools.errors import WheelError
 
-_PROVING = ("sha256", "sha384", "sha512")  # of the hashes that RECORD may hold, those that are not broken
+PROVING = ("sha256", "sha384", "sha512")  # of the hashes that RECORD may hold, those that are not broken
 
 
 def parse_record(data: bytes, where: str) -> dict[str, RecordEntry]:
@@ -52,4 +52,4 @@ def hash_of(content: bytes) -> Hash:
 
 def proves(digest: Hash, content: bytes) -> bool:
     """Tell whether a hash of RECORD shows that a file has this content; MD5 and SHA-1 show nothing."""
-    return digest.name in _PROVING and digest.validate(content)
+    return digest.name in PROVING and digest.validate(content)

@@ -6,10 +6,13 @@ Each is checked against the lock whenever it is used.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from overlay_tools.errors import FetchError, ToolError
+from overlay_tools.archive.reader import WheelReader
+from overlay_tools.archive.record import PROVING, proves
+from overlay_tools.errors import FetchError, ToolError, WheelError
 from overlay_tools.upstream.installers import pip_download
 from overlay_tools.upstream.lockfile import LockedWheel, Release
 
@@ -17,12 +20,13 @@ from overlay_tools.upstream.lockfile import LockedWheel, Release
 def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
     """Return the path of a base wheel: where the lock says, or in the cache, fetched first if it is not there.
 
-    The file has the locked size and sha256.
+    The file has the locked size and sha256, and its members are what its RECORD says.
     Raises FetchError if the index does not have it, does not answer, or gives another file, or the file is gone or is
-    another one.
+    another one; WheelError if it is damaged.
     """
     if wheel.path:
         check(wheel.file, wheel, "Put the locked file back, or lock the one that is there: `nox -s lock -- PATH`.")
+        _check_members(wheel.file, cache / wheel.sha256)
         return wheel.file
     path = cache / wheel.sha256 / wheel.name
     if not path.exists():
@@ -32,6 +36,7 @@ def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
             path.parent.mkdir(exist_ok=True)
             (Path(folder) / wheel.name).replace(path)
     check(path, wheel, f"Delete {path} and run this again to fetch it anew.")
+    _check_members(path, cache / wheel.sha256)
     return path
 
 
@@ -53,6 +58,28 @@ def check(path: Path, wheel: LockedWheel, hint: str = "") -> None:
     digest = hashlib.sha256(data).hexdigest()
     if digest != wheel.sha256:
         raise FetchError(f"{path}: upstream.lock says sha256 {wheel.sha256}, the file has {digest}.", hint=hint)
+
+
+def _check_members(path: Path, folder: Path) -> None:
+    """Check the members of a base wheel against its RECORD, once: a build copies both without reading them.
+
+    Parameters: `folder`, the one of the cache for wheels with this sha256, where it is noted.
+    Raises WheelError if one is damaged or is not what RECORD says.
+    """
+    noted = folder / "RECORD-checked"
+    if noted.exists():
+        return
+    with WheelReader(path) as wheel:
+        faults = [
+            f"{path}: {name} is not what RECORD says."
+            for name, entry in wheel.record().items()
+            if entry.hash_ and entry.hash_.name in PROVING and not proves(entry.hash_, wheel.get(name) or b"")
+        ]
+    if faults:
+        raise WheelError(*faults, hint="Lock another wheel.")
+    with suppress(OSError):  # where the cache cannot be written to, it is checked each time
+        folder.mkdir(parents=True, exist_ok=True)
+        noted.touch()
 
 
 def _download(release: Release, wheel: LockedWheel, folder: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from packaging.utils import canonicalize_name
 
@@ -94,6 +94,7 @@ def build_sglang(
         patched = {name: data for name, data in applied.items() if data is not None}
         removed = sorted(applied.keys() - patched.keys())
         origins = {**_origins(project, release.version, applied, added, base), _VERSION_FILE: "version"}
+        _check_folders(patched.keys() | added.keys(), base.members.keys() - removed, base.path)
         compile_all({**patched, **added})
         changed = {**patched, **added, _VERSION_FILE: _version_module(base, release.version, version)}
         description, dependencies = change_requirements(project, release, _metadata(base, release.version, version))
@@ -219,6 +220,10 @@ def _origins(
     ]
     if _VERSION_FILE in patched:
         raise BuildError(f"A hook changes {_VERSION_FILE}, which each build writes.", hint="Take that out of the hook.")
+    if _VERSION_FILE in added:
+        raise BuildError(
+            f"overlay/{_VERSION_FILE}: each build writes this file itself.", hint="Take it out of overlay/."
+        )
     if faults:
         raise BuildError(
             *faults,
@@ -227,6 +232,24 @@ def _origins(
         )
     origins = {name: "patched" if name in base.members else "renamed" for name in patched}
     return origins | {name: "replaced" if name in upstream else "added" for name in added}
+
+
+def _check_folders(changed: Set[str], kept: Set[str], base: Path) -> None:
+    """Raise BuildError if a file would have the name of a folder.
+
+    Parameters: `changed`, the paths of new and changed files; `kept`, those of what the base wheel has besides.
+    """
+    files = {name for name in kept if not name.endswith("/")} | changed
+    faults = [
+        f"{name} would lie in {parent}, which is a file."
+        for name in sorted(changed)
+        for parent in map(str, PurePosixPath(name).parents)
+        if parent in files
+    ]
+    folders = {str(parent) for name in kept if not name.endswith("/") for parent in PurePosixPath(name).parents}
+    faults += [f"{name} would be a file, and is a folder of {base.name}." for name in sorted(changed & folders)]
+    if faults:
+        raise BuildError(*faults, hint="Choose another name for what the overlay or a hook adds.")
 
 
 def _kept(base: WheelReader, dist_info: str, changed: Set[str]) -> list[PlannedMember]:

@@ -21,8 +21,9 @@ def read_package(project: Project, package: str, version: str | None) -> dict[st
 
     Parameters: `version`, the release, None for the files of every release.
     What is hidden, an editor's or Python's cache is left out.
-    Raises BuildError if a file is a symbolic link or was left by a merge, the overlay holds anything beside its
-    packages, README.md and CHANGELOG.md, or the ranges of releases in pyproject.toml do not go with its files.
+    Raises BuildError if a file is a symbolic link, was left by a merge, or has a name that not every installer takes as
+    it is, the overlay holds anything beside its packages, README.md and CHANGELOG.md, or the ranges of releases in
+    pyproject.toml do not go with its files.
     """
     overlay = project.overlay
     if strays := sorted(path for path in overlay.iterdir() if not _belongs(path)):
@@ -37,7 +38,21 @@ def read_package(project: Project, package: str, version: str | None) -> dict[st
         raise BuildError(*(f"{path} was left by a merge or a patch." for path in left), hint="Settle and remove it.")
     _check_patterns(project)
     files = {path.relative_to(overlay).as_posix(): path for path in paths if path.is_file()}
+    if odd := [f"overlay/{name}" for name in files if not can_carry(name)]:
+        raise BuildError(
+            *(f"{name!a} has a character that a wheel cannot carry everywhere." for name in odd),
+            hint="Name it without backslashes, colons, and what cannot be printed or is not UTF-8.",
+        )
     return {name: read_file(path) for name, path in files.items() if version is None or project.takes(version, name)}
+
+
+def can_carry(name: str) -> bool:
+    """Tell whether every installer takes a file of this name from a wheel as it is.
+
+    A backslash or a colon is part of a path on some machines; a line break in RECORD is not read by all; and what
+    cannot be printed, a person cannot tell from something else.
+    """
+    return name.isprintable() and not {"\\", ":"} & {*name}
 
 
 def names_of(overlay: Path) -> list[str]:

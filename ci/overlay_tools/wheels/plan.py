@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from installer.records import Hash, RecordEntry
 
 from overlay_tools.archive.reader import WheelReader
-from overlay_tools.archive.record import format_record, hash_of
+from overlay_tools.archive.record import PROVING, format_record, hash_of
 from overlay_tools.errors import BuildError
 from overlay_tools.wheels.manifest import MANIFEST, Manifest
 
@@ -39,13 +39,24 @@ def copied_members(base: WheelReader, names: Mapping[str, str]) -> list[PlannedM
     """Plan copies of a base's members, in the order of its RECORD; what it does not list, its folders, comes last.
 
     Parameters: `names`, the new name of each member to copy.
-    Raises BuildError if the RECORD does not list one of the files.
+    Raises BuildError if the RECORD does not list one of the files or gives no hash of it that proves anything, or if an
+    installer would move one to another folder.
     """
     record = base.record()
-    if unlisted := [name for name in sorted(names) if name not in record and not name.endswith("/")]:
-        raise BuildError(
-            *(f"RECORD of {base.path} does not list {name}." for name in unlisted), hint="Lock another wheel."
-        )
+    faults = []
+    for name in sorted(names):
+        if name.partition("/")[0].endswith(".data"):
+            faults.append(f"{base.path}: installers move {name} elsewhere, where it cannot be verified.")
+        elif not name.isprintable():
+            faults.append(f"{base.path}: {name!a} has a character that a wheel cannot carry everywhere.")
+        elif name.endswith("/"):
+            continue
+        elif name not in record:
+            faults.append(f"RECORD of {base.path} does not list {name}.")
+        elif (digest := record[name].hash_) is None or digest.name not in PROVING:
+            faults.append(f"RECORD of {base.path} gives no {', '.join(PROVING)} of {name}.")
+    if faults:
+        raise BuildError(*faults, hint="Lock another wheel.")
     listed = [entry for entry in record.values() if entry.path in names]
     folders = [RecordEntry(name, None, None) for name in names if name not in record]
     return [
