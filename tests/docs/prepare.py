@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 
 from overlay_tools.patches.series import load_series
-from overlay_tools.proving.results import Result, inputs, save_results
+from overlay_tools.proving.inputs import Inputs
+from overlay_tools.proving.results import Result, save_results
 from overlay_tools.proving.stages import STAGES
 from overlay_tools.settings import load_project
 from overlay_tools.upstream.lockfile import dump_lock, load_lock
@@ -21,15 +23,17 @@ def unlock(version: str) -> None:
 def prove() -> None:
     """Record every stage of every release as passed for what the checkout builds."""
     project = load_project(Path.cwd())
-    hooks = load_series(project.patches)
-    passed = {"passed": 1, "failed": 0, "skipped": [], "seconds": 1.0, "python": "3.11.7", "machine": "x86_64"}
+    inputs = Inputs(project, load_series(project.patches))
+    passed = {"passed": 1, "failed": 0, "skipped": [], "seconds": 1.0}
     results = [
         Result(
             release=version,
             stage=stage,
             date="2026-01-01T00:00Z",
             commit="0" * 12,
-            inputs=inputs(project, release, hooks),
+            python=platform.python_version(),
+            machine=platform.machine(),
+            inputs=inputs.parts(release, stage),
             **passed,  # type: ignore[arg-type]
         )
         for version, release in load_lock(project.lock).items()

@@ -24,7 +24,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     lock = load_lock(project.lock)
     for version in arguments.versions:
         get_release(lock, version, project.lock)
-    plan = plan_matrix(project, arguments.versions or list(lock), again=arguments.again)
+    plan = plan_matrix(project, arguments.versions or list(lock), arguments.python, again=arguments.again)
     if not plan:
         return console.line("Every stage is green for what this checkout builds; --again runs them all the same.")
     peak = run_matrix(project, plan, arguments.python)

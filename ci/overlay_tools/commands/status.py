@@ -10,6 +10,7 @@ from rich.console import Console
 
 from overlay_tools import console
 from overlay_tools.commands import Command
+from overlay_tools.commands.shared import add_python
 from overlay_tools.errors import OverlayError
 from overlay_tools.patches.series import load_series
 from overlay_tools.report.collect import collect_status
@@ -25,13 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="fail if anything that is shown is not green (default: no)"
     )
+    add_python(parser, "show the results of")
 
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Read the status, show it and write the page."""
     lock, hooks = load_lock(project.lock), load_series(project.patches)
     with console.step(f"Read {len(lock)} releases"):
-        status = collect_status(project, lock, hooks, cache_dir())
+        status = collect_status(project, lock, hooks, cache_dir(), arguments.python)
     # What is not a terminal has no width to keep to.
     print_status(status, Console(highlight=False, width=None if sys.stdout.isatty() else 200))
     path = arguments.html or project.dist / "status.html"

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from overlay_tools.errors import OverlayError
-from overlay_tools.patches.model import Hook
-from overlay_tools.settings import Project
 from overlay_tools.subprocesses import git
-from overlay_tools.upstream.lockfile import Release, dump_lock
-from overlay_tools.wheels.dependencies import rules_for
-from overlay_tools.wheels.overlay_files import read_package
 
+_TYPES = {"str": str, "int": int, "float": float, "Sequence[str]": list, "Mapping[str, str]": dict}
 _MEND = "Restore the file from git; `nox -s matrix` writes it."
 
 
@@ -24,7 +20,8 @@ class Result:
     """One stage of one release: how many tests `passed` and `failed`, why others were `skipped`, seconds taken.
 
     `python` and `machine` are what it ran on; `date`, when it ended (UTC, ISO 8601); `commit`, of which checkout, with
-    a "+" where that had changes not committed; `inputs`, the digest of what was under test.
+    a "+" where that had changes not committed; `installed`, what its environment had of torch and kernels; `inputs`,
+    what it ran on, by part, nothing where an older tool has recorded it.
     """
 
     release: str
@@ -37,7 +34,8 @@ class Result:
     machine: str
     date: str
     commit: str
-    inputs: str
+    inputs: Mapping[str, str]
+    installed: str = ""
 
     @property
     def green(self) -> bool:
@@ -56,17 +54,18 @@ def load_results(path: Path) -> Results:
     if not path.exists():
         return {}
     try:
-        results = [Result(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        results = [_result(row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         why = getattr(error, "strerror", None) or error
         raise OverlayError(f"{path} cannot be read as results: {why}.", hint=_MEND) from None
     for result in results:
         for field in fields(Result):
             value = getattr(result, field.name)
-            if type(value).__name__ != str(field.type).replace("Sequence[str]", "list"):
+            if type(value) is not _TYPES.get(str(field.type)):
                 raise OverlayError(f"{path}: {result.release} {result.stage}: {field.name} is {value!r}.", hint=_MEND)
-        if not all(isinstance(reason, str) for reason in result.skipped):
-            raise OverlayError(f"{path}: {result.release} {result.stage}: skipped is {result.skipped!r}.", hint=_MEND)
+        for name, texts in (("skipped", result.skipped), ("inputs", [*result.inputs.values()])):
+            if not all(isinstance(text, str) for text in texts):
+                raise OverlayError(f"{path}: {result.release} {result.stage}: {name} holds {texts!r}.", hint=_MEND)
     by_stage = {(result.release, result.stage): result for result in results}
     if len(by_stage) < len(results):
         raise OverlayError(f"{path} holds two results of one stage of a release.", hint=_MEND)
@@ -76,26 +75,17 @@ def load_results(path: Path) -> Results:
 def save_results(path: Path, results: Iterable[Result]) -> None:
     """Write results, sorted, whole or not at all."""
     rows = [asdict(result) for result in sorted(results, key=lambda result: (result.release, result.stage))]
+    # A line for each field: short enough to read, and to compare in git.
+    texts = [",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in row.items()) for row in rows]
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    part.write_text("[\n" + ",\n".join(f" {{\n{text}\n }}" for text in texts) + "\n]\n", encoding="utf-8")
     part.replace(path)
 
 
-def inputs(project: Project, release: Release, hooks: Sequence[Hook]) -> str:
-    """Return a digest of what a release is built from: its lock entry, hooks, overlay, changed requirements.
-
-    A result is of today's wheels where its `inputs` are today's.
-    """
-    digest = hashlib.sha256(dump_lock({release.version: release}).encode())
-    for hook in hooks:
-        if patch := hook.variant(release.version):
-            digest.update(patch.diff.encode())
-    for package in ("sglang", "sgl_kernel"):
-        for name, data in read_package(project, package, release.version).items():
-            digest.update(f"\0{name}\0{len(data)}\0".encode() + data)
-    for rule in rules_for(project, release.version):
-        digest.update(repr([[str(each) for each in some] for some in (rule.override, rule.exclude)]).encode())
-    return digest.hexdigest()[:16]
+def _result(row: Any) -> Result:  # noqa: ANN401  # whatever JSON holds
+    """Return the result of a row; an older tool has recorded one digest of a few of its inputs, which tells nothing."""
+    result = Result(**row)
+    return replace(result, inputs={}) if isinstance(result.inputs, str) else result
 
 
 def commit_of(root: Path) -> str:

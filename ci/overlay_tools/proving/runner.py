@@ -16,9 +16,10 @@ from overlay_tools import console
 from overlay_tools.engines.environment import engine_environment
 from overlay_tools.errors import MatrixError, OverlayError
 from overlay_tools.patches.series import load_series
-from overlay_tools.proving.results import Result, commit_of, inputs, load_results, save_results
+from overlay_tools.proving.inputs import Inputs
+from overlay_tools.proving.results import Result, commit_of, load_results, save_results
 from overlay_tools.proving.stages import STAGES, run_stage
-from overlay_tools.settings import Project
+from overlay_tools.settings import Project, load_project
 from overlay_tools.upstream.lockfile import load_lock
 
 # An environment takes up to 9 GB, and so does a cache of what one release pins. A cache that has outgrown CACHE is
@@ -36,16 +37,24 @@ class ReleasePlan:
     stages: Sequence[str]
 
 
-def plan_matrix(project: Project, versions: Sequence[str], *, again: bool) -> list[ReleasePlan]:
-    """Return what is not proven yet for what the checkout holds, or with `again` everything, in the order given."""
-    lock, hooks, results = load_lock(project.lock), load_series(project.patches), load_results(project.results)
+def plan_matrix(
+    project: Project, versions: Sequence[str], python: str | None = None, *, again: bool
+) -> list[ReleasePlan]:
+    """Return what is not proven yet for what the checkout holds, or with `again` everything, in the order given.
+
+    Parameters: `python`, as "3.12", the one to be proven, this one if None.
+    """
+    lock, results = load_lock(project.lock), load_results(project.results)
+    now = Inputs(project, load_series(project.patches), python)
     found = []
     for version in versions:
-        state = inputs(project, lock[version], hooks)
         stages = [
             stage
             for stage in STAGES
-            if again or (old := results.get((version, stage))) is None or not old.green or old.inputs != state
+            if again
+            or (old := results.get((version, stage))) is None
+            or not old.green
+            or now.differences(old, lock[version])
         ]
         if stages:
             found.append(ReleasePlan(version=version, stages=stages))
@@ -92,12 +101,21 @@ def run_matrix(project: Project, plan: Sequence[ReleasePlan], python: str | None
 def _run_stages(project: Project, item: ReleasePlan, python: str | None, folder: Path) -> Iterator[tuple[Result, Path]]:
     """Run the stages of one release; yield each result once it is written, with the log that has the output."""
     release = load_lock(project.lock)[item.version]
-    stamp = {"commit": commit_of(project.root), "inputs": inputs(project, release, load_series(project.patches))}
+    commit, inputs = commit_of(project.root), Inputs(project, load_series(project.patches), python)
+    ran_on = {stage: inputs.parts(release, stage) for stage in item.stages}
     interpreter, _ = engine_environment(project, item.version, python, folder / "environment")
     for stage in item.stages:
         log = folder / "logs" / f"{item.version}-{stage}.log"
         with console.step(f"  {stage}"):
-            result = run_stage(project.root, item.version, stage, interpreter, log, stamp)
+            result = run_stage(project.root, item.version, stage, interpreter, log, commit, ran_on[stage])
+        now = load_project(project.root)
+        if changed := Inputs(now, load_series(now.patches), python).differences(
+            result, load_lock(now.lock)[item.version]
+        ):
+            raise MatrixError(
+                *(f"While {stage} of {item.version} ran, {what}: its result is not recorded." for what in changed),
+                hint="Run it again, and leave the checkout as it is until it ends.",
+            )
         save_results(project.results, {**load_results(project.results), (item.version, stage): result}.values())
         yield result, log
 

@@ -31,11 +31,22 @@ PLUGIN_TESTS = ("tests/engine/decisions", "tests/engine/serving", "tests/plugin"
 GPU_TESTS = ("tests/gpu",)
 
 
-def run_stage(root: Path, version: str, stage: str, python: Path, log: Path, stamp: Mapping[str, str]) -> Result:
+# What an environment has of what a release computes with, said in a few words.
+_INSTALLED = """
+from importlib.metadata import distributions
+names = ("torch", "triton", "sgl-kernel", "sglang-kernel")
+found = {d.name: d.version for d in distributions() if d.name in names}
+print(", ".join(f"{name} {found[name]}" for name in names if name in found))
+"""
+
+
+def run_stage(
+    root: Path, version: str, stage: str, python: Path, log: Path, commit: str, inputs: Mapping[str, str]
+) -> Result:
     """Run one stage of a release.
 
     Parameters: `python`, of the environment that holds the release's wheels; `log`, the file that takes the output;
-    `stamp`, the result's `commit` and `inputs`.
+    `commit` and `inputs`, of the result.
     Raises OverlayError if pytest came to no result.
     """
     static = stage == "static"
@@ -63,5 +74,7 @@ def run_stage(root: Path, version: str, stage: str, python: Path, log: Path, sta
         python=run([interpreter, "-c", "import platform; print(platform.python_version())"]).stdout.strip(),
         machine=platform.machine(),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
-        **stamp,
+        commit=commit,
+        inputs=inputs,
+        installed="" if static else run([interpreter, "-c", _INSTALLED]).stdout.strip(),
     )

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from overlay_tools.api_check.base_mentions import BaseMention, find_base_mentions
 from overlay_tools.api_check.contract import Finding, check_contract
-from overlay_tools.errors import OverlayError, PatchError
+from overlay_tools.errors import OverlayError
 from overlay_tools.patches.apply import apply_series, find_hunk
 from overlay_tools.patches.model import Hook, Patch, source_of, split_lines
-from overlay_tools.proving.results import Result, commit_of, inputs, load_results
+from overlay_tools.proving.inputs import Inputs
+from overlay_tools.proving.results import Result, commit_of, load_results
 from overlay_tools.proving.stages import STAGES
 from overlay_tools.report.model import Cell, State, Status, StatusTable
 from overlay_tools.report.overlay_cells import COLUMNS, files_cell, requirements_cell
@@ -26,9 +27,12 @@ from overlay_tools.wheels.overlay_files import check_ranges
 _PROCESSES = 2
 
 
-def collect_status(project: Project, lock: Mapping[str, Release], hooks: Sequence[Hook], cache: Path) -> Status:
+def collect_status(
+    project: Project, lock: Mapping[str, Release], hooks: Sequence[Hook], cache: Path, python: str | None = None
+) -> Status:
     """Read the sources of every release once, and return all that is known of each.
 
+    Parameters: `python`, as "3.12", the one that results are to be of, this one if None.
     What cannot be found out about a release is a red cell.
     Raises OverlayError if the overlay or the results cannot be read.
     """
@@ -40,10 +44,11 @@ def collect_status(project: Project, lock: Mapping[str, Release], hooks: Sequenc
         checks = pool.map(partial(_check_sources, project, hooks, cache), lock.values(), chunksize=3)
         checked = dict(zip(lock, checks, strict=True))
     stages: dict[str, list[Cell]] = {}
+    inputs = Inputs(project, hooks, python)
     for version, release in lock.items():
-        state = _inputs(project, release, hooks)
         stages[version] = [
-            _stage_cell(results.get((version, stage)), stage in STAGES, state) for stage in (*STAGES, *optional)
+            _stage_cell(results.get((version, stage)), stage in STAGES, inputs, release)
+            for stage in (*STAGES, *optional)
         ]
     tables = [
         StatusTable(
@@ -140,8 +145,8 @@ def _applied_cell(patch: Patch, read: Callable[[str], bytes | None]) -> Cell:
     )
 
 
-def _stage_cell(result: Result | None, required: bool, state: str) -> Cell:
-    """Return the cell of a stage, green if all of it passed for the `state` that the checkout is in."""
+def _stage_cell(result: Result | None, required: bool, inputs: Inputs, release: Release) -> Cell:
+    """Return the cell of a stage, green if all of it passed on the `inputs` that the checkout has."""
     if result is None:
         return Cell(state=State.OPEN if required else State.NEUTRAL, word="not run")
     figures = ((result.failed, "failed"), (result.passed, "passed"))
@@ -149,10 +154,11 @@ def _stage_cell(result: Result | None, required: bool, state: str) -> Cell:
     commit = result.commit[:7] + "+" * result.commit.endswith("+")
     when = [f"{result.seconds:.0f} s", result.date[:10], commit]
     ran = f"{', '.join(counts)} on {result.date}, at {result.commit}, with Python {result.python} on {result.machine}"
+    ran += f", {result.installed}" * bool(result.installed)
     skipped = [f"skipped: {reason}" for reason in result.skipped]
-    if result.inputs != state:
+    if differences := inputs.differences(result, release):
         before = "passed before" if result.green else "failed before" if result.failed else "incomplete before"
-        problems = [f"{ran}; what is built has changed since.", *skipped]
+        problems = [f"{ran}; {'; '.join(differences)}.", *skipped]
         return Cell(state=State.OPEN, word=before, notes=when, problems=problems)
     if result.green:
         return Cell(state=State.GREEN, word=counts[0], notes=when)
@@ -196,13 +202,6 @@ def _finding_line(finding: Finding, suffix: str) -> str:
 
 def _mention_line(mention: BaseMention, suffix: str) -> str:
     return f"{mention.file}:{mention.line}, {mention.scope}: {mention.what}{suffix}"
-
-
-def _inputs(project: Project, release: Release, hooks: Sequence[Hook]) -> str:
-    try:
-        return inputs(project, release, hooks)
-    except PatchError:  # a hook lacks a variant, as its own cell says; no stage can have passed with that
-        return ""
 
 
 def _cell_or_error(project: Project, word: str, make: Callable[..., Cell], *arguments: object) -> Cell:

@@ -14,7 +14,7 @@ from overlay_tools.report.model import State, Status
 _FOLDER = Path(__file__).parent
 _LEGEND = {
     State.GREEN: "holds for what this checkout builds",
-    State.OPEN: "open: not run, run in part, or run before what is built changed",
+    State.OPEN: "open: not run, run in part, or run before what it runs on changed",
     State.RED: "does not hold",
     State.NEUTRAL: "not required",
 }

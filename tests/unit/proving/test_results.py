@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from overlay_tools.errors import OverlayError, PatchError
-from overlay_tools.patches.series import load_series
-from overlay_tools.proving.results import Result, commit_of, inputs, load_results, save_results
+from overlay_tools.errors import OverlayError
+from overlay_tools.proving.results import Result, commit_of, load_results, save_results
 from overlay_tools.subprocesses import run
 
-from unit.conftest import LOADER, PATCH, Miniature, upstream_files
+from unit.conftest import Miniature
 
 GREEN = Result(
     release="1.0",
@@ -26,12 +25,8 @@ GREEN = Result(
     machine="x86_64",
     date="2026-11-23T18:44Z",
     commit="895de74d1234",
-    inputs="0123456789abcdef",
+    inputs={"overlay": "0123456789ab", "revision": "3"},
 )
-
-
-def state(mini: Miniature, release: str = "1.0") -> str:
-    return inputs(mini.project, mini.lock[release], load_series(mini.root / "patches"))
 
 
 def committed(mini: Miniature) -> Callable[..., None]:
@@ -75,6 +70,8 @@ def test_results_come_back_as_they_were_saved_in_any_order(tmp_path: Path) -> No
         lambda rows: rows[0].update(seconds=None),
         lambda rows: rows[0].update(skipped="no GPU"),
         lambda rows: rows[0].update(skipped=[3]),
+        lambda rows: rows[0].update(inputs=["overlay"]),
+        lambda rows: rows[0].update(inputs={"revision": 3}),
         lambda rows: rows.append(rows[0]),
         lambda rows: rows.append("a result"),
     ],
@@ -101,51 +98,14 @@ def test_a_file_that_is_not_json_is_one_error(tmp_path: Path, content: bytes | N
         load_results(path)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda mini: mini.write("overlay/sglang/models/ours.py", "OURS = 2\n"),
-        lambda mini: mini.write("overlay/sglang/models/more.py", ""),
-        lambda mini: (mini.root / "overlay/sglang/models/ours.py").rename(
-            mini.root / "overlay/sglang/models/theirs.py"
-        ),
-        lambda mini: mini.write("overlay/sgl_kernel/__init__.py", "KERNEL = 2\n"),
-        lambda mini: mini.patch.write_text(PATCH.replace("choose(config)", "pick(config)")),
-        lambda mini: mini.lock_release("1.0", {**upstream_files("1.0"), "sglang/loader.py": LOADER[1:].encode()}),
-    ],
-)
-def test_what_is_built_changes_the_state(mini: Miniature, change: Callable[[Miniature], object]) -> None:
-    before = state(mini)
-    assert state(mini) == before
-    change(mini)
-    assert state(mini) != before
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda mini: mini.patch.write_text(PATCH.replace("Why: because", "Why: for a better reason")),
-        lambda mini: mini.lock_release("1.2"),
-        lambda mini: mini.write("ci/results.json", "[]"),
-        lambda mini: mini.write("overlay/sglang/__pycache__/ours.pyc", ""),
-    ],
-)
-def test_what_is_not_built_does_not(mini: Miniature, change: Callable[[Miniature], object]) -> None:
-    mini.patch.write_text(PATCH.replace("<=1.1", "<=1.2"))
-    before = state(mini)
-    change(mini)
-    assert state(mini) == before
-
-
-def test_a_variant_of_one_release_leaves_the_state_of_another(mini: Miniature) -> None:
-    before = state(mini), state(mini, "1.1")
-    mini.patch.write_text(PATCH.replace("<=1.1", "<1.1"))
-    mini.write("patches/choose/1.1.patch", PATCH.replace("1.0,<=1.1", "1.1").replace("choose(", "pick("))
-    assert state(mini) == before[0]
-    assert state(mini, "1.1") != before[1]
-    (mini.root / "patches/choose/1.1.patch").unlink()
-    with pytest.raises(PatchError, match=r"no variant for sglang 1\.1"):
-        state(mini, "1.1")
+def test_a_result_of_an_older_tool_has_no_inputs(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    save_results(path, [GREEN])
+    rows = json.loads(path.read_text())
+    del rows[0]["installed"]
+    rows[0]["inputs"] = "0123456789abcdef"
+    path.write_text(json.dumps(rows))
+    assert list(load_results(path).values()) == [replace(GREEN, inputs={})]
 
 
 def test_the_commit_says_whether_there_are_changes_but_for_results(mini: Miniature) -> None:

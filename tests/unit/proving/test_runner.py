@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from overlay_tools import cli
 from overlay_tools.errors import MatrixError, OverlayError, ToolError
-from overlay_tools.proving import runner, stages
+from overlay_tools.proving import inputs, runner, stages
 from overlay_tools.proving.results import Result, load_results
 from overlay_tools.settings import Project
+from overlay_tools.upstream.source_tree import THIS_PYTHON
 
 from unit.conftest import Miniature
 
@@ -37,6 +38,7 @@ def project(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
         subprocess.run(["git", *words], cwd=mini.root, check=True)
     table = {"static": ("tests/static",), "engine": ("tests/engine",)}
     monkeypatch.setattr(stages, "STAGES", table)
+    monkeypatch.setattr(inputs, "STAGES", table)
     monkeypatch.setattr(runner, "STAGES", table)
     monkeypatch.setattr(runner, "NEEDED", 1.0)
     monkeypatch.setattr(runner, "engine_environment", make_environment)
@@ -82,6 +84,31 @@ def test_what_is_proven_is_not_run_again_until_what_is_built_changes(
     assert [item.stages for item in runner.plan_matrix(project.project, ["1.0"], again=False)] == [["static", "engine"]]
     assert run(project) == 0
     assert {result.commit[-1] for result in results(project).values()} == {"+"}  # the change is not committed
+
+
+def test_what_is_proven_is_run_again_for_another_python_and_for_changed_tests(project: Miniature) -> None:
+    assert run(project) == 0
+
+    def due(python: str | None = None) -> list[str]:
+        plan = runner.plan_matrix(project.project, ["1.0"], python, again=False)
+        return [stage for item in plan for stage in item.stages]
+
+    other = "3.10" if THIS_PYTHON != "3.10" else "3.11"
+    assert (due(), due(THIS_PYTHON), due(other)) == ([], [], ["engine"])
+    project.write("tests/unit/test_u.py", GREEN)
+    assert due() == []
+    project.write("tests/engine/test_e.py", GREEN * 2)
+    assert due() == ["engine"]
+
+
+def test_what_changes_while_a_stage_runs_is_not_recorded(
+    project: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("tests/engine/test_e.py", "import pathlib\n\ndef test_a() -> None:\n"
+                  "    pathlib.Path('overlay/sgl_kernel/__init__.py').write_text('KERNEL = 2\\n')\n")  # fmt: skip
+    assert cli.main(["matrix", "1.0"]) == 1
+    assert results(project).keys() == {("1.0", "static")}
+    assert "While engine of 1.0 ran, overlay/sgl_kernel/__init__.py changed" in capsys.readouterr().err
 
 
 def test_one_red_release_keeps_no_other_from_being_run(
@@ -195,4 +222,4 @@ def test_a_release_that_is_not_locked_is_named(project: Miniature, capsys: pytes
 def test_a_stage_without_a_report_is_an_error(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "run_logged", lambda *words, **options: 3)
     with pytest.raises(OverlayError, match="pytest ended without a report"):
-        stages.run_stage(project.root, "1.0", "engine", Path(sys.executable), project.root / "log", {})
+        stages.run_stage(project.root, "1.0", "engine", Path(sys.executable), project.root / "log", "", {})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -12,14 +13,15 @@ from overlay_tools.api_check.base_mentions import BaseMention
 from overlay_tools.api_check.contract import Finding
 from overlay_tools.errors import ContractError, OverlayError
 from overlay_tools.patches.series import load_series
-from overlay_tools.proving.results import Result, commit_of, inputs, save_results
+from overlay_tools.proving.inputs import Inputs
+from overlay_tools.proving.results import Result, commit_of, save_results
 from overlay_tools.proving.stages import STAGES
 from overlay_tools.report import collect
 from overlay_tools.report.collect import collect_status
 from overlay_tools.report.model import Cell, State, Status
 from overlay_tools.report.terminal import print_status
 from overlay_tools.settings import Project
-from overlay_tools.upstream.source_tree import SourceTree
+from overlay_tools.upstream.source_tree import THIS_PYTHON, SourceTree
 from rich.console import Console
 
 from unit.conftest import LOADER, PATCH, Miniature, upstream_files
@@ -71,11 +73,12 @@ def result(mini: Miniature, release: str, stage: str) -> Result:
         failed=0,
         skipped=[],
         seconds=12.4,
-        python="3.11.2",
-        machine="x86_64",
+        python=platform.python_version(),
+        machine=platform.machine(),
         date="2026-11-23T18:44Z",
         commit="895de74d1234+",
-        inputs=inputs(mini.project, mini.lock[release], load_series(mini.root / "patches")),
+        inputs=Inputs(mini.project, load_series(mini.root / "patches")).parts(mini.lock[release], stage),
+        installed="torch 2.0+cpu",
     )
 
 
@@ -198,15 +201,27 @@ def test_a_stage_that_passed_for_another_state_is_not_green(mini: Miniature) -> 
     status = status_now(mini)
     cell = cell_of(status, "1.0", "engine")
     assert (cell.state, cell.word, cell.notes) == (State.OPEN, "passed before", ["12 s", "2026-11-23", "895de74+"])
-    ran = "38 passed on 2026-11-23T18:44Z, at 895de74d1234+, with Python 3.11.2 on x86_64"
-    assert cell.problems == [f"{ran}; what is built has changed since."]
+    ran = "38 passed on 2026-11-23T18:44Z, at 895de74d1234+, with Python"
+    ran += f" {platform.python_version()} on {platform.machine()}, torch 2.0+cpu"
+    assert cell.problems == [f"{ran}; the files of overlay/ changed."]
     assert status.verdict == "0 of 2 releases green, 2 open"
-    assert terminal(status).count("has changed since. (all)") == len(STAGES)
+    assert terminal(status).count("the files of overlay/ changed. (all)") == len(STAGES)
+
+
+def test_a_stage_that_passed_with_another_python_is_not_green(mini: Miniature) -> None:
+    other = "3.10" if THIS_PYTHON != "3.10" else "3.11"
+    prove(mini)
+    lock, hooks = mini.lock, load_series(mini.root / "patches")
+    status = collect_status(mini.project, lock, hooks, mini.cache, other)
+    assert cell_of(status, "1.0", "static").word == "38 passed"
+    cell = cell_of(status, "1.0", "engine")
+    assert (cell.state, cell.word) == (State.OPEN, "passed before")
+    assert f"; it was recorded with Python {platform.python_version()}, not {other}." in cell.problems[0]
 
 
 def test_each_way_that_a_stage_can_end_has_its_own_cell(mini: Miniature) -> None:
     green = result(mini, "1.0", "engine")
-    older = {"inputs": "of an older state"}
+    older: dict[str, object] = {"inputs": {**green.inputs, "tests": "of an older state"}}
     for change, state, word, notes, problem in (
         ({"failed": 2}, State.RED, "2 failed", "38 passed", "2 failed, 38 passed on "),
         ({"failed": 2, "passed": 0}, State.RED, "2 failed", "12 s", "2 failed on "),
@@ -214,7 +229,7 @@ def test_each_way_that_a_stage_can_end_has_its_own_cell(mini: Miniature) -> None
         ({"skipped": ["no GPU"]}, State.OPEN, "skipped for 1 reason", "38 passed", "skipped: no GPU"),
         ({"skipped": ["a", "b"], "passed": 0}, State.OPEN, "skipped for 2 reasons", "no test ran", "skipped: b"),
         ({"passed": 0}, State.OPEN, "no test ran", "12 s", "no test ran on "),
-        ({"failed": 2, **older}, State.OPEN, "failed before", "12 s", "changed since"),
+        ({"failed": 2, **older}, State.OPEN, "failed before", "12 s", "of this stage changed"),
         ({"skipped": ["no GPU"], **older}, State.OPEN, "incomplete before", "12 s", "skipped: no GPU"),
     ):
         prove(mini, replace(green, **change))

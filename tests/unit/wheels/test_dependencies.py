@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from overlay_tools.errors import BuildError
 from overlay_tools.patches.series import load_series
-from overlay_tools.proving.results import inputs
+from overlay_tools.proving.inputs import Inputs
 from overlay_tools.wheels.builder import build_kernel
 from overlay_tools.wheels.dependencies import change_requirements, compare_requirements
 from overlay_tools.wheels.overlay_files import check_ranges
@@ -198,8 +198,11 @@ def test_the_cpu_kernel_has_the_version_that_an_override_pins(mini: Miniature) -
 
 
 def test_changed_requirements_change_the_results_of_their_releases_alone(mini: Miniature) -> None:
-    def digests() -> list[str]:
-        return [inputs(mini.project, mini.lock[v], load_series(mini.project.patches)) for v in ("1.0", "1.1")]
+    def digests() -> list[dict[str, str]]:
+        return [
+            Inputs(mini.project, load_series(mini.project.patches)).parts(mini.lock[v], "engine")
+            for v in ("1.0", "1.1")
+        ]
 
     before = digests()
     mini.require("releases = '>1.0'\noverride = ['numpy<2']\n")

@@ -8,7 +8,7 @@ import pytest
 from overlay_tools.api_check.contract import check_contract
 from overlay_tools.errors import BuildError
 from overlay_tools.patches.series import load_series
-from overlay_tools.proving.results import inputs
+from overlay_tools.proving.inputs import Inputs
 from overlay_tools.upstream.source_tree import open_source_tree
 from overlay_tools.wheels.builder import BuiltWheel, build_kernel
 from overlay_tools.wheels.overlay_files import check_ranges
@@ -67,8 +67,9 @@ def test_a_file_replaces_upstreams_only_where_it_goes(mini: Miniature) -> None:
 
 
 def test_a_range_changes_the_results_of_the_releases_alone_that_it_leaves_out(mini: Miniature) -> None:
-    def digests() -> list[str]:
-        return [inputs(mini.project, mini.lock[v], load_series(mini.project.patches)) for v in ("1.0", "1.1")]
+    def digests() -> list[dict[str, str]]:
+        now = Inputs(mini.project, load_series(mini.project.patches))
+        return [now.parts(mini.lock[version], "engine") for version in ("1.0", "1.1")]
 
     before = digests()
     mini.limit({NAME: "<1.1"})

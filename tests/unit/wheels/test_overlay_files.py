@@ -4,7 +4,7 @@ import pytest
 from overlay_tools.api_check.overlay_code import read_overlay
 from overlay_tools.errors import BuildError
 from overlay_tools.patches.series import load_series
-from overlay_tools.proving.results import inputs
+from overlay_tools.proving.inputs import Inputs
 from overlay_tools.wheels.builder import build_kernel
 from overlay_tools.wheels.overlay_files import read_package
 from overlay_tools.wheels.plugin import build_plugin
@@ -17,8 +17,8 @@ def shas(mini: Miniature) -> list[str]:
     return [mini.build().sha256, build_kernel(mini.project, mini.lock["1.0"]).sha256, build_plugin(mini.project).sha256]
 
 
-def inputs_of(mini: Miniature) -> str:
-    return inputs(mini.project, mini.lock["1.0"], load_series(mini.project.patches))
+def inputs_of(mini: Miniature) -> dict[str, str]:
+    return Inputs(mini.project, load_series(mini.project.patches)).parts(mini.lock["1.0"], "engine")
 
 
 def test_documents_beside_the_packages_change_no_wheel_and_no_result(mini: Miniature) -> None:
