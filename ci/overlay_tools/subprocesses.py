@@ -14,6 +14,7 @@ from pathlib import Path
 
 from overlay_tools import console
 from overlay_tools.errors import ToolError
+from overlay_tools.git_settings import REFUSED, git_environment, users_environment
 
 _PATIENCE = 30.0  # seconds that a command gets to clear up
 Words = Sequence[str | Path]
@@ -127,20 +128,31 @@ def git(arguments: Words, *, cwd: Path, stdin: str | None = None) -> subprocess.
     """Run git in a folder as if there were no repository around it and no configuration of the user's.
 
     Inside a repository that ignores the folder, `git apply` would change nothing and report success.
-    Raises ToolError if git or the folder is absent.
+    Raises ToolError if git or the folder is absent, or git refuses a repository because of its owner.
     """
-    return run(["git", *arguments], cwd=cwd, env=_git_env(cwd), stdin=stdin, check=False)
+    data = None if stdin is None else stdin.encode("utf-8", "surrogateescape")
+    done = git_bytes(arguments, cwd=cwd, stdin=data)
+    return subprocess.CompletedProcess(done.args, done.returncode, _text(done.stdout), _text(done.stderr))
 
 
 def git_bytes(arguments: Words, *, cwd: Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run git as `git` does, and return its output as it is: text would have its line ends made alike."""
-    return _capture(["git", *arguments], cwd, _git_env(cwd), stdin)
-
-
-def _git_env(cwd: Path) -> dict[str, str | None]:
-    env: dict[str, str | None] = {name: None for name in os.environ if name.startswith("GIT_")}
-    env |= {"GIT_CEILING_DIRECTORIES": str(cwd.resolve().parent), "GIT_CONFIG_NOSYSTEM": "1", "LC_ALL": "C"}
-    return {**env, "GIT_CONFIG_GLOBAL": os.devnull}
+    command = ["git", *arguments]
+    done = _capture(command, cwd, git_environment(cwd), stdin)
+    if done.returncode == 0 or REFUSED not in _text(done.stderr):
+        return done
+    # Of the user's configuration this alone counts: whom to trust is for the user to say. git has done nothing yet.
+    asked = run(
+        ["git", "config", "-z", "--get-all", "safe.directory"], cwd=Path("/"), env=users_environment(), check=False
+    )
+    if safe := asked.stdout.split("\0")[:-1]:
+        done = _capture(command, cwd, git_environment(cwd, safe), stdin)
+    if done.returncode != 0 and REFUSED in _text(done.stderr):
+        raise ToolError(
+            f"{cwd} belongs to another user, so git does not open it.",
+            hint=f"Change its owner, or trust it: `git config --global --add safe.directory {shlex.quote(str(cwd))}`.",
+        )
+    return done
 
 
 def _capture(

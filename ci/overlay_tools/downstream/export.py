@@ -91,7 +91,10 @@ def _open_worktree(project: Project, version: str, hooks: Sequence[Hook]) -> Wor
     if not tree.folder.exists():
         raise WorktreeError(f"There is no worktree {tree.folder}.", hint=f"`nox -s edit -- {version}` makes it.")
     if dirty := tree.uncommitted():
-        raise WorktreeError(*(f"{tree.folder / name} is not committed." for name in dirty), hint="Commit or remove it.")
+        raise WorktreeError(
+            *(f"{tree.folder / name} is not committed." for name in dirty),
+            hint=f"Commit or remove it, or name it in {tree.folder / '.git' / 'info' / 'exclude'}.",
+        )
     if ExportedState.read(tree).patches != digests(variants_of(hooks, version)):
         raise WorktreeError(
             f"patches/ has changed since {tree.folder} was made.",

@@ -67,6 +67,7 @@ class Worktree:
         # Loose objects of a release are read once or never: packing them tight would take most of the time.
         tree.git("config", "core.compression", "0")
         tree.git("config", "core.autocrlf", "false")  # files go back as they are, whatever git is told elsewhere
+        (part / ".git" / "info").mkdir(exist_ok=True)
         (part / ".git" / "info" / "exclude").write_text("__pycache__/\n", encoding="utf-8")
         tree._commit("Upstream's files", UPSTREAM)
         tree.write(overlay)
