@@ -66,9 +66,11 @@ class Worktree:
         tree.git("init", "--quiet", "--initial-branch=main")
         # Loose objects of a release are read once or never: packing them tight would take most of the time.
         tree.git("config", "core.compression", "0")
-        tree.git("config", "core.autocrlf", "false")  # files go back as they are, whatever git is told elsewhere
-        (part / ".git" / "info").mkdir(exist_ok=True)
-        (part / ".git" / "info" / "exclude").write_text("__pycache__/\n", encoding="utf-8")
+        settings = part / ".git" / "info"
+        settings.mkdir(exist_ok=True)
+        (settings / "exclude").write_text("__pycache__/\n", encoding="utf-8")
+        # Files go back as they are, whatever a person's git is told elsewhere.
+        (settings / "attributes").write_text("* -text -ident -filter -working-tree-encoding\n", encoding="utf-8")
         tree._commit("Upstream's files", UPSTREAM)
         tree.write(overlay)
         tree._commit("The overlay's files\n\nChange them and commit: `nox -s export` writes them back.", OVERLAY)
