@@ -6,6 +6,7 @@ Releases are named as 0.5.17 is; each that is locked has a session `test-VERSION
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,7 +30,17 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
 def tool(session: nox.Session, command: str, *extras: str) -> None:
     """Install the tool and run one of its commands with the session's arguments."""
     session.install("-e", f".[{','.join(extras)}]" if extras else ".")
-    session.run("overlay-tools", command, *session.posargs)
+    run(session, "overlay-tools", command, *session.posargs)
+
+
+def run(session: nox.Session, *words: str) -> None:
+    """Run a program, which ends with all that it has started when nox does, in whatever way.
+
+    After Ctrl-C it has a minute to clear up: a server and pytest take more than the half second that nox gives.
+    """
+    session.log(" ".join(words))
+    supervised = ("python", "-IS", "ci/overlay_tools/supervisor.py", str(os.getpid()), "attached")
+    session.run(*supervised, *words, log=False, interrupt_timeout=60, terminate_timeout=10)
 
 
 @nox.session
@@ -108,14 +119,14 @@ def status(session: nox.Session) -> None:
 def bench_build(session: nox.Session) -> None:
     """Time the build beside unpack, apply and pack, and beside the least that it could do."""
     session.install("-e", ".[bench]")
-    session.run("pytest", "-s", "tests/bench/test_build_speed.py", *session.posargs)
+    run(session, "pytest", "-s", "tests/bench/test_build_speed.py", *session.posargs)
 
 
 @nox.session(name="bench-port")
 def bench_port(session: nox.Session) -> None:
     """Measure how hunks are carried to other releases, beside what git and patch do."""
     session.install("-e", ".[bench]")
-    session.run("pytest", "-s", "tests/bench/port", *session.posargs)
+    run(session, "pytest", "-s", "tests/bench/port", *session.posargs)
 
 
 @nox.session(name="bench-gpu")
@@ -130,19 +141,19 @@ def lint(session: nox.Session) -> None:
     if session.posargs:
         session.error(f"lint takes no arguments, but was given {' '.join(session.posargs)}")
     session.install("-e", ".[lint,test,browser]")
-    session.run("ruff", "check")
-    session.run("ruff", "format", "--check")
-    session.run("mypy")
-    session.run("lint-imports")
-    session.run("overlay-tools", "lint-patches")
+    run(session, "ruff", "check")
+    run(session, "ruff", "format", "--check")
+    run(session, "mypy")
+    run(session, "lint-imports")
+    run(session, "overlay-tools", "lint-patches")
 
 
 @nox.session
 def test(session: nox.Session) -> None:
     """Test the tool, every locked release statically, and the default release's engine."""
     session.install("-e", ".[test]")
-    session.run("pytest", *session.posargs)
-    session.run("overlay-tools", "test-engine", SETTINGS["default"])
+    run(session, "pytest", *session.posargs)
+    run(session, "overlay-tools", "test-engine", SETTINGS["default"])
     session.log("The status page was not tested in a browser: `nox -s test-page` does that.")
 
 
@@ -150,15 +161,15 @@ def test(session: nox.Session) -> None:
 def test_page(session: nox.Session) -> None:
     """Test the status page in a browser: the machine's own, or one that is downloaded (arguments go to pytest)."""
     session.install("-e", ".[test,browser]")
-    session.run("python", "tests/browser/browser.py")
-    session.run("pytest", "tests/browser", *session.posargs)
+    run(session, "python", "tests/browser/browser.py")
+    run(session, "pytest", "tests/browser", *session.posargs)
 
 
 @nox.session(name="test-docs")
 def test_docs(session: nox.Session) -> None:
     """Run every command of the pages, in a copy of this checkout."""
     session.install("-e", ".[test]")
-    session.run("pytest", "tests/docs", *session.posargs)
+    run(session, "pytest", "tests/docs", *session.posargs)
 
 
 def add_test(version: str) -> None:
@@ -166,8 +177,8 @@ def add_test(version: str) -> None:
 
     def test_release(session: nox.Session) -> None:
         session.install("-e", ".[test]")
-        session.run("pytest", "tests/static", "-k", f"[{version}]")
-        session.run("overlay-tools", "test-engine", version, "--", *session.posargs)
+        run(session, "pytest", "tests/static", "-k", f"[{version}]")
+        run(session, "overlay-tools", "test-engine", version, "--", *session.posargs)
 
     test_release.__doc__ = f"Test sglang {version}: statically, then its engine (arguments go to that pytest)."
     nox.session(name=f"test-{version}")(test_release)
@@ -178,7 +189,7 @@ def add_engine_test(kind: str, version: str, what: str) -> None:
 
     def test_engine(session: nox.Session) -> None:
         session.install("-e", ".[test]")
-        session.run("overlay-tools", "test-engine", f"--{kind}", version, "--", *session.posargs)
+        run(session, "overlay-tools", "test-engine", f"--{kind}", version, "--", *session.posargs)
 
     test_engine.__doc__ = f"Test {what} (arguments go to that pytest)."
     nox.session(name=f"test-{kind}-{version}")(test_engine)

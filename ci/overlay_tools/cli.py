@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import keyword
-import signal
 import sys
 import textwrap
 import traceback
@@ -61,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: Command, arguments: argparse.Namespace, *, verbose: bool) -> int:
     from overlay_tools import console, settings
+    from overlay_tools.interruption import Interruption
 
     console.set_verbose(verbose)
-    # A build that is asked to end clears up as one that fails does.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    interruption = Interruption()
     try:
         return int(command.run(settings.load_project(_here()), arguments) or 0)
     except OverlayError as error:
@@ -76,8 +75,8 @@ def _run(command: Command, arguments: argparse.Namespace, *, verbose: bool) -> i
         console.fail(OverlayError(f"{what}.", hint="Run this again with --verbose to see where that was."))
         return 1
     except KeyboardInterrupt:
-        console.fail(OverlayError("Interrupted."))
-        return 130
+        console.fail(OverlayError(f"Interrupted by {interruption.number.name}."))
+        return 128 + interruption.number
 
 
 def _here() -> Path:

@@ -15,6 +15,7 @@ _SETTINGS = {
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
     "commit.gpgSign": "false",
+    "gc.auto": "0",  # it goes on in the background after git has ended
 }
 REFUSED = "detected dubious ownership"  # what git says of a repository of another user
 

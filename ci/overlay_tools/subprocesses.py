@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
-from overlay_tools import console
+from overlay_tools import console, supervisor
 from overlay_tools.errors import ToolError
 from overlay_tools.git_settings import REFUSED, git_environment, users_environment
 
@@ -53,8 +57,7 @@ def run(
     reads; with `check`, a failure is an error that shows the whole of its output.
     Raises ToolError if the program or the folder is absent, or under `check` if the program failed.
     """
-    data = None if stdin is None else stdin.encode("utf-8", "surrogateescape")
-    done = _capture(command, cwd, env or {}, data)
+    done = _capture(command, cwd, env or {}, None if stdin is None else _bytes(stdin))
     out, err = (_text(data) for data in (done.stdout, done.stderr))
     if check and done.returncode != 0:
         raise ToolError(
@@ -70,28 +73,16 @@ def run_attached(command: Words, *, env: Mapping[str, str]) -> int:
     Where this is interrupted, the command is as if by Ctrl-C, and gets 30 seconds to clear up.
     """
     shown = Shown(command)
-    with _start_errors(command, None):
-        process = subprocess.Popen([str(word) for word in command], env={**os.environ, **env})
+    process = start(command, env={**os.environ, **env}, attached=True)
     try:
         process.wait()
     except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt):  # Ctrl-C has reached the command too
-            process.send_signal(signal.SIGINT)
-        _wait_or_kill(process)
+        ctrl_c = type(error) is KeyboardInterrupt  # has reached the command too
+        end(process, None if ctrl_c else signal.SIGINT, _PATIENCE)
         raise
     finally:
-        if process.returncode is not None:
-            shown.ended(process.returncode)
+        shown.ended(process.returncode)
     return process.returncode
-
-
-def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
-    """Give a process time to end, and no more: what a shell starts in the background ignores Ctrl-C."""
-    try:
-        process.wait(_PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def run_logged(command: Words, *, cwd: Path, env: Mapping[str, str], log: Path) -> int:
@@ -101,27 +92,73 @@ def run_logged(command: Words, *, cwd: Path, env: Mapping[str, str], log: Path) 
     """
     shown = Shown(command, cwd)
     with log.open("wb") as output:
-        with _start_errors(command, cwd):
-            process = subprocess.Popen(
-                [str(word) for word in command],
-                cwd=cwd,
-                env={**os.environ, **env},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        process = start(
+            command, cwd=cwd, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    try:
+        process.wait()
+    except BaseException:
+        end(process, signal.SIGINT, _PATIENCE)
+        raise
+    finally:
+        shown.ended(process.returncode)
+    return process.returncode
+
+
+def start(
+    command: Words,
+    *,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    attached: bool = False,
+    stdin: int | None = None,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program with a supervisor, which ends all of it when the program ends, or this process, in whatever way.
+
+    Parameters: `env`, all of its environment; `attached`, whether it gets Ctrl-C and reads from the terminal as this
+    process does; the others as of `subprocess.Popen`.
+    Returns the supervisor, which passes on the signals to end, and ends as the program does.
+    Raises ToolError if the program or the folder is absent.
+    """
+    mode = supervisor.ATTACHED if attached else supervisor.APART
+    # Nothing of the environment or of site-packages has a say in the supervisor, and it starts in a moment.
+    words = [sys.executable, "-IS", supervisor.__file__, str(os.getpid()), mode, *map(str, command)]
+    with _start_errors(command, cwd):
+        _check_program(str(command[0]), cwd, env)
+        # A signal that comes before the supervisor is ready for it waits until then.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.PASSED_ON)
         try:
-            status = process.wait()
-        except BaseException:
-            process.send_signal(signal.SIGINT)
-            _wait_or_kill(process)
-            raise
+            return subprocess.Popen(
+                words, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=not attached
+            )
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    shown.ended(status)
-    return status
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _check_program(program: str, cwd: Path | None, env: Mapping[str, str]) -> None:
+    """Raise the error of the system that starting a program would give, as far as one can see."""
+    path = os.path.join(cwd or "", program) if os.path.dirname(program) else program  # noqa: PTH118, PTH120
+    if shutil.which(path, path=env.get("PATH")) is None:
+        number = errno.EACCES if os.path.dirname(program) and Path(path).exists() else errno.ENOENT  # noqa: PTH120
+        raise OSError(number, os.strerror(number))
+
+
+def end(process: subprocess.Popen[bytes], number: signal.Signals | None, patience: float) -> None:
+    """Ask what `start` has started to end, and end all of it once patience is over.
+
+    Parameters: `number`, the signal that asks, None where it has been asked; `patience`, in seconds.
+    """
+    try:
+        if number is not None:
+            process.send_signal(number)
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.send_signal(supervisor.END_NOW)
+        process.wait()
 
 
 def git(arguments: Words, *, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -130,15 +167,14 @@ def git(arguments: Words, *, cwd: Path, stdin: str | None = None) -> subprocess.
     Inside a repository that ignores the folder, `git apply` would change nothing and report success.
     Raises ToolError if git or the folder is absent, or git refuses a repository because of its owner.
     """
-    data = None if stdin is None else stdin.encode("utf-8", "surrogateescape")
-    done = git_bytes(arguments, cwd=cwd, stdin=data)
+    done = git_bytes(arguments, cwd=cwd, stdin=None if stdin is None else _bytes(stdin))
     return subprocess.CompletedProcess(done.args, done.returncode, _text(done.stdout), _text(done.stderr))
 
 
 def git_bytes(arguments: Words, *, cwd: Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run git as `git` does, and return its output as it is: text would have its line ends made alike."""
     command = ["git", *arguments]
-    done = _capture(command, cwd, git_environment(cwd), stdin)
+    done = _capture(command, cwd, git_environment(cwd), stdin, _start_git)
     if done.returncode == 0 or REFUSED not in _text(done.stderr):
         return done
     # Of the user's configuration this alone counts: whom to trust is for the user to say. git has done nothing yet.
@@ -146,7 +182,7 @@ def git_bytes(arguments: Words, *, cwd: Path, stdin: bytes | None = None) -> sub
         ["git", "config", "-z", "--get-all", "safe.directory"], cwd=Path("/"), env=users_environment(), check=False
     )
     if safe := asked.stdout.split("\0")[:-1]:
-        done = _capture(command, cwd, git_environment(cwd, safe), stdin)
+        done = _capture(command, cwd, git_environment(cwd, safe), stdin, _start_git)
     if done.returncode != 0 and REFUSED in _text(done.stderr):
         raise ToolError(
             f"{cwd} belongs to another user, so git does not open it.",
@@ -155,21 +191,35 @@ def git_bytes(arguments: Words, *, cwd: Path, stdin: bytes | None = None) -> sub
     return done
 
 
+def _start_git(
+    command: Words, *, cwd: Path | None, env: Mapping[str, str], stdin: int, stdout: int, stderr: int
+) -> subprocess.Popen[bytes]:
+    """Start git as `start` does, but by itself: it is called hundreds of times, and ends within a moment anyway."""
+    with _start_errors(command, cwd):
+        return subprocess.Popen(
+            [str(word) for word in command], cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr
+        )
+
+
 def _capture(
-    command: Words, cwd: Path | None, env: Mapping[str, str | None], stdin: bytes | None
+    command: Words,
+    cwd: Path | None,
+    env: Mapping[str, str | None],
+    stdin: bytes | None,
+    start: Callable[..., subprocess.Popen[bytes]] = start,
 ) -> subprocess.CompletedProcess[bytes]:
     shown = Shown(command, cwd)
-    with _start_errors(command, cwd):
-        done = subprocess.run(
-            [str(word) for word in command],
-            cwd=cwd,
-            env={name: value for name, value in {**os.environ, **env}.items() if value is not None},
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-        )
-    shown.ended(done.returncode, _text(done.stderr))
-    return done
+    environment = {name: value for name, value in {**os.environ, **env}.items() if value is not None}
+    source = subprocess.DEVNULL if stdin is None else subprocess.PIPE
+    pipe = subprocess.PIPE
+    with start(command, cwd=cwd, env=environment, stdin=source, stdout=pipe, stderr=pipe) as process:
+        try:
+            out, err = process.communicate(stdin)
+        except BaseException:
+            end(process, signal.SIGTERM, _PATIENCE)
+            raise
+    shown.ended(process.returncode, _text(err))
+    return subprocess.CompletedProcess([*map(str, command)], process.returncode, out, err)
 
 
 @contextlib.contextmanager
@@ -184,6 +234,10 @@ def _start_errors(command: Words, cwd: Path | None) -> Iterator[None]:
         if not isinstance(error, FileNotFoundError):
             raise ToolError(f"{program} cannot be run: {error.strerror}.") from None
         raise ToolError(f"{program} is not on this machine.", hint=f"Install {program} and run this again.") from None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _text(data: bytes) -> str:

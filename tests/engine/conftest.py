@@ -11,6 +11,7 @@ from multiprocessing import get_context
 
 import pytest
 from overlay_tools.engines import engine_config
+from overlay_tools.supervisor import end_with_parent
 
 os.environ.update(engine_config.ENV)  # before anything imports torch or sglang
 
@@ -37,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     made = {}
     # A process of their own: sglang and its kernels change torch and transformers for all that is loaded after them.
     # It ends here, before an engine does: that kills all processes that this one has started.
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         for name, (kind, changes) in CASES.items():
             path = tmp_path_factory.mktemp(kind)
             make_checkpoint(kind, path, changes)

@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
+from overlay_tools.supervisor import end_with_parent
 from reference.checkpoints import TRAINED
 from reference.greedy import judge
 from transformers.utils.import_utils import is_flash_linear_attention_available
@@ -21,7 +22,7 @@ def reference() -> Iterator[ReferenceModel]:
     """Start the processes of the reference model; they import what they need while servers start."""
     # PyTorch's linear attention is in float32 whatever the model is in: no measure of what bfloat16 costs.
     assert is_flash_linear_attention_available(), "flash-linear-attention is not installed"
-    with ProcessPoolExecutor(max_workers=WORKERS, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(max_workers=WORKERS, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         for _ in range(WORKERS):
             pool.submit(judge, TRAINED, [])
         yield ReferenceModel(pool, WORKERS)

@@ -60,6 +60,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
         port=arguments.port,
         timeout=arguments.timeout,
         waiting=lambda seconds: console.line(f"  {seconds} s: {_last_line(log)}") if seconds % 5 == 0 else None,
+        stopping=lambda: console.line("Stop the server"),
     )
     console.line(f"Start sglang.launch_server on {model}")
     with server:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -19,7 +18,7 @@ import psutil
 
 from overlay_tools.engines.loopback import HOST, open_directly, without_proxy
 from overlay_tools.errors import ServeError
-from overlay_tools.subprocesses import Shown
+from overlay_tools.subprocesses import Shown, end, start
 
 _LAST_LINES = 30
 
@@ -30,7 +29,8 @@ class Server:
     Parameters: `python`, the interpreter of its environment; `model`, the checkpoint's folder; `flags`, further flags
     of `sglang.launch_server`; `env`, added to this process's environment; `log`, the file that takes its output;
     `port`, the port to listen on, or a free one; `timeout`, seconds it may take to come up; `waiting`, called every
-    second until then with the seconds waited; `grace`, seconds it may take to end by itself when it is stopped.
+    second until then with the seconds waited; `stopping`, called when it is to stop; `grace`, seconds that it may take
+    to end by itself then. Whatever ends this process ends the server too.
     Raises ServeError, with the server's own last lines, if it dies or does not come up in time.
     """
 
@@ -45,6 +45,7 @@ class Server:
         port: int | None = None,
         timeout: float = 600.0,
         waiting: Callable[[int], None] = lambda seconds: None,
+        stopping: Callable[[], None] = lambda: None,
         grace: float = 20.0,
     ) -> None:
         self.python, self.model, self.flags, self.env, self.log = python, model, flags, env, log
@@ -52,7 +53,7 @@ class Server:
             port, claim = _free_port()
             weakref.finalize(self, claim.close)
         self.port = port
-        self.timeout, self.waiting, self.grace = timeout, waiting, grace
+        self.timeout, self.waiting, self.stopping, self.grace = timeout, waiting, stopping, grace
 
     @property
     def url(self) -> str:
@@ -66,13 +67,12 @@ class Server:
         command += ["--host", HOST, "--port", str(self.port), *self.flags]
         self._shown = Shown(command)
         with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
+            self.process = start(
                 command,
                 env=without_proxy({**os.environ, **self.env}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # its children share a group of its own, which `stop` ends as a whole
+                stderr=output,
             )
         try:
             self._wait()
@@ -101,14 +101,11 @@ class Server:
 
     def stop(self) -> None:
         """End the server and every process that it started."""
-        self._signal(signal.SIGTERM)
         try:
-            self.process.wait(self.grace)
-        except subprocess.TimeoutExpired:
-            pass
+            self.stopping()
         finally:
-            self._signal(signal.SIGKILL)
-            self._shown.ended(self.process.wait())
+            end(self.process, signal.SIGTERM, self.grace)
+            self._shown.ended(self.process.returncode)
 
     def _wait(self) -> None:
         started = time.monotonic()
@@ -148,10 +145,6 @@ class Server:
             return os.getsid(pid) == self.process.pid
         except ProcessLookupError:
             return False
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
 
 
 def _processes_on(port: int) -> list[int | None]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from overlay_tools.api_check.base_mentions import BaseMention, find_base_mentions
@@ -20,11 +21,20 @@ from overlay_tools.proving.stages import STAGES
 from overlay_tools.report.model import Cell, State, Status, StatusTable
 from overlay_tools.report.overlay_cells import COLUMNS, files_cell, requirements_cell
 from overlay_tools.settings import Project
+from overlay_tools.supervisor import end_with_parent
 from overlay_tools.upstream.lockfile import Release
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree
 from overlay_tools.wheels.overlay_files import check_ranges
 
 _PROCESSES = 2
+
+
+def _begin_worker() -> None:
+    """Prepare a process for _check_sources: none outlives this one, and Ctrl-C is for this one to answer."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The syntax trees of whole modules come and go; searching them for cycles would take a third of the time.
+    gc.disable()
 
 
 def collect_status(
@@ -39,10 +49,14 @@ def collect_status(
     check_ranges(project, lock)
     results = load_results(project.results)
     optional = sorted({stage for version, stage in results if version in lock and stage not in STAGES})
-    # The syntax trees of whole modules come and go; searching them for cycles would take a third of the time.
-    with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("fork"), initializer=gc.disable) as pool:
-        checks = pool.map(partial(_check_sources, project, hooks, cache), lock.values(), chunksize=3)
-        checked = dict(zip(lock, checks, strict=True))
+    with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("fork"), initializer=_begin_worker) as pool:
+        try:
+            checks = pool.map(partial(_check_sources, project, hooks, cache), lock.values(), chunksize=3)
+            checked = dict(zip(lock, checks, strict=True))
+        except BaseException:
+            for worker in active_children():  # else the pool would wait for what they are at
+                worker.kill()
+            raise
     stages: dict[str, list[Cell]] = {}
     inputs = Inputs(project, hooks, python)
     for version, release in lock.items():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 from overlay_tools.engines import engine_config
+from overlay_tools.subprocesses import start
 from reference.checkpoints import CONFIGS, write_tokenizer
 
 from engine.decisions.decide import GPUS
@@ -174,13 +174,13 @@ def decide(folder: Path) -> Decided:
 
     shared = {name: value for name, value in os.environ.items() if name not in engine_config.ENV}
     shared |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with (folder / "log").open("w") as log:
+    with (folder / "log").open("wb") as log:
         processes = [
-            subprocess.Popen(
+            start(
                 [sys.executable, Path(__file__).with_name("decide.py"), folder / "cases.json", folder, *devices],
                 env=shared | environment,
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=log,
             )
             for devices, environment in ((["cpu"], engine_config.ENV), (GPUS, {}))
         ]

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from overlay_tools.engines.loopback import open_directly
 from overlay_tools.engines.server import Server
+from overlay_tools.supervisor import end_with_parent
 from packaging.version import Version
 from reference.checkpoints import OFF, make_variant
 from reference.greedy import Verdict, encode, judge
@@ -210,7 +211,7 @@ def relay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def reference_process() -> Iterator[ProcessPoolExecutor]:
     """Run reference models in a process of their own: sglang changes transformers for all that is loaded after it."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         yield pool
 
 

@@ -26,6 +26,7 @@ import torch
 from openai import BadRequestError
 from overlay_tools.engines.loopback import open_directly, openai_client
 from overlay_tools.engines.server import Server
+from overlay_tools.supervisor import end_with_parent
 from packaging.version import Version
 from PIL import Image
 from reference.checkpoints import TRAINED, TRAINED_ON_PICTURES
@@ -173,7 +174,7 @@ def ramp(mode: str) -> Image.Image:
 @pytest.fixture(scope="module")
 def reference_process() -> Iterator[ProcessPoolExecutor]:
     """Run the reference model in a process of its own: sglang changes transformers for all that is loaded after it."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         yield pool
 
 

@@ -25,6 +25,7 @@ import pytest
 import torch
 from overlay_tools.engines.loopback import open_directly
 from overlay_tools.engines.server import Server
+from overlay_tools.supervisor import end_with_parent
 from packaging.version import Version
 from reference.checkpoints import change_tensors, make_variant
 from reference.greedy import judge
@@ -179,7 +180,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     arguments, environment, ranks = KINDS[request.param]
     arguments = {"max_mamba_cache_size": 128, **arguments}
     with (
-        ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool,
         server(folder, tmp_path_factory.mktemp("log") / "log", arguments, environment) as started,
     ):
         copy = tmp_path_factory.mktemp("expected")

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from overlay_tools.supervisor import end_with_parent
 from reference.checkpoints import CONFIGS, TRAINED, TRAINED_ON_PICTURES, make_checkpoint
 from reference.greedy import Verdict, judge, judge_llama, judge_pictures
 
@@ -146,7 +147,7 @@ def make(model: str, folder: Path, config: Mapping[str, Any]) -> Path:
 
 def judged(model: str, folder: Path, runs: list[tuple[list[int], list[int]]]) -> list[Verdict]:
     """Let the reference model of a checkpoint judge runs, in a process of its own."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         if model == "LlamaLogitShaping":
             return pool.submit(judge_llama, folder, runs).result()
         if model == "Qwen3-Next-Ext":
