@@ -10,9 +10,15 @@ from pathlib import Path, PurePath
 from filelock import FileLock, Timeout
 
 from overlay_tools import console
-from overlay_tools.errors import OverlayError
+from overlay_tools.errors import OverlayError, ToolError
+from overlay_tools.subprocesses import git
 
 _PATIENCE = 300  # seconds; a port takes a minute or two, and longer only where it asks something or downloads
+
+_TO_LF = (
+    r"`git ls-files --eol | sed -n 's/^i.lf *w.crlf.*\t//p' | xargs -d '\n' sed -i 's/\r$//'` makes it LF again, and"
+    " keeps what you have changed."
+)
 
 # What editors, Python and file managers leave in overlay/ and patches/; no one means it to be there.
 _SCRATCH = (".*", "*~", "#*#", "__pycache__")
@@ -26,6 +32,29 @@ def own_paths(folder: Path) -> list[Path]:
 def is_scratch(path: PurePath) -> bool:
     """Tell whether a path in overlay/ or patches/ is hidden, or an editor's, or below such a folder."""
     return any(fnmatchcase(part, pattern) for part in path.parts for pattern in _SCRATCH)
+
+
+def check_line_ends(root: Path) -> None:
+    """Check that git has not changed the line ends of files that go into wheels: they must be the same everywhere.
+
+    A file that is committed with CRLF, and a patch that has both kinds, is meant to be so. Where git has no repository,
+    or does not open that of another user, there is nothing to compare with.
+    Raises OverlayError with the files.
+    """
+    if not (root / ".git").exists():
+        return
+    try:
+        listed = git(["ls-files", "-z", "--eol", "--", "overlay", "patches", "LICENSE", "NOTICE"], cwd=root).stdout
+    except ToolError:
+        return
+    rows = (row.partition("\t") for row in listed.split("\0") if row)
+    if converted := [name for state, _, name in rows if state.split()[:2] == ["i/lf", "w/crlf"]]:
+        more = f", and {len(converted) - 1} more files have them," if len(converted) > 1 else ""
+        raise OverlayError(
+            f"{root / converted[0]} has CRLF line ends here{more} where git has LF: `core.autocrlf` or `core.eol` of"
+            " your git settings does that.",
+            hint=_TO_LF,
+        )
 
 
 @contextmanager

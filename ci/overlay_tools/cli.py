@@ -59,13 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Command, arguments: argparse.Namespace, *, verbose: bool) -> int:
-    from overlay_tools import console, settings
+    from overlay_tools import checkout, console, settings
     from overlay_tools.interruption import Interruption
 
     console.set_verbose(verbose)
     interruption = Interruption()
     try:
-        return int(command.run(settings.load_project(_here()), arguments) or 0)
+        project = settings.load_project(_here())
+        checkout.check_line_ends(project.root)
+        return int(command.run(project, arguments) or 0)
     except OverlayError as error:
         console.fail(error)
         return 2 if isinstance(error, UsageError) else 1

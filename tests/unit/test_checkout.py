@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from overlay_tools import checkout, cli
-from overlay_tools.checkout import only_writer
+from overlay_tools.checkout import check_line_ends, only_writer
 from overlay_tools.errors import OverlayError
 from overlay_tools.upstream.lockfile import Release
 
-from unit.conftest import PATCH, Miniature, upstream_files
+from unit.conftest import PATCH, REPOSITORY, Miniature, upstream_files
+
+HERE = ("--python", "3.11", "--platform", "x86_64")
 
 
 def begin(call: Callable[[], object]) -> int:
@@ -133,3 +138,72 @@ def test_lock_keeps_what_it_writes_after_a_port_that_was_killed(
     assert cli.main(["lock", "1.2"]) == 0
     assert cli.main(["edit"]) == 0
     assert "1.2" in mini_here.lock
+
+
+def git_here(root: Path, *words: str) -> None:
+    subprocess.run(["git", "-c", "user.name=me", "-c", "user.email=me@here", *words], cwd=root, check=True)
+
+
+@pytest.fixture
+def committed(mini_here: Miniature) -> Miniature:
+    """Return a checkout whose files are committed, as they are in this project's own."""
+    shutil.copy(REPOSITORY / ".gitattributes", mini_here.root)
+    mini_here.write("overlay/sglang/models/windows.py", "A = 1\r\n")
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=x"]):
+        git_here(mini_here.root, *words)
+    return mini_here
+
+
+def test_a_clone_that_is_to_have_other_line_ends_builds_the_same(
+    committed: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = committed.build()
+    for setting in ("core.autocrlf=true", "core.eol=crlf", "core.autocrlf=input"):
+        clone = tmp_path / setting
+        subprocess.run(["git", "-c", setting, "clone", "--quiet", committed.root, clone], check=True)
+        monkeypatch.chdir(clone)
+        assert cli.main(["build", "1.0", *HERE]) == 0
+        assert hashlib.sha256((clone / "dist" / built.path.name).read_bytes()).hexdigest() == built.sha256
+
+
+def test_a_checkout_whose_line_ends_git_has_changed_is_refused_and_can_be_mended(
+    committed: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = committed.build()
+    names = ["overlay/sglang/models/ours.py", "patches/choose/1.0.patch", "NOTICE", "LICENSE", "patches/series"]
+    for name in names:
+        path = committed.root / name
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    own = committed.root / "overlay" / "sglang" / "models" / "ours.py"
+    own.write_bytes(own.read_bytes() + b"MORE = 1\r\n")
+    for words in (["build", "1.0", *HERE], ["plugin"], ["status"], ["lint-patches"], ["edit"]):
+        assert cli.main(words) == 1
+        error = capsys.readouterr().err
+        assert (
+            f"error: {committed.root / 'LICENSE'} has CRLF line ends here, and 4 more files have them, where" in error
+        )
+        assert "`core.autocrlf`" in error
+    assert not (committed.root / ".nox" / "worktrees").exists()
+    command = error.split("`")[-2]
+    subprocess.run(["sh", "-c", command], cwd=committed.root, check=True)
+    assert own.read_text() == "OURS = 1\nMORE = 1\n"
+    own.write_text("OURS = 1\n")
+    assert committed.build().sha256 == built.sha256
+    assert cli.main(["build", "1.0", *HERE]) == 0
+
+
+def test_line_ends_that_are_meant_to_be_so_are_no_fault(committed: Miniature) -> None:
+    committed.write("overlay/sglang/models/new.py", "NEW = 1\r\n")  # new here, and nothing to compare it with
+    patch = committed.patch.read_bytes()
+    committed.patch.write_bytes(patch.replace(b"Why: because\n", b"Why: because\r\n"))  # both kinds
+    check_line_ends(committed.root)
+    git_here(committed.root, "add", "--all")
+    check_line_ends(committed.root)
+    shutil.rmtree(committed.root / ".git")
+    check_line_ends(committed.root)
+
+
+def test_git_changes_no_file_of_this_project() -> None:
+    done = subprocess.run(["git", "ls-files", "--eol"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert {line.split()[2] for line in done.stdout.splitlines()} == {"attr/-text"}
+    assert not [line for line in done.stdout.splitlines() if "crlf" in line]

@@ -185,9 +185,11 @@ def test_a_user_says_which_folders_are_safe(value: str, refusing_git: Path, tmp_
 def test_a_worktree_that_is_trusted_is_exported(
     mini_here: Miniature, refusing_git: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    subprocess.run(["git", "init", "--quiet"], check=True)
     with monkeypatch.context() as made_by_another:
         made_by_another.setenv("REFUSES", "0")
         tree = edit(mini_here)
+    assert cli.main(["build", "1.0", "--python", "3.11", "--platform", "x86_64"]) == 0  # it needs no repository
     assert cli.main(["export"]) == 1
     assert f"error: {tree} belongs to another user" in capsys.readouterr().err
     subprocess.run(["git", "config", "--global", "safe.directory", "*"], check=True)
