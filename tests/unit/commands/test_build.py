@@ -24,9 +24,9 @@ def test_build_prints_one_summary_a_wheel(mini_here: Miniature, capsys: pytest.C
 def test_build_takes_releases_or_all(mini_here: Miniature) -> None:
     dist = mini_here.root / "dist"
     assert cli.main(["build", "1.1", *HERE]) == 0
-    assert [path.name[:10] for path in dist.glob("sglang-*")] == ["sglang-1.1"]
+    assert [path.name[:10] for path in dist.glob("sglang-*.whl")] == ["sglang-1.1"]
     assert cli.main(["build", "--all", *HERE]) == 0
-    assert sorted(path.name[:10] for path in dist.glob("sglang-*")) == ["sglang-1.0", "sglang-1.1"]
+    assert sorted(path.name[:10] for path in dist.glob("sglang-*.whl")) == ["sglang-1.0", "sglang-1.1"]
 
 
 def test_build_does_not_take_releases_and_all(mini_here: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
