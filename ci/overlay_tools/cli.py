@@ -21,6 +21,7 @@ COMMANDS = {
     "build": "build the drop-in wheel of a release, and its CPU kernel wheel, into dist/",
     "plugin": "build the plugin wheel, which brings the models to an unmodified SGLang",
     "verify": "compare a wheel, or what an environment has of it, with its manifest",
+    "sign": "sign wheels of dist/ with a key",
     "serve": "build, install and serve a model, and ask it a few questions",
     "adopt": "make a Qwen3-Next-Ext checkpoint of a stock Qwen3-Next one",
     "edit": "open a release as a git worktree, one commit for each hook",
