@@ -469,7 +469,7 @@ def test_what_is_not_an_interpreter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("neither a program nor a script")
     (tmp_path / "text").chmod(0o755)
     for path in (tmp_path / "absent", tmp_path, tmp_path / "text"):
-        with pytest.raises(VerifyError, match="is not a Python interpreter: it cannot be run") as caught:
+        with pytest.raises(VerifyError, match=r"is not a Python interpreter: .* cannot be run") as caught:
             verify_environment(str(path))
         assert ".venv/bin/python" in caught.value.hint
     with pytest.raises(VerifyError, match="/bin/true is not a Python interpreter: it did not answer"):
