@@ -60,9 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Command, arguments: argparse.Namespace, *, verbose: bool) -> int:
-    from overlay_tools import checkout, console, settings
+    from overlay_tools import checkout, console, settings, user_files
     from overlay_tools.interruption import Interruption
 
+    console.open_streams()
     console.set_verbose(verbose)
     interruption = Interruption()
     try:
@@ -72,10 +73,11 @@ def _run(command: Command, arguments: argparse.Namespace, *, verbose: bool) -> i
     except OverlayError as error:
         console.fail(error)
         return 2 if isinstance(error, UsageError) else 1
-    except OSError as error:
+    except BrokenPipeError:
+        return console.give_up_output()
+    except (OSError, UnicodeError) as error:
         console.detail(traceback.format_exc())
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        console.fail(OverlayError(f"{what}.", hint="Run this again with --verbose to see where that was."))
+        console.fail(user_files.describe(error))
         return 1
     except KeyboardInterrupt:
         console.fail(OverlayError(f"Interrupted by {interruption.number.name}."))
