@@ -1,4 +1,4 @@
-"""What the logit transform says to a bad configuration, and which tensors Llama-logit-shaping asks for."""
+"""What the logit transform says to a bad configuration, and to logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from transformers import LlamaConfig
 from engine.harness import ours
 
 logit_transform = ours("layers.logit_shaping").logit_transform
-checkpoint_shapes = ours("models.llama_logit_shaping").checkpoint_shapes
 
 
 @pytest.mark.parametrize(
@@ -45,18 +44,3 @@ def test_the_transform_is_the_configured_one() -> None:
         out = logit_transform(LlamaConfig(**keys))(logits, torch.empty_like(logits))
         assert out[0].tolist() == pytest.approx(wanted)
     assert logit_transform(LlamaConfig()) is None
-
-
-@pytest.mark.parametrize("changes", [{}, {"attention_bias": True}, {"tie_word_embeddings": True}, {"head_dim": None}])
-def test_expected_tensors_are_those_of_transformers(changes: dict[str, object]) -> None:
-    from transformers import LlamaForCausalLM
-
-    config = LlamaConfig(
-        **{"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-        | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-        | changes
-    )
-    state = {name: tuple(tensor.shape) for name, tensor in LlamaForCausalLM(config).state_dict().items()}
-    if config.tie_word_embeddings:
-        del state["lm_head.weight"]
-    assert checkpoint_shapes(config) == state

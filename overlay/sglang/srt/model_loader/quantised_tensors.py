@@ -273,8 +273,10 @@ def make_check(model: nn.Module, shapes: Shapes, ignored: tuple[str, ...] = (), 
     """Make the check of checkpoints for a model that upstream has built.
 
     - `shapes`: the tensors that it takes from an unquantised checkpoint, name to shape, before any sharding.
-    - `ignored`, `draft`: as in `Check`.
+    - `ignored`, `draft`: as in `Check`. A head that is a copy of tied embeddings is ignored too.
     """
+    if getattr(model.config, "tie_word_embeddings", False) and "lm_head.weight" not in shapes:
+        ignored = (*ignored, "lm_head.weight")
     expected, unchecked = expected_tensors(shapes, model.quant_config, layer_configs(model, model.quant_config))
     return Check(
         expected=expected,

@@ -1,0 +1,32 @@
+"""The tensors of a checkpoint as Transformers' model of the same configuration has them."""
+
+import torch
+import transformers
+from sglang.srt.model_loader.strict_loading import Shapes
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig
+
+
+def transformers_shapes(config: PretrainedConfig) -> Shapes:
+    """List the tensors of an unquantised checkpoint: name to shape, before any sharding.
+
+    They are read from Transformers' language model for the class of `config`, or for the first of its bases that has
+    one; it is built without memory for its weights. Tied embeddings stand for the head as well.
+    Raises ValueError if Transformers has no model for it.
+    """
+    cls = next((base for base in type(config).__mro__ if base in MODEL_FOR_CAUSAL_LM_MAPPING), None)
+    if cls is None:
+        raise ValueError(f"transformers {transformers.__version__} has no language model for {type(config).__name__}")
+    plain = cls(**{key: value for key, value in config.to_dict().items() if key not in ("architectures", "model_type")})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(plain, attn_implementation="eager")
+    state = model.state_dict()
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        pass  # before version 5 a model has the names of its checkpoints
+    else:
+        state = revert_weight_conversion(model, state)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if plain.tie_word_embeddings:
+        shapes.pop("lm_head.weight", None)
+    return shapes
