@@ -58,13 +58,7 @@ def plugin(session: nox.Session) -> None:
 @nox.session
 def verify(session: nox.Session) -> None:
     """Compare a wheel, or what an environment has of it, with its manifest."""
-    tool(session, "verify", "sign")
-
-
-@nox.session
-def sign(session: nox.Session) -> None:
-    """Sign wheels of dist/ with a key."""
-    tool(session, "sign", "sign")
+    tool(session, "verify")
 
 
 @nox.session

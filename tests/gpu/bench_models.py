@@ -71,7 +71,7 @@ def make_stock(folder: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     derived = ours("configs.qwen3_next_ext").Qwen3NextExtConfig(**config)
-    shapes = ours("models.qwen3_next_ext").checkpoint_shapes(derived)
+    shapes = ours("models.qwen3_next_ext").Qwen3NextExtForCausalLM.checkpoint_shapes(derived)
     generator = torch.Generator("cuda").manual_seed(1)
     weight_map: dict[str, str] = {}
     for start in range(0, len(shapes), 512):

@@ -19,7 +19,6 @@ from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.installers import uv
 from overlay_tools.upstream.lockfile import Release, get_release, load_lock
 from overlay_tools.upstream.source_tree import THIS_PYTHON
-from overlay_tools.user_files import write_whole
 from overlay_tools.wheels.builder import BuiltWheel, build_kernel, build_sglang
 from overlay_tools.wheels.dependencies import with_own_kernel
 from overlay_tools.wheels.overlay_files import check_ranges
@@ -62,9 +61,9 @@ def ensure_environment(
     stamp.unlink(missing_ok=True)
     command: list[str | Path] = [*uv(), "pip", "install", "--quiet", "--prerelease=allow", "--python", interpreter]
     overrides = folder / "overrides.txt"
-    write_whole(overrides, "".join(f"{name} ; python_version < '3'\n" for name in left_out).encode())
+    overrides.write_text("".join(f"{name} ; python_version < '3'\n" for name in left_out), encoding="utf-8")
     run([*command, "--overrides", overrides, *wheels, *extras])
-    write_whole(stamp, wanted.encode())
+    stamp.write_text(wanted, encoding="utf-8")
     return interpreter
 
 

@@ -15,9 +15,6 @@ from overlay_tools.archive.record import PROVING, proves
 from overlay_tools.errors import FetchError, ToolError, WheelError
 from overlay_tools.upstream.installers import pip_download
 from overlay_tools.upstream.lockfile import LockedWheel, Release
-from overlay_tools.user_files import naming
-
-_MOVE = "SGLANG_OVERLAY_CACHE names another folder for it."
 
 
 def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
@@ -32,34 +29,15 @@ def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
         _check_members(wheel.file, cache / wheel.sha256)
         return wheel.file
     path = cache / wheel.sha256 / wheel.name
-    if not _is_there(path):
-        _fill(path, release, wheel, cache)
-    check(path, wheel, f"Delete {path} and run this again to fetch it anew.")
-    _check_members(path, cache / wheel.sha256)
-    return path
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise FetchError(f"The cache of base wheels cannot be used: {path}: {error.strerror}.", hint=_MOVE) from None
-    return True
-
-
-def _fill(path: Path, release: Release, wheel: LockedWheel, cache: Path) -> None:
-    """Put a base wheel into the cache, whole or not at all."""
-    try:
+    if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=cache, prefix="fetch-") as folder, naming(cache):
+        with TemporaryDirectory(dir=cache, prefix="fetch-") as folder:
             _download(release, wheel, Path(folder))
             path.parent.mkdir(exist_ok=True)
             (Path(folder) / wheel.name).replace(path)
-    except OSError as error:
-        what = f"The cache of base wheels cannot be used: {error.filename or cache}: {error.strerror}."
-        raise FetchError(what, hint=_MOVE) from None
+    check(path, wheel, f"Delete {path} and run this again to fetch it anew.")
+    _check_members(path, cache / wheel.sha256)
+    return path
 
 
 def check(path: Path, wheel: LockedWheel, hint: str = "") -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from reference.checkpoints import TRAINED
 from safetensors import safe_open
+from torch import nn
 
 from engine.harness import ours
 
 Qwen3NextExtConfig = ours("configs.qwen3_next_ext").Qwen3NextExtConfig
-checkpoint_shapes = ours("models.qwen3_next_ext").checkpoint_shapes
-draft_shapes = ours("models.qwen3_next_ext_mtp").draft_shapes
+Qwen3NextExtForCausalLM = ours("models.qwen3_next_ext").Qwen3NextExtForCausalLM
+Qwen3NextExtensions = ours("models.qwen3_next_ext").Qwen3NextExtensions
+Qwen3NextExtForCausalLMMTP = ours("models.qwen3_next_ext_mtp").Qwen3NextExtForCausalLMMTP
+strict_loading = ours("model_loader.strict_loading")
+load_checked = ours("model_loader.checked_updates").load_checked
 
 SIGMOID = {"scoring_func": "sigmoid", "num_experts": 8, "num_experts_per_tok": 2}
 ROPE = {
@@ -112,6 +118,44 @@ def test_expected_tensors_are_those_of_the_trained_checkpoint() -> None:
     for shard in sorted(TRAINED.glob("*.safetensors")):
         with safe_open(shard, "pt") as tensors:
             found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    assert {**checkpoint_shapes(config), **draft_shapes(config)} == found
+    ours = (cls.checkpoint_shapes(config) for cls in (Qwen3NextExtForCausalLM, Qwen3NextExtForCausalLMMTP))
+    assert {name: shape for shapes in ours for name, shape in shapes.items()} == found
     index = json.loads((TRAINED / "model.safetensors.index.json").read_text(encoding="utf-8"))
     assert index["weight_map"].keys() == found.keys()
+
+
+class Upstreams(nn.Module):  # type: ignore[misc]
+    """Stands for a model as upstream builds it: a layer and a head."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__()
+        self.config, self.quant_config = config, None
+        self.model = nn.Module()
+        self.model.layers = nn.ModuleList([nn.Linear(4, 4, bias=False)])
+        self.lm_head = nn.Linear(4, 8, bias=False)
+
+
+class Scaled(Qwen3NextExtensions, Upstreams):  # type: ignore[misc,valid-type]
+    """Derives from the extensions: a factor before the head in place of the adapter, and a tensor in each layer."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__(config)
+        self.extend_checked(config, ("mtp.",))
+
+    def extend(self, config: object) -> None:
+        self.scale = nn.Parameter(torch.ones(4))
+        self.model.layers[0].bias = nn.Parameter(torch.zeros(4))
+
+    @classmethod
+    def checkpoint_shapes(cls, config: object) -> dict[str, tuple[int, ...]]:
+        return {"model.layers.0.weight": (4, 4), "model.layers.0.bias": (4,), "lm_head.weight": (8, 4)}
+
+
+def test_what_a_derived_model_adds_is_expected_of_its_checkpoint() -> None:
+    model = Scaled(types.SimpleNamespace(dtype="float32"))
+    assert model.own_shapes == {"scale": (4,)}
+    whole = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+    assert set(load_checked(model, whole.items(), dict)) == set(whole)
+    del whole["scale"]
+    with pytest.raises(strict_loading.WeightsError, match="scale: missing"):
+        load_checked(model, whole.items(), dict)

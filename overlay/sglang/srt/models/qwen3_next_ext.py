@@ -5,6 +5,9 @@ what `end_with_last_layer` mends. Each extension changes a model that upstream h
 is repeated here, and of the changes its decoder layers have been through between releases little else is felt.
 """
 
+from collections.abc import Callable
+from types import MappingProxyType
+
 import torch
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
 from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
@@ -85,97 +88,104 @@ def end_with_last_layer(layers: nn.ModuleList) -> None:
         layers[-1].layer_communicator.is_last_layer = True
 
 
-def extend(model: Qwen3NextForCausalLM, config: Qwen3NextExtConfig) -> None:
-    """Change a model that upstream has built, the served one or its draft, as `config` says."""
-    end_with_last_layer(model.model.layers)
-    if config.scoring_func == "sigmoid":
-        for layer in model.model.layers:
-            use_sigmoid_router(layer.mlp, config)
-    adapt = None
-    if config.head_adapter_rank:
-        model.head_adapter = HeadAdapter(config.hidden_size, config.head_adapter_rank)
-        adapt = model.head_adapter.forward  # the module itself would become a second one, under the processor
-    model.logits_processor = LogitShapingProcessor(config, adapt)
+class Qwen3NextExtensions:
+    """What the served model and its draft change in what upstream has built; it stands before upstream's class.
 
+    A model that is derived from Qwen3-Next-Ext overrides here what it changes, once for both. The parameters that
+    `extend` adds to the model itself are expected in a checkpoint under their names, by themselves; tensors of its
+    layers, where a pipeline may have them on another rank, are listed by the methods named `..._shapes`.
+    """
 
-def attention_shapes(config: Qwen3NextExtConfig) -> Shapes:
-    """List the tensors of full attention in a checkpoint: name within the layer to shape."""
-    hidden, sizes = config.hidden_size, config.checkpoint_sizes
-    dim = config.head_dim or hidden // sizes["num_attention_heads"]
-    q, kv = sizes["num_attention_heads"] * dim, sizes["num_key_value_heads"] * dim
-    gated = 1 + getattr(config, "attn_output_gate", True)
-    return {
-        "self_attn.q_proj.weight": (gated * q, hidden),
-        "self_attn.k_proj.weight": (kv, hidden),
-        "self_attn.v_proj.weight": (kv, hidden),
-        "self_attn.o_proj.weight": (hidden, q),
-        "self_attn.q_norm.weight": (dim,),
-        "self_attn.k_norm.weight": (dim,),
-    }
+    own_shapes: Shapes = MappingProxyType({})
+    """The parameters of the model itself that `extend` has added: name to shape."""
 
+    def extend_checked(self, config: Qwen3NextExtConfig, ignored: tuple[str, ...], draft: str = "") -> None:
+        """Do `extend`, and check from then on what is loaded; `ignored` and `draft` are those of `Check`."""
+        before = {name for name, _ in self.named_parameters()}
+        self.extend(config)
+        added = ((name, parameter) for name, parameter in self.named_parameters() if name not in before)
+        self.own_shapes = {name: tuple(value.shape) for name, value in added if not name.startswith("model.")}
+        serve_checked(self, make_check(self, {**self.checkpoint_shapes(config), **self.own_shapes}, ignored, draft))
 
-def linear_attention_shapes(config: Qwen3NextExtConfig) -> Shapes:
-    """List the tensors of a gated delta net in a checkpoint: name within the layer to shape."""
-    hidden, heads = config.hidden_size, config.checkpoint_sizes["linear_num_value_heads"]
-    k = config.checkpoint_sizes["linear_num_key_heads"] * config.linear_key_head_dim
-    v = heads * config.linear_value_head_dim
-    return {
-        "linear_attn.in_proj_qkvz.weight": (2 * k + 2 * v, hidden),
-        "linear_attn.in_proj_ba.weight": (2 * heads, hidden),
-        "linear_attn.conv1d.weight": (2 * k + v, 1, config.linear_conv_kernel_dim),
-        "linear_attn.dt_bias": (heads,),
-        "linear_attn.A_log": (heads,),
-        "linear_attn.norm.weight": (config.linear_value_head_dim,),
-        "linear_attn.out_proj.weight": (hidden, v),
-    }
+    def extend(self, config: Qwen3NextExtConfig) -> None:
+        """Change the model as `config` says."""
+        end_with_last_layer(self.model.layers)
+        if config.scoring_func == "sigmoid":
+            for layer in self.model.layers:
+                use_sigmoid_router(layer.mlp, config)
+        self.logits_processor = LogitShapingProcessor(config, self.make_adapter(config))
 
+    def make_adapter(self, config: Qwen3NextExtConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Add what adapts the hidden states [rows, hidden_size] that go to the head, and return it, or None."""
+        if not config.head_adapter_rank:
+            return None
+        self.head_adapter = HeadAdapter(config.hidden_size, config.head_adapter_rank)
+        return self.head_adapter.forward  # the module itself would become a second one, under the processor
 
-def layer_shapes(config: Qwen3NextExtConfig, attention: Shapes) -> Shapes:
-    """List the tensors of a decoder layer in a checkpoint: `attention` (one of the two above), norms and experts."""
-    hidden = config.hidden_size
-
-    def mlp(prefix: str, inner: int) -> Shapes:
+    @classmethod
+    def attention_shapes(cls, config: Qwen3NextExtConfig) -> Shapes:
+        """List the tensors of full attention in a checkpoint: name within the layer to shape."""
+        hidden, sizes = config.hidden_size, config.checkpoint_sizes
+        dim = config.head_dim or hidden // sizes["num_attention_heads"]
+        q, kv = sizes["num_attention_heads"] * dim, sizes["num_key_value_heads"] * dim
+        gated = 1 + getattr(config, "attn_output_gate", True)
         return {
-            f"{prefix}gate_proj.weight": (inner, hidden),
-            f"{prefix}up_proj.weight": (inner, hidden),
-            f"{prefix}down_proj.weight": (hidden, inner),
+            "self_attn.q_proj.weight": (gated * q, hidden),
+            "self_attn.k_proj.weight": (kv, hidden),
+            "self_attn.v_proj.weight": (kv, hidden),
+            "self_attn.o_proj.weight": (hidden, q),
+            "self_attn.q_norm.weight": (dim,),
+            "self_attn.k_norm.weight": (dim,),
         }
 
-    shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,), **attention}
-    shapes["mlp.gate.weight"] = (config.num_experts, hidden)
-    if config.scoring_func == "sigmoid":
-        shapes["mlp.gate.e_score_correction_bias"] = (config.num_experts,)
-    for expert in range(config.num_experts):
-        shapes |= mlp(f"mlp.experts.{expert}.", config.checkpoint_sizes["moe_intermediate_size"])
-    if shared := config.checkpoint_sizes["shared_expert_intermediate_size"]:
-        shapes |= mlp("mlp.shared_expert.", shared)
-    shapes["mlp.shared_expert_gate.weight"] = (1, hidden)
-    return shapes
+    @classmethod
+    def linear_attention_shapes(cls, config: Qwen3NextExtConfig) -> Shapes:
+        """List the tensors of a gated delta net in a checkpoint: name within the layer to shape."""
+        hidden, heads = config.hidden_size, config.checkpoint_sizes["linear_num_value_heads"]
+        k = config.checkpoint_sizes["linear_num_key_heads"] * config.linear_key_head_dim
+        v = heads * config.linear_value_head_dim
+        return {
+            "linear_attn.in_proj_qkvz.weight": (2 * k + 2 * v, hidden),
+            "linear_attn.in_proj_ba.weight": (2 * heads, hidden),
+            "linear_attn.conv1d.weight": (2 * k + v, 1, config.linear_conv_kernel_dim),
+            "linear_attn.dt_bias": (heads,),
+            "linear_attn.A_log": (heads,),
+            "linear_attn.norm.weight": (config.linear_value_head_dim,),
+            "linear_attn.out_proj.weight": (hidden, v),
+        }
+
+    @classmethod
+    def layer_shapes(cls, config: Qwen3NextExtConfig, kind: str) -> Shapes:
+        """List the tensors of a decoder layer of a kind, as in `layers_block_type`: name within the layer to shape."""
+        hidden = config.hidden_size
+
+        def mlp(prefix: str, inner: int) -> Shapes:
+            return {
+                f"{prefix}gate_proj.weight": (inner, hidden),
+                f"{prefix}up_proj.weight": (inner, hidden),
+                f"{prefix}down_proj.weight": (hidden, inner),
+            }
+
+        attention = cls.linear_attention_shapes if kind == "linear_attention" else cls.attention_shapes
+        shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+        shapes |= {**attention(config), "mlp.gate.weight": (config.num_experts, hidden)}
+        if config.scoring_func == "sigmoid":
+            shapes["mlp.gate.e_score_correction_bias"] = (config.num_experts,)
+        for expert in range(config.num_experts):
+            shapes |= mlp(f"mlp.experts.{expert}.", config.checkpoint_sizes["moe_intermediate_size"])
+        if shared := config.checkpoint_sizes["shared_expert_intermediate_size"]:
+            shapes |= mlp("mlp.shared_expert.", shared)
+        shapes["mlp.shared_expert_gate.weight"] = (1, hidden)
+        return shapes
+
+    @classmethod
+    def head_adapter_shapes(cls, config: Qwen3NextExtConfig) -> Shapes:
+        """List the tensors of the head's adapter, none if it is off: name to shape."""
+        hidden, rank = config.hidden_size, config.head_adapter_rank
+        return {"head_adapter.down.weight": (rank, hidden), "head_adapter.up.weight": (hidden, rank)} if rank else {}
 
 
-def head_adapter_shapes(config: Qwen3NextExtConfig) -> Shapes:
-    """List the tensors of the head's adapter, none if it is off: name to shape."""
-    hidden, rank = config.hidden_size, config.head_adapter_rank
-    return {"head_adapter.down.weight": (rank, hidden), "head_adapter.up.weight": (hidden, rank)} if rank else {}
-
-
-def checkpoint_shapes(config: Qwen3NextExtConfig) -> Shapes:
-    """List the tensors of an unquantised checkpoint but for those of the draft: name to shape, before any sharding."""
-    hidden, vocab = config.hidden_size, config.vocab_size
-    shapes = {
-        "model.embed_tokens.weight": (vocab, hidden),
-        "model.norm.weight": (hidden,),
-        "lm_head.weight": (vocab, hidden),
-        **head_adapter_shapes(config),
-    }
-    for i, kind in enumerate(config.layers_block_type):
-        attention = linear_attention_shapes if kind == "linear_attention" else attention_shapes
-        layer = layer_shapes(config, attention(config))
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-    return shapes
-
-
-class Qwen3NextExtForCausalLM(Qwen3NextForCausalLM):
+class Qwen3NextExtForCausalLM(Qwen3NextExtensions, Qwen3NextForCausalLM):
     """Upstream's Qwen3-Next with the extensions of its configuration and strict weight loading."""
 
     def __init__(
@@ -183,8 +193,21 @@ class Qwen3NextExtForCausalLM(Qwen3NextForCausalLM):
     ) -> None:
         config.check_extensions()  # again: --json-model-override-args may have changed it since it was made
         super().__init__(config, quant_config, prefix)
-        extend(self, config)
-        serve_checked(self, make_check(self, checkpoint_shapes(config), ("mtp.",)))
+        self.extend_checked(config, ("mtp.",))
+
+    @classmethod
+    def checkpoint_shapes(cls, config: Qwen3NextExtConfig) -> Shapes:
+        """List an unquantised checkpoint's tensors but for the draft's: name to shape, before any sharding."""
+        hidden, vocab = config.hidden_size, config.vocab_size
+        shapes = {
+            "model.embed_tokens.weight": (vocab, hidden),
+            "model.norm.weight": (hidden,),
+            "lm_head.weight": (vocab, hidden),
+            **cls.head_adapter_shapes(config),
+        }
+        for i, kind in enumerate(config.layers_block_type):
+            shapes |= {f"model.layers.{i}.{name}": shape for name, shape in cls.layer_shapes(config, kind).items()}
+        return shapes
 
     def load_weights(self, weights: Weights) -> set[str]:
         """Load a checkpoint, or an update of some weights. Raises WeightsError naming each tensor that does not fit."""

@@ -11,28 +11,13 @@ from packaging.version import Version
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
 from sglang.srt.environ import envs
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
-from sglang.srt.model_loader.quantised_tensors import make_check
+from sglang.srt.model_loader.checked_updates import load_checked
 from sglang.srt.model_loader.strict_loading import Shapes, Weights
-from sglang.srt.models.qwen3_next_ext import attention_shapes, extend, head_adapter_shapes, layer_shapes
+from sglang.srt.models.qwen3_next_ext import Qwen3NextExtensions
 from sglang.srt.models.qwen3_next_mtp import Qwen3NextForCausalLMMTP
 
 
-def draft_shapes(config: Qwen3NextExtConfig) -> Shapes:
-    """List the tensors that the draft takes from an unquantised checkpoint: name to shape, before any sharding."""
-    hidden = config.hidden_size
-    layer = layer_shapes(config, attention_shapes(config))
-    return {
-        "mtp.fc.weight": (hidden, 2 * hidden),
-        "mtp.pre_fc_norm_embedding.weight": (hidden,),
-        "mtp.pre_fc_norm_hidden.weight": (hidden,),
-        "mtp.norm.weight": (hidden,),
-        **{f"mtp.layers.0.{name}": shape for name, shape in layer.items()},
-        **head_adapter_shapes(config),
-    }
-
-
-class Qwen3NextExtForCausalLMMTP(Qwen3NextForCausalLMMTP):
+class Qwen3NextExtForCausalLMMTP(Qwen3NextExtensions, Qwen3NextForCausalLMMTP):
     """Upstream's draft with the extensions of the model's configuration and strict weight loading."""
 
     def __init__(
@@ -45,9 +30,21 @@ class Qwen3NextExtForCausalLMMTP(Qwen3NextForCausalLMMTP):
                 "attention after drafts, and tokens would be wrong; unset it"
             )
         super().__init__(config, quant_config, prefix)
-        extend(self, self.config)
-        # Embedding and head come from the model.
-        serve_checked(self, make_check(self, draft_shapes(self.config), ("model.", "lm_head."), draft="mtp."))
+        self.extend_checked(self.config, ("model.", "lm_head."), draft="mtp.")  # these two come from the model
+
+    @classmethod
+    def checkpoint_shapes(cls, config: Qwen3NextExtConfig) -> Shapes:
+        """List what the draft takes from an unquantised checkpoint: name to shape, before any sharding."""
+        hidden = config.hidden_size
+        layer = cls.layer_shapes(config, "attention")
+        return {
+            "mtp.fc.weight": (hidden, 2 * hidden),
+            "mtp.pre_fc_norm_embedding.weight": (hidden,),
+            "mtp.pre_fc_norm_hidden.weight": (hidden,),
+            "mtp.norm.weight": (hidden,),
+            **{f"mtp.layers.0.{name}": shape for name, shape in layer.items()},
+            **cls.head_adapter_shapes(config),
+        }
 
     def load_weights(self, weights: Weights, is_mtp: bool = True) -> None:
         """Load a checkpoint's draft, or an update. Raises WeightsError naming each tensor that does not fit."""
@@ -55,9 +52,9 @@ class Qwen3NextExtForCausalLMMTP(Qwen3NextForCausalLMMTP):
         load_checked(self, weights, lambda fitting: upstreams(self._rest(fitting)))
 
     def _rest(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
-        """Load the adapter, which upstream's loader would skip here, and pass on the rest."""
+        """Load what `extend` has added, which upstream's loader would skip here, and pass on the rest."""
         for name, tensor in weights:
-            if name.startswith("head_adapter."):
+            if name in self.own_shapes:
                 self.get_parameter(name).data.copy_(tensor)
             else:
                 yield name, tensor

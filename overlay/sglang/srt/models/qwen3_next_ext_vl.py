@@ -19,7 +19,7 @@ from sglang.srt.model_loader.quantised_tensors import make_check
 from sglang.srt.model_loader.strict_loading import Shapes, Weights
 from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.models.qwen3_next import Qwen3NextForCausalLM
-from sglang.srt.models.qwen3_next_ext import Qwen3NextExtForCausalLM, checkpoint_shapes
+from sglang.srt.models.qwen3_next_ext import Qwen3NextExtForCausalLM
 from sglang.srt.multimodal.mm_utils import run_dp_sharded_mrope_vision_model
 from sglang.srt.utils import add_prefix
 from torch import nn
@@ -193,7 +193,8 @@ class Qwen3NextExtVLForConditionalGeneration(nn.Module):
         )
         self.language_model = TextModel(config.text_config, quant_config, prefix=add_prefix("language_model", prefix))
         shapes = {f"visual.{name}": shape for name, shape in vision_shapes(config.vision_config, out_size).items()}
-        shapes |= {f"language_model.{name}": shape for name, shape in checkpoint_shapes(text).items()}
+        of_text = {**self.language_model.checkpoint_shapes(text), **self.language_model.own_shapes}
+        shapes |= {f"language_model.{name}": shape for name, shape in of_text.items()}
         serve_checked(self, make_check(self, shapes, ("language_model.mtp.",)))
 
     def pad_input_ids(self, input_ids, mm_inputs: MultimodalInputs):
