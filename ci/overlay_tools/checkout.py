@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path, PurePath
 
 from filelock import FileLock, Timeout
@@ -83,3 +84,24 @@ def only_writer(root: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def own_folder(parent: Path) -> Iterator[Path]:
+    """Yield a folder that no other command uses until the block ends: `parent`/1, or the first one that is free.
+
+    What the last command has left in it stays.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        lock = FileLock(parent / f"{number}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        try:
+            (parent / str(number)).mkdir(exist_ok=True)
+            yield parent / str(number)
+            return
+        finally:
+            lock.release()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from overlay_tools import checkout, cli
-from overlay_tools.checkout import check_line_ends, only_writer
+from overlay_tools.checkout import check_line_ends, only_writer, own_folder
 from overlay_tools.errors import OverlayError
 from overlay_tools.upstream.lockfile import Release
 
@@ -207,3 +207,36 @@ def test_git_changes_no_file_of_this_project() -> None:
     done = subprocess.run(["git", "ls-files", "--eol"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert {line.split()[2] for line in done.stdout.splitlines()} == {"attr/-text"}
     assert not [line for line in done.stdout.splitlines() if "crlf" in line]
+
+
+def test_commands_that_are_at_work_at_once_have_a_folder_each(tmp_path: Path) -> None:
+    def hold() -> int:
+        with own_folder(tmp_path / "servers") as folder:
+            (folder / "mine").write_text(str(os.getpid()))
+            time.sleep(60)
+        return 0
+
+    def holders() -> dict[str, str]:
+        return {path.parent.name: path.read_text() for path in (tmp_path / "servers").glob("*/mine")}
+
+    children = [begin(hold), begin(hold)]
+    try:
+        deadline = time.monotonic() + 30
+        while sorted(holders().values()) != sorted(map(str, children)):
+            assert time.monotonic() < deadline, holders()
+            time.sleep(0.05)
+        assert holders().keys() == {"1", "2"}
+        with own_folder(tmp_path / "servers") as folder:
+            assert folder.name == "3"
+        killed = next(int(pid) for name, pid in holders().items() if name == "1")
+        os.kill(killed, signal.SIGKILL)
+        os.waitpid(killed, 0)
+        children.remove(killed)
+        with own_folder(tmp_path / "servers") as folder:
+            assert folder.name == "1"
+        with own_folder(tmp_path / "servers") as folder:
+            assert folder.name == "1"
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)

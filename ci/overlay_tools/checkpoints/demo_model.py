@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+
+from filelock import FileLock
 
 from overlay_tools import console
 from overlay_tools.subprocesses import run
@@ -14,7 +17,13 @@ def make_demo_model(root: Path, python: Path) -> Path:
     Parameters: `root`, of the checkout; `python`, an interpreter that has torch and transformers.
     """
     model = root / ".nox" / "checkpoints" / "llama-logit-shaping"
-    if not (model / "config.json").is_file():
-        with console.step("Make a tiny llama-logit-shaping checkpoint"):
-            run([python, root / "tests/reference/checkpoints.py", "llama-logit-shaping", model])
+    part = model.with_name(f"{model.name}.part")
+    model.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(model.with_name(f"{model.name}.lock")):  # another command may make it now, or may have been killed
+        if not (model / "config.json").is_file():
+            with console.step("Make a tiny llama-logit-shaping checkpoint"):
+                for left in (model, part):
+                    shutil.rmtree(left, ignore_errors=True)
+                run([python, root / "tests/reference/checkpoints.py", "llama-logit-shaping", part])
+                part.replace(model)
     return model

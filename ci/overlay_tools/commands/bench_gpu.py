@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(project: Project, arguments: argparse.Namespace) -> int:
     """Run the parts in the release's environment, and return their exit status."""
     require_cuda()
-    python, _ = open_engine(project, arguments.release or project.default, arguments.python)
     path = os.pathsep.join(str(project.root / name) for name in ("ci", "tests"))
-    return run_attached([python, "-m", "gpu.bench", *arguments.parts], env={"PYTHONPATH": path})
+    with open_engine(project, arguments.release or project.default, arguments.python, gpu=True) as python:
+        return run_attached([python, "-m", "gpu.bench", *arguments.parts], env={"PYTHONPATH": path})
 
 
 COMMAND = Command(

@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 from overlay_tools import console
+from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints.demo_model import make_demo_model
 from overlay_tools.commands import DEFAULT, LOCKED, Command
 from overlay_tools.commands.shared import add_python, open_engine
 from overlay_tools.engines import engine_config
+from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.engines.server import Server
 from overlay_tools.engines.smoke import ask, media_environment, takes_pictures
 from overlay_tools.errors import ServeError, UsageError
@@ -48,14 +50,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Serve a model and ask it."""
     _check_model(arguments.model, arguments.image)
-    python, gpu = open_engine(project, arguments.version or project.default, arguments.python)
+    device = choose_device()
+    console.line(f"The engine runs on {'a GPU' if device.gpu else 'the CPU'}: {device.why}.")
+    with (
+        open_engine(project, arguments.version or project.default, arguments.python, gpu=device.gpu) as python,
+        own_folder(project.root / ".nox" / "servers") as folder,
+    ):
+        _serve(project, arguments, python, device, folder)
+    console.line("Stopped.")
+
+
+def _serve(project: Project, arguments: argparse.Namespace, python: Path, device: Device, folder: Path) -> None:
     model = arguments.model or make_demo_model(project.root, python)
-    log, pictures = python.parent.parent / "server.log", python.parent.parent / "pictures"
+    log, pictures = folder / "server.log", folder / "pictures"
     server = Server(
         python,
         model,
-        [] if gpu else engine_config.flags(engine_config.ARGS),
-        env={**({} if gpu else engine_config.ENV), **media_environment(pictures)},
+        [] if device.gpu else engine_config.flags(engine_config.ARGS),
+        env={**({} if device.gpu else engine_config.ENV), **media_environment(pictures)},
         log=log,
         port=arguments.port,
         timeout=arguments.timeout,
@@ -71,7 +83,6 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             while True:
                 server.check()
                 time.sleep(1)
-    console.line("Stopped.")
 
 
 def _check_model(model: Path | None, image: Path | None) -> None:
@@ -111,7 +122,8 @@ def _seconds(text: str) -> float:
 COMMAND = Command(
     about="Builds a release's wheels, installs them with all that the release pins into an environment in .nox/engines,"
     " starts SGLang's server on a checkpoint, asks it for a completion, a streamed chat and, where the model takes"
-    " pictures, what one shows. With a CUDA GPU the server runs on it; without, on the CPU.",
+    " pictures, what one shows. With a CUDA GPU the server runs on it; without, or where SGLANG_USE_CPU_ENGINE=1 or"
+    " CUDA_VISIBLE_DEVICES= says so, on the CPU.",
     examples={
         "": "a tiny model on the default release",
         "0.5.17 --model ~/Qwen3-Next-Ext --port 30000 --keep": "your checkpoint, until Ctrl-C",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from overlay_tools import console
-from overlay_tools.engines.environment import engine_environment, has_cuda
+from overlay_tools.engines.device import choose_device
+from overlay_tools.engines.environment import engine_environment
 from overlay_tools.errors import OverlayError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import PYTHONS
@@ -21,19 +23,22 @@ def add_python(parser: argparse.ArgumentParser, purpose: str) -> None:
     )
 
 
-def open_engine(project: Project, version: str, python: str | None, *, plugin: bool = False) -> tuple[Path, bool]:
-    """Make or update the environment of a release that is kept for the next time.
+def open_engine(
+    project: Project, version: str, python: str | None, *, gpu: bool, plugin: bool = False
+) -> AbstractContextManager[Path]:
+    """Make or update the environment of a release that is kept for the next time, one for each device.
 
-    Parameters: `python` and `plugin` as of `engine_environment`, whose result this returns.
+    Parameters: as of `engine_environment`, whose result this returns.
     """
-    name = f"{version}-py{python or THIS_PYTHON}{'-plugin' if plugin else ''}"
-    return engine_environment(project, version, python, project.root / ".nox" / "engines" / name, plugin)
+    name = f"{version}-py{python or THIS_PYTHON}{'-plugin' if plugin else ''}{'-gpu' if gpu else ''}"
+    folder = project.root / ".nox" / "engines" / name
+    return engine_environment(project, version, python, folder, gpu=gpu, plugin=plugin)
 
 
 def require_cuda() -> None:
-    """Raise OverlayError if this machine has no CUDA GPU."""
-    if not has_cuda():
-        raise OverlayError("This machine has no working CUDA GPU.", hint="`nox -s test` does without one.")
+    """Raise OverlayError if an engine would not run on a CUDA GPU here."""
+    if not (device := choose_device()).gpu:
+        raise OverlayError(f"There is no CUDA GPU to use: {device.why}.", hint="`nox -s test` does without one.")
 
 
 def show_wheel(project: Project, built: BuiltWheel) -> None:

@@ -38,13 +38,15 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
     """Run pytest in the release's environment, and return its exit status."""
     if arguments.gpu:
         require_cuda()
-    python, _ = open_engine(project, arguments.version, arguments.python, plugin=arguments.plugin)
     where = GPU_TESTS if arguments.gpu else PLUGIN_TESTS if arguments.plugin else ENGINE_TESTS
     if any(word.startswith("tests/") for word in arguments.pytest):
         where = ()
     # An engine environment holds what the release pins, whose warnings are not ours to mend.
-    words = [python, "-m", "pytest", "-W", "default", *where, *arguments.pytest]
-    return run_attached(words, env={} if arguments.gpu else engine_config.ENV)
+    words = ["-m", "pytest", "-W", "default", *where, *arguments.pytest]
+    with open_engine(
+        project, arguments.version, arguments.python, gpu=arguments.gpu, plugin=arguments.plugin
+    ) as python:
+        return run_attached([python, *words], env={} if arguments.gpu else engine_config.ENV)
 
 
 COMMAND = Command(

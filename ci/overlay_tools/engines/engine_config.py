@@ -8,6 +8,7 @@ from packaging.specifiers import SpecifierSet
 
 ENV: dict[str, str] = {
     "SGLANG_USE_CPU_ENGINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",  # upstream takes a GPU that it sees all the same
     "SGLANG_MAMBA_CONV_DTYPE": "float32",  # bfloat16 otherwise, whatever dtype the model has
     "SGLANG_DISABLE_CUDNN_CHECK": "1",  # to 0.5.9, multimodal models ask for a newer cuDNN, for which a CPU has no use
     "TORCHDYNAMO_DISABLE": "1",  # compiling takes minutes and gains nothing on models of this size

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
-import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from overlay_tools import console
 from overlay_tools.engines import engine_config
+from overlay_tools.engines.venv import open_environment
 from overlay_tools.patches.model import Hook
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project, cache_dir
-from overlay_tools.subprocesses import run
 from overlay_tools.upstream.download import fetch
-from overlay_tools.upstream.installers import uv
 from overlay_tools.upstream.lockfile import Release, get_release, load_lock
 from overlay_tools.upstream.source_tree import THIS_PYTHON
 from overlay_tools.wheels.builder import BuiltWheel, build_kernel, build_sglang
@@ -28,43 +25,6 @@ from overlay_tools.wheels.plugin import build_plugin
 BOUNDS = {">=0.5.11,<0.5.13": ("kernels<0.13",)}
 _TEST_EXTRAS = ("pip", "psutil", "pytest>=8", "rich", "uv")
 _GPU_EXTRAS = ("flash-linear-attention>=0.4",)  # what transformers' Qwen3-Next takes on a GPU
-_STAMP = "sglang-overlay-wheels"
-
-
-def has_cuda() -> bool:
-    """Tell whether this machine has a CUDA GPU that its driver answers for."""
-    driver = shutil.which("nvidia-smi")
-    return driver is not None and "GPU " in run([driver, "-L"], check=False).stdout
-
-
-def ensure_environment(
-    folder: Path, python: str, wheels: Sequence[Path], extras: Sequence[str], left_out: Sequence[str] = ()
-) -> Path:
-    """Make an environment that holds `wheels`, what they pin and `extras`, or bring an older one up to date.
-
-    Parameters: `python`, the interpreter to make it from, a path or a version as "3.12"; `left_out`, distributions that
-    are not installed although something requires them.
-    Returns the environment's interpreter.
-    Raises ToolError, with what uv said, if something cannot be installed.
-    """
-    interpreter = folder / "bin" / "python"
-    stamp = folder / _STAMP
-    wanted = "\n".join(
-        [*(hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels), *extras, *left_out, python]
-    )
-    if stamp.exists() and interpreter.exists() and stamp.read_text(encoding="utf-8") == wanted:
-        return interpreter
-    if not stamp.exists() or stamp.read_text(encoding="utf-8").splitlines()[-1] != python:
-        # An environment without its stamp is one whose making was cut short.
-        shutil.rmtree(folder, ignore_errors=True)
-        run([*uv(), "venv", "--no-project", "--python", python, folder])
-    stamp.unlink(missing_ok=True)
-    command: list[str | Path] = [*uv(), "pip", "install", "--quiet", "--prerelease=allow", "--python", interpreter]
-    overrides = folder / "overrides.txt"
-    overrides.write_text("".join(f"{name} ; python_version < '3'\n" for name in left_out), encoding="utf-8")
-    run([*command, "--overrides", overrides, *wheels, *extras])
-    stamp.write_text(wanted, encoding="utf-8")
-    return interpreter
 
 
 def build_release(
@@ -82,18 +42,19 @@ def build_release(
         return [sglang, build_kernel(project, release)]
 
 
+@contextmanager
 def engine_environment(
-    project: Project, version: str, python: str | None, folder: Path, plugin: bool = False
-) -> tuple[Path, bool]:
+    project: Project, version: str, python: str | None, folder: Path, *, gpu: bool, plugin: bool = False
+) -> Iterator[Path]:
     """Build a release's wheels and make the environment that its engine runs in.
 
-    Parameters: `python`, as "3.12", this one's if None; `folder`, where the environment is or is to be; `plugin`,
-    whether it holds upstream's own sglang and the plugin in place of the drop-in wheel.
-    Returns the environment's interpreter, and whether it has upstream's kernels for a GPU.
+    Parameters: `python`, as "3.12", this one's if None; `folder`, where the environment is or is to be; `gpu`, whether
+    it has upstream's kernels for a GPU, in place of ours for a CPU; `plugin`, whether it holds upstream's own sglang
+    and the plugin in place of the drop-in wheel.
+    Yields the environment's interpreter; until the block ends no other command changes the environment.
     Raises OverlayError of the kind that fits.
     """
     release = get_release(load_lock(project.lock), version, project.lock)
-    gpu = has_cuda()
     hooks = load_series(project.patches)
     machine = platform.machine()
     sglang, kernel = (built.path for built in build_release(project, release, hooks, python or THIS_PYTHON, machine))
@@ -103,7 +64,8 @@ def engine_environment(
             added = build_plugin(project).path
         wheels = [fetch(release, release.select(python or THIS_PYTHON, machine), cache_dir()), added, *wheels[1:]]
     left_out = () if gpu else engine_config.of_release(engine_config.LEFT_OUT, version)
-    with console.step(f"Install them and what they pin into {folder.relative_to(project.root)}"):
-        extras = (*_TEST_EXTRAS, *(_GPU_EXTRAS if gpu else ()), *engine_config.of_release(BOUNDS, version))
-        interpreter = ensure_environment(folder, python or sys.executable, wheels, extras, left_out)
-    return interpreter, gpu
+    extras = (*_TEST_EXTRAS, *(_GPU_EXTRAS if gpu else ()), *engine_config.of_release(BOUNDS, version))
+    with ExitStack() as stack:
+        with console.step(f"Install them and what they pin into {folder.relative_to(project.root)}"):
+            interpreter = stack.enter_context(open_environment(folder, python, wheels, extras, left_out))
+        yield interpreter

@@ -103,21 +103,27 @@ def _run_stages(project: Project, item: ReleasePlan, python: str | None, folder:
     release = load_lock(project.lock)[item.version]
     commit, inputs = commit_of(project.root), Inputs(project, load_series(project.patches), python)
     ran_on = {stage: inputs.parts(release, stage) for stage in item.stages}
-    interpreter, _ = engine_environment(project, item.version, python, folder / "environment")
-    for stage in item.stages:
-        log = folder / "logs" / f"{item.version}-{stage}.log"
-        with console.step(f"  {stage}"):
-            result = run_stage(project.root, item.version, stage, interpreter, log, commit, ran_on[stage])
-        now = load_project(project.root)
-        if changed := Inputs(now, load_series(now.patches), python).differences(
-            result, load_lock(now.lock)[item.version]
-        ):
-            raise MatrixError(
-                *(f"While {stage} of {item.version} ran, {what}: its result is not recorded." for what in changed),
-                hint="Run it again, and leave the checkout as it is until it ends.",
-            )
-        save_results(project.results, {**load_results(project.results), (item.version, stage): result}.values())
-        yield result, log
+    # The tests are the CPU's, also where there is a GPU: a result is the same on every machine of a kind.
+    with engine_environment(project, item.version, python, folder / "environment", gpu=False) as interpreter:
+        for stage in item.stages:
+            log = folder / "logs" / f"{item.version}-{stage}.log"
+            with console.step(f"  {stage}"):
+                result = run_stage(project.root, item.version, stage, interpreter, log, commit, ran_on[stage])
+            _check_unchanged(project, result, python)
+            save_results(project.results, {**load_results(project.results), (item.version, stage): result}.values())
+            yield result, log
+
+
+def _check_unchanged(project: Project, result: Result, python: str | None) -> None:
+    """Raise MatrixError if the checkout no longer has what a result is of."""
+    project = load_project(project.root)
+    release = load_lock(project.lock)[result.release]
+    if changed := Inputs(project, load_series(project.patches), python).differences(result, release):
+        what = f"While {result.stage} of {result.release} ran"
+        raise MatrixError(
+            *(f"{what}, {words}: its result is not recorded." for words in changed),
+            hint="Run it again, and leave the checkout as it is until it ends.",
+        )
 
 
 def describe(result: Result) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,10 +26,11 @@ def write_page(status: Status, path: Path) -> None:
 
     Raises OverlayError if the file cannot be written.
     """
-    part = path.parent / f".{path.name}.part"
+    page = render_page(status).encode("utf-8", "backslashreplace")
+    part = path.parent / f".{path.name}.{os.getpid()}.part"  # another command may write the same page
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(render_page(status).encode("utf-8", "backslashreplace"))
+        part.write_bytes(page)
         part.replace(path)
     except (FileExistsError, NotADirectoryError):
         what = f"{path} cannot be written: {path.parent} is not a folder."

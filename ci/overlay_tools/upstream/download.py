@@ -6,9 +6,11 @@ Each is checked against the lock whenever it is used.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+
+from filelock import FileLock
 
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.archive.record import PROVING, proves
@@ -30,11 +32,17 @@ def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
         return wheel.file
     path = cache / wheel.sha256 / wheel.name
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=cache, prefix="fetch-") as folder:
-            _download(release, wheel, Path(folder))
-            path.parent.mkdir(exist_ok=True)
-            (Path(folder) / wheel.name).replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / ".lock"):  # another command may fetch it now, or may have been killed at it
+            part = path.parent / ".part"
+            shutil.rmtree(part, ignore_errors=True)
+            if not path.exists():
+                part.mkdir()
+                try:
+                    _download(release, wheel, part)
+                    (part / wheel.name).replace(path)
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
     check(path, wheel, f"Delete {path} and run this again to fetch it anew.")
     _check_members(path, cache / wheel.sha256)
     return path

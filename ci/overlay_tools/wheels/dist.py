@@ -73,7 +73,7 @@ def _only_build(project: Project) -> Iterator[None]:
     lock = project.root / ".nox" / "dist.lock"  # it may stay behind, and in dist/ only wheels should
     lock.parent.mkdir(exist_ok=True)
     with FileLock(lock, timeout=_PATIENCE):
-        for left in project.dist.glob(".*.part"):
+        for left in project.dist.glob(".*.whl.*.part"):
             left.unlink()
         yield
 

@@ -15,4 +15,7 @@ def test_it_is_made_once_by_the_script_of_the_checkout(tmp_path: Path) -> None:
     assert (model / "config.json").is_file()
     assert make_demo_model(tmp_path, python) == model
     script = tmp_path / "tests" / "reference" / "checkpoints.py"
-    assert (tmp_path / "calls").read_text() == f"{script} llama-logit-shaping {model}\n"
+    assert (tmp_path / "calls").read_text() == f"{script} llama-logit-shaping {model}.part\n"
+    (model / "config.json").unlink()  # as if its making had been cut short
+    (model / "weights").write_text("half")
+    assert sorted(path.name for path in make_demo_model(tmp_path, python).iterdir()) == ["config.json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def test_what_needs_no_gpu_runs_with_the_cpu_s_settings(
     mini_here: Miniature, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     python = program(mini_here.root / "python", 'echo "$@; engine: $SGLANG_USE_CPU_ENGINE"')
-    monkeypatch.setattr(shared, "engine_environment", lambda *arguments: (python, False))
+    monkeypatch.setattr(shared, "engine_environment", lambda *arguments, **options: nullcontext(python))
     assert cli.main(["test-engine", "1.0", "--verbose", "--", "-k", "parity", "tests/engine"]) == 0
     said = capfd.readouterr()
     assert "-m pytest -W default -k parity tests/engine; engine: 1" in said.out

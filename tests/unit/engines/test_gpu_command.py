@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
+from overlay_tools.upstream.source_tree import THIS_PYTHON
 
 from unit.conftest import Miniature, upstream_files, write_wheel
 
@@ -40,13 +43,20 @@ class Machine:
     index: Path
     folder: Path
 
-    def run(self, driver: str, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run a command of the tool where nvidia-smi is one of DRIVERS; what that runs ends with `status`."""
+    def run(
+        self, driver: str, *words: str, status: int = 0, variables: Mapping[str, str] = MappingProxyType({})
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command of the tool where nvidia-smi is one of DRIVERS; what that runs ends with `status`.
+
+        Parameters: `variables`, of the environment.
+        """
         smi = self.folder / "bin" / "nvidia-smi"
         smi.parent.mkdir(exist_ok=True)
         smi.write_text(f"#!/bin/sh\n{DRIVERS[driver]}\n")
         smi.chmod(0o755)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("SGL", "PYTHONPATH"))}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("SGL", "CUDA", "PYTHONPATH"))
+        }
         environment |= {
             "PATH": os.pathsep.join([str(smi.parent), os.environ["PATH"]]),
             "SGLANG_OVERLAY_CACHE": str(self.mini.cache),
@@ -56,6 +66,7 @@ class Machine:
             "UV_OFFLINE": "1",
             "RECORD": str(self.folder / "record"),
             "STATUS": str(status),
+            **variables,
         }
         command = [sys.executable, "-m", "overlay_tools", *words]
         return subprocess.run(command, cwd=self.mini.root, env=environment, capture_output=True, text=True, check=False)
@@ -120,6 +131,22 @@ def test_without_a_gpu_the_engine_is_tested_with_the_overlay_s_kernels(machine: 
     assert ran["environment"]["SGLANG_USE_CPU_ENGINE"] == "1"
 
 
+def test_beside_a_gpu_the_tests_for_a_cpu_have_an_environment_of_their_own(machine: Machine) -> None:
+    assert machine.run("a GPU", "test-engine", "--gpu", "1.0").returncode == 0
+    done = machine.run("a GPU", "test-engine", "1.0")
+    assert done.returncode == 0, done.stderr
+    ran = machine.record()
+    assert ran["installed"]["sglang-kernel"] == "0.4+cpu.3"
+    assert "flash-linear-attention" not in ran["installed"]
+    assert (ran["environment"]["SGLANG_USE_CPU_ENGINE"], ran["environment"]["CUDA_VISIBLE_DEVICES"]) == ("1", "")
+    engines = sorted(path.name for path in (machine.mini.root / ".nox/engines").iterdir() if path.is_dir())
+    assert engines == [f"1.0-py{THIS_PYTHON}", f"1.0-py{THIS_PYTHON}-gpu"]
+    made = {path: path.stat().st_mtime_ns for path in (machine.mini.root / ".nox/engines").glob("*/pyvenv.cfg")}
+    assert machine.run("a GPU", "test-engine", "--gpu", "1.0").returncode == 0
+    assert machine.run("a GPU", "test-engine", "1.0").returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
 def test_benchmarks_run_on_a_gpu_in_the_environment_of_a_release(machine: Machine) -> None:
     machine.mini.write("tests/gpu/__init__.py", "")
     machine.mini.write("tests/gpu/bench.py", RECORDER)
@@ -131,12 +158,22 @@ def test_benchmarks_run_on_a_gpu_in_the_environment_of_a_release(machine: Machin
     assert ran["installed"]["sglang-kernel"] == "0.4"
 
 
-@pytest.mark.parametrize("driver", ["no GPU", "no driver"])
 @pytest.mark.parametrize("words", [("test-engine", "--gpu", "1.0"), ("bench-gpu",)])
-def test_where_no_gpu_answers_nothing_is_built(machine: Machine, words: tuple[str, ...], driver: str) -> None:
-    done = machine.run(driver, *words)
+@pytest.mark.parametrize(
+    ("driver", "variables", "why"),
+    [
+        ("no GPU", {}, "this machine has no GPU that nvidia-smi lists"),
+        ("no driver", {}, "this machine has no GPU that nvidia-smi lists"),
+        ("a GPU", {"SGLANG_USE_CPU_ENGINE": "1"}, "SGLANG_USE_CPU_ENGINE is 1"),
+        ("a GPU", {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES is '', which hides every GPU"),
+    ],
+)
+def test_where_no_gpu_is_to_be_used_nothing_is_built(
+    machine: Machine, words: tuple[str, ...], driver: str, variables: dict[str, str], why: str
+) -> None:
+    done = machine.run(driver, *words, variables=variables)
     assert done.returncode == 1
-    assert "This machine has no working CUDA GPU." in done.stderr
+    assert f"There is no CUDA GPU to use: {why}." in done.stderr
     assert "does without one" in done.stderr
     assert not (machine.mini.root / "dist").exists()
     assert not (machine.mini.root / ".nox").exists()

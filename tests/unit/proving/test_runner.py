@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,11 +22,13 @@ from unit.conftest import Miniature
 GREEN = "def test_a() -> None:\n    pass\n"
 
 
-def make_environment(project: Project, version: str, python: str | None, folder: Path) -> tuple[Path, bool]:
+@contextmanager
+def make_environment(project: Project, version: str, python: str | None, folder: Path, *, gpu: bool) -> Iterator[Path]:
     """Stand for the installation of a release, which takes minutes and gigabytes."""
+    assert not gpu
     folder.mkdir()
     (folder / "release").write_text(version)
-    return Path(sys.executable), False
+    yield Path(sys.executable)
 
 
 @pytest.fixture
@@ -114,11 +118,13 @@ def test_what_changes_while_a_stage_runs_is_not_recorded(
 def test_one_red_release_keeps_no_other_from_being_run(
     project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail_at_first(owner: Project, version: str, python: str | None, folder: Path) -> tuple[Path, bool]:
+    @contextmanager
+    def fail_at_first(owner: Project, version: str, python: str | None, folder: Path, *, gpu: bool) -> Iterator[Path]:
         if version == "1.0":
             folder.mkdir()
             raise ToolError("uv pip install failed with status 2:\nno torch")
-        return make_environment(owner, version, python, folder)
+        with make_environment(owner, version, python, folder, gpu=gpu) as interpreter:
+            yield interpreter
 
     monkeypatch.setattr(runner, "engine_environment", fail_at_first)
     project.write(
@@ -183,6 +189,18 @@ def test_two_runs_at_once_are_refused(project: Miniature) -> None:
     folder.mkdir(parents=True)
     with runner._only_run(folder), pytest.raises(MatrixError, match="Another run is in progress"):
         runner.run_matrix(project.project, [], None)
+
+
+def test_a_file_with_several_links_is_counted_once(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "file").write_bytes(bytes(40_000))
+    alone = runner._size(tmp_path)
+    assert 40_000 <= alone < 50_000
+    (tmp_path / "environment").mkdir()
+    (tmp_path / "environment" / "file").hardlink_to(tmp_path / "cache" / "file")
+    assert runner._size(tmp_path) == alone
+    (tmp_path / "environment" / "other").write_bytes(bytes(40_000))
+    assert runner._size(tmp_path) == 2 * alone
 
 
 def test_a_disk_with_too_little_room_is_named_before_anything_is_done(

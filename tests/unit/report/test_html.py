@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,6 +13,7 @@ from overlay_tools.errors import OverlayError
 from overlay_tools.report.html import render_page, write_page
 from overlay_tools.report.model import Status
 
+from unit.conftest import REPOSITORY, Miniature
 from unit.report.examples import BAD, HOSTILE, RELEASES, status_of
 
 
@@ -72,6 +76,23 @@ def test_what_to_run_is_said_where_something_is_not_green() -> None:
 
 def test_a_checkout_outside_git_is_called_so() -> None:
     assert "outside a git checkout" in render_page(replace(status_of(), commit=""))
+
+
+def test_pages_that_are_written_at_once_and_beside_a_build_are_whole(mini: Miniature) -> None:
+    path = mini.root / "dist" / "status.html"
+    codes = ("write_page(status_of(), path)", "write_page(status_of(BAD), path)")
+    setup = (
+        "from pathlib import Path; from overlay_tools.report.html import write_page; from unit.report.examples import *"
+    )
+    words = [f"{setup}\npath = Path({str(path)!r})\nfor _ in range(60): {code}" for code in codes]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(REPOSITORY / name) for name in ("ci", "tests"))}
+    whole = {render_page(status).encode("utf-8", "backslashreplace") for status in (status_of(), status_of(BAD))}
+    writers = [subprocess.Popen([sys.executable, "-c", code], env=environment) for code in words]
+    while any(writer.poll() is None for writer in writers):
+        mini.build()
+        assert not path.exists() or path.read_bytes() in whole
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert not list(path.parent.glob("*.part"))
 
 
 def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
