@@ -58,7 +58,13 @@ def plugin(session: nox.Session) -> None:
 @nox.session
 def verify(session: nox.Session) -> None:
     """Compare a wheel, or what an environment has of it, with its manifest."""
-    tool(session, "verify")
+    tool(session, "verify", "sign")
+
+
+@nox.session
+def sign(session: nox.Session) -> None:
+    """Sign wheels of dist/ with a key."""
+    tool(session, "sign", "sign")
 
 
 @nox.session

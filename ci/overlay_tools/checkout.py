@@ -1,4 +1,4 @@
-"""A checkout: the files in it that are the project's own, and one command at a time that writes to them."""
+"""A checkout: the files in it that are the project's own, its commit, and one command at a time that writes to it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,18 @@ def own_paths(folder: Path) -> list[Path]:
 def is_scratch(path: PurePath) -> bool:
     """Tell whether a path in overlay/ or patches/ is hidden, or an editor's, or below such a folder."""
     return any(fnmatchcase(part, pattern) for part in path.parts for pattern in _SCRATCH)
+
+
+def checked_out(root: Path) -> tuple[str, bool]:
+    """Return the commit that is checked out, and whether anything differs from it; "" where git knows of none."""
+    try:
+        head = git(["rev-parse", "--verify", "HEAD^{commit}"], cwd=root)
+    except ToolError:  # there is no git
+        return "", False
+    if head.returncode != 0:
+        return "", False
+    changes = git(["--no-optional-locks", "status", "--porcelain"], cwd=root)
+    return head.stdout.strip(), changes.returncode != 0 or bool(changes.stdout.strip())
 
 
 def check_line_ends(root: Path) -> None:

@@ -21,6 +21,7 @@ COMMANDS = {
     "build": "build the drop-in wheel of a release, and its CPU kernel wheel, into dist/",
     "plugin": "build the plugin wheel, which brings the models to an unmodified SGLang",
     "verify": "compare a wheel, or what an environment has of it, with its manifest",
+    "sign": "sign wheels of dist/ with a key",
     "serve": "build, install and serve a model, and ask it a few questions",
     "adopt": "make a Qwen3-Next-Ext checkpoint of a stock Qwen3-Next one",
     "edit": "open a release as a git worktree, one commit for each hook",
@@ -59,9 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Command, arguments: argparse.Namespace, *, verbose: bool) -> int:
-    from overlay_tools import checkout, console, settings
+    from overlay_tools import checkout, console, settings, user_files
     from overlay_tools.interruption import Interruption
 
+    console.open_streams()
     console.set_verbose(verbose)
     interruption = Interruption()
     try:
@@ -71,10 +73,11 @@ def _run(command: Command, arguments: argparse.Namespace, *, verbose: bool) -> i
     except OverlayError as error:
         console.fail(error)
         return 2 if isinstance(error, UsageError) else 1
-    except OSError as error:
+    except BrokenPipeError:
+        return console.give_up_output()
+    except (OSError, UnicodeError) as error:
         console.detail(traceback.format_exc())
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        console.fail(OverlayError(f"{what}.", hint="Run this again with --verbose to see where that was."))
+        console.fail(user_files.describe(error))
         return 1
     except KeyboardInterrupt:
         console.fail(OverlayError(f"Interrupted by {interruption.number.name}."))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 
@@ -19,6 +23,23 @@ def set_verbose(on: bool) -> None:
     """Show details from now on, or do not."""
     global _verbose
     _verbose = on
+
+
+def open_streams() -> None:
+    """Let any text be shown on any stream: what its encoding lacks is escaped, and what is closed shows nothing."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def give_up_output() -> int:
+    """Show nothing any more, for no one reads it; return the exit status of a program that ends because of that."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 @contextmanager

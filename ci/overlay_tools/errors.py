@@ -45,6 +45,10 @@ class VerifyError(OverlayError):
     """Report a wheel or an environment that is not what its manifest says."""
 
 
+class SignatureError(OverlayError):
+    """Report a key that cannot be used, a wheel that cannot be signed, or one that has no good signature."""
+
+
 class ServeError(OverlayError):
     """Report a server that did not come up, died or answered wrongly."""
 

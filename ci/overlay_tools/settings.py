@@ -14,6 +14,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from overlay_tools.errors import OverlayError
+from overlay_tools.user_files import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -125,10 +126,8 @@ def load_project(root: Path) -> Project:
     """
     path = root / "pyproject.toml"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, hint="Run this in a checkout of sglang-overlay.")
         table = tomllib.loads(text)["tool"]["sglang-overlay"]
-    except OSError as error:
-        raise OverlayError(f"{path}: {error.strerror}.", hint="Run this in a checkout of sglang-overlay.") from None
     except tomllib.TOMLDecodeError as error:
         raise OverlayError(f"{path}: {error}.", hint="Mend the file, or restore it from git.") from None
     except KeyError:
@@ -227,5 +226,19 @@ def _line(text: str, table: str, word: str = "", *, number: int = 0) -> int:
 
 
 def cache_dir() -> Path:
-    """Return the folder outside the tree that keeps base wheels; `SGLANG_OVERLAY_CACHE` moves it."""
-    return Path(os.environ.get("SGLANG_OVERLAY_CACHE") or platformdirs.user_cache_path("sglang-overlay"))
+    """Return the folder outside the tree that keeps base wheels; `SGLANG_OVERLAY_CACHE` moves it.
+
+    Raises OverlayError if this user has no folder to keep them in.
+    """
+    if moved := os.environ.get("SGLANG_OVERLAY_CACHE"):
+        return Path(moved).absolute()
+    folder = platformdirs.user_cache_path("sglang-overlay")
+    if folder.is_absolute():
+        return folder
+    try:  # XDG_CACHE_HOME counts if it is absolute only (XDG Base Directory Specification)
+        return Path.home().absolute() / ".cache" / "sglang-overlay"
+    except RuntimeError:
+        raise OverlayError(
+            "This user has no home folder, where base wheels could be kept.",
+            hint="Let SGLANG_OVERLAY_CACHE name a folder for them.",
+        ) from None

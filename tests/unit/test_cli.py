@@ -200,13 +200,67 @@ def test_in_a_folder_that_is_gone_it_says_so(
 
 
 def test_a_folder_that_cannot_be_written_is_named(mini: Miniature) -> None:
-    words = ("build", *HERE)
-    done = call(*words, cwd=mini.root, SGLANG_OVERLAY_CACHE="/proc/cache")
+    (mini.root / ".nox").touch()
+    done = call("edit", cwd=mini.root)
     assert done.returncode == 1
-    assert "error: /proc/cache: " in done.stderr
-    assert "--verbose" in done.stderr
+    assert done.stderr.startswith(f"error: {mini.root / '.nox'}: File exists.\n  A folder belongs there")
     assert "Traceback" not in done.stderr
-    assert "Traceback" in call(*words, "--verbose", cwd=mini.root, SGLANG_OVERLAY_CACHE="/proc/cache").stderr
+    assert "Traceback" in call("edit", "--verbose", cwd=mini.root).stderr
+
+
+@pytest.mark.parametrize("cache", ["/proc/cache", "/dev/null/x", "/dev/null"])
+def test_a_cache_that_cannot_be_used_is_named_with_what_moves_it(mini: Miniature, cache: str) -> None:
+    done = call("build", *HERE, cwd=mini.root, SGLANG_OVERLAY_CACHE=cache)
+    assert done.returncode == 1
+    assert f"error: The cache of base wheels cannot be used: {cache}" in done.stderr
+    assert "SGLANG_OVERLAY_CACHE" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_build_goes_on_whatever_the_streams_are(mini: Miniature) -> None:
+    build = shlex.join([*TOOL, "build", *HERE])
+    for command in (f"{build} >&-", f"{build} >&- 2>&- <&-", f"PYTHONIOENCODING=ascii {build}", f"LC_ALL=C {build}"):
+        done = subprocess.run(["sh", "-c", command], cwd=mini.root, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b""), command
+    for words in (["status"], ["lint-patches"], ["edit"]):
+        for environment in (
+            {"TERM": "dumb"},
+            {"COLUMNS": "8"},
+            {"PYTHONIOENCODING": "ascii"},
+            {"PYTHONWARNINGS": "error"},
+        ):
+            done_ = call(*words, cwd=mini.root, **environment)
+            assert (done_.returncode, done_.stderr) == (0, ""), (words, environment)
+
+
+def test_what_no_one_reads_ends_a_command_without_a_word(mini: Miniature) -> None:
+    status = shlex.join([*TOOL, "status"])
+    script = f"{{ {status}; echo $? > ended; }} | head -c 1 > /dev/null"
+    done = subprocess.run(["bash", "-c", script], cwd=mini.root, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert (mini.root / "ended").read_text().strip() in ("0", "1", "141")  # 0: all was written before head ended
+
+
+def test_output_that_goes_to_a_full_disk_is_one_error(mini: Miniature) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*TOOL, "status"], cwd=mini.root, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_a_file_name_that_is_not_utf_8_is_named(mini: Miniature) -> None:
+    name = os.fsdecode("overlay/sglang/models/für.py".encode("latin-1"))
+    (mini.root / name).write_text("A = 1\n")
+    for words in (["build", *HERE], ["plugin"], ["edit"]):
+        done = call(*words, cwd=mini.root)
+        assert done.returncode == 1, words
+        assert "f\\xfcr.py: its name is not UTF-8." in done.stderr, words
+        assert "Traceback" not in done.stderr
 
 
 def test_colour_is_for_terminals_and_can_be_turned_off(mini: Miniature) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -139,6 +140,31 @@ def test_nothing_is_kept_in_the_environment_of_a_session(sessions: set[str]) -> 
                     folders.add(text.split("/")[1])
     assert {"worktrees", "porting", "releases", "engines"} <= folders
     assert folders.isdisjoint(sessions)
+
+
+def test_each_action_is_pinned_by_its_commit() -> None:
+    for workflow in WORKFLOWS:
+        lines = [line for line in workflow.read_text(encoding="utf-8").splitlines() if "uses:" in line]
+        assert lines
+        for line in lines:
+            assert re.search(r"uses: [\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
+
+
+def test_only_the_job_that_runs_nothing_of_the_projects_may_sign() -> None:
+    for workflow in WORKFLOWS:
+        definition = read(workflow)
+        assert definition["permissions"] == {"contents": "read"}
+        rights = {name: job["permissions"] for name, job in definition["jobs"].items() if "permissions" in job}
+        assert all(not list(scripts(definition["jobs"][name])) for name in rights)
+    job = read(GITHUB)["jobs"]["attest"]
+    assert job["permissions"] == {"contents": "read", "id-token": "write", "attestations": "write"}
+    assert job["needs"] == "wheels"
+    assert [step["uses"].partition("@")[0] for step in job["steps"]] == [
+        "actions/download-artifact",
+        "actions/attest-build-provenance",
+    ]
+    uploaded = next(step for step in read(GITHUB)["jobs"]["wheels"]["steps"] if "upload" in step.get("uses", ""))
+    assert job["steps"][0]["with"] == uploaded["with"]
 
 
 def test_the_hooks_of_a_commit_are_yaml() -> None:

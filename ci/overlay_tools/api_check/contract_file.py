@@ -14,6 +14,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from overlay_tools.errors import ContractError
 from overlay_tools.settings import Project
+from overlay_tools.user_files import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -80,13 +81,11 @@ def load_contract(path: Path) -> Contract:
 
     Raises ContractError with every fault and its line.
     """
-    try:
-        return _parse(path, path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists() and not path.is_symlink():
         return Contract(path=path)
-    except OSError as error:
-        raise ContractError(f"{path}: {error.strerror}.", hint=_HINT) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    try:
+        return _parse(path, read_text(path, ContractError))
+    except tomllib.TOMLDecodeError as error:
         raise ContractError(f"{path}: {error}.", hint=_HINT) from None
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard, read_shard
 from overlay_tools.errors import AdoptError
+from overlay_tools.user_files import decode, naming
 
 KEYS = (
     "nope_layers",
@@ -167,7 +168,8 @@ def adopt(stock: Stock, out: Path, settings: Sequence[str], overlay: Path) -> Ad
         for name, target in links.items():
             (part / name).symlink_to(target)
         for name, data in written.items():
-            (part / name).write_bytes(data)
+            with naming(out / name):
+                (part / name).write_bytes(data)
         part.rename(out)
     return Adopted(
         linked=len(links),
@@ -278,8 +280,12 @@ def _parse(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
+    except UnicodeDecodeError:
+        decode(data, path, AdoptError)
+        raise
     except ValueError as error:
         raise AdoptError(f"{path} is not JSON: {error}.", hint="Mend it, or download it again.") from None
     if not isinstance(value, dict):

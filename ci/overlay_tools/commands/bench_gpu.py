@@ -10,17 +10,26 @@ from overlay_tools.commands.shared import add_python, open_engine, require_cuda
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import run_attached
 
+_PARTS = ("layers", "overhead", "transformers", "drafts")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument(
         "parts",
         nargs="*",
+        type=_part,
         metavar="PART",
         help="what to measure: layers, overhead, transformers or drafts (default: all of them)",
     )
     parser.add_argument("--release", metavar="VERSION", help=f"{LOCKED} (default: {DEFAULT})")
     add_python(parser, "measure with")
+
+
+def _part(text: str) -> str:
+    if text not in _PARTS:
+        raise argparse.ArgumentTypeError(f"{text} is no part: there are {', '.join(_PARTS)}")
+    return text
 
 
 def run(project: Project, arguments: argparse.Namespace) -> int:

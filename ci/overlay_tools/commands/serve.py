@@ -13,7 +13,7 @@ from overlay_tools.commands import DEFAULT, LOCKED, Command
 from overlay_tools.commands.shared import add_python, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.device import Device, choose_device
-from overlay_tools.engines.server import Server
+from overlay_tools.engines.server import Server, check_free
 from overlay_tools.engines.smoke import ask, media_environment, takes_pictures
 from overlay_tools.errors import ServeError, UsageError
 from overlay_tools.settings import Project
@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Serve a model and ask it."""
     _check_model(arguments.model, arguments.image)
+    if arguments.port is not None:
+        check_free(arguments.port)
     device = choose_device()
     console.line(f"The engine runs on {'a GPU' if device.gpu else 'the CPU'}: {device.why}.")
     with (
@@ -91,7 +93,8 @@ def _check_model(model: Path | None, image: Path | None) -> None:
         raise ServeError(f"{model} is not a checkpoint: it has no config.json.", hint="Name a folder with --model.")
     if image is not None and not image.is_file():
         raise ServeError(f"There is no file {image}.", hint="Name a picture with --image, or leave it out.")
-    if image is not None and (model is None or not takes_pictures(model)):
+    pictures = model is not None and takes_pictures(model)
+    if image is not None and not pictures:
         raise UsageError(
             f"{image} cannot be shown: {model or 'the tiny model that is served by default'} takes no pictures.",
             hint="Leave --image out, or name a model that takes pictures with --model.",

@@ -14,6 +14,7 @@ from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import PYTHONS
 from overlay_tools.upstream.source_tree import THIS_PYTHON
 from overlay_tools.wheels.builder import BuiltWheel
+from overlay_tools.wheels.provenance import statement_of
 
 
 def add_python(parser: argparse.ArgumentParser, purpose: str) -> None:
@@ -56,6 +57,7 @@ def show_wheel(project: Project, built: BuiltWheel) -> None:
         *[("left out", f"{', '.join(built.left_out)}: for other releases")] * bool(built.left_out),
         ("size", f"{built.size:,} bytes"),
         ("sha256", built.sha256),
+        ("made of", statement_of(built.path).name),
         ("took", f"{built.seconds:.2f} s"),
     ]
     console.table(str(built.path.relative_to(project.root)), rows)

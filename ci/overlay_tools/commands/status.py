@@ -14,7 +14,7 @@ from overlay_tools.commands.shared import add_python
 from overlay_tools.errors import OverlayError
 from overlay_tools.patches.series import load_series
 from overlay_tools.report.collect import collect_status
-from overlay_tools.report.html import write_page
+from overlay_tools.report.html import check_place, write_page
 from overlay_tools.report.terminal import print_status
 from overlay_tools.settings import Project, cache_dir
 from overlay_tools.upstream.lockfile import load_lock
@@ -31,12 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Read the status, show it and write the page."""
+    path = arguments.html or project.dist / "status.html"
+    check_place(path)  # reading takes minutes the first time
     lock, hooks = load_lock(project.lock), load_series(project.patches)
     with console.step(f"Read {len(lock)} releases"):
         status = collect_status(project, lock, hooks, cache_dir(), arguments.python)
     # What is not a terminal has no width to keep to.
     print_status(status, Console(highlight=False, width=None if sys.stdout.isatty() else 200))
-    path = arguments.html or project.dist / "status.html"
     write_page(status, path)
     console.line(f"As a page: {path}")
     if arguments.check and status.not_green:

@@ -7,6 +7,7 @@ import argparse
 from overlay_tools.commands import LOCKED, Command
 from overlay_tools.commands.shared import add_python, open_engine, require_cuda
 from overlay_tools.engines import engine_config
+from overlay_tools.errors import UsageError
 from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_TESTS
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import run_attached
@@ -36,10 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(project: Project, arguments: argparse.Namespace) -> int:
     """Run pytest in the release's environment, and return its exit status."""
+    files = [word.partition("::")[0] for word in arguments.pytest if word.startswith("tests/")]
+    if absent := [name for name in files if not (project.root / name).exists()]:
+        raise UsageError(*(f"There is no {name}." for name in absent), hint="Name tests that are there.")
     if arguments.gpu:
         require_cuda()
     where = GPU_TESTS if arguments.gpu else PLUGIN_TESTS if arguments.plugin else ENGINE_TESTS
-    if any(word.startswith("tests/") for word in arguments.pytest):
+    if files:
         where = ()
     # An engine environment holds what the release pins, whose warnings are not ours to mend.
     words = ["-m", "pytest", "-W", "default", *where, *arguments.pytest]

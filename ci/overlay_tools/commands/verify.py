@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="a folder that such a wheel is installed in, as by `pip install --target`; may be given several times",
     )
+    parser.add_argument(
+        "--key",
+        type=Path,
+        metavar="PUB.pem",
+        help="the public key that each WHEEL must be signed with; the signature lies beside it (default: none)",
+    )
 
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
@@ -41,6 +47,8 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             "There is nothing to verify: name a WHEEL, an environment or a folder.",
             hint="`nox -s verify -- WHEEL`, `nox -s verify -- --env PYTHON` or `nox -s verify -- --path FOLDER`.",
         )
+    if arguments.key:
+        _check_signatures(arguments.wheels, arguments.key)
     results = [verify_wheel(path) for path in arguments.wheels]
     remarks: list[str] = []
     found = [*map(verify_environment, arguments.env), *map(verify_folder, arguments.path)]
@@ -54,6 +62,18 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     different = [result.name for result in results if result.differences]
     if different:
         raise VerifyError(*(f"{name} is not as it was built." for name in different), hint="Install or build it anew.")
+
+
+def _check_signatures(wheels: list[Path], path: Path) -> None:
+    """Check that each wheel is signed with a key, before anything else of it is read."""
+    from overlay_tools.wheels import signature  # an extra of the tool's
+
+    if not wheels:
+        raise UsageError("--key is for wheels, and none is named.", hint="`nox -s verify -- WHEEL --key PUB.pem`.")
+    key = signature.load_public_key(path)
+    for wheel in wheels:
+        signature.verify_signature(wheel, key)
+        console.line(f"{wheel.name}: signed with {key.scheme}, key {signature.short(key.keyid)}")
 
 
 def _show(result: Verified) -> None:
@@ -71,6 +91,7 @@ COMMAND = Command(
     " packages are not compared.",
     examples={
         "dist/sglang-0.5.23+*.whl": "a wheel",
+        "dist/sglang-0.5.23+*.whl --key PUB.pem": "a wheel that was signed with `nox -s sign`",
         "--env .venv/bin/python": "what is installed in an environment",
         "--path libraries": "what is installed in a folder",
     },

@@ -10,6 +10,7 @@ from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.downstream.staging import staged_project
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree
+from overlay_tools.user_files import read_text
 
 
 def make_plan(
@@ -26,7 +27,7 @@ def make_plan(
     """
     barred: dict[tuple[str, str], str] = {}
     held: dict[str, list[str]] = {}  # by release, the new and changed hooks with which its contract holds
-    series = (project.patches / "series").read_text(encoding="utf-8")
+    series = read_text(project.patches / "series")
     broken: list[str] = []
     until_now = PatchQueue(exported.hooks, list(sources)).files(series)
     while True:

@@ -18,6 +18,7 @@ from overlay_tools.patches.hooked_tree import HookedTree
 from overlay_tools.patches.model import Hook, Patch
 from overlay_tools.patches.relocate import applies_unchanged
 from overlay_tools.upstream.source_tree import SourceTree
+from overlay_tools.user_files import read_text
 from overlay_tools.wheels.overlay_files import compile_all
 
 
@@ -88,7 +89,7 @@ class ExportPlan:
 
     def files(self) -> dict[str, str]:
         """Return the content of patches/ by path."""
-        return self.queue.files((self.exported.patches / "series").read_text(encoding="utf-8"))
+        return self.queue.files(read_text(self.exported.patches / "series"))
 
     @property
     def widened(self) -> list[str]:

@@ -19,6 +19,7 @@ from overlay_tools.downstream.worktree import read_trailers
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import FORWARDED, HOOK_NAME, blob_id
 from overlay_tools.subprocesses import git
+from overlay_tools.user_files import read_text
 
 HINT = (
     "SOURCE is a patch, a folder of patches, a mailbox of `git format-patch`, or a fork: a checkout, or a wheel,"
@@ -160,7 +161,7 @@ def _side(hunk: Hunk, sign: str) -> list[str]:
 def _patches_of(folder: Path) -> list[Path]:
     series = folder / "series"
     if series.is_file():
-        lines = series.read_text(encoding="utf-8").splitlines()
+        lines = read_text(series).splitlines()
         paths = [folder / line.split()[0] for line in lines if line.partition("#")[0].strip()]
         if absent := [path for path in paths if not path.is_file()]:
             raise PatchError(*(f"{series} lists {path.name}, which is not there." for path in absent), hint=HINT)

@@ -18,6 +18,7 @@ from overlay_tools.subprocesses import git_bytes
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import Lock
 from overlay_tools.upstream.source_tree import source_wheel
+from overlay_tools.user_files import read_text
 
 _VERSION_FILE = "sglang/_version.py"  # each build writes its own
 
@@ -128,7 +129,7 @@ def _root_of(source: Path) -> Path | None:
 def _metadata_of(root: Path) -> bytes | None:
     """Return METADATA of the wheel that was unpacked or installed into a folder, None if none was."""
     for record in sorted(root.glob("*.dist-info/RECORD")):
-        if "\nsglang/__init__.py," in "\n" + record.read_text(encoding="utf-8"):
+        if "\nsglang/__init__.py," in "\n" + read_text(record):
             return (record.parent / "METADATA").read_bytes()
     return None
 

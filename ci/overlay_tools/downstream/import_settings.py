@@ -11,6 +11,7 @@ from overlay_tools.downstream.queue import due_range, specifier
 from overlay_tools.downstream.settings_file import with_dependencies, with_ranges
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree
+from overlay_tools.user_files import decode
 from overlay_tools.wheels.dependencies import compare_requirements, rules_for
 from overlay_tools.wheels.overlay_files import names_of
 
@@ -46,7 +47,7 @@ def plan_settings(
     """
     versions, gone = list(sources), {name for name, data in overlay.items() if data is None}
     new = [name for name in overlay if name not in gone and not (project.overlay / name).is_file()]
-    text = project.settings.read_bytes().decode("utf-8")
+    text = decode(project.settings.read_bytes(), project.settings)
     releases = {name: _taking(name, base, wanted, sources) for name in sorted(new)}
     kept = [
         line for tree in sources.values() if (line := _kept(tree, [n for n in new if tree.version not in releases[n]]))

@@ -14,6 +14,7 @@ from overlay_tools.downstream.staging import staged_project
 from overlay_tools.errors import WorktreeError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree
+from overlay_tools.user_files import read_text
 from overlay_tools.wheels.overlay_files import names_of
 
 
@@ -53,7 +54,7 @@ def files_to_write(
         )
     files = {f"overlay/{name}": data for name, data in overlay.items()}
     every = {*names_of(project.overlay), *overlay} - {name for name, data in overlay.items() if data is None}
-    text = project.settings.read_text(encoding="utf-8")
+    text = read_text(project.settings)
     if (changed := with_ranges(text, ranges, every)) != text:
         files[project.settings.name] = changed.encode()
     return files

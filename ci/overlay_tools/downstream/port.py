@@ -36,6 +36,7 @@ from overlay_tools.upstream.asked import AskedRelease
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import Lock, Release, dump_lock, load_lock
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, source_wheel
+from overlay_tools.user_files import read_text
 from overlay_tools.wheels.overlay_files import read_package
 
 _FOR_NOT_DUE = "--take and --leave are for hooks that are not due; `nox -s port -- --abort` lets you begin again."
@@ -146,7 +147,7 @@ class Port:
             self._stop_at_questions(state, not_due.open)
             state = self._update_worktree(state, follower, sources)
             self._stop_at_open(follower)
-            files = queue.files((self.project.patches / "series").read_text(encoding="utf-8"))
+            files = queue.files(read_text(self.project.patches / "series"))
             self._try(state, files, versions, sources)
         text = dump_lock({**lock, release.version: release})
         changed = write_patches(self.project.patches, files, {self.project.lock.name: text.encode()})

@@ -13,6 +13,7 @@ from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.downstream.port_worktree import Move
 from overlay_tools.errors import LockError, PortError
 from overlay_tools.upstream.lockfile import Release, dump_lock, load_lock
+from overlay_tools.user_files import write_whole
 
 _NOTE = "state.json"
 
@@ -80,9 +81,7 @@ class PortState:
         }
         release = dump_lock({self.release.version: self.release})
         data = asdict(dataclasses.replace(self, kept={})) | {"release": release, "kept": kept}
-        part = folder / ".state.part"
-        part.write_text(json.dumps(data), encoding="utf-8")
-        part.replace(folder / _NOTE)
+        write_whole(folder / _NOTE, json.dumps(data).encode())
 
 
 def _read_parts(data: Mapping[str, Any]) -> dict[str, Any]:

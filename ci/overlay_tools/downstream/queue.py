@@ -17,6 +17,7 @@ from overlay_tools.downstream.staging import as_if_in
 from overlay_tools.errors import PatchError, UsageError
 from overlay_tools.patches.model import FIELDS, Hook, Patch
 from overlay_tools.patches.patch_file import load_patch
+from overlay_tools.user_files import decode
 
 _WIDTH = 120
 
@@ -43,7 +44,7 @@ class PatchQueue:
         for hook in hooks:
             taken = self._taken[hook.name] = {}
             for patch in hook.variants:
-                text = patch.path.read_bytes().decode("utf-8")  # with the line ends that it has
+                text = decode(patch.path.read_bytes(), patch.path)  # with the line ends that it has
                 variant = _Variant(text=text, applies=patch.applies, stem=patch.path.stem)
                 taken |= {v: variant for v in versions if patch.applies.contains(v, prereleases=True)}
 

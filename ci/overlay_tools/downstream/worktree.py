@@ -14,6 +14,7 @@ from overlay_tools.errors import ToolError, WorktreeError
 from overlay_tools.patches.edited_file import MARKER
 from overlay_tools.patches.model import EXECUTABLE, ORDINARY, Patch, split_lines
 from overlay_tools.subprocesses import git, git_bytes
+from overlay_tools.user_files import naming
 
 UPSTREAM, OVERLAY = "upstream", "overlay"  # the tags of the first two commits
 _TRAILERS = ("Hook", "Forwarded", "Remove-When")
@@ -104,7 +105,8 @@ class Worktree:
                 path.unlink(missing_ok=True)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
+                with naming(path):
+                    path.write_bytes(data)
                 path.chmod(0o755 if is_executable(data) else 0o644)
 
     def propose(self, files: Mapping[str, bytes | None]) -> None:

@@ -61,8 +61,7 @@ class Server:
         return f"http://{HOST}:{self.port}"
 
     def __enter__(self) -> Server:
-        if not _is_free(self.port):
-            raise ServeError(f"Port {self.port} is in use.", hint="Name another with --port.")
+        check_free(self.port)
         command: list[str | Path] = [self.python, "-m", "sglang.launch_server", "--model-path", self.model]
         command += ["--host", HOST, "--port", str(self.port), *self.flags]
         self._shown = Shown(command)
@@ -150,6 +149,12 @@ class Server:
 def _processes_on(port: int) -> list[int | None]:
     connections = psutil.net_connections("tcp")
     return [each.pid for each in connections if each.status == psutil.CONN_LISTEN and each.laddr.port == port]
+
+
+def check_free(port: int) -> None:
+    """Raise ServeError if something listens on a port."""
+    if not _is_free(port):
+        raise ServeError(f"Port {port} is in use.", hint="Name another with --port.")
 
 
 def _is_free(port: int) -> bool:

@@ -15,6 +15,7 @@ from overlay_tools import console
 from overlay_tools.engines.loopback import openai_client
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import ServeError
+from overlay_tools.user_files import read_text
 
 if TYPE_CHECKING:
     import openai
@@ -47,8 +48,16 @@ def ask(server: Server, folder: Path, picture: Path | None = None) -> None:
 
 
 def takes_pictures(model: Path) -> bool:
-    """Say whether a checkpoint's configuration has a vision tower."""
-    return "vision_config" in json.loads((model / "config.json").read_text(encoding="utf-8"))
+    """Say whether a checkpoint's configuration has a vision tower.
+
+    Raises ServeError if it cannot be read.
+    """
+    path = model / "config.json"
+    text = read_text(path, ServeError, "Mend it, or download it again.")
+    try:
+        return "vision_config" in json.loads(text)
+    except ValueError as error:
+        raise ServeError(f"{path} is not JSON: {error}.", hint="Mend it, or download it again.") from None
 
 
 def media_environment(folder: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from unidiff.errors import UnidiffParseError
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import FIELDS, FORWARDED, Patch, deletes, modes_of, renames, source_of, target_of
 from overlay_tools.subprocesses import git
+from overlay_tools.user_files import decode
 
 HINT = "patches/README.md says what a patch must look like."
 _FILE_HEAD = re.compile(
@@ -43,9 +44,9 @@ def load_patch(path: Path, hook: str) -> Patch:
     """
     try:
         data = path.read_bytes()
-        text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PatchError(f"{path}: {error}.", hint=HINT) from None
+    except OSError as error:
+        raise PatchError(f"{path}: {error.strerror}.", hint=HINT) from None
+    text = decode(data, path, PatchError)
     found = re.search(r"^(diff --git |--- |GIT binary patch)", text, re.MULTILINE)
     if found is None:
         raise PatchError(f"{path}: there is no diff in it.", hint=HINT)

@@ -12,6 +12,7 @@ from overlay_tools.checkout import is_scratch, own_paths
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import README, Hook, Patch
 from overlay_tools.patches.patch_file import HINT, load_patch
+from overlay_tools.user_files import read_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +30,7 @@ def load_series(folder: Path) -> tuple[Hook, ...]:
     Raises PatchError with every fault found: of headers, diffs, paths and of files that are unlisted or absent.
     """
     series = folder / "series"
-    try:
-        text = series.read_text(encoding="utf-8")
-    except OSError as error:
-        raise PatchError(f"{series}: {error.strerror}.", hint="List the hooks there, one a line.") from None
+    text = read_text(series, PatchError, "List the hooks there, one a line.")
     entries, faults = _parse_series(series, text)
     hooks = []
     for entry in entries:

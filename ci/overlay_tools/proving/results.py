@@ -10,6 +10,7 @@ from typing import Any
 
 from overlay_tools.errors import OverlayError
 from overlay_tools.subprocesses import git
+from overlay_tools.user_files import read_text, write_whole
 
 _TYPES = {"str": str, "int": int, "float": float, "Sequence[str]": list, "Mapping[str, str]": dict}
 _MEND = "Restore the file from git; `nox -s matrix` writes it."
@@ -54,7 +55,7 @@ def load_results(path: Path) -> Results:
     if not path.exists():
         return {}
     try:
-        results = [_result(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        results = [_result(row) for row in json.loads(read_text(path, hint=_MEND))]
     except (OSError, ValueError, TypeError) as error:
         why = getattr(error, "strerror", None) or error
         raise OverlayError(f"{path} cannot be read as results: {why}.", hint=_MEND) from None
@@ -77,9 +78,7 @@ def save_results(path: Path, results: Iterable[Result]) -> None:
     rows = [asdict(result) for result in sorted(results, key=lambda result: (result.release, result.stage))]
     # A line for each field: short enough to read, and to compare in git.
     texts = [",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in row.items()) for row in rows]
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("[\n" + ",\n".join(f" {{\n{text}\n }}" for text in texts) + "\n]\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, ("[\n" + ",\n".join(f" {{\n{text}\n }}" for text in texts) + "\n]\n").encode())
 
 
 def _result(row: Any) -> Result:  # noqa: ANN401  # whatever JSON holds

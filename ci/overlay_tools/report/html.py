@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from urllib.parse import quote
@@ -11,8 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from overlay_tools.errors import OverlayError
 from overlay_tools.report.model import State, Status
+from overlay_tools.user_files import hint_of, write_whole
 
 _FOLDER = Path(__file__).parent
+_ELSEWHERE = "Name a file to write with --html."
 _LEGEND = {
     State.GREEN: "holds for what this checkout builds",
     State.OPEN: "open: not run, run in part, or run before what it runs on changed",
@@ -26,19 +27,29 @@ def write_page(status: Status, path: Path) -> None:
 
     Raises OverlayError if the file cannot be written.
     """
-    page = render_page(status).encode("utf-8", "backslashreplace")
-    part = path.parent / f".{path.name}.{os.getpid()}.part"  # another command may write the same page
+    check_place(path)
+    data = render_page(status).encode("utf-8", "backslashreplace")
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise OverlayError(f"{path}: {error.strerror}.", hint=hint_of(error)) from None
+
+
+def check_place(path: Path) -> None:
+    """Make the folder that the page is to be in.
+
+    Raises OverlayError if the page cannot be written there, as far as can be seen before it is.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(page)
-        part.replace(path)
     except (FileExistsError, NotADirectoryError):
         what = f"{path} cannot be written: {path.parent} is not a folder."
         raise OverlayError(what, hint="Remove that file, or name another place with --html.") from None
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise OverlayError(f"{path}: {error.strerror}.", hint="Name a file to write with --html.") from None
+        raise OverlayError(f"{error.filename}: {error.strerror}.", hint=_ELSEWHERE) from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        why = "it is a folder" if path.is_dir() else f"{path.parent} is not yours to write to"
+        raise OverlayError(f"{path} cannot be written: {why}.", hint=_ELSEWHERE)
 
 
 def render_page(status: Status) -> str:

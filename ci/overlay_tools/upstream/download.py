@@ -17,6 +17,9 @@ from overlay_tools.archive.record import PROVING, proves
 from overlay_tools.errors import FetchError, ToolError, WheelError
 from overlay_tools.upstream.installers import pip_download
 from overlay_tools.upstream.lockfile import LockedWheel, Release
+from overlay_tools.user_files import naming
+
+_MOVE = "SGLANG_OVERLAY_CACHE names another folder for it."
 
 
 def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
@@ -31,21 +34,42 @@ def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
         _check_members(wheel.file, cache / wheel.sha256)
         return wheel.file
     path = cache / wheel.sha256 / wheel.name
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / ".lock"):  # another command may fetch it now, or may have been killed at it
-            part = path.parent / ".part"
-            shutil.rmtree(part, ignore_errors=True)
-            if not path.exists():
-                part.mkdir()
-                try:
-                    _download(release, wheel, part)
-                    (part / wheel.name).replace(path)
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
+    if not _is_there(path):
+        _fill(path, release, wheel, cache)
     check(path, wheel, f"Delete {path} and run this again to fetch it anew.")
     _check_members(path, cache / wheel.sha256)
     return path
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise FetchError(f"The cache of base wheels cannot be used: {path}: {error.strerror}.", hint=_MOVE) from None
+    return True
+
+
+def _fill(path: Path, release: Release, wheel: LockedWheel, cache: Path) -> None:
+    """Put a base wheel into the cache, whole or not at all."""
+    part = path.parent / ".part"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / ".lock"):  # another command may fetch it now, or may have been killed at it
+            shutil.rmtree(part, ignore_errors=True)
+            if path.exists():
+                return
+            try:
+                with naming(cache):
+                    part.mkdir()
+                    _download(release, wheel, part)
+                    (part / wheel.name).replace(path)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        what = f"The cache of base wheels cannot be used: {error.filename or cache}: {error.strerror}."
+        raise FetchError(what, hint=_MOVE) from None
 
 
 def check(path: Path, wheel: LockedWheel, hint: str = "") -> None:

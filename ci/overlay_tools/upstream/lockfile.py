@@ -18,6 +18,7 @@ from packaging.version import InvalidVersion, Version
 
 from overlay_tools.errors import LockError
 from overlay_tools.upstream.index_url import fault_of_index
+from overlay_tools.user_files import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -117,12 +118,10 @@ def load_lock(path: Path, root: Path | None = None) -> Lock:
     Returns the releases by version, oldest first.
     Raises LockError with every fault and its line; an unknown key is a fault too.
     """
+    text = read_text(path, LockError, REWRITE)
     try:
-        text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text)
-    except OSError as error:
-        raise LockError(f"{path}: {error.strerror}.", hint=REWRITE) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise LockError(f"{path}: {error}.", hint=REWRITE) from None
     return _LockReader(path, text, root or path.parent).read(data)
 

@@ -5,11 +5,10 @@ Each build first plans every member of its wheel, and then writes the wheel once
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
@@ -31,10 +30,12 @@ from overlay_tools.wheels.manifest import (
     describe_patches,
     tree_hash,
 )
+from overlay_tools.wheels.origins import check_folders, origins_of
 from overlay_tools.wheels.overlay_files import compile_all, read_file, read_package
 from overlay_tools.wheels.plan import PlannedMember, complete, copied_members, new_members, record_entries
+from overlay_tools.wheels.provenance import Subject, describe_build, make_statement
+from overlay_tools.wheels.version_files import VERSION_FILE, metadata_of, version_module
 
-_VERSION_FILE = "sglang/_version.py"
 _KERNEL_METADATA = """\
 Summary: CPU reference kernels for SGLang, in plain PyTorch
 Requires-Dist: torch
@@ -93,11 +94,11 @@ def build_sglang(
         applied = apply_series(patches, base.get, f"sglang {release.version}")
         patched = {name: data for name, data in applied.items() if data is not None}
         removed = sorted(applied.keys() - patched.keys())
-        origins = {**_origins(project, release.version, applied, added, base), _VERSION_FILE: "version"}
-        _check_folders(patched.keys() | added.keys(), base.members.keys() - removed, base.path)
+        origins = {**origins_of(project, release.version, applied, added, base), VERSION_FILE: "version"}
+        check_folders(patched.keys() | added.keys(), base.members.keys() - removed, base.path)
         compile_all({**patched, **added})
-        changed = {**patched, **added, _VERSION_FILE: _version_module(base, release.version, version)}
-        description, dependencies = change_requirements(project, release, _metadata(base, release.version, version))
+        changed = {**patched, **added, VERSION_FILE: version_module(base, release.version, version)}
+        description, dependencies = change_requirements(project, release, metadata_of(base, release.version, version))
         files = describe_files(changed, origins)
         metadata = {
             f"{dist_info}/METADATA": description,
@@ -117,7 +118,10 @@ def build_sglang(
             modes=describe_modes(patched, {name for name in patched if is_executable(base.get(name) or b"")}),
         )
         name = f"sglang-{version}-{'-'.join(wheel.name.removesuffix('.whl').split('-')[2:])}.whl"
-        path, size, sha256 = write_wheel(project, name, complete(members, dist_info, manifest), base)
+        provenance = describe_build(
+            project, "sglang", name, added, release=release.version, base=wheel, patches=patches
+        )
+        path, size, sha256 = _write(project, name, complete(members, dist_info, manifest), provenance, base)
     return BuiltWheel(
         path=path,
         size=size,
@@ -142,16 +146,34 @@ def build_kernel(project: Project, release: Release) -> BuiltWheel:
     compile_all(content)
     release = with_own_kernel(project, release)
     version = f"{release.kernel_version}+cpu.{project.revision}"
-    return build_own(project, release.kernel.name, version, content, _KERNEL_METADATA, {})
+    return build_own(
+        project,
+        release.kernel.name,
+        version,
+        content,
+        _KERNEL_METADATA,
+        {},
+        overlay=content,
+        release=release.version,
+    )
 
 
 def build_own(
-    project: Project, name: str, version: str, content: Mapping[str, bytes], metadata: str, beside: Mapping[str, bytes]
+    project: Project,
+    name: str,
+    version: str,
+    content: Mapping[str, bytes],
+    metadata: str,
+    beside: Mapping[str, bytes],
+    *,
+    overlay: Mapping[str, bytes],
+    release: str = "",
 ) -> BuiltWheel:
     """Build a wheel that holds only files of this project, for every Python and machine.
 
     Parameters: `content`, its files; `metadata`, lines of METADATA beside those that every wheel has; `beside`, more
-    files of its .dist-info.
+    files of its .dist-info; `overlay`, the files of overlay/ that its own are made of; `release`, the one that it is
+    for, "" if it is for several.
     """
     started = time.perf_counter()
     stem = f"{canonicalize_name(name).replace('-', '_')}-{version}"
@@ -178,7 +200,9 @@ def build_own(
         files=described,
         tree=tree_hash(record_entries(members), dist_info),
     )
-    path, size, sha256 = write_wheel(project, f"{stem}-py3-none-any.whl", complete(members, dist_info, manifest))
+    file = f"{stem}-py3-none-any.whl"
+    provenance = describe_build(project, name, file, overlay, release=release)
+    path, size, sha256 = _write(project, file, complete(members, dist_info, manifest), provenance)
     return BuiltWheel(
         path=path,
         size=size,
@@ -188,6 +212,19 @@ def build_own(
         added=sorted(content),
         seconds=time.perf_counter() - started,
     )
+
+
+def _write(
+    project: Project,
+    name: str,
+    members: Sequence[PlannedMember],
+    provenance: Mapping[str, object],
+    base: WheelReader | None = None,
+) -> tuple[Path, int, str]:
+    def describe(sha256: str) -> bytes:
+        return make_statement(provenance, Subject(name=name, sha256=sha256))
+
+    return write_wheel(project, name, members, describe, base)
 
 
 def _bill(
@@ -203,55 +240,6 @@ def _bill(
     return describe_wheel(name, version, base=base, patches=patches, files=files, metadata=metadata)
 
 
-def _origins(
-    project: Project, version: str, patched: Mapping[str, bytes | None], added: Mapping[str, bytes], base: WheelReader
-) -> dict[str, str]:
-    """Return where each patched or added file comes from, as the manifest says it.
-
-    Raises BuildError if a file of the overlay is in the way of upstream's, or of a patch, or a patch changes what the
-    build writes itself.
-    """
-    upstream = added.keys() & base.members.keys()
-    faults = [f"overlay/{name} is also changed by a patch." for name in sorted(added.keys() & patched.keys())]
-    faults += [f"overlay/{name} exists upstream." for name in sorted(upstream - project.replaces - patched.keys())]
-    faults += [
-        f"overlay/{name} is listed in `replaces`, but there is no such file."
-        for name in sorted(project.replaced(version) - added.keys())
-    ]
-    if _VERSION_FILE in patched:
-        raise BuildError(f"A hook changes {_VERSION_FILE}, which each build writes.", hint="Take that out of the hook.")
-    if _VERSION_FILE in added:
-        raise BuildError(
-            f"overlay/{_VERSION_FILE}: each build writes this file itself.", hint="Take it out of overlay/."
-        )
-    if faults:
-        raise BuildError(
-            *faults,
-            hint="Choose another name, list a file that is meant to replace upstream's in `replaces` of"
-            " [tool.sglang-overlay] in pyproject.toml, or limit it to other releases in [tool.sglang-overlay.files].",
-        )
-    origins = {name: "patched" if name in base.members else "renamed" for name in patched}
-    return origins | {name: "replaced" if name in upstream else "added" for name in added}
-
-
-def _check_folders(changed: Set[str], kept: Set[str], base: Path) -> None:
-    """Raise BuildError if a file would have the name of a folder.
-
-    Parameters: `changed`, the paths of new and changed files; `kept`, those of what the base wheel has besides.
-    """
-    files = {name for name in kept if not name.endswith("/")} | changed
-    faults = [
-        f"{name} would lie in {parent}, which is a file."
-        for name in sorted(changed)
-        for parent in map(str, PurePosixPath(name).parents)
-        if parent in files
-    ]
-    folders = {str(parent) for name in kept if not name.endswith("/") for parent in PurePosixPath(name).parents}
-    faults += [f"{name} would be a file, and is a folder of {base.name}." for name in sorted(changed & folders)]
-    if faults:
-        raise BuildError(*faults, hint="Choose another name for what the overlay or a hook adds.")
-
-
 def _kept(base: WheelReader, dist_info: str, changed: Set[str]) -> list[PlannedMember]:
     """Plan copies of what upstream's wheel keeps: all but its changed and removed files, METADATA and RECORD."""
     made_anew = {*changed, f"{base.dist_info}/METADATA", f"{base.dist_info}/RECORD"}
@@ -264,31 +252,3 @@ def _kept(base: WheelReader, dist_info: str, changed: Set[str]) -> list[PlannedM
             if name not in made_anew
         },
     )
-
-
-def _version_module(base: WheelReader, old: str, new: str) -> bytes:
-    """Return sglang/_version.py, as setuptools-scm writes it, with the new version in place of the old one."""
-    text = base.read(_VERSION_FILE).decode("utf-8")
-    text, strings = re.subn(rf"(?m)^(__version__ = version = )'{re.escape(old)}'$", rf"\1'{new}'", text)
-    local, of_base = new.partition("+")[2], old.partition("+")[2]
-    last = f", '{re.escape(of_base)}'" if of_base else ""
-    text, tuples = re.subn(rf"(?m)^(__version_tuple__ = version_tuple = \(.*){last}\)$", rf"\1, '{local}')", text)
-    if strings != 1 or tuples != 1:
-        raise BuildError(
-            f"{_VERSION_FILE} of {base.path} does not give its version in the form that this tool knows.",
-            hint="Teach `_version_module` in wheels/builder.py the new form.",
-        )
-    return text.encode("utf-8")
-
-
-def _metadata(base: WheelReader, old: str, new: str) -> bytes:
-    """Return METADATA with the new version in place of the old one."""
-    head, separator, body = base.read(f"{base.dist_info}/METADATA").partition(b"\n\n")
-    head, count = re.subn(
-        rb"(?m)^Version: " + re.escape(old.encode()) + rb"(?=\r?$)", b"Version: " + new.encode(), head
-    )
-    if count != 1:
-        raise BuildError(
-            f"METADATA of {base.path} does not give {old} as its version.", hint="Lock the release's own wheel."
-        )
-    return head + separator + body

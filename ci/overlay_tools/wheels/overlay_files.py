@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -36,6 +37,9 @@ def read_package(project: Project, package: str, version: str | None) -> dict[st
         raise BuildError(*(f"{path} is a symbolic link." for path in linked), hint="Put the file itself there.")
     if left := [path for path in paths if path.suffix in _LEFT_BY_MERGES]:
         raise BuildError(*(f"{path} was left by a merge or a patch." for path in left), hint="Settle and remove it.")
+    if unnamed := [os.fspath(path) for path in paths if not _is_utf8(path.name)]:
+        shown = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in unnamed)
+        raise BuildError(*(f"{name}: its name is not UTF-8." for name in shown), hint="Rename the file.")
     _check_patterns(project)
     files = {path.relative_to(overlay).as_posix(): path for path in paths if path.is_file()}
     if odd := [f"overlay/{name}" for name in files if not can_carry(name)]:
@@ -136,6 +140,10 @@ def _syntax_fault(name: str, data: bytes) -> str:
     except (SyntaxError, ValueError) as error:
         return f"{name}:{getattr(error, 'lineno', None) or 1}: {error}."
     return ""
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\udc80" <= letter <= "\udcff" for letter in name)  # what stands for other bytes in a path
 
 
 def _belongs(path: Path) -> bool:

@@ -44,6 +44,7 @@ def build_plugin(project: Project) -> BuiltWheel:
     check_ranges(project, lock)
     content = read_package(project, PACKAGE, None)
     files = _files(project)
+    overlay = {**content, **files}
     moved = _moved(project, files)
     places = [*content, *moved.values()]
     if taken := sorted({name for name in places if places.count(name) > 1}):
@@ -63,6 +64,7 @@ def build_plugin(project: Project) -> BuiltWheel:
         {**content, f"{PACKAGE}.pth": _STARTUP.encode()},
         _METADATA.format(keywords=",".join(f"sglang=={version}" for version in project.plugin)),
         {"entry_points.txt": _ENTRY_POINTS.encode()},
+        overlay=overlay,
     )
     return replace(built, left_out=sorted(read_package(project, "sglang", None).keys() - files.keys()))
 

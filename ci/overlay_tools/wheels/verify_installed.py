@@ -90,7 +90,7 @@ def _verify(where: str, chosen: Mapping[str, Installed], path: SearchPath | None
     if path:
         _check_imports(compared, path)
     names = {"sglang": "no sglang", "sgl_kernel": "no kernels", "sglang_overlay_plugin": "no plugin"}
-    remarks = [text for package, text in names.items() if package not in chosen]
+    remarks = [f"{where} has {text}" for package, text in names.items() if package not in chosen]
     remarks += [f"{one.where} is upstream's: not compared" for one in chosen.values() if one not in compared]
     return Found(verified=[_compare(one) for one in compared], remarks=remarks)
 

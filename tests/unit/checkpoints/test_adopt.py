@@ -273,7 +273,7 @@ SIGMOID = ("scoring_func=sigmoid",)
     [
         (remove("config.json"), (), r"snap shot is not a checkpoint: it has no config\.json"),
         (write("config.json", b"{"), (), r"config\.json is not JSON"),
-        (write("config.json", b"\xff"), (), r"config\.json is not JSON"),
+        (write("config.json", b"{\n\xff"), (), r"config\.json:2: byte 0xff is not UTF-8"),
         (write("config.json", b"[]"), (), r"config\.json must hold a JSON object"),
         (change_config(architectures=["LlamaForCausalLM"]), (), r'architectures must be \["Qwen3Next.*not \["Llama'),
         (change_config(model_type=None), (), r'config\.json: model_type must be "qwen3_next", not null'),
@@ -393,7 +393,7 @@ def test_a_write_that_fails_leaves_nothing(mini_stock: Checkpoints, monkeypatch:
 
     monkeypatch.setattr(Path, "write_bytes", full)
     stock = read_stock(mini_stock.stock)
-    with pytest.raises(AdoptError, match=r"^No space left on device\.$"):
+    with pytest.raises(AdoptError, match=r"out/ext/config\.json: No space left on device\.$"):
         adopt(stock, mini_stock.out, ADAPTER, OVERLAY)
     assert names(mini_stock.out.parent) == []
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
+from pathlib import Path
+
 import pytest
 from overlay_tools import cli
 
@@ -24,9 +27,9 @@ def test_build_prints_one_summary_a_wheel(mini_here: Miniature, capsys: pytest.C
 def test_build_takes_releases_or_all(mini_here: Miniature) -> None:
     dist = mini_here.root / "dist"
     assert cli.main(["build", "1.1", *HERE]) == 0
-    assert [path.name[:10] for path in dist.glob("sglang-*")] == ["sglang-1.1"]
+    assert [path.name[:10] for path in dist.glob("sglang-*.whl")] == ["sglang-1.1"]
     assert cli.main(["build", "--all", *HERE]) == 0
-    assert sorted(path.name[:10] for path in dist.glob("sglang-*")) == ["sglang-1.0", "sglang-1.1"]
+    assert sorted(path.name[:10] for path in dist.glob("sglang-*.whl")) == ["sglang-1.0", "sglang-1.1"]
 
 
 def test_build_does_not_take_releases_and_all(mini_here: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,6 +74,25 @@ def test_verify_says_what_differs_and_fails(mini_here: Miniature, capsys: pytest
     said = capsys.readouterr()
     assert "differs: sglang/models/ours.py" in said.out
     assert "sglang 1.0+overlay.3 is not as it was built." in said.err
+
+
+def test_verify_shows_what_is_in_a_folder_and_what_is_not(
+    mini_here: Miniature, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(mini_here.build().path) as wheel:
+        wheel.extractall(tmp_path / "first")
+        wheel.extractall(tmp_path / "second")
+    (tmp_path / "second/sglang/native.so").chmod(0o644)
+    (tmp_path / "second/sglang/more.py").touch()
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    assert cli.main(["verify", "--path", folders[0]]) == 0
+    said = capsys.readouterr()
+    assert f"sglang 1.0+overlay.3 in {folders[0]}: 15 files, no differences" in said.out
+    assert f"{folders[0]} has no plugin" in said.out
+    assert cli.main(["verify", *(word for folder in folders for word in ("--path", folder))]) == 1
+    said = capsys.readouterr()
+    assert f"sglang 1.0+overlay.3 in {folders[1]}: 15 files, 1 differences\n  foreign: sglang/more.py\n" in said.out
+    assert said.err.startswith("error: sglang 1.0+overlay.3 is not as it was built.\n")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def test_what_needs_no_gpu_runs_with_the_cpu_s_settings(
 ) -> None:
     python = program(mini_here.root / "python", 'echo "$@; engine: $SGLANG_USE_CPU_ENGINE"')
     monkeypatch.setattr(shared, "engine_environment", lambda *arguments, **options: nullcontext(python))
+    (Path.cwd() / "tests" / "engine").mkdir(parents=True)
     assert cli.main(["test-engine", "1.0", "--verbose", "--", "-k", "parity", "tests/engine"]) == 0
     said = capfd.readouterr()
     assert "-m pytest -W default -k parity tests/engine; engine: 1" in said.out

@@ -114,6 +114,7 @@ def test_on_a_gpu_the_engine_is_tested_with_upstream_s_kernels(machine: Machine)
     assert ran["installed"]["sglang-kernel"] == "0.4"
     assert "flash-linear-attention" in ran["installed"]
     assert "SGLANG_USE_CPU_ENGINE" not in ran["environment"]
+    machine.mini.write("tests/gpu/test_graphs.py", "")
     again = machine.run("a GPU", "test-engine", "--gpu", "1.0", "--", "tests/gpu/test_graphs.py", "-x")
     assert again.returncode == 0, again.stderr
     assert machine.record()["arguments"] == ["-W", "default", "tests/gpu/test_graphs.py", "-x"]

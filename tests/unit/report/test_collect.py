@@ -362,4 +362,4 @@ def test_check_fails_where_anything_is_not_green(inside: Miniature, capsys: pyte
 
 def test_a_page_that_cannot_be_written_is_one_error(inside: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", "--html", "overlay"]) == 1
-    assert "error: overlay: Is a directory." in capsys.readouterr().err
+    assert "error: overlay cannot be written: it is a folder." in capsys.readouterr().err

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from overlay_tools.errors import BuildError, FetchError, OverlayError, PatchError, WheelError
 from overlay_tools.wheels.builder import build_kernel
+from overlay_tools.wheels.provenance import statement_of
 from overlay_tools.wheels.verify import verify_wheel
 
 from unit.conftest import LOADER, PATCH, TAG, Miniature, make_miniature, upstream_files, write_wheel
@@ -23,8 +24,10 @@ NAME = f"sglang-1.0+overlay.3-{TAG}.whl"
 
 
 def dist_of(mini: Miniature) -> list[str]:
+    """Return what is in dist/, but for the statement beside each wheel."""
     dist = mini.root / "dist"
-    return sorted(path.name for path in dist.iterdir()) if dist.exists() else []
+    names = sorted(path.name for path in dist.iterdir()) if dist.exists() else []
+    return [name for name in names if name not in {statement_of(Path(wheel)).name for wheel in names}]
 
 
 def refused(mini: Miniature, kind: type[OverlayError]) -> str:

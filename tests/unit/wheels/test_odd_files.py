@@ -77,8 +77,8 @@ def test_whatever_the_names_and_contents_are_a_build_is_accepted_or_refused(mini
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     built = refused = 0
-    for number in range(150):
-        parts = ["".join(chance.choices(PARTS, k=chance.randint(1, 6))).strip(".~#") or "x" for _ in range(2)]
+    for number in range(60):
+        parts = ["".join(chance.choices(PARTS, k=chance.randint(1, 3))).strip(".~#") or "x" for _ in range(2)]
         path = add(mini, "/".join([f"odd{number}", *parts]), chance.randbytes(chance.choice([0, 1, 300])))
         path.chmod(chance.choice([0o644, 0o755, 0o600]))
         if all(part.isprintable() and not set(part) & {"\\", ":"} for part in parts):
@@ -89,7 +89,7 @@ def test_whatever_the_names_and_contents_are_a_build_is_accepted_or_refused(mini
                 mini.build()
             path.unlink()
             refused += 1
-    assert min(built, refused) > 10, seed
+    assert min(built, refused) > 5, seed
 
 
 def test_a_file_that_equals_upstreams_is_accepted(mini: Miniature) -> None:

@@ -1,0 +1,97 @@
+"""Files of a person's, read as text and written: each error names the file, and the line if there is one."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from overlay_tools.errors import OverlayError
+
+_HINTS = {
+    errno.ENOSPC: "Make room on its disk, then run this again.",
+    errno.EFBIG: "The file system, or a limit of this shell (`ulimit -f`), takes none of that size.",
+    errno.EDQUOT: "Make room on its disk, then run this again.",
+    errno.EROFS: "Run this where it can write.",
+    errno.EACCES: "Give yourself access to it, or run this as its owner.",
+    errno.EPERM: "Give yourself access to it, or run this as its owner.",
+    errno.EEXIST: "A folder belongs there: remove that file, or give it another name.",
+    errno.ENOTDIR: "One of its folders is a file: remove that file, or give it another name.",
+    errno.EISDIR: "A file belongs there: remove that folder, or give it another name.",
+    errno.ELOOP: "It is a link to itself: restore the file.",
+}
+
+
+def read_text(path: Path, kind: type[OverlayError] = OverlayError, hint: str = "") -> str:
+    """Return the text of a file, its line ends made alike.
+
+    Raises an error of `kind` if it cannot be read, or is not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise kind(f"{path}: {error.strerror}.", hint=hint or hint_of(error)) from None
+    return decode(data, path, kind).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decode(data: bytes, path: Path | str, kind: type[OverlayError] = OverlayError) -> str:
+    """Return the text of a file that has been read.
+
+    Raises an error of `kind`, with the line, if it is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise kind(
+            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8.",
+            hint="Save the file as UTF-8; `iconv -f latin1 -t utf-8` converts what is in Latin-1.",
+        ) from None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError say which file it is about: the system does not where a write fails, as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises OSError, which names it.
+    """
+    part = part_of(path)
+    try:
+        with naming(path):
+            part.write_bytes(data)
+            part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def part_of(path: Path) -> Path:
+    """Return the name that a file has until it is whole."""
+    return path.with_name(f".{path.name}.part")
+
+
+def describe(error: OSError | UnicodeError) -> OverlayError:
+    """Return what to tell a person of an error that nothing else has dealt with."""
+    if isinstance(error, UnicodeError):
+        return OverlayError(f"A text cannot be read or written: {error}.", hint=hint_of(error))
+    what = (error.strerror or str(error)).rstrip(".")
+    return OverlayError(f"{error.filename}: {what}." if error.filename else f"{what}.", hint=hint_of(error))
+
+
+def hint_of(error: OSError | UnicodeError) -> str:
+    """Return the next step after an error of the system."""
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+        return "Set TMPDIR to a folder that you can write to."
+    known = _HINTS.get(error.errno or 0) if isinstance(error, OSError) else None
+    return known or "Run this again with --verbose to see where that was."
