@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,33 +46,53 @@ def open_environment(
         else str(python)
     )
     content = {"wheels": [_sha256(wheel) for wheel in wheels], "extras": [*extras], "left out": [*left_out]}
+    waiting = _Waiting()
     while True:
-        with _held(lock, lock.acquire_read, f"makes {folder}"):
-            if _is_current(folder, source, content):
+        with _held(lock, lock.acquire_read) as held:
+            if held and _is_current(folder, source, content):
                 yield folder / "bin" / "python"
                 return
-        with _held(lock, lock.acquire_write, f"runs from {folder}, which has to change"):
-            if not _is_current(folder, source, content):
+        if not held:
+            waiting.go_on(f"makes {folder}")
+            continue
+        with _held(lock, lock.acquire_write) as held:
+            if held and not _is_current(folder, source, content):
                 _make(folder, source, wheels, content)
+        if not held:  # who held it may have made the very same: look again before the next attempt
+            waiting.go_on(f"runs from {folder}, which has to change")
 
 
 @contextmanager
-def _held(lock: ReadWriteLock, acquire: Callable[[float], object], what: str) -> Iterator[None]:
+def _held(lock: ReadWriteLock, acquire: Callable[[float], object]) -> Iterator[bool]:
+    """Hold a lock, or tell that others hold it."""
     try:
         acquire(1)
     except Timeout:
-        console.line(f"Another command {what}: waiting for it to end.")
-        try:
-            acquire(_PATIENCE)
-        except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+class _Waiting:
+    """Says what a command waits for, and how long it does."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._said: set[str] = set()
+
+    def go_on(self, what: str) -> None:
+        """Say what another command does. Raises OverlayError if this one has waited long enough."""
+        if what not in self._said:
+            self._said.add(what)
+            console.line(f"Another command {what}: waiting for it to end.")
+        if time.monotonic() - self._since > _PATIENCE:
             raise OverlayError(
                 f"After {_PATIENCE:.0f} seconds, another command still {what}.",
                 hint="Wait for it, or end it: `serve --keep` runs until Ctrl-C.",
-            ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+            )
 
 
 def _make(folder: Path, source: str, wheels: Sequence[Path], content: Mapping[str, Sequence[str]]) -> None:
