@@ -26,8 +26,12 @@ _SCRATCH = (".*", "*~", "#*#", "__pycache__")
 
 
 def own_paths(folder: Path) -> list[Path]:
-    """Return what lies in a folder of the checkout, at any depth, sorted, but for what is hidden or an editor's."""
-    return [path for path in sorted(folder.rglob("*")) if not is_scratch(path.relative_to(folder))]
+    """Return what lies in a folder of the checkout, at any depth, sorted, but for what is hidden or an editor's.
+
+    Of a file, return that.
+    """
+    found = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    return [path for path in found if not is_scratch(path.relative_to(folder))]
 
 
 def is_scratch(path: PurePath) -> bool:

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pkgutil import resolve_name
 
-from sglang_overlay_plugin import attach
+import sglang_overlay_plugin_start as start
+
+ENTRY_POINTS = "sglang.srt.plugins"
+REPLACED = ("get_model_architecture", "import_processors")  # functions of upstream's that ours take the place of
 
 
 class Doctor:
@@ -30,8 +33,10 @@ class Doctor:
         """Print `what` as good if the block ends, or with the reason if it raises."""
         try:
             yield
-        except (Exception, SystemExit) as error:
-            self.say(False, f"{what}: {type(error).__name__}: {error}")
+        except SystemExit as error:
+            self.say(False, f"{what}: {error}")
+        except Exception as error:
+            self.say(False, f"{what}: {start.describe(error)}")
         else:
             self.say(True, what)
 
@@ -40,41 +45,46 @@ def doctor() -> bool:
     """Print what was found, each hook and each registration and whether it took; give whether all did."""
     found = Doctor()
     with found.finding("this plugin and the installed sglang"):
-        own, (version, folder) = attach.own_distribution(), attach.upstream()
-        print(f"       {attach.DISTRIBUTION} {own.version}, proven on sglang {', '.join(attach.proven_releases())}")
+        from sglang_overlay_plugin import attach, checks
+
+        own = checks.own_distribution()
+        print(f"       {start.DISTRIBUTION} {own.version}, proven on sglang {', '.join(checks.proven_releases())}")
+        version, folder = checks.upstream()
         print(f"       sglang {version} in {folder}")
-        attach.check()
+        checks.check()
     if not found.healthy:
         return False
     _say_how_it_is_loaded(found)
     with found.finding("registration in this process"):
-        attach.register()
-    for name, (place, _) in attach.TARGETS.items():
+        attach.attach()
+    for name, place in checks.PLACES.items():
         with found.finding(f"hook: {name}.{place}"):
             module = importlib.import_module(name)
-            if place in attach.REPLACED and not hasattr(getattr(module, place), "__wrapped__"):
-                raise attach.PluginError("it is upstream's own function")
+            if name in start.refusals:
+                raise start.PluginError(start.refusals[name])
+            if place in REPLACED and not hasattr(getattr(module, place), "__wrapped__"):
+                raise start.PluginError("it is upstream's own function")
     if found.healthy:
         _say_of_models(found)
     return found.healthy
 
 
 def _say_how_it_is_loaded(found: Doctor) -> None:
-    if (name := attach.external_package()) is not None:
-        found.say(True, f"loaded by SGLANG_EXTERNAL_MODEL_PACKAGE={name}")
+    if (name := start.external_package()) is not None:
+        found.say(True, f"SGLANG_EXTERNAL_MODEL_PACKAGE={name}")
+    elif start.left_out():
+        found.say(False, f"SGLANG_PLUGINS={os.environ['SGLANG_PLUGINS']} leaves {start.NAME} out")
+    if start.with_python:
+        found.say(True, f"loaded by {start.NAME}.pth, in each process")
     try:
         from sglang.srt import plugins
     except ImportError:  # before 0.5.11
-        if name is None:
-            found.say(False, f"nothing loads it: set SGLANG_EXTERNAL_MODEL_PACKAGE={attach.PACKAGE}.models")
+        if not start.with_python:
+            found.say(False, f"nothing loads it: install it in site-packages, where Python reads {start.NAME}.pth")
         return
-    wanted = f"{attach.PACKAGE}.attach:serve_plugin"
-    points = entry_points(group=attach.ENTRY_POINTS)
-    there = any(point.value == wanted for point in points)
-    found.say(there, f"entry point in {attach.ENTRY_POINTS}: {', '.join(point.value for point in points) or 'none'}")
-    chosen = os.environ.get("SGLANG_PLUGINS")
-    if chosen and attach.PACKAGE not in [word.strip() for word in chosen.split(",")]:
-        found.say(False, f"SGLANG_PLUGINS={chosen} leaves {attach.PACKAGE} out")
+    points = entry_points(group=ENTRY_POINTS)
+    there = any(point.value == f"{start.NAME}.attach:attach" for point in points)
+    found.say(there, f"entry point in {ENTRY_POINTS}: {', '.join(point.value for point in points) or 'none'}")
     with found.finding("upstream's load_plugins"):
         plugins.load_plugins()
 
@@ -86,6 +96,7 @@ def _say_of_models(found: Doctor) -> None:
     from sglang.srt.models.registry import ModelRegistry
     from transformers import CONFIG_MAPPING
 
+    from sglang_overlay_plugin.attach import UPSTREAMS_PROCESSORS
     from sglang_overlay_plugin.overlay_registry import MODELS
 
     for row in MODELS:
@@ -93,20 +104,20 @@ def _say_of_models(found: Doctor) -> None:
             with found.finding(f"configuration: {row.config}"):
                 config = resolve_name(row.config)
                 if CONFIG_MAPPING[config.model_type] is not config:
-                    raise attach.PluginError(f"model_type {config.model_type} is that of another class")
+                    raise start.PluginError(f"model_type {config.model_type} is that of another class")
         if row.multimodal:
             found.say(row.architecture in multimodal_model_archs, f"multimodal architecture: {row.architecture}")
-            multimodal_processor.import_processors(attach.UPSTREAMS_PROCESSORS)
+            multimodal_processor.import_processors(UPSTREAMS_PROCESSORS)
             taken = {model.__name__ for model in multimodal_processor.PROCESSOR_MAPPING}
             found.say(row.architecture in taken, f"processor of {row.architecture}")
         for reference in filter(None, (row.model, row.draft)):
             with found.finding(f"model: {reference}"):
                 model = resolve_name(reference)
                 if (held := ModelRegistry.models.get(model.__name__)) is not model:
-                    raise attach.PluginError(f"upstream's registry holds {held} under this name")
+                    raise start.PluginError(f"upstream's registry holds {held} under this name")
 
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["doctor"]:
-        sys.exit(f"usage: python -m {attach.PACKAGE} doctor")
+        sys.exit(f"usage: python -m {start.NAME} doctor")
     sys.exit(0 if doctor() else 1)

@@ -65,8 +65,6 @@ RELEASE = Version(version("sglang"))
 # Whether sglang is upstream's own, and the overlay's models are in the plugin beside it.
 PLUGIN = find_spec("sglang_overlay_plugin") is not None
 PACKAGE = "sglang_overlay_plugin" if PLUGIN else "sglang.srt"
-# From 0.5.11 on, upstream finds the plugin by itself.
-FINDS_PLUGIN = Version("0.5.11") <= RELEASE
 
 
 def ours(name: str) -> ModuleType:
@@ -79,8 +77,6 @@ def running_engine(path: Path) -> Iterator[Any]:
     """Run `sglang.Engine` on a checkpoint."""
     import sglang
 
-    if PLUGIN and not FINDS_PLUGIN:
-        importlib.import_module("sglang_overlay_plugin").register()
     engine = sglang.Engine(model_path=str(path), log_level="error", **engine_config.ARGS)
     try:
         yield engine
@@ -93,11 +89,8 @@ def server(
 ) -> Server:
     """Describe a server of a checkpoint, its output in the file `log`, to be started by `with`."""
     flags = engine_config.flags({**engine_config.ARGS, **(arguments or {})})
-    named = {"SGLANG_EXTERNAL_MODEL_PACKAGE": f"{PACKAGE}.models"} if PLUGIN and not FINDS_PLUGIN else {}
     # Left to end by itself, a server takes 4 to 6 seconds, nearly all of them asleep.
-    return Server(
-        Path(sys.executable), path, flags, env={**engine_config.ENV, **named, **(env or {})}, log=log, grace=0
-    )
+    return Server(Path(sys.executable), path, flags, env={**engine_config.ENV, **(env or {})}, log=log, grace=0)
 
 
 EXTRA_BUFFER = {

@@ -10,13 +10,15 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
-from engine.harness import FINDS_PLUGIN, RELEASE, run_first, server
+from engine.harness import RELEASE, run_first, server
 from overlay_tools.errors import ServeError
 from reference.checkpoints import make_checkpoint, make_variant
 
-# What a process runs first where nothing is to load the plugin: neither the entry point nor the variable.
+# What a process runs first where nothing is to load the plugin: neither its line in site-packages nor its entry point.
 NOTHING_LOADS_IT = """
-import importlib.metadata
+import importlib.metadata, sys
+
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "sglang_overlay_plugin_start"]
 
 every = importlib.metadata.entry_points
 def entry_points(**chosen):
@@ -61,9 +63,6 @@ class LlamaLogitShapingForCausalLM(LlamaForCausalLM):
 
 EntryClass = LlamaLogitShapingForCausalLM
 """
-NOT_NAMED = {"SGLANG_EXTERNAL_MODEL_PACKAGE": ""}
-# From 0.5.11 on the entry point loads it; before, the variable, unless a case needs that for something else.
-LOADED = "" if FINDS_PLUGIN else BY_HAND
 
 
 def llama(folder: Path) -> None:
@@ -75,7 +74,7 @@ def qwen(folder: Path) -> None:
 
 
 def nothing_loads_it(folder: Path) -> dict[str, str]:
-    return run_first(NOTHING_LOADS_IT, folder) | NOT_NAMED
+    return run_first(NOTHING_LOADS_IT, folder)
 
 
 def unreadable(folder: Path) -> dict[str, str]:
@@ -125,7 +124,7 @@ def target_renamed(folder: Path) -> dict[str, str]:
 
 
 def spawned_without(folder: Path) -> dict[str, str]:
-    return run_first(NOTHING_LOADS_IT + NOTHING_IS_CARRIED + BY_HAND, folder) | NOT_NAMED
+    return run_first(NOTHING_LOADS_IT + NOTHING_IS_CARRIED + BY_HAND, folder)
 
 
 def anothers_config(folder: Path) -> dict[str, str]:
@@ -136,15 +135,13 @@ def anothers_model(folder: Path) -> dict[str, str]:
     (folder / "anothers").mkdir()
     (folder / "anothers" / "__init__.py").touch()
     (folder / "anothers" / "llama.py").write_text(textwrap.dedent(ANOTHERS_MODEL), encoding="utf-8")
-    return run_first(LOADED, folder) | {"SGLANG_EXTERNAL_MODEL_PACKAGE": "anothers"}
+    return run_first("", folder) | {"SGLANG_EXTERNAL_MODEL_PACKAGE": "anothers"}
 
 
 Fault = Callable[[Path], dict[str, str]]
 # What a server says where the plugin itself is not there to say more.
 UNKNOWN = {llama: "LlamaLogitShapingForCausalLM", qwen: "qwen3_next_ext"}
-NOT_READ = (
-    "is not whole; install it anew: PermissionError" if FINDS_PLUGIN else "Permission denied: 'sglang_overlay_plugin."
-)
+NOT_READ = "is not whole; install it anew: PermissionError"
 CASES: dict[str, tuple[Fault, Callable[[Path], None], str]] = {
     "nothing loads it, llama": (nothing_loads_it, llama, UNKNOWN[llama]),
     "nothing loads it, qwen": (nothing_loads_it, qwen, UNKNOWN[qwen]),

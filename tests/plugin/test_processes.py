@@ -14,10 +14,10 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
-from engine.harness import FINDS_PLUGIN, RELEASE, SAMPLING, Model, assert_answers, post, server
+from engine.harness import RELEASE, SAMPLING, Model, assert_answers, post, server
 from packaging.version import Version
 
-PLUGINS_OFF = {"SGLANG_PLUGINS": "none"} if FINDS_PLUGIN else {"SGLANG_EXTERNAL_MODEL_PACKAGE": ""}
+PLUGINS_OFF = {"SGLANG_PLUGINS": "none"}
 
 
 def test_sglang_is_upstreams_own() -> None:
@@ -44,19 +44,18 @@ def test_a_server_of_more_processes_matches_the_reference_model(
 
 
 def test_the_doctor_finds_nothing_wrong() -> None:
-    environment = {} if FINDS_PLUGIN else {"SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_overlay_plugin.models"}
-    status, said = doctor(environment)
+    status, said = doctor({})
     assert status == 0, said
     assert "FAILED" not in said
     for what in ("LlamaLogitShapingForCausalLM", "Qwen3NextExtConfig", "Qwen3NextExtForCausalLMMTP"):
         assert sum(line.startswith("ok") and line.endswith(what) for line in said.splitlines()) == 1
 
 
-def test_the_doctor_says_that_nothing_loads_the_plugin() -> None:
+def test_the_doctor_says_that_the_plugin_is_left_out() -> None:
     status, said = doctor(PLUGINS_OFF)
     assert status == 1
     (fault,) = (line for line in said.splitlines() if line.startswith("FAILED"))
-    assert ("SGLANG_PLUGINS=none leaves" if FINDS_PLUGIN else "set SGLANG_EXTERNAL_MODEL_PACKAGE=") in fault
+    assert "SGLANG_PLUGINS=none leaves" in fault
 
 
 def doctor(environment: dict[str, str]) -> tuple[int, str]:
@@ -106,6 +105,7 @@ def test_uninstalling_leaves_upstream_as_it_was(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in installed.keys() - before.keys()} == {
         "sglang_overlay_plugin",
         "sglang_overlay_plugin.pth",
+        "sglang_overlay_plugin_start.py",
         f"{plugin.name.partition('-py3')[0]}.dist-info",
     }
     assert {name: installed[name] for name in before} == before

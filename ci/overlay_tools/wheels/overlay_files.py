@@ -12,7 +12,7 @@ from overlay_tools.checkout import is_scratch, own_paths
 from overlay_tools.errors import BuildError
 from overlay_tools.settings import Project
 
-_PACKAGES = ("sglang", "sgl_kernel", "sglang_overlay_plugin")
+_PACKAGES = ("sglang", "sgl_kernel", "sglang_overlay_plugin", "sglang_overlay_plugin_start.py")
 _DOCUMENTS = ("README.md", "CHANGELOG.md")  # beside the packages, for a reader of the repository; in no wheel
 _LEFT_BY_MERGES = (".orig", ".rej")  # by git mergetool and patch
 

@@ -15,18 +15,16 @@ from overlay_tools.wheels.import_rewriter import rewrite
 from overlay_tools.wheels.overlay_files import check_ranges, compile_all, read_package
 
 PACKAGE = "sglang_overlay_plugin"
+_START = f"{PACKAGE}_start"  # beside the package, so that it is there to say what of the package is not
 _UPSTREAM = ("sglang/srt/", "sglang/")
 _METADATA = """\
 Summary: The models of sglang-overlay for an SGLang as it was published
 Keywords: {keywords}
 Requires-Dist: sglang
 """
-_ENTRY_POINTS = f"[sglang.srt.plugins]\n{PACKAGE} = {PACKAGE}.attach:serve_plugin\n"
-# Python runs this line whenever it starts; where the variable is not set, the line does nothing else.
-_STARTUP = (
-    f"import os; os.environ.get('SGLANG_EXTERNAL_MODEL_PACKAGE', '').startswith('{PACKAGE}')"
-    f" and __import__('{PACKAGE}.attach').attach.at_python_start()\n"
-)
+_ENTRY_POINTS = f"[sglang.srt.plugins]\n{PACKAGE} = {PACKAGE}.attach:attach\n"
+# Python runs this line whenever it starts, in every program of the environment: no damage to the file may show there.
+_STARTUP = f"import sys; exec('try:\\n import {_START}\\n {_START}.watch(with_python=True)\\nexcept Exception: pass')\n"
 
 
 def build_plugin(project: Project) -> BuiltWheel:
@@ -42,7 +40,7 @@ def build_plugin(project: Project) -> BuiltWheel:
             hint="It lists the releases that the plugin is proven on, with `nox -s test-plugin-VERSION`: take it out.",
         )
     check_ranges(project, lock)
-    content = read_package(project, PACKAGE, None)
+    content = read_package(project, PACKAGE, None) | read_package(project, f"{_START}.py", None)
     files = _files(project)
     overlay = {**content, **files}
     moved = _moved(project, files)

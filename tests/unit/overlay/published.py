@@ -18,9 +18,7 @@ class ModelConfig:
     "sglang/srt/model_loader/utils.py": """\
 def get_model_architecture(model_config):
     from sglang.srt.models.registry import ModelRegistry
-    for name in (*model_config.hf_config.architectures, "TransformersForCausalLM"):
-        if name in ModelRegistry.models:
-            return ModelRegistry.models[name], name
+    return ModelRegistry.resolve_model_cls([*model_config.hf_config.architectures, "TransformersForCausalLM"])
 """,
     "sglang/srt/model_loader/loader.py": """\
 from sglang.srt.model_loader.utils import get_model_architecture
@@ -56,6 +54,8 @@ class Registry:
             self.models[name] = cls
     def get_supported_archs(self):
         return self.models.keys()
+    def resolve_model_cls(self, architectures):
+        return next((self.models[name], name) for name in architectures if name in self.models)
 ModelRegistry = Registry()
 ModelRegistry.register("sglang.srt.models")
 if external := os.environ.get("SGLANG_EXTERNAL_MODEL_PACKAGE"):
@@ -85,10 +85,13 @@ from sglang.srt.models.base import BaseForCausalLM
 class Processor: models = (BaseForCausalLM,)
 """,
     "sglang/srt/plugins/__init__.py": """\
-import logging
+import logging, os
 from importlib.metadata import entry_points
 def load_plugins():
+    chosen = {word.strip() for word in os.environ.get("SGLANG_PLUGINS", "").split(",") if word.strip()}
     for point in sorted(entry_points(group="sglang.srt.plugins"), key=lambda point: point.name):
+        if chosen and point.name not in chosen:
+            continue
         try:
             point.load()()
         except Exception:
@@ -107,7 +110,36 @@ if __name__ == "__main__":
         pass
     else:
         load_plugins()
+    if sys.argv[1] == "--help":
+        sys.exit(print("usage: launch_server"))
     print(serve(sys.argv[1]))
+""",
+    "sglang/srt/ray/__init__.py": "",
+    # As Ray's own do, its actors start as new Pythons, which import the class by its name and call it.
+    "sglang/srt/ray/engine.py": """\
+import os, pickle, subprocess, sys
+from sglang.srt.ray.scheduler_actor import SchedulerActor
+class Engine:
+    def _launch_subprocesses(self):
+        words = [sys.executable, "-c", "import pickle, sys; pickle.load(sys.stdin.buffer)().run()"]
+        done = subprocess.run(words, input=pickle.dumps(SchedulerActor), stdout=subprocess.PIPE, check=True)
+        return done.stdout.decode()
+class RayEngine(Engine):
+    def start(self):
+        return self._launch_subprocesses()
+""",
+    "sglang/srt/ray/scheduler_actor.py": """\
+import os
+class SchedulerActor:
+    def run(self):
+        from sglang.launch_server import serve
+        print(serve(os.environ["MODEL"]))
+""",
+    # Programs that serve nothing, and still import what the plugin attaches to.
+    "sglang/check_env.py": """\
+import sglang.srt.configs.model_config, sglang.srt.managers.tokenizer_manager, sglang.srt.model_loader.loader
+import sglang.srt.models.registry
+print("checked")
 """,
     "sglang-1.0.dist-info/METADATA": "Metadata-Version: 2.4\nName: sglang\nVersion: 1.0\n",
     "transformers.py": """\

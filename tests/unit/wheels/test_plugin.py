@@ -32,7 +32,8 @@ def make_plugin(mini: Miniature) -> Miniature:
     """Give a project a plugin of its own that is proven on two releases."""
     mini.write("pyproject.toml", (mini.root / "pyproject.toml").read_text().replace("[]\nplugin = []", PROVEN))
     mini.write("overlay/sglang_overlay_plugin/__init__.py", "")
-    mini.write("overlay/sglang_overlay_plugin/attach.py", "def serve_plugin(): pass\n")
+    mini.write("overlay/sglang_overlay_plugin/attach.py", "def attach(): pass\n")
+    mini.write("overlay/sglang_overlay_plugin_start.py", "def watch(with_python): pass\n")
     mini.write(
         "overlay/sglang/srt/models/x.py", "from sglang.srt.configs.c import C\nfrom sglang.srt.models import llama\n"
     )
@@ -56,9 +57,10 @@ def test_the_wheel_is_the_overlay_under_a_name_of_its_own(mini: Miniature) -> No
     files = contents(built.path)
     own = {name: data for name, data in files.items() if not name.startswith(DIST_INFO)}
     assert own.pop("sglang_overlay_plugin.pth").count(b"\n") == 1
+    assert own.pop("sglang_overlay_plugin_start.py") == b"def watch(with_python): pass\n"
     assert own == {
         "sglang_overlay_plugin/__init__.py": b"",
-        "sglang_overlay_plugin/attach.py": b"def serve_plugin(): pass\n",
+        "sglang_overlay_plugin/attach.py": b"def attach(): pass\n",
         "sglang_overlay_plugin/chat/__init__.py": b"",
         "sglang_overlay_plugin/chat/x.jinja": b"{{ 'sglang.srt.models.x' }}\r\n",
         "sglang_overlay_plugin/configs/__init__.py": b"",
@@ -74,7 +76,7 @@ def test_the_wheel_is_the_overlay_under_a_name_of_its_own(mini: Miniature) -> No
     assert metadata["Keywords"] == "sglang==1.0,sglang==1.1"
     assert metadata.get_all("Requires-Dist") == ["sglang"]
     assert files[f"{DIST_INFO}/entry_points.txt"] == (
-        b"[sglang.srt.plugins]\nsglang_overlay_plugin = sglang_overlay_plugin.attach:serve_plugin\n"
+        b"[sglang.srt.plugins]\nsglang_overlay_plugin = sglang_overlay_plugin.attach:attach\n"
     )
     assert verify_wheel(built.path).differences == []
 
