@@ -2,54 +2,88 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from installer.records import RecordEntry
 
+from overlay_tools.archive.layout import LayoutError, Span, find_fault, find_spans
 from overlay_tools.archive.mode import with_mode
+from overlay_tools.archive.names import find_name_faults
 from overlay_tools.archive.record import parse_record
 from overlay_tools.errors import WheelError
 
-_LINK_MODE = 0o120000
 _ANY_X = 0o111  # of a mode: what makes a file executable for anyone, to installers
 _NOT_A_WHEEL = "It is not a wheel, or a damaged one: fetch or build it anew."
+_SHOWN = 10  # of the faults of one wheel
+# Upstream's wheels unpack to 3 to 4 times their size, and no file of theirs to more than 28 times.
+_MOST_TIMES, _ALWAYS_FITS = 100, 1 << 28
+# What zipfile raises for an archive that is damaged where it does not look: a name, a date, an extra field, an offset.
+_DAMAGED = (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, OverflowError, struct.error)
 
 
 class WheelReader:
-    """A wheel, open for reading; any that holds a member that no wheel should have is refused.
+    """A wheel, open for reading; one that two programs could read in two ways is refused.
 
     `members`: what the archive holds, by name, folders too; `dist_info`: the name of its .dist-info folder.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a wheel.
+        """Open a wheel, and compare all that it says of its members; their contents are checked when they are read.
 
-        Raises WheelError if the file is absent, truncated or not a zip archive, or has a member that is a link, would
-        be unpacked outside its folder, appears twice, is encrypted, or is compressed by anything but deflate.
+        Raises WheelError if the file is absent, truncated or not a zip archive; if it holds bytes of no member or a
+        member that is not what the central directory says; or if it has a member that is no plain file or folder, is
+        encrypted, is compressed by anything but deflate, or has a name that `find_name_faults` refuses.
         """
         self.path = path
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._file = path.open("rb")
         except FileNotFoundError:
             raise WheelError(f"There is no file {path}.", hint="`nox -s build` writes wheels to dist/.") from None
-        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise WheelError(f"{path} cannot be read as a wheel: {why}.", hint="Fetch or build it anew.") from None
-        self.members = {info.filename: info for info in self._zip.infolist()}
-        faults = list(_faults(self._zip.infolist()))
-        if faults:
-            self._zip.close()
-            raise WheelError(*(f"{path}: {fault}" for fault in faults), hint="Do not use this wheel.")
-        folders = {name.partition("/")[0] for name in self.members if name.partition("/")[0].endswith(".dist-info")}
+        except OSError as error:
+            raise self._unreadable(error.strerror) from None
+        try:
+            self._open()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self) -> None:
+        try:
+            with zipfile.ZipFile(self._file) as archive:
+                infos = archive.infolist()
+        except _DAMAGED as error:
+            raise self._unreadable(getattr(error, "strerror", None) or error) from None
+        names = [info.orig_filename for info in infos]  # zipfile cuts a name at a NUL byte; an installer may not
+        folders = {top for name in names if (top := name.partition("/")[0]).endswith(".dist-info")}
         if len(folders) != 1:
-            self._zip.close()
-            raise WheelError(f"{path} has {len(folders)} .dist-info folders; a wheel has one.", hint=_NOT_A_WHEEL)
+            raise WheelError(f"{self.path} has {len(folders)} .dist-info folders; a wheel has one.", hint=_NOT_A_WHEEL)
         self.dist_info = folders.pop()
+        faults = list(find_name_faults(names, self.dist_info))
+        if faults := faults or [f"{info.orig_filename} {fault}." for info in infos if (fault := find_fault(info))]:
+            raise self._refused(faults)
+        self.members = dict(zip(names, infos, strict=True))
+        try:
+            self._spans = {span.info.orig_filename: span for span in find_spans(self._file.fileno(), infos)}
+        except (LayoutError, OSError) as error:
+            raise self._refused([f"{error}."]) from None
+        size, unpacked = os.fstat(self._file.fileno()).st_size, sum(info.file_size for info in infos)
+        if unpacked > max(_ALWAYS_FITS, _MOST_TIMES * size):
+            raise self._refused([f"{size:,} bytes would unpack to {unpacked:,}."])
+
+    def _unreadable(self, why: object) -> WheelError:
+        return WheelError(f"{self.path} cannot be read as a wheel: {why}.", hint="Fetch or build it anew.")
+
+    def _refused(self, faults: Sequence[str]) -> WheelError:
+        more = [f"{len(faults) - _SHOWN} more of its members are refused."] if len(faults) > _SHOWN else []
+        return WheelError(
+            *(f"{self.path}: {fault}" for fault in [*faults[:_SHOWN], *more]), hint="Do not use this wheel."
+        )
 
     def __enter__(self) -> WheelReader:
         return self
@@ -57,20 +91,29 @@ class WheelReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._zip.close()
+        self._file.close()
 
     def read(self, name: str) -> bytes:
         """Return the content of a member, an `Executable` if an installer makes the file executable.
 
-        Raises WheelError if the wheel has no member of this name, or its bytes are damaged.
+        Raises WheelError if the wheel has no member of this name, or its bytes are not all of what the wheel says of
+        it, and no more.
         """
+        if name not in self._spans:
+            raise WheelError(f"{self.path} has no {name}.", hint=_NOT_A_WHEEL)
+        info, _, start, end, _ = self._spans[name]
         try:
-            content = self._zip.read(name)
-        except KeyError:
-            raise WheelError(f"{self.path} has no {name}.", hint=_NOT_A_WHEEL) from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
+            content = self.read_bytes(start, end)
+            if info.compress_type == zipfile.ZIP_DEFLATED:
+                deflated = zlib.decompressobj(-zlib.MAX_WBITS)
+                content = deflated.decompress(content, info.file_size + 1)
+                if not deflated.eof or deflated.unused_data:
+                    raise ValueError("its compressed bytes do not end where it does")
+            if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
+                raise ValueError("it has another size or checksum than the wheel says")
+        except (zlib.error, ValueError, OSError) as error:
             raise WheelError(f"{self.path}: {name} is damaged: {error}.", hint="Fetch or build it anew.") from None
-        return with_mode(content, executable=bool(self.members[name].external_attr >> 16 & _ANY_X))
+        return with_mode(content, executable=bool(info.external_attr >> 16 & _ANY_X))
 
     def get(self, name: str) -> bytes | None:
         """Return the content of a member, or None if the wheel has no member of this name.
@@ -87,28 +130,10 @@ class WheelReader:
         name = f"{self.dist_info}/RECORD"
         return parse_record(self.read(name), f"{self.path}: {name}")
 
-    def spans(self) -> Iterator[tuple[zipfile.ZipInfo, int, int]]:
-        """Yield each member, in the order of the archive, with the offsets where it starts and ends.
+    def spans(self) -> Iterator[Span]:
+        """Yield where each member lies, in the order of the archive."""
+        yield from self._spans.values()
 
-        A member ends where the next one starts, so a data descriptor that follows it belongs to it.
-        """
-        infos = sorted(self.members.values(), key=lambda info: info.header_offset)
-        ends = [info.header_offset for info in infos[1:]] + [self._zip.start_dir]
-        for info, end in zip(infos, ends, strict=True):
-            yield info, info.header_offset, end
-
-
-def _faults(infos: Iterable[zipfile.ZipInfo]) -> Iterator[str]:
-    seen = set()
-    for info in infos:
-        # zipfile cuts a name at a NUL byte; an installer may see the name that the archive really has.
-        name = info.orig_filename
-        if name in seen:
-            yield f"{name} appears twice."
-        seen.add(name)
-        if name.startswith("/") or "\\" in name or ":" in name or "\0" in name or "/../" in f"/{name}/":
-            yield f"{name!r} would be written outside the folder it is unpacked to."
-        if (info.external_attr >> 16) & 0o170000 == _LINK_MODE:
-            yield f"{name} is a symbolic link."
-        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            yield f"{name} is encrypted, or compressed by something other than deflate."
+    def read_bytes(self, start: int, end: int) -> bytes:
+        """Return bytes of the file."""
+        return os.pread(self._file.fileno(), end - start, start)

@@ -1,27 +1,25 @@
 """Writing a wheel around the compressed bytes of a base's members.
 
-It follows PKWARE's APPNOTE.TXT 6.3.10: 4.3.7 (local header), 4.3.12 (central directory), 4.3.16 (its end).
+It follows PKWARE's APPNOTE.TXT 6.3.10: 4.3.7 (local header), 4.3.12 (central directory), 4.3.16 (its end). A member is
+its header, its name and its bytes: extra fields, ZIP64's too, and data descriptors are read in more than one way.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
 from typing import BinaryIO
 
+from overlay_tools.archive.layout import DESCRIPTOR, END, LOCAL, UTF8, VERSION
 from overlay_tools.archive.mode import is_executable
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.errors import WheelError
 
-_LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s4B4H3L5H2L")
-_END = struct.Struct("<4s4H2LH")
-_UTF8 = 0x800
-_EPOCH = 0x21  # 1980-01-01, the earliest date that the format can hold
+_MOST_BYTES, _MOST_MEMBERS = 0xFFFFFFFF, 0xFFFF  # what is as large as that is ZIP64's
 
 
 class WheelWriter:
@@ -47,35 +45,34 @@ class WheelWriter:
         """Copy members of a base in the order in which it has them, their compressed bytes as they are.
 
         Parameters: `names`, the new name of each member to copy; most keep their own.
+        Raises WheelError if the archive gets too large.
         """
-        with base.path.open("rb") as source:
-            run_start = run_end = -1
-            for info, start, end in base.spans():
-                if info.filename not in names:
-                    continue
-                renamed = names[info.filename] != info.filename
-                if start != run_end or renamed:
-                    self._copy_range(source, run_start, run_end)
-                    run_start = start
-                if renamed:
-                    self._copy_renamed(source, info, names[info.filename], start, end)
-                    run_start = run_end = -1
-                    continue
-                self._add_central(info, info.filename, self.size + start - run_start)
-                run_end = end
-            self._copy_range(source, run_start, run_end)
+        run_start = run_end = 0
+        for span in base.spans():
+            name = names.get(span.info.filename)
+            if name is None:
+                continue
+            if name == span.info.filename and span.plain:
+                if span.start != run_end:
+                    self._copy_range(base, run_start, run_end)
+                    run_start = span.start
+                self._add_central(span.info, name, self.size + span.start - run_start)
+                run_end = span.end
+                continue
+            self._copy_range(base, run_start, run_end)
+            run_start = run_end = span.end
+            self._write_header(span.info, name)
+            self._copy_range(base, span.data, span.end)
+        self._copy_range(base, run_start, run_end)
 
     def add(self, name: str, content: bytes) -> None:
         """Add a new member, with the mode that goes with its content and the date of all new members."""
         info = zipfile.ZipInfo(name)
-        info.create_system, info.create_version, info.extract_version = 3, 20, 20
+        info.create_system, info.create_version = 3, VERSION
         info.external_attr = (0o100755 if is_executable(content) else 0o100644) << 16
-        info.flag_bits = 0 if name.isascii() else _UTF8
         info.CRC, info.file_size, info.compress_size = zlib.crc32(content), len(content), len(content)
-        raw = _encode(name, info.flag_bits)
-        self._add_central(info, name, self.size)
-        header = (b"PK\3\4", 20, info.flag_bits, 0, 0, _EPOCH, info.CRC, len(content), len(content), len(raw), 0)
-        self._write(_LOCAL.pack(*header) + raw + content)
+        self._write_header(info, name)
+        self._write(content)
 
     def finish(self) -> None:
         """Write the central directory.
@@ -87,39 +84,34 @@ class WheelWriter:
             raise WheelError(*(f"{name} would appear twice." for name in twice), hint="Rename one of them.")
         start, count = self.size, len(self._central)
         directory = b"".join(self._central)
-        if count >= 0xFFFF or start + len(directory) >= 0xFFFFFFFF:
-            raise WheelError("The wheel would have to be a ZIP64 archive: it is too large.", hint="Add less to it.")
+        if start + len(directory) >= _MOST_BYTES:
+            raise _too_large()
         self._write(directory)
-        self._write(_END.pack(b"PK\5\6", 0, 0, count, count, len(directory), start, 0))
+        self._write(END.pack(b"PK\5\6", 0, 0, count, count, len(directory), start, 0))
 
-    def _copy_renamed(self, source: BinaryIO, info: zipfile.ZipInfo, name: str, start: int, end: int) -> None:
-        source.seek(start)
-        header = list(_LOCAL.unpack(source.read(_LOCAL.size)))
-        source.seek(header[9], io.SEEK_CUR)
-        rest = source.read(end - start - _LOCAL.size - header[9])
-        raw = _encode(name, info.flag_bits)
-        header[9] = len(raw)
+    def _write_header(self, info: zipfile.ZipInfo, name: str) -> None:
+        """Write a local header of its own for a member, and its name; its bytes are to follow."""
         self._add_central(info, name, self.size)
-        self._write(_LOCAL.pack(*header) + raw + rest)
+        raw = name.encode("utf-8")
+        sizes = info.CRC, info.compress_size, info.file_size, len(raw), 0
+        head = LOCAL.pack(b"PK\3\4", VERSION, _flags(info, name), info.compress_type, *_moment(info), *sizes)
+        self._write(head + raw)
 
-    def _copy_range(self, source: BinaryIO, start: int, end: int) -> None:
-        source.seek(max(start, 0))
-        while start < end:
-            chunk = source.read(min(end - start, 1 << 20))
-            self._write(chunk)
-            start += len(chunk)
+    def _copy_range(self, source: WheelReader, start: int, end: int) -> None:
+        for at in range(start, end, 1 << 20):
+            self._write(source.read_bytes(at, min(at + (1 << 20), end)))
 
     def _add_central(self, info: zipfile.ZipInfo, name: str, offset: int) -> None:
-        raw = _encode(name, info.flag_bits)
+        if max(offset, info.file_size, info.compress_size) >= _MOST_BYTES or len(self._central) + 1 >= _MOST_MEMBERS:
+            raise _too_large()
+        raw = name.encode("utf-8")
         self._names.append(name)
-        date = (info.date_time[0] - 1980) << 9 | info.date_time[1] << 5 | info.date_time[2]
-        time = info.date_time[3] << 11 | info.date_time[4] << 5 | info.date_time[5] // 2
         self._central.append(
             _CENTRAL.pack(
-                b"PK\1\2", info.create_version, info.create_system, info.extract_version, info.reserved, info.flag_bits,
-                info.compress_type, time, date, info.CRC, info.compress_size, info.file_size, len(raw), len(info.extra),
-                len(info.comment), 0, info.internal_attr, info.external_attr, offset,
-            ) + raw + info.extra + info.comment
+                b"PK\1\2", info.create_version, info.create_system, VERSION, 0, _flags(info, name), info.compress_type,
+                *_moment(info), info.CRC, info.compress_size, info.file_size, len(raw), 0, 0, 0, info.internal_attr,
+                info.external_attr, offset,
+            ) + raw
         )  # fmt: skip
 
     def _write(self, data: bytes) -> None:
@@ -128,5 +120,15 @@ class WheelWriter:
         self.size += len(data)
 
 
-def _encode(name: str, flags: int) -> bytes:
-    return name.encode("utf-8" if flags & _UTF8 or name.isascii() else "cp437")  # ASCII is the same in both
+def _flags(info: zipfile.ZipInfo, name: str) -> int:
+    return info.flag_bits & ~DESCRIPTOR | (0 if name.isascii() else UTF8)
+
+
+def _moment(info: zipfile.ZipInfo) -> tuple[int, int]:
+    """Return a member's time and date as the format has them."""
+    year, month, day, hour, minute, second = info.date_time
+    return hour << 11 | minute << 5 | second // 2, (year - 1980) << 9 | month << 5 | day
+
+
+def _too_large() -> WheelError:
+    return WheelError("The wheel would have to be a ZIP64 archive: it is too large.", hint="Add less to it.")

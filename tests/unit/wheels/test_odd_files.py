@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from overlay_tools.errors import BuildError, OverlayError
+from overlay_tools.errors import BuildError, OverlayError, WheelError
 from overlay_tools.wheels.builder import build_kernel
 from overlay_tools.wheels.verify import verify_wheel
 
@@ -170,5 +170,5 @@ def test_a_base_whose_files_installers_move_is_refused(mini: Miniature) -> None:
 
 def test_a_base_with_a_name_that_cannot_be_printed_is_refused(mini: Miniature) -> None:
     locked_as_a_file(mini, str, {"sglang/zero\u200bwidth.txt": b""})
-    with pytest.raises(BuildError, match=r"'sglang/zero\\u200bwidth.txt' has a character that a wheel cannot carry"):
+    with pytest.raises(WheelError, match=r"'sglang/zero\\u200bwidth.txt' has a character that cannot be printed"):
         mini.build()
