@@ -15,6 +15,7 @@ _SETTINGS = {
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
     "commit.gpgSign": "false",
+    "log.showSignature": "false",
     "gc.auto": "0",  # it goes on in the background after git has ended
 }
 REFUSED = "detected dubious ownership"  # what git says of a repository of another user
@@ -28,6 +29,8 @@ def git_environment(cwd: Path, safe: Sequence[str] = ()) -> dict[str, str | None
     # A hook of git's that calls nox has set GIT_DIR, GIT_INDEX_FILE and more, for its own repository.
     env: dict[str, str | None] = {name: None for name in os.environ if name.startswith("GIT_")}
     env |= {"GIT_CEILING_DIRECTORIES": str(cwd.resolve().parent), "GIT_CONFIG_NOSYSTEM": "1", "LC_ALL": "C"}
+    # No call needs another repository; where a part of one is to be fetched when it is missed, its settings say how.
+    env |= {"GIT_ATTR_NOSYSTEM": "1", "GIT_ALLOW_PROTOCOL": ""}
     env |= {"GIT_TEMPLATE_DIR": "", "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_COUNT": str(len(_SETTINGS))}
     for number, (name, value) in enumerate(_SETTINGS.items()):
         env |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from overlay_tools.archive.mode import is_executable, with_mode
-from overlay_tools.errors import ToolError, WorktreeError
+from overlay_tools.archive.reader import WheelReader
+from overlay_tools.errors import ToolError, WheelError, WorktreeError
 from overlay_tools.patches.edited_file import MARKER
 from overlay_tools.patches.model import EXECUTABLE, ORDINARY, Patch, split_lines
 from overlay_tools.subprocesses import git, git_bytes
@@ -21,6 +21,10 @@ _TRAILERS = ("Hook", "Forwarded", "Remove-When")
 _CALLED = {name.lower(): name for name in _TRAILERS}
 _MESSAGE = "%P%x00%B%x00%(trailers)%x00%(trailers:only,unfold)"
 _WHO = ("-c", "user.name=sglang-overlay", "-c", "user.email=sglang-overlay@localhost")
+_ADD_ALL = ("add", "--all", "--force", "--", ".", ":(exclude,glob)**/__pycache__/**")  # whatever a .gitignore says
+# Files are as upstream has them and go back as they are. This goes before what a .gitattributes of upstream's or the
+# user's own say, whoever calls git: none of them has a program run on the files.
+_ATTRIBUTES = "* -text -ident -working-tree-encoding !eol !filter !diff !merge !conflict-marker-size !whitespace\n"
 _LINK, _SUBMODULE = "120000", "160000"  # git's modes of what is not a file
 
 
@@ -53,30 +57,43 @@ class Worktree:
     def create(cls, folder: Path, wheel: Path, overlay: Mapping[str, bytes]) -> Worktree:
         """Unpack a base wheel and put the overlay's files in place, each a commit; whole, or not at all.
 
-        Raises ToolError if git fails.
+        Raises ToolError if git fails; WheelError if the wheel is refused or damaged, or the disk takes two of its files
+        for one.
         """
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(part)
-            for info in archive.infolist():
-                if info.external_attr >> 16 & 0o111 and not info.is_dir():
-                    (part / info.filename).chmod(0o755)
-        tree = cls(part)
-        tree.git("init", "--quiet", "--initial-branch=main")
+        try:
+            cls(part)._fill(wheel, overlay)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return cls(folder)
+
+    def _fill(self, wheel: Path, overlay: Mapping[str, bytes]) -> None:
+        self._unpack(wheel)
+        self.git("init", "--quiet", "--initial-branch=main")
         # Loose objects of a release are read once or never: packing them tight would take most of the time.
-        tree.git("config", "core.compression", "0")
-        settings = part / ".git" / "info"
+        self.git("config", "core.compression", "0")
+        settings = self.folder / ".git" / "info"
         settings.mkdir(exist_ok=True)
         (settings / "exclude").write_text("__pycache__/\n", encoding="utf-8")
-        # Files go back as they are, whatever a person's git is told elsewhere.
-        (settings / "attributes").write_text("* -text -ident -filter -working-tree-encoding\n", encoding="utf-8")
-        tree._commit("Upstream's files", UPSTREAM)
-        tree.write(overlay)
-        tree._commit("The overlay's files\n\nChange them and commit: `nox -s export` writes them back.", OVERLAY)
-        part.rename(folder)
-        return cls(folder)
+        (settings / "attributes").write_text(_ATTRIBUTES, encoding="utf-8")
+        self._commit("Upstream's files", UPSTREAM)
+        self.write(overlay)
+        self._commit("The overlay's files\n\nChange them and commit: `nox -s export` writes them back.", OVERLAY)
+
+    def _unpack(self, wheel: Path) -> None:
+        with WheelReader(wheel) as base:
+            for name in base.members:
+                if name.endswith("/"):
+                    continue
+                if (self.folder / name).exists():  # the disk ignores case, or writes letters in another way
+                    raise WheelError(
+                        f"{wheel}: {self.folder} takes {name} for another file of the wheel.",
+                        hint="Use a file system that tells apart what Linux does.",
+                    )
+                self.write({name: base.read(name)})
 
     def git(self, *words: str | Path, stdin: str | None = None) -> str:
         """Run git here and return what it prints.
@@ -126,14 +143,20 @@ class Worktree:
         self.git(*_WHO, "commit", "--quiet", "--file=-", stdin=message)
 
     def _commit(self, message: str, tag: str) -> None:
-        self.git("add", "--all", "--force", "--", ".", ":(exclude,glob)**/__pycache__/**")
+        self.git(*_ADD_ALL)
         self.git(*_WHO, "commit", "--quiet", "--allow-empty", "--file=-", stdin=message)
         self.git("tag", "--force", tag)
 
     def uncommitted(self) -> list[str]:
-        """Return the paths of files with changes that are not committed, new ones too."""
-        words = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
-        return [entry[3:] for entry in self.git(*words).split("\0") if entry]
+        """Return the paths of files with changes that are not committed, new ones too.
+
+        No .gitignore of upstream's hides one, as it does from a person's git; what is in .git/info/exclude does.
+        """
+        words = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=no")
+        changed = [entry[3:] for entry in self.git(*words).split("\0") if entry]
+        exclude = self.folder / ".git" / "info" / "exclude"
+        ignored = [f"--exclude-from={exclude}"] if exclude.is_file() else []
+        return changed + [name for name in self.git("ls-files", "-z", "--others", *ignored).split("\0") if name]
 
     def kept_aside(self, commit: str) -> list[str]:
         """Return the stashes, and the branches and tags with commits that are not among those of one, but HEAD's own.
@@ -203,7 +226,7 @@ class Worktree:
 
     def renamed_since_head(self) -> dict[str, str]:
         """Return the paths in HEAD of the files that have another name here, not committed yet, by the new one."""
-        self.git("add", "--all")
+        self.git(*_ADD_ALL)
         return self._renamed("HEAD", self.git("write-tree").strip())
 
     def _renamed(self, before: str, after: str) -> dict[str, str]:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from overlay_tools.archive.mode import Executable
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Worktree, find_markers
-from overlay_tools.errors import ToolError, WorktreeError
+from overlay_tools.errors import ToolError, WheelError, WorktreeError
 from overlay_tools.patches.series import load_series
 
 from unit.conftest import LOADER, Miniature, upstream_files
@@ -203,3 +205,100 @@ def test_the_users_configuration_and_a_hook_of_gits_do_not_matter(
 def test_a_git_that_fails_is_shown(tree: Worktree) -> None:
     with pytest.raises(ToolError, match=r"git checkout nowhere failed:\n.*nowhere"):
         tree.git("checkout", "nowhere")
+
+
+def hostile(mini: Miniature, files: Mapping[str, str]) -> Path:
+    """Return a wheel of release 1.2 that holds more files than upstream's would, locked."""
+    return mini.lock_release("1.2", {**upstream_files("1.2"), **{name: text.encode() for name, text in files.items()}})
+
+
+def run_as_user(tree: Worktree, config: str, tmp_path: Path, *commands: Sequence[str]) -> None:
+    """Run git commands in a worktree as a person whose configuration is `config`."""
+    (tmp_path / "gitconfig").write_text(f"[user]\n\tname = me\n\temail = me@here\n{config}")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    for words in commands:
+        subprocess.run(
+            ["git", *words], cwd=tree.folder, check=True, stdout=subprocess.DEVNULL,
+            env={**env, "GIT_CONFIG_GLOBAL": str(tmp_path / "gitconfig")},
+        )  # fmt: skip
+
+
+def test_no_attribute_of_a_wheels_file_has_git_run_a_program(
+    mini: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    evil = f"sh -c 'echo %P >> {ran}; cat'"
+    config = "".join(
+        f'[{kind} "evil"]\n' + "".join(f'\t{key} = "{evil}"\n' for key in keys)
+        for kind, keys in {"filter": ["clean", "smudge"], "diff": ["command", "textconv"], "merge": ["driver"]}.items()
+    )  # what a person may well have: git-lfs is such a filter
+    (tmp_path / "attributes").write_text("* filter=evil eol=crlf diff=evil merge=evil\n")
+    config += f"[core]\n\tautocrlf = true\n\tattributesFile = {tmp_path / 'attributes'}\n"
+    (tmp_path / "gitconfig").write_text(config)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    wheel = hostile(mini, {"sglang/.gitattributes": "* filter=evil text eol=crlf ident diff=evil merge=evil\n"})
+    tree = Worktree.create(tmp_path / "tree", wheel, {"sglang/ours.py": b"x = 1\n"})
+    assert tree.read("HEAD", "sglang/.gitattributes")
+    commit(tree, "One", loader=LOADER + "x = 1\n")
+    run_as_user(tree, config, tmp_path, ["checkout", "--quiet", "-b", "side", "HEAD~"])
+    commit(tree, "Two", loader="x = 0\n" + LOADER)
+    commands = [
+        ["merge", "--quiet", "--no-edit", "main"],
+        ["diff", "--ext-diff", "--textconv", "HEAD~"],
+        ["log", "-p", "--textconv"],
+        ["checkout", "--quiet", "main"],
+        ["add", "--all", "--renormalize"],
+    ]
+    run_as_user(tree, config, tmp_path, *commands)
+    assert tree.uncommitted() == []
+    assert not ran.exists()
+    assert tree.read("side", LOADER_FILE) == ("x = 0\n" + LOADER + "x = 1\n").encode()
+    assert (tree.folder / LOADER_FILE).read_bytes() == (LOADER + "x = 1\n").encode()
+
+
+def test_a_wheel_that_brings_its_own_repository_is_not_unpacked(mini: Miniature, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    for name in (".git/config", "sglang/.git/config"):
+        wheel = hostile(mini, {name: f'[core]\n\tfsmonitor = "touch {ran}"\n'})
+        with pytest.raises(WheelError, match="part of a git repository"):
+            Worktree.create(tmp_path / "tree", wheel, {})
+        assert list(tmp_path.glob("*tree*")) == []
+        assert not ran.exists()
+
+
+def test_no_gitignore_of_a_wheels_hides_what_a_person_has_made(mini: Miniature, tmp_path: Path) -> None:
+    wheel = hostile(mini, {"sglang/.gitignore": "*\n", "sglang/kept.py": "x = 1\n"})
+    tree = Worktree.create(tmp_path / "tree", wheel, {"sglang/ours.py": b"x = 1\n"})
+    assert {"sglang/kept.py", "sglang/ours.py", "sglang/.gitignore"} <= tree.names("HEAD")
+    (tree.folder / "sglang" / "kept.py").rename(tree.folder / "sglang" / "moved.py")
+    (tree.folder / "sglang" / "__pycache__").mkdir()
+    (tree.folder / "sglang" / "__pycache__" / "x.pyc").write_bytes(b"x")
+    assert sorted(tree.uncommitted()) == ["sglang/kept.py", "sglang/moved.py"]
+    assert tree.renamed_since_head() == {"sglang/moved.py": "sglang/kept.py"}
+    (tree.folder / ".git" / "info" / "exclude").write_text("moved.py\n")
+    tree.git("reset", "--quiet")
+    assert sorted(tree.uncommitted()) == ["sglang/__pycache__/x.pyc", "sglang/kept.py"]
+
+
+def test_two_files_that_a_disk_takes_for_one_are_named(
+    mini: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exists(path: Path) -> bool:
+        return path.parent.is_dir() and path.name.casefold() in {one.name.casefold() for one in path.parent.iterdir()}
+
+    wheel = hostile(mini, {"sglang/Loader.py": "x = 1\n"})
+    tree = Worktree.create(tmp_path / "both", wheel, {})
+    assert tree.read("HEAD", "sglang/Loader.py") == b"x = 1\n"
+    monkeypatch.setattr(Path, "exists", exists)
+    with pytest.raises(WheelError, match=r"takes sglang/Loader\.py for another file of the wheel"):
+        Worktree.create(tmp_path / "one", wheel, {})
+
+
+def test_a_damaged_wheel_is_not_unpacked(mini: Miniature, tmp_path: Path) -> None:
+    wheel = hostile(mini, {"sglang/more.py": "x = 1\n"})
+    data = wheel.read_bytes()
+    good = zlib.crc32(b"x = 1\n").to_bytes(4, "little")
+    wheel.write_bytes(data.replace(good, bytes(4)))
+    with pytest.raises(WheelError, match=r"sglang/more\.py is damaged"):
+        Worktree.create(tmp_path / "tree", wheel, {})
+    assert list(tmp_path.glob("*tree*")) == []
