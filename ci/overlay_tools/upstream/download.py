@@ -31,13 +31,13 @@ def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
     """
     if wheel.path:
         check(wheel.file, wheel, "Put the locked file back, or lock the one that is there: `nox -s lock -- PATH`.")
-        _check_members(wheel.file, cache / wheel.sha256)
+        _check_once(wheel.file, cache / wheel.sha256)
         return wheel.file
     path = cache / wheel.sha256 / wheel.name
     if not _is_there(path):
         _fill(path, release, wheel, cache)
     check(path, wheel, f"Delete {path} and run this again to fetch it anew.")
-    _check_members(path, cache / wheel.sha256)
+    _check_once(path, cache / wheel.sha256)
     return path
 
 
@@ -92,23 +92,31 @@ def check(path: Path, wheel: LockedWheel, hint: str = "") -> None:
         raise FetchError(f"{path}: upstream.lock says sha256 {wheel.sha256}, the file has {digest}.", hint=hint)
 
 
-def _check_members(path: Path, folder: Path) -> None:
-    """Check the members of a base wheel against its RECORD, once: a build copies both without reading them.
+def check_members(path: Path) -> None:
+    """Check every member of a base wheel: that its bytes are whole, and what RECORD says of them.
 
-    Parameters: `folder`, the one of the cache for wheels with this sha256, where it is noted.
     Raises WheelError if one is damaged or is not what RECORD says.
     """
-    noted = folder / "RECORD-checked"
-    if noted.exists():
-        return
     with WheelReader(path) as wheel:
-        faults = [
-            f"{path}: {name} is not what RECORD says."
-            for name, entry in wheel.record().items()
-            if entry.hash_ and entry.hash_.name in PROVING and not proves(entry.hash_, wheel.get(name) or b"")
-        ]
+        record, faults = wheel.record(), []
+        for name in dict.fromkeys([*wheel.members, *record]):
+            content, digest = wheel.get(name), record[name].hash_ if name in record else None
+            if digest and digest.name in PROVING and (content is None or not proves(digest, content)):
+                faults.append(f"{path}: {name} is not what RECORD says.")
     if faults:
         raise WheelError(*faults, hint="Lock another wheel.")
+
+
+def _check_once(path: Path, folder: Path) -> None:
+    """Check the members of a base wheel, and note that: its locked hash shows ever after that it is the same file.
+
+    A build copies members without reading them; to read all takes several times as long as the rest of it.
+    Parameters: `folder`, the one of the cache for wheels with this sha256, where it is noted.
+    """
+    noted = folder / "members-checked"
+    if noted.exists():
+        return
+    check_members(path)
     with suppress(OSError):  # where the cache cannot be written to, it is checked each time
         folder.mkdir(parents=True, exist_ok=True)
         noted.touch()

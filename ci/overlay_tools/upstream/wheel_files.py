@@ -6,13 +6,14 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from email.parser import BytesHeaderParser
+from email.parser import HeaderParser
 from pathlib import Path
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.errors import LockError
+from overlay_tools.upstream.download import check_members
 from overlay_tools.upstream.lockfile import PYTHONS, LockedWheel, Release, tags_of, wanted
 from overlay_tools.upstream.requirements import make_release
 
@@ -68,13 +69,17 @@ def _read_one(path: str, root: Path) -> Release:
         raise LockError(f"There is no file {path}.", hint=_NAME)
     file = _absolute(Path(path))
     with WheelReader(file) as wheel:
-        metadata = BytesHeaderParser().parsebytes(wheel.read(f"{wheel.dist_info}/METADATA"))
+        try:
+            metadata = HeaderParser().parsestr(wheel.read(f"{wheel.dist_info}/METADATA").decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise LockError(f"{path}: METADATA: {error}.", hint="Fetch or build the wheel anew.") from None
         said = (canonicalize_name(metadata.get("Name", "")), metadata.get("Version", ""))
         if said != ("sglang", version):
             raise LockError(
                 f"{path} is named as a wheel of sglang {version}, but its METADATA says {' '.join(said)}.",
                 hint="Give it the name that it was built with.",
             )
+    check_members(file)
     data = file.read_bytes()
     here = _absolute(root)
     locked = LockedWheel(

@@ -137,7 +137,11 @@ class _Requirements:
     def __init__(self, metadata: bytes, where: str) -> None:
         head, self._separator, self._body = metadata.partition(b"\n\n")
         self.where = where
-        self._fields = [self._read(text) for text in re.split(r"\n(?![ \t])", head.decode("utf-8"))]
+        try:
+            lines = head.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BuildError(f"METADATA of {where}: {error}.", hint="Use another wheel.") from None
+        self._fields = [self._read(text) for text in re.split(r"\n(?![ \t])", lines)]
         self.name = next(iter(self._values("Name")), "")
         self.extras = frozenset(canonicalize_name(name) for name in self._values("Provides-Extra"))
         self.changes: list[Change] = []

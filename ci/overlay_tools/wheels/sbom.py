@@ -65,7 +65,7 @@ def describe_wheel(
     bom.metadata.tools.components.add(
         Component(type=ComponentType.APPLICATION, name="sglang-overlay-tools", version=__version__)
     )
-    bom.components.update([*_files(files), *_pins(read_requirements(metadata, name))])
+    bom.components.update([*_files(files), *_pins(read_requirements(metadata, f"{name} {version}"))])
     bom.register_dependency(wheel, bom.components)
     return _dump(bom)
 

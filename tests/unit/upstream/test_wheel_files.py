@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from overlay_tools.wheels.verify_installed import verify_environment
 from packaging.specifiers import SpecifierSet
 from packaging.utils import parse_wheel_filename
 
-from unit.conftest import PATCH, Miniature, write_wheel
+from unit.conftest import PATCH, Miniature, upstream_files, write_wheel
 from unit.upstream.conftest import PINS, make_wheel
 
 VERSION = "1.2.dev3+gabc"
@@ -217,3 +220,50 @@ def test_port_takes_one_release(here: Miniature, capsys: pytest.CaptureFixture[s
     assert f"A port is to one release, not to {VERSION} and 1.3." in capsys.readouterr().err
     with pytest.raises(OverlayError):
         PortState.read(here.root / ".nox" / "porting")
+
+
+@pytest.mark.parametrize("command", ["lock", "port"])
+def test_a_file_with_a_damaged_member_is_not_locked(
+    here: Miniature, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, before = here.root / "wheels" / NAME, (here.root / "upstream.lock").read_bytes()
+    crc = zlib.crc32(upstream_files(VERSION)["sglang/native.so"]).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(crc, bytes(4)))
+    assert cli.main([command, f"wheels/{NAME}"]) == 1
+    assert "sglang/native.so is damaged" in capsys.readouterr().err
+    assert (here.root / "upstream.lock").read_bytes() == before
+
+
+def test_the_lock_is_written_beside_the_old_one(here: Miniature) -> None:
+    lock = here.root / "upstream.lock"
+    before, old = lock.read_bytes(), here.root / "old.lock"
+    os.link(lock, old)
+    assert cli.main(["lock", f"wheels/{NAME}"]) == 0
+    assert old.read_bytes() == before != lock.read_bytes()
+
+
+def test_a_lock_that_cannot_be_written_stays_as_it_was(here: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = here.root / "upstream.lock"
+    before, write = lock.read_bytes(), Path.write_bytes
+
+    def stop(path: Path, data: bytes) -> int:
+        write(path, data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", stop)
+    with contextlib.suppress(KeyboardInterrupt):
+        cli.main(["lock", f"wheels/{NAME}"])
+    assert lock.read_bytes() == before
+
+
+def test_metadata_that_is_not_utf_8_is_one_error(here: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    make_wheel(here.root / "wheels", VERSION, TAG, f"{PINS}Summary: sch\N{LATIN SMALL LETTER O WITH DIAERESIS}n\n")
+    path = here.root / "wheels" / NAME
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if not name.endswith(("/", "RECORD"))}
+    name = f"sglang-{VERSION}.dist-info/METADATA"
+    write_wheel(path, {**files, name: files[name].decode().encode("latin-1")})
+    assert cli.main(["lock", f"wheels/{NAME}"]) == 1
+    said = capsys.readouterr().err
+    assert NAME in said
+    assert "METADATA: 'utf-8' codec can't decode" in said

@@ -12,7 +12,7 @@ from overlay_tools.errors import BuildError
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving.inputs import Inputs
 from overlay_tools.wheels.builder import build_kernel
-from overlay_tools.wheels.dependencies import change_requirements, compare_requirements
+from overlay_tools.wheels.dependencies import change_requirements, compare_requirements, read_requirements
 from overlay_tools.wheels.overlay_files import check_ranges
 from overlay_tools.wheels.verify import verify_wheel
 
@@ -248,3 +248,8 @@ def test_extras_that_a_fork_adds_are_named_and_its_own_name_is_ours() -> None:
     found = compare_requirements(base.encode(), fork.encode())
     assert (found.override, found.exclude) == ([], [])
     assert found.left_out == ['h3; extra == "new": the release has no such extra.']
+
+
+def test_metadata_that_is_not_utf_8_is_one_error() -> None:
+    with pytest.raises(BuildError, match=r"METADATA of it: 'utf-8' codec"):
+        read_requirements(b"Name: \xff\n\n", "it")
