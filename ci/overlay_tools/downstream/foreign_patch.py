@@ -14,6 +14,7 @@ from unidiff import Hunk, PatchedFile, PatchSet
 from unidiff.errors import UnidiffParseError
 
 from overlay_tools.archive.mode import is_executable, with_mode
+from overlay_tools.archive.names import find_name_faults
 from overlay_tools.checkout import is_scratch
 from overlay_tools.downstream.worktree import read_trailers
 from overlay_tools.errors import PatchError
@@ -310,6 +311,9 @@ def _read_section(section: str) -> Iterator[FileChange]:
     name = _name_in(head)
     if not name.startswith("sglang/") or ".." in PurePosixPath(name).parts:
         yield FileChange(name=name, left_out="it is outside the wheel")
+        return
+    if any(find_name_faults([name])):
+        yield FileChange(name=name, left_out="no file of a wheel may have this name")
         return
     if reason := next((reason for pattern, reason in _NOT_EXPRESSED if pattern.search(head)), ""):
         yield FileChange(name=name, left_out=reason)

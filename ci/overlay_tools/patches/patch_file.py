@@ -15,6 +15,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from unidiff import PatchedFile, PatchSet
 from unidiff.errors import UnidiffParseError
 
+from overlay_tools.archive.names import find_name_faults
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import FIELDS, FORWARDED, Patch, deletes, modes_of, renames, source_of, target_of
 from overlay_tools.subprocesses import git
@@ -152,6 +153,8 @@ def _check_file(path: Path, file: PatchedFile, first_line: int) -> Iterable[str]
         parts = PurePosixPath(name).parts
         if parts[0] != "sglang" or ".." in parts:
             yield f"{where} {name} is outside sglang/; paths are a/sglang/... and b/sglang/..., as in a wheel."
+        else:
+            yield from (f"{where} {fault}" for fault in find_name_faults([name]))
     whole = deletes(file) or renames(file) or modes_of(file)
     if not file.added + file.removed and (len(file) or not whole):
         yield f"{where} it changes no line of {target_of(file)}."

@@ -130,6 +130,17 @@ def test_what_cannot_be_brought_in_is_named_and_the_rest_is(mini: Miniature, els
     assert "size = 8" in in_wheel(mini, ENGINE_FILE)
 
 
+def test_a_file_that_would_configure_git_is_not_brought_in(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    git(fork, "mv", "python/sglang/version.py", "python/sglang/other.py")
+    commit(fork, "Moved", {f"python/{ENGINE_FILE}": FASTER})
+    (mail,) = mailed(fork, 1).iterdir()
+    mail.write_text(mail.read_text().replace("sglang/other.py", "sglang/.git/config"))
+    plan = brought_in(mini, mail)
+    assert "sglang/.git/config: no file of a wheel may have this name" in notes(plan)
+    assert "size = 8" in in_wheel(mini, ENGINE_FILE)
+
+
 @pytest.mark.parametrize("one", [True, False])
 def test_mails_that_delete_rename_and_change_a_mode_are_brought_in(mini: Miniature, elsewhere: Path, one: bool) -> None:
     fork = checkout(elsewhere)

@@ -11,6 +11,7 @@ from overlay_tools.patches.series import load_series
 
 from unit.conftest import HEADER, PATCH, Miniature
 
+REPOSITORY = "sglang/.git/config"
 FILE, NEW, BLOB = "sglang/loader.py", "sglang/new.py", "0123456789abcdef0123456789abcdef01234567"
 MODE = "old mode 100644\nnew mode 100755\n"
 DELETION = f"deleted file mode 100644\nindex {BLOB}..{'0' * 40}\n"
@@ -76,6 +77,7 @@ def test_each_header_is_required(mini: Miniature, field: str) -> None:
         (lambda text: whole(f"index {BLOB}..{BLOB} 100644\n"), "1.0.patch:7: "),
         (lambda text: whole(f"copy from {FILE}\ncopy to {NEW}\n", NEW), "1.0.patch:7: it copies a file"),
         (lambda text: whole(SAME.replace(NEW, "new.py"), "new.py"), "1.0.patch:7: new.py is outside sglang/"),
+        (lambda text: whole(SAME.replace(NEW, REPOSITORY), REPOSITORY), f"7: {REPOSITORY!r} is part of a git"),
         (
             lambda text: text[: text.index("diff")]
             + "diff --git a/sglang/native.so b/sglang/native.so\nGIT binary patch\nliteral 1\nIcmZPo000310RR91\n\n",
