@@ -36,7 +36,7 @@ def read_shard(path: Path) -> tuple[list[str], int]:
         tensors = json.loads(header)
         tensors.pop("__metadata__", None)
         held = max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
-    except (ValueError, AttributeError, TypeError, LookupError):
+    except (ValueError, AttributeError, TypeError, LookupError, RecursionError, OverflowError):
         raise ValueError("its header is broken") from None
     if held != size - length:
         raise ValueError(f"it holds {size - length:,} bytes of tensors, and its header says {held:,}")
