@@ -17,12 +17,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "ci"))
+from overlay_tools.upstream.installer_settings import foreign_variables  # noqa: E402
+
+for _name in foreign_variables(os.environ):  # an environment of a session holds what the session says, and nowhere else
+    del os.environ[_name]
+
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["lint", "test"]
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 
-ROOT = Path(__file__).parent
 VERSIONS = list(tomllib.loads((ROOT / "upstream.lock").read_text(encoding="utf-8"))["release"])
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["sglang-overlay"]
 

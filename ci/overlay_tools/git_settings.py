@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
+
+from overlay_tools.user_files import file_in_memory
 
 # Of the settings of a repository, which git reads whatever the environment is, these would change what a call does. The
 # first two have a file of the user's as their default: it counts even where no configuration is read.
@@ -42,16 +43,7 @@ def users_environment() -> dict[str, str | None]:
     return {name: None for name in os.environ if name.startswith("GIT_") and not name.startswith("GIT_CONFIG")}
 
 
-@lru_cache(maxsize=1)
 def _file_of(safe: tuple[str, ...]) -> str:
-    """Return a configuration file with values of `safe.directory`: git before 2.38 takes them from a file only.
-
-    It is in memory, and ends with this process.
-    """
+    """Return a configuration file with values of `safe.directory`: git before 2.38 takes them from a file only."""
     lines = [value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for value in safe]
-    handle = os.memfd_create("gitconfig")
-    os.write(
-        handle,
-        "".join(["[safe]\n", *(f'\tdirectory = "{line}"\n' for line in lines)]).encode("utf-8", "surrogateescape"),
-    )
-    return f"/proc/{os.getpid()}/fd/{handle}"
+    return file_in_memory("gitconfig", "".join(["[safe]\n", *(f'\tdirectory = "{line}"\n' for line in lines)]))

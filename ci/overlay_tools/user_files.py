@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from overlay_tools.errors import OverlayError
@@ -74,6 +76,14 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@lru_cache(maxsize=8)
+def file_in_memory(name: str, text: str) -> str:
+    """Return the path of a file for programs that this process calls; it ends with this process."""
+    handle = os.memfd_create(name)
+    os.write(handle, text.encode("utf-8", "surrogateescape"))
+    return f"/proc/{os.getpid()}/fd/{handle}"
 
 
 def part_of(path: Path) -> Path:

@@ -17,8 +17,9 @@ from filelock import ReadWriteLock, Timeout
 from overlay_tools import console
 from overlay_tools.errors import OverlayError
 from overlay_tools.subprocesses import run
-from overlay_tools.upstream.installers import uv
+from overlay_tools.upstream.installers import uv, uv_environment
 from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.user_files import write_whole
 
 _PATIENCE = 600.0  # seconds that a command waits for others
 _STAMP = "sglang-overlay.json"
@@ -103,21 +104,19 @@ def _make(folder: Path, source: str, wheels: Sequence[Path], content: Mapping[st
             console.line(f"{folder} is made anew: {fault}.")
         # An environment without its stamp is one whose making was cut short.
         shutil.rmtree(folder, ignore_errors=True)
-        run([*uv(), "venv", "--no-project", "--python", source, folder])
+        run([*uv(), "venv", "--no-project", "--python", source, folder], env=uv_environment())
     stamp.unlink(missing_ok=True)
     overrides = folder / "overrides.txt"
-    overrides.write_text("".join(f"{name} ; python_version < '3'\n" for name in content["left out"]), encoding="utf-8")
+    write_whole(overrides, "".join(f"{name} ; python_version < '3'\n" for name in content["left out"]).encode())
     command: list[str | Path] = [*uv(), "pip", "install", "--quiet", "--prerelease=allow", "--python", interpreter]
-    run([*command, "--overrides", overrides, *wheels, *content["extras"]])
+    run([*command, "--overrides", overrides, *wheels, *content["extras"]], env=uv_environment())
     if changed := [wheel for wheel, sha256 in zip(wheels, content["wheels"], strict=True) if _sha256(wheel) != sha256]:
         raise OverlayError(
             *(f"{wheel} changed while it was installed." for wheel in changed),
             hint="Another command has built it anew: run this again.",
         )
     made = {"python": _python(interpreter), "packages": _packages(folder), **content}
-    part = stamp.with_suffix(".part")
-    part.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    part.replace(stamp)
+    write_whole(stamp, (json.dumps(made, indent=1) + "\n").encode())
 
 
 def _is_current(folder: Path, source: str, content: Mapping[str, object]) -> bool:
@@ -152,7 +151,7 @@ def _stamp(folder: Path) -> dict[str, list[str]]:
 
 def _python(interpreter: Path) -> list[str]:
     """Return an interpreter's own path and its version; no version if it does not run."""
-    return [os.path.realpath(interpreter), run([interpreter, "-c", _VERSION], check=False).stdout.strip()]
+    return [os.path.realpath(interpreter), run([interpreter, "-I", "-c", _VERSION], check=False).stdout.strip()]
 
 
 def _packages(folder: Path) -> list[str]:

@@ -15,12 +15,13 @@ from urllib.parse import unquote
 from overlay_tools.errors import LockError, ToolError
 from overlay_tools.subprocesses import run
 from overlay_tools.upstream.installers import (
-    index_environment,
     pip,
     pip_download,
+    pip_environment,
     pip_index,
     pip_target,
     uv,
+    uv_environment,
     uv_index,
 )
 from overlay_tools.upstream.lockfile import PYTHONS, LockedWheel, Release, tags_of, wanted
@@ -97,7 +98,7 @@ def _ask_uv(version: str, requirement: str, index: str) -> CompletedProcess[str]
     # A release that requires a newer Python than our oldest can only be resolved for that newer one.
     for python in PYTHONS:
         asked = [*words, f"--python-version={python}"]
-        stdin, env = f"{requirement}\n", index_environment(index)
+        stdin, env = f"{requirement}\n", uv_environment(index)
         done = run([*asked, "--refresh", "--format=pylock.toml", "-"], stdin=stdin, env=env, check=False)
         if done.returncode == 0:
             break
@@ -113,14 +114,6 @@ def _ask_uv(version: str, requirement: str, index: str) -> CompletedProcess[str]
                 hint=f"`pip index versions sglang{f' --index-url {index}' if index else ''}` lists what it has.",
             )
         raise ToolError(f"{where} could not be asked for sglang {version}:\n{said}", hint="Check the network.")
-    if index:
-        # Where an index has nothing at all of a name, uv asks the others that it is configured for.
-        told = run([*asked, "--emit-index-annotation", "-"], stdin=stdin, env=env).stdout
-        if f"# from {index}" not in {line.strip().rstrip("/") for line in told.splitlines()}:
-            raise LockError(
-                f"{index} has no sglang: uv found {requirement} elsewhere.",
-                hint=f"Check the URL: `{index}/sglang/` must list the wheels.",
-            )
     return done
 
 
@@ -159,7 +152,7 @@ def _metadata(requirement: str, wheels: list[LockedWheel], index: str) -> tuple[
         report = Path(folder) / "report.json"
         options = ["--dry-run", "--ignore-installed", "--no-deps", *pip_index(index), *pip_target(wheels[0])]
         files: list[str | Path] = ["--target", folder, "--report", report]
-        run([*pip(), "install", "--quiet", *options, *files, requirement], env=index_environment(index))
+        run([*pip(), "install", "--quiet", *options, *files, requirement], env=pip_environment("install", index))
         (item,) = json.loads(report.read_text(encoding="utf-8"))["install"]
     sha256 = item["download_info"]["archive_info"].get("hashes", {}).get("sha256")
     if sha256 not in [wheel.sha256 for wheel in wheels]:
