@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
     Raises OSError, which names it.
     """
-    part = part_of(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # another command may write the same file
     try:
         with naming(path):
             part.write_bytes(data)
@@ -86,9 +87,10 @@ def file_in_memory(name: str, text: str) -> str:
     return f"/proc/{os.getpid()}/fd/{handle}"
 
 
-def part_of(path: Path) -> Path:
-    """Return the name that a file has until it is whole."""
-    return path.with_name(f".{path.name}.part")
+def remove_parts(path: Path) -> None:
+    """Remove what a command that was killed has left of a file that it wrote."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        part.unlink(missing_ok=True)
 
 
 def describe(error: OSError | UnicodeError) -> OverlayError:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from overlay_tools.checkout import own_paths
 from overlay_tools.errors import OverlayError
 from overlay_tools.patches.model import README
-from overlay_tools.user_files import part_of, write_whole
+from overlay_tools.user_files import remove_parts, write_whole
 
 _UNDO = ".nox/undo.json"  # what the files were that are being written
 
@@ -51,7 +51,7 @@ def undo(root: Path) -> None:
     note = json.loads((root / _UNDO).read_text(encoding="utf-8"))
     here = {name: _note((root / name).read_bytes() if (root / name).is_file() else None) for name in note}
     for name in note:
-        part_of(root / name).unlink(missing_ok=True)
+        remove_parts(root / name)
     back = {name: before for name, (before, after) in note.items() if here[name] in (before, after)}
     write_files(root, {name: text if text is None else text.encode("latin-1") for name, text in back.items()})
     (root / _UNDO).unlink()
