@@ -31,7 +31,7 @@ from overlay_tools.wheels.manifest import (
     tree_hash,
 )
 from overlay_tools.wheels.origins import check_folders, origins_of
-from overlay_tools.wheels.overlay_files import compile_all, read_file, read_package
+from overlay_tools.wheels.overlay_files import as_overlay, compile_all, read_file, read_package
 from overlay_tools.wheels.plan import PlannedMember, complete, copied_members, new_members, record_entries
 from overlay_tools.wheels.provenance import Subject, describe_build, make_statement
 from overlay_tools.wheels.version_files import VERSION_FILE, metadata_of, version_module
@@ -96,7 +96,7 @@ def build_sglang(
         removed = sorted(applied.keys() - patched.keys())
         origins = {**origins_of(project, release.version, applied, added, base), VERSION_FILE: "version"}
         check_folders(patched.keys() | added.keys(), base.members.keys() - removed, base.path)
-        compile_all({**patched, **added})
+        compile_all({**patched, **as_overlay(added)})
         changed = {**patched, **added, VERSION_FILE: version_module(base, release.version, version)}
         description, dependencies = change_requirements(project, release, metadata_of(base, release.version, version))
         files = describe_files(changed, origins)
@@ -143,7 +143,7 @@ def build_kernel(project: Project, release: Release) -> BuiltWheel:
     content = read_package(project, "sgl_kernel", release.version)
     if not content:
         raise BuildError(f"There are no files in {project.overlay / 'sgl_kernel'}.", hint="Restore the CPU kernels.")
-    compile_all(content)
+    compile_all(as_overlay(content))
     release = with_own_kernel(project, release)
     version = f"{release.kernel_version}+cpu.{project.revision}"
     return build_own(

@@ -40,6 +40,12 @@ def read_package(project: Project, package: str, version: str | None) -> dict[st
     if unnamed := [os.fspath(path) for path in paths if not _is_utf8(path.name)]:
         shown = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in unnamed)
         raise BuildError(*(f"{name}: its name is not UTF-8." for name in shown), hint="Rename the file.")
+    # SGLang and the plugin look for models by the names of modules.
+    if modules := [path for path in paths if path.suffix == ".py" and not path.stem.isidentifier()]:
+        raise BuildError(
+            *(f"{path} cannot be imported: {path.stem!r} is no name of a module." for path in modules),
+            hint="Rename it: letters, digits and underscores, no digit first.",
+        )
     _check_patterns(project)
     files = {path.relative_to(overlay).as_posix(): path for path in paths if path.is_file()}
     if odd := [f"overlay/{name}" for name in files if not can_carry(name)]:
@@ -115,6 +121,11 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BuildError(f"{path}: {error.strerror}.", hint="Restore the file, or make it readable.") from None
+
+
+def as_overlay(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return files by their path in the checkout, which are given by that in a wheel."""
+    return {f"overlay/{name}": data for name, data in files.items()}
 
 
 def compile_all(content: Mapping[str, bytes | None]) -> None:

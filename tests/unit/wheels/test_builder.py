@@ -186,7 +186,7 @@ def test_a_hook_of_what_the_build_writes_is_refused(mini: Miniature) -> None:
 
 def test_a_syntax_error_in_the_overlay_is_named_with_its_line(mini: Miniature) -> None:
     mini.write("overlay/sglang/models/ours.py", "x = 1\ndef f(:\n")
-    assert "sglang/models/ours.py:2: " in refused(mini, BuildError)
+    assert "overlay/sglang/models/ours.py:2: " in refused(mini, BuildError)
 
 
 def test_a_patch_that_breaks_the_syntax_is_refused(mini: Miniature) -> None:

@@ -82,3 +82,16 @@ def test_a_link_that_is_not_hidden_is_refused(mini: Miniature, target: str) -> N
     (mini.root / "overlay/sglang/models/link.py").symlink_to(target)
     with pytest.raises(BuildError, match=r"link\.py is a symbolic link"):
         mini.build()
+
+
+@pytest.mark.parametrize("name", ["my model.py", "my-model.py", "2nd.py"])
+def test_a_module_that_cannot_be_imported_is_refused(mini: Miniature, name: str) -> None:
+    mini.write(f"overlay/sglang/models/{name}", "A = 1\n")
+    with pytest.raises(BuildError, match=f"models/{name} cannot be imported: '{name[:-3]}' is no name of a module"):
+        read_package(mini.project, "sglang", None)
+
+
+def test_a_syntax_error_of_the_kernels_is_named_by_its_place_in_the_checkout(mini: Miniature) -> None:
+    mini.write("overlay/sgl_kernel/__init__.py", "A = 1\nB = \n")
+    with pytest.raises(BuildError, match=r"^overlay/sgl_kernel/__init__\.py:2: "):
+        build_kernel(mini.project, mini.lock["1.0"])
