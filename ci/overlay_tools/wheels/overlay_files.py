@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -37,21 +36,18 @@ def read_package(project: Project, package: str, version: str | None) -> dict[st
         raise BuildError(*(f"{path} is a symbolic link." for path in linked), hint="Put the file itself there.")
     if left := [path for path in paths if path.suffix in _LEFT_BY_MERGES]:
         raise BuildError(*(f"{path} was left by a merge or a patch." for path in left), hint="Settle and remove it.")
-    if unnamed := [os.fspath(path) for path in paths if not _is_utf8(path.name)]:
-        shown = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in unnamed)
-        raise BuildError(*(f"{name}: its name is not UTF-8." for name in shown), hint="Rename the file.")
-    # SGLang and the plugin look for models by the names of modules.
-    if modules := [path for path in paths if path.suffix == ".py" and not path.stem.isidentifier()]:
-        raise BuildError(
-            *(f"{path} cannot be imported: {path.stem!r} is no name of a module." for path in modules),
-            hint="Rename it: letters, digits and underscores, no digit first.",
-        )
     _check_patterns(project)
     files = {path.relative_to(overlay).as_posix(): path for path in paths if path.is_file()}
     if odd := [f"overlay/{name}" for name in files if not can_carry(name)]:
         raise BuildError(
             *(f"{name!a} has a character that a wheel cannot carry everywhere." for name in odd),
             hint="Name it without backslashes, colons, and what cannot be printed or is not UTF-8.",
+        )
+    # SGLang and the plugin look for models by the names of modules.
+    if modules := [path for path in files.values() if path.suffix == ".py" and not path.stem.isidentifier()]:
+        raise BuildError(
+            *(f"{path} cannot be imported: {path.stem!r} is no name of a module." for path in modules),
+            hint="Rename it: letters, digits and underscores, no digit first.",
         )
     return {name: read_file(path) for name, path in files.items() if version is None or project.takes(version, name)}
 
@@ -151,10 +147,6 @@ def _syntax_fault(name: str, data: bytes) -> str:
     except (SyntaxError, ValueError) as error:
         return f"{name}:{getattr(error, 'lineno', None) or 1}: {error}."
     return ""
-
-
-def _is_utf8(name: str) -> bool:
-    return not any("\udc80" <= letter <= "\udcff" for letter in name)  # what stands for other bytes in a path
 
 
 def _belongs(path: Path) -> bool:
