@@ -141,6 +141,13 @@ def bench_port(session: nox.Session) -> None:
     run(session, "pytest", "-s", "tests/bench/port", *session.posargs)
 
 
+@nox.session(name="bench-kills")
+def bench_kills(session: nox.Session) -> None:
+    """Kill each command at many moments, and look at what is left of it and of its files."""
+    session.install("-e", ".[test,serve,bench]")
+    run(session, "pytest", "-s", "tests/bench/kills", *session.posargs)
+
+
 @nox.session(name="bench-gpu")
 def bench_gpu(session: nox.Session) -> None:
     """Measure kernels, overhead and speed on a CUDA GPU."""

@@ -20,6 +20,7 @@ _TO_LF = (
     r"`git ls-files --eol | sed -n 's/^i.lf *w.crlf.*\t//p' | xargs -d '\n' sed -i 's/\r$//'` makes it LF again, and"
     " keeps what you have changed."
 )
+UNDO = ".nox/undo.json"  # what the files of a checkout were that a command is writing
 
 # What editors, Python and file managers leave in overlay/ and patches/; no one means it to be there.
 _SCRATCH = (".*", "*~", "#*#", "__pycache__")

@@ -38,6 +38,7 @@ def supervise(parent: int, mode: str, program: list[str]) -> int:
     """Run a program and return its exit status, a negative one where a signal ended it, once nothing of it runs."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the exit status away
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGCHLD)  # which wakes _watch
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what has lost its parent becomes a child of this process, not of init
     group = os.getpgrp()
     if mode == ATTACHED:
@@ -66,6 +67,8 @@ def _become(program: list[str], group: int | None) -> None:
         except OSError:
             pass  # all of that group has ended
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python has it ignored
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # one that waits is for the program, not for Python
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
     try:
         os.execvp(program[0], program)

@@ -11,22 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from bench.kills.victims import COMMANDS, REPOSITORY, Victim, make_stand_in
+from bench.kills.victims import COMMANDS, Victim, beneath_nox, make_stand_in
 
 from unit.conftest import Miniature
 
 SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
 UP = {"serve": "up", "run": "up", "status": "up", "test-engine": "serving", "pytest": "serving", "nox": "serving"}
-NOXFILE = f"""\
-import importlib.util, sys, nox
-spec = importlib.util.spec_from_file_location("checkout", {str(REPOSITORY / "noxfile.py")!r})
-checkout = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(checkout)
-
-@nox.session(venv_backend="none")
-def victim(session):
-    checkout.run(session, sys.executable, *session.posargs)
-"""
 
 
 class Started:
@@ -37,12 +27,8 @@ class Started:
         self.victims: list[Victim] = []
 
     def __call__(self, name: str, *before: str) -> Victim:
-        words = [sys.executable, *COMMANDS.get(name, ())]
-        if name == "nox":
-            (self.root / "noxfile.py").write_text(NOXFILE)
-            (self.root / "ci").symlink_to(REPOSITORY / "ci")
-            words += ["-m", "nox", "-s", "victim", "--", *COMMANDS["test-engine"]]
-        victim = Victim.start([*before, *words], self.root, self.env)
+        words = [*beneath_nox(self.root), *COMMANDS["test-engine"]] if name == "nox" else COMMANDS[name]
+        victim = Victim.start([*before, sys.executable, *words], self.root, self.env)
         self.victims.append(victim)
         victim.wait_for(self.root / UP[name])
         assert len(victim.running()) > (2 if name == "status" else 4)
@@ -54,10 +40,8 @@ def start(mini: Miniature) -> Iterator[Started]:
     started = Started(mini)
     yield started
     for victim in started.victims:
-        victim.end()
-        victim.process.wait()
-        assert victim.process.stdout is not None
-        victim.process.stdout.close()
+        with victim:
+            pass
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -124,3 +124,56 @@ def test_what_runs_attached_and_ignores_the_interrupt_is_killed(tmp_path: Path) 
     assert process.wait(30) == 143
     with pytest.raises(ProcessLookupError):
         os.kill(int(up.read_text()), 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_runs_logged_can_clear_up_when_it_is_interrupted(tmp_path: Path, number: signal.Signals) -> None:
+    """What it has started and left behind, in a session of its own, ends all the same."""
+    up, stray, cleared = tmp_path / "up", tmp_path / "stray", tmp_path / "cleared"
+    child = "import signal, subprocess, sys, time; from pathlib import Path\n"
+    child += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    child += "sleep = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+    child += f"Path({str(stray)!r}).write_text(str(subprocess.Popen(sleep, start_new_session=True).pid))\n"
+    child += f"try: Path({str(up)!r}).touch(); time.sleep(60)\n"
+    child += f"finally: time.sleep(0.5); Path({str(cleared)!r}).touch()"
+    tool = "import signal, sys; from pathlib import Path; from overlay_tools.subprocesses import run_logged\n"
+    tool += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    tool += "signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))\n"
+    tool += (
+        f"run_logged([sys.executable, '-c', {child!r}], cwd=Path('.'), env={{}}, log=Path({str(tmp_path / 'log')!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", tool], stderr=subprocess.DEVNULL)
+    while not up.exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(20) != 0
+    assert cleared.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(stray.read_text()), 0)
+
+
+def test_what_a_logged_program_leaves_behind_ends_with_it(tmp_path: Path) -> None:
+    leave = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)"
+    assert run_logged([sys.executable, "-c", leave], cwd=tmp_path, env={}, log=tmp_path / "log") == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "log").read_text()), 0)
+
+
+@pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_group_reaches_no_supervisor(tmp_path: Path, interrupt: signal.Signals) -> None:
+    """Not in its first moments either: what it is to run then runs, and is ended as it should be."""
+    tool = "import signal, sys; from overlay_tools.subprocesses import run_attached\n"
+    tool += f"signal.signal({int(interrupt)}, lambda number, frame: print('signal', flush=True))\n"
+    tool += "print('ready', flush=True)\n"
+    tool += f"sys.exit(run_attached(['sh', '-c', 'trap : {interrupt.name[3:]}; sleep 1; exit 7'], env={{}}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", tool], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        process.stdout.readline()
+        for _ in range(40):
+            time.sleep(0.005)
+            os.killpg(process.pid, interrupt)
+        assert process.wait(30) in (7, 256 - interrupt, -interrupt)  # the last if it comes at its very end
+        assert set(process.stdout.read().split()) == {b"signal"}

@@ -8,12 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
-from overlay_tools.checkout import own_paths
+from overlay_tools.checkout import UNDO, own_paths
 from overlay_tools.errors import OverlayError
 from overlay_tools.patches.model import README
 from overlay_tools.user_files import remove_parts, write_whole
-
-_UNDO = ".nox/undo.json"  # what the files were that are being written
 
 
 def write_patches(
@@ -31,13 +29,13 @@ def write_patches(
     before = {name: (root / name).read_bytes() if (root / name).is_file() else None for name in after}
     changed = {name: data for name, data in sorted(after.items()) if data != before[name]}
     note = {name: (_note(before[name]), _note(data)) for name, data in changed.items()}
-    write_files(root, {_UNDO: json.dumps(note).encode()})
+    write_files(root, {UNDO: json.dumps(note).encode()})
     try:
         write_files(root, changed)
     except BaseException:
         undo(root)
         raise
-    (root / _UNDO).unlink()
+    (root / UNDO).unlink()
     return list(changed)
 
 
@@ -46,15 +44,15 @@ def undo(root: Path) -> None:
 
     Raises OverlayError with the files that it leaves as they are, for someone has changed them since then.
     """
-    if not (root / _UNDO).is_file():
+    if not (root / UNDO).is_file():
         return
-    note = json.loads((root / _UNDO).read_text(encoding="utf-8"))
+    note = json.loads((root / UNDO).read_text(encoding="utf-8"))
     here = {name: _note((root / name).read_bytes() if (root / name).is_file() else None) for name in note}
     for name in note:
         remove_parts(root / name)
     back = {name: before for name, (before, after) in note.items() if here[name] in (before, after)}
     write_files(root, {name: text if text is None else text.encode("latin-1") for name, text in back.items()})
-    (root / _UNDO).unlink()
+    (root / UNDO).unlink()
     if changed := [name for name in note if name not in back]:
         raise OverlayError(
             *(

@@ -45,13 +45,14 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])
 # The tool, with this environment for a release's, in which the server is the one above, and with little patience.
 TOOL = """\
 import sys, time
+from contextlib import nullcontext
 from pathlib import Path
 from overlay_tools import cli, subprocesses
 from overlay_tools.commands import serve, test_engine
 from overlay_tools.engines import server
 from overlay_tools.report import collect
 python = Path.cwd() / "environment" / "bin" / "python"
-serve.open_engine = test_engine.open_engine = lambda *arguments, **options: (python, False)
+serve.open_engine = test_engine.open_engine = lambda *arguments, **options: nullcontext(python)
 serve.ask = lambda *arguments: None
 subprocesses._PATIENCE = server.Server.__init__.__kwdefaults__["grace"] = 2.0
 serve.make_demo_model = lambda *arguments: subprocesses.run([python, "-m", "sglang.launch_server"])
@@ -70,6 +71,16 @@ def test_server(tmp_path):
     with Server(Path(sys.executable), tmp_path, [], env=os.environ, log=tmp_path / "log", grace=0):
         Path("serving").touch()
         __import__("time").sleep(600)
+"""
+NOXFILE = f"""\
+import importlib.util, sys, nox
+spec = importlib.util.spec_from_file_location("checkout", {str(REPOSITORY / "noxfile.py")!r})
+checkout = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(checkout)
+
+@nox.session(venv_backend="none")
+def victim(session):
+    checkout.run(session, sys.executable, *session.posargs)
 """
 COMMANDS = {
     "serve": ["tool.py", "serve", "--model", "model", "--keep"],
@@ -90,6 +101,14 @@ def make_stand_in(folder: Path) -> dict[str, str]:
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
+
+
+def beneath_nox(folder: Path) -> list[str]:
+    """Return the arguments of Python that have nox run a Python in a folder as the sessions of this checkout do."""
+    (folder / "victim.py").write_text(NOXFILE)
+    if not (folder / "ci").exists():
+        (folder / "ci").symlink_to(REPOSITORY / "ci")
+    return ["-m", "nox", "-f", "victim.py", "-s", "victim", "--"]
 
 
 @dataclass
@@ -119,6 +138,14 @@ class Victim:
         )
         return cls(process, mark)
 
+    def __enter__(self) -> Victim:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
     def wait_for(self, path: Path) -> None:
         """Wait until the command has made a file."""
         deadline = time.monotonic() + 60
@@ -135,7 +162,8 @@ class Victim:
         """
         self.look()
         began = time.monotonic()
-        (os.killpg if group else os.kill)(pid or self.process.pid, number)
+        if self.process.poll() is None:
+            (os.killpg if group else os.kill)(pid or self.process.pid, number)
         while left := self.running():
             if time.monotonic() - began > GONE:
                 names = [" ".join(process.cmdline())[-150:] for process in left if process.is_running()]
@@ -163,15 +191,15 @@ class Victim:
             return False
 
     def end(self) -> None:
-        """End what runs, as a test does that has failed."""
+        """End what runs, as a test does once it is over."""
         while left := self.running():
             for process in left:
                 process.kill()
             self.process.poll()
             time.sleep(0.05)
+        self.process.wait()
 
     def said(self) -> str:
         """Return what the command has printed, once it has ended."""
         assert self.process.stdout is not None
-        with self.process.stdout:
-            return self.process.stdout.read()
+        return self.process.stdout.read()

@@ -361,6 +361,19 @@ def test_a_write_that_is_stopped_leaves_what_was_there(
     assert mini.content().keys() == before.keys() - gone | new
 
 
+def test_nothing_is_built_of_what_a_kill_has_left(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = os.fork()
+    if child == 0:
+        stop_at(monkeypatch, 3, lambda: os._exit(9))
+        write_patches(mini.root / "patches", NEW, BESIDE)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    with pytest.raises(PatchError, match="patches is half written") as caught:
+        mini.build()
+    assert "put back" in caught.value.hint
+    undo(mini.root)
+    mini.build()
+
+
 def test_what_a_person_changed_after_a_kill_is_left(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
     mini.write("patches/choose/2.0.patch", "old")
     before = mini.content()

@@ -1,0 +1,169 @@
+"""First questions to a server, with a stand-in that answers as an OpenAI server does."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from overlay_tools.engines.server import Server
+from overlay_tools.engines.smoke import ask, media_environment, takes_pictures
+from overlay_tools.errors import ServeError
+
+ALLOWED = "SGLANG_OVERLAY_ALLOWED_LOCAL_MEDIA_PATH"
+
+
+class Answering(http.server.ThreadingHTTPServer):
+    """A server that notes what it is asked, and answers with `text`, or with an error if it is None."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.text: str | None = "Paris"
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.answer(
+                    {"object": "list", "data": [{"id": "tiny", "object": "model", "created": 1, "owned_by": "us"}]}
+                )
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append((self.path, body))
+                usage = {"completion_tokens": 7, "prompt_tokens": 3, "total_tokens": 10}
+                message = {"role": "assistant", "content": outer.text}
+                if outer.text is None:
+                    self.send_error(500)
+                elif body.get("stream"):
+                    chunks = [{"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in outer.text]
+                    self.answer_lines([*chunks, {"choices": [], "usage": usage}])
+                else:
+                    self.answer({"choices": [{"index": 0, "text": outer.text, "message": message}], "usage": usage})
+
+            def answer(self, data: object) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(json.dumps(data).encode())
+
+            def answer_lines(self, rows: list[dict[str, Any]]) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.end_headers()
+                for row in [*rows]:
+                    self.wfile.write(f"data: {json.dumps(row)}\n\n".encode())
+                self.wfile.write(b"data: [DONE]\n\n")
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def answering() -> Iterator[Answering]:
+    server = Answering()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def server(answering: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (tmp_path / "log").write_text("the last line\n")
+    monkeypatch.setattr(Server, "check", lambda self: None)
+    return Server(Path("python"), model, [], env={}, log=tmp_path / "log", port=answering.server_port)
+
+
+def test_a_completion_and_a_streamed_chat_are_shown(
+    server: Server, answering: Answering, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(server, tmp_path)
+    (path, body), (chat_path, chat) = answering.asked
+    assert (path, chat_path) == ("/v1/completions", "/v1/chat/completions")
+    assert (body["model"], body["prompt"], body["temperature"], body["max_tokens"]) == (
+        "tiny",
+        "The capital of France is",
+        0,
+        32,
+    )
+    assert (chat["stream"], chat["temperature"], chat["stream_options"]) == (True, 0, {"include_usage": True})
+    assert chat["messages"] == [{"role": "user", "content": "The capital of France is"}]
+    said = capsys.readouterr().out
+    completion, streamed = said.split("streamed chat")
+    for part in (completion, streamed):
+        assert "answer   'Paris'" in part
+        assert "7 tokens in " in part
+    assert ", first after " in streamed
+    assert ", first after " not in completion
+    assert "picture" not in said
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_picture_is_shown_by_its_data_and_by_its_path(
+    server: Server, answering: Answering, tmp_path: Path, named: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (server.model / "config.json").write_text('{"vision_config": {}}')
+    picture, folder = tmp_path / "cat.png", tmp_path / "pictures"
+    picture.write_bytes(b"a picture")
+    folder.mkdir()
+    ask(server, folder, picture if named else None)
+    urls = [body["messages"][0]["content"][0]["image_url"]["url"] for _, body in answering.asked[2:]]
+    shown = folder / ("cat.png" if named else "red-square.png")
+    assert urls == [f"data:image/png;base64,{base64.b64encode(shown.read_bytes()).decode()}", str(shown.resolve())]
+    assert named == (shown.read_bytes() == b"a picture")
+    said = capsys.readouterr().out
+    assert f"picture, by base64\n  prompt   '{shown.name}: What is this?'\n" in said
+    assert "picture, by path\n" in said
+
+
+def test_an_empty_answer_is_an_error(server: Server, answering: Answering, tmp_path: Path) -> None:
+    answering.text = ""
+    with pytest.raises(ServeError, match=r"The completion came back empty\.") as caught:
+        ask(server, tmp_path)
+    assert caught.value.hint
+
+
+def test_an_error_shows_the_server_s_last_lines(server: Server, answering: Answering, tmp_path: Path) -> None:
+    answering.text = None
+    with pytest.raises(ServeError, match=r"answered with an error: (.|\n)*the last line"):
+        ask(server, tmp_path)
+
+
+def test_a_server_that_has_died_is_said_to(
+    server: Server, answering: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering.text = None
+
+    def died(self: Server) -> None:
+        raise ServeError("It has died.")
+
+    monkeypatch.setattr(Server, "check", died)
+    with pytest.raises(ServeError, match="It has died"):
+        ask(server, tmp_path)
+
+
+def test_a_server_may_read_its_pictures_beside_what_it_might_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ALLOWED, raising=False)
+    folder = tmp_path / "a" / "pictures"
+    assert media_environment(folder) == {ALLOWED: str(folder)}
+    assert folder.is_dir()
+    monkeypatch.setenv(ALLOWED, "/srv/pictures")
+    assert media_environment(folder) == {ALLOWED: f"/srv/pictures:{folder}"}
+
+
+def test_a_model_with_a_vision_tower_takes_pictures(server: Server) -> None:
+    assert not takes_pictures(server.model)
+    (server.model / "config.json").write_text('{"vision_config": {}}')
+    assert takes_pictures(server.model)
