@@ -159,3 +159,13 @@ def test_a_plugin_for_releases_that_differ_in_a_file_is_refused(mini: Miniature)
     mini.limit({NAME: "<1.1"})
     with pytest.raises(BuildError, match=f"overlay/{NAME} goes to 1.0 of the releases that the plugin is proven on"):
         build_plugin(mini.project)
+
+
+def test_a_range_of_files_or_requirements_holds_for_a_release_before_its_final_one(mini: Miniature) -> None:
+    mini.limit({NAME: ">=1.2.dev1"})
+    mini.require('releases = ">=1.2.dev1"\noverride = ["numpy<2"]\n')
+    check_ranges(mini.project, ["1.2.dev2"])
+    with pytest.raises(BuildError) as caught:
+        check_ranges(mini.project, ["1.0", "1.1"])
+    assert len(caught.value.problems) == 2
+    assert caught.value.hint == "upstream.lock holds 1.0, 1.1."

@@ -34,6 +34,7 @@ def altered(wheel: Path, change: Callable[[dict[str, bytes]], object]) -> Path:
         (lambda files: files.update({"sglang/loader.py": b"x"}), ["differs: sglang/loader.py (patched)"]),
         (lambda files: files.update({"sglang/models/ours.py": b"x"}), ["differs: sglang/models/ours.py (added)"]),
         (lambda files: files.update({"sglang/native.so": b"x"}), ["differs: sglang/native.so (upstream's)"]),
+        (lambda files: files.update({f"{DIST_INFO}/METADATA": b"x"}), [f"differs: {DIST_INFO}/METADATA (the build's)"]),
         (lambda files: files.pop("sglang/version.py"), ["missing: sglang/version.py"]),
         (lambda files: files.update({"sglang/more.py": b"x"}), ["foreign: sglang/more.py"]),
     ],
