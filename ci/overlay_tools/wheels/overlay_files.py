@@ -41,7 +41,7 @@ def read_package(project: Project, package: str, version: str | None) -> dict[st
     if odd := [f"overlay/{name}" for name in files if not can_carry(name)]:
         raise BuildError(
             *(f"{name!a} has a character that a wheel cannot carry everywhere." for name in odd),
-            hint="Name it without backslashes, colons, and what cannot be printed or is not UTF-8.",
+            hint="Name it without backslashes, colons, and what cannot be printed.",
         )
     # SGLang and the plugin look for models by the names of modules.
     if modules := [path for path in files.values() if path.suffix == ".py" and not path.stem.isidentifier()]:

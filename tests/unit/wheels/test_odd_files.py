@@ -6,6 +6,7 @@ import base64
 import hashlib
 import random
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -27,7 +28,7 @@ ACCEPTED = [
     "a~b.txt", "🎉.txt",
 ]  # fmt: skip
 REFUSED = [
-    "back\\slash.txt", "co:lon.txt", "new\nline.txt", "return\r.txt", "tab\t.txt", "bell\a.txt", "latin\udce9.txt",
+    "back\\slash.txt", "co:lon.txt", "new\nline.txt", "return\r.txt", "tab\t.txt", "bell\a.txt",
     "no\u00a0break.txt", "\u202etxt.exe", "zero\u200bwidth.txt",
 ]  # fmt: skip
 PARTS = ["ä", "b", " ", ",", '"', "'", "-", "~", "+", "=", "#", "é", "中", ".", "\\", ":", "\n", "\x7f", "\udcff"]
@@ -85,9 +86,9 @@ def test_whatever_the_names_and_contents_are_a_build_is_accepted_or_refused(mini
             assert verify_wheel(mini.build().path).differences == [], (seed, parts)
             built += 1
         else:
-            with pytest.raises(BuildError, match="has a character that a wheel cannot carry"):
+            with pytest.raises(BuildError, match=r"has a character that a wheel cannot carry|its name is not UTF-8"):
                 mini.build()
-            path.unlink()
+            shutil.rmtree(mini.root / f"overlay/sglang/odd{number}")
             refused += 1
     assert min(built, refused) > 5, seed
 
