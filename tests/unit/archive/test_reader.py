@@ -311,6 +311,11 @@ def test_bytes_before_or_after_the_archive_are_refused(base: Path, change: Calla
     assert "bytes" in refused(base)
 
 
+def test_a_comment_that_is_said_to_follow_the_end_is_refused(base: Path) -> None:
+    base.write_bytes(base.read_bytes()[:-2] + b"\5\0")
+    assert "a comment, or bytes after its end" in refused(base)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
