@@ -14,7 +14,7 @@ from overlay_tools.wheels.builder import build_kernel
 from overlay_tools.wheels.plugin import build_plugin
 from overlay_tools.wheels.verify_installed import Found, verify_environment, verify_folder
 
-from unit.conftest import HEADER, Miniature, write_wheel
+from unit.conftest import HEADER, Miniature, upstream_files, write_wheel
 from unit.wheels.test_plugin import make_plugin
 
 DIST_INFO = "sglang-1.0+overlay.3.dist-info"
@@ -475,3 +475,12 @@ def test_what_is_not_an_interpreter_is_refused(tmp_path: Path) -> None:
         assert ".venv/bin/python" in caught.value.hint
     with pytest.raises(VerifyError, match="/bin/true is not a Python interpreter: it did not answer"):
         verify_environment("/bin/true")
+
+
+def test_a_cache_that_the_wheel_brought_is_compared(mini: Miniature, environment: Environment) -> None:
+    name = "sglang/__pycache__/old.cpython-311.pyc"
+    mini.lock_release("1.0", {**upstream_files("1.0"), name: b"x"})
+    environment.install("uv", [for_any(mini.build().path)])
+    assert environment.differences() == {"sglang 1.0+overlay.3": []}
+    (environment.site / name).unlink()
+    assert environment.differences() == {"sglang 1.0+overlay.3": [f"missing: {name}"]}
