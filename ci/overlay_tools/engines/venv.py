@@ -115,7 +115,7 @@ def _make(folder: Path, source: str, wheels: Sequence[Path], content: Mapping[st
             *(f"{wheel} changed while it was installed." for wheel in changed),
             hint="Another command has built it anew: run this again.",
         )
-    made = {"python": _python(interpreter), "packages": _packages(folder), **content}
+    made = {"source": [source], "python": _python(interpreter), "packages": _packages(folder), **content}
     write_whole(stamp, (json.dumps(made, indent=1) + "\n").encode())
 
 
@@ -133,7 +133,7 @@ def _fault(folder: Path, source: str) -> str | None:
         return f"its interpreter {path} is gone"
     if (now := _python(interpreter)) != [path, version]:
         return f"it was made with Python {version} of {path}, which is {' of '.join(reversed(now))} now"
-    if source not in (path, version.rpartition(".")[0]):
+    if source not in (*made["source"], path, version.rpartition(".")[0]):  # a launcher's path is not the interpreter's
         return f"it was made with {path}, and this runs with {source}"
     if made["packages"] != _packages(folder):
         return "its packages were changed by something else"
@@ -146,7 +146,7 @@ def _stamp(folder: Path) -> dict[str, list[str]]:
         made = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    return made if isinstance(made, dict) and {"python", "packages"} <= made.keys() else {}
+    return made if isinstance(made, dict) and {"source", "python", "packages"} <= made.keys() else {}
 
 
 def _python(interpreter: Path) -> list[str]:

@@ -162,6 +162,13 @@ def test_one_of_another_interpreter_of_the_same_version_is_made_anew(
 ) -> None:
     make(folder, wheel.path)
     kept = mark(folder)
+    launcher = mini.write("launcher/python", f'#!/bin/sh\nexec "{os.path.realpath(sys.executable)}" "$@"\n')
+    launcher.chmod(0o755)
+    stamp = folder / "sglang-overlay.json"
+    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "source": [str(launcher)]}))
+    monkeypatch.setattr(sys, "_base_executable", str(launcher))
+    make(folder, wheel.path)
+    assert kept()
     monkeypatch.setattr(sys, "_base_executable", str(mini.root / "absent/python"))
     with pytest.raises(ToolError, match=r"uv venv .*absent/python"):
         make(folder, wheel.path)
