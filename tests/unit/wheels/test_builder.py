@@ -111,7 +111,10 @@ def test_record_lists_each_file_once_and_dist_info_comes_last(mini: Miniature) -
     ):
         with zipfile.ZipFile(path) as wheel:
             names = wheel.namelist()
-            listed = [row[0] for row in csv.reader(wheel.read(f"{dist_info}/RECORD").decode().splitlines())]
+            rows = list(csv.reader(wheel.read(f"{dist_info}/RECORD").decode().splitlines()))
+            listed = [row[0] for row in rows]
+            sizes = {name: size for name, _, size in rows[:-1]}
+            assert sizes == {name: str(wheel.getinfo(name).file_size) for name in listed[:-1]}
         assert sorted(listed) == sorted(name for name in names if not name.endswith("/"))
         assert len(set(names)) == len(names)
         inside = [name.startswith(f"{dist_info}/") for name in names]

@@ -124,6 +124,8 @@ def test_a_table_changes_the_releases_that_it_is_for(mini: Miniature) -> None:
          "/pyproject.toml:11: numpy is changed by /pyproject.toml:7 too, for sglang 1.0."),
         ("override = ['sglang-kernel>=0.4']",
          "/pyproject.toml:7: sglang-kernel>=0.4 must name one version of the kernel, as sglang-kernel==0.4 does."),
+        ("override = ['sglang-kernel==0.4,<1']",
+         "/pyproject.toml:7: sglang-kernel<1,==0.4 must name one version of the kernel, as sglang-kernel==0.4 does."),
         ("override = ['sgl_kernel==0.3.*']",
          "/pyproject.toml:7: sgl_kernel==0.3.* must name one version of the kernel, as sglang-kernel==0.4 does."),
     ],
