@@ -190,7 +190,7 @@ def test_real_servers(request: pytest.FixtureRequest, session: str) -> None:
                 assert time.monotonic() < deadline, victim.running()
                 time.sleep(0.5)
             running = victim.running()
-            tool = next(each for each in running if each.name() == "overlay-tools")
+            tool = victim.named("overlay-tools")[-1]
             beneath = bool(number // 3 % 2)
             seconds = victim.kill(kind, pid=tool.pid if beneath else None)
             target = "the tool" if beneath else "nox"
@@ -203,7 +203,7 @@ PHASES = ("the server is there", "it has workers", "it listens")
 def has_come_to(phase: int, victim: Victim) -> bool:
     """Tell whether the server of a command has come to one of PHASES."""
     victim.look()
-    leaders = [each for each in victim.running() if "sglang.launch_server" in each.cmdline()]
+    leaders = victim.named("sglang.launch_server")
     if not leaders:
         return False
     if phase < 2:

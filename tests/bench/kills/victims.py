@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -181,6 +182,15 @@ class Victim:
     def running(self) -> list[psutil.Process]:
         """Return what runs of the command."""
         return [process for process in psutil.process_iter() if self._is_part(process)]
+
+    def named(self, word: str) -> list[psutil.Process]:
+        """Return what runs of the command and has this word in its command line, or as its name."""
+        found = []
+        for process in self.running():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if word in process.cmdline() or word == process.name():
+                    found.append(process)
+        return found
 
     def _is_part(self, process: psutil.Process) -> bool:
         try:
