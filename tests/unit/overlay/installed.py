@@ -123,3 +123,12 @@ def ways(name: str = "PlainForCausalLM") -> Mapping[str, tuple[tuple[str, ...], 
     by_hand = REGISTER + SERVE.replace("PlainForCausalLM", name)
     launch = (*LAUNCH[:2], name)
     return {"entry point": (launch, {}), "variable": (launch, VARIABLE), "by hand": (("-c", by_hand), {})}
+
+
+def beside(site: Site, folder: Path) -> dict[str, str]:
+    """Move the plugin to a folder that is on the path and not a site-packages; give the environment for that."""
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    for path in site.packages.glob(f"{PLUGIN}*"):
+        path.rename(elsewhere / path.name)
+    return {"PYTHONPATH": str(elsewhere)}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
-from unit.overlay.installed import DIST_INFO, LAUNCH, OURS, PLUGIN, REGISTER, SERVE, VARIABLE, Site, ways
+from unit.overlay.installed import DIST_INFO, LAUNCH, OURS, PLUGIN, REGISTER, SERVE, VARIABLE, Site, beside, ways
 from unit.overlay.published import SGLANG
 
 
@@ -86,6 +87,18 @@ def test_every_process_below_serves_our_classes(site: Site, method: str, way: st
     environment = VARIABLE if way == "variable" else {}
     line = " ".join(served.strip() for served in OURS.values()) + "\n"
     assert site.printed("tree.py", method, way, **environment) == line * 4
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_beside_site_packages_every_process_below_serves_our_classes(site: Site, tmp_path: Path, method: str) -> None:
+    (site.folder / "tree.py").write_text(TREE)
+    line = " ".join(served.strip() for served in OURS.values()) + "\n"
+    assert site.printed("tree.py", method, "by hand", **beside(site, tmp_path)) == line * 4
+
+
+def test_a_module_that_imports_the_plugin_is_attached_to_when_its_code_has_run(site: Site) -> None:
+    site.write(MODEL_CONFIG, f"import {PLUGIN}\n" + SGLANG[MODEL_CONFIG])
+    assert site.printed(*LAUNCH[:2], "ExtForCausalLM") == OURS["ExtForCausalLM"]
 
 
 def test_a_process_that_lacks_the_plugin_does_not_serve(site: Site) -> None:

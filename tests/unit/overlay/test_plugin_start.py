@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from unit.overlay.installed import DIST_INFO, LAUNCH, OURS, PLUGIN, START, VARIABLE, Site
+from unit.overlay.installed import DIST_INFO, LAUNCH, OURS, PLUGIN, START, VARIABLE, Site, beside
 
 PTH = f"{PLUGIN}.pth"
 STOCK = ("-m", "sglang.launch_server", "BaseForCausalLM")
@@ -175,6 +175,7 @@ def test_a_plugin_that_is_left_out_is_in_no_servers_way(site: Site, chosen: str)
     assert quietly(site, *STOCK, **left_out) == "came up with sglang.srt.models.base.BaseForCausalLM\n"
     done = site.run(*LAUNCH, **VARIABLE, **left_out)  # one that the program asks for by name is not left out
     assert (done.returncode, done.stdout) == (1, "")
+    assert "stops this server" in done.stderr
 
 
 @pytest.mark.parametrize("chosen", ["", " , ", "another, sglang_overlay_plugin"])
@@ -241,15 +242,6 @@ def test_an_actor_that_would_lack_the_plugin_is_not_started(site: Site, tmp_path
         "sglang-overlay-plugin stops this server: Ray would start its processes without it; install"
         " sglang-overlay-plugin in site-packages, where Python reads sglang_overlay_plugin.pth when it starts\n"
     )
-
-
-def beside(site: Site, folder: Path) -> dict[str, str]:
-    """Move the plugin to a folder that is on the path and not a site-packages; give the environment for that."""
-    elsewhere = folder / "elsewhere"
-    elsewhere.mkdir()
-    for path in site.packages.glob(f"{PLUGIN}*"):
-        path.rename(elsewhere / path.name)
-    return {"PYTHONPATH": str(elsewhere)}
 
 
 @pytest.mark.parametrize("name", OURS)
