@@ -96,8 +96,12 @@ def test_beside_site_packages_every_process_below_serves_our_classes(site: Site,
     assert site.printed("tree.py", method, "by hand", **beside(site, tmp_path)) == line * 4
 
 
+def test_a_program_that_registers_the_plugin_has_it_whatever_sglang_plugins_says(site: Site) -> None:
+    assert site.printed("-c", REGISTER + SERVE, SGLANG_PLUGINS="another") == OURS["PlainForCausalLM"]
+
+
 def test_a_module_that_imports_the_plugin_is_attached_to_when_its_code_has_run(site: Site) -> None:
-    site.write(MODEL_CONFIG, f"import {PLUGIN}\n" + SGLANG[MODEL_CONFIG])
+    site.write(MODEL_CONFIG, REGISTER + SGLANG[MODEL_CONFIG])
     assert site.printed(*LAUNCH[:2], "ExtForCausalLM") == OURS["ExtForCausalLM"]
 
 
