@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _part(text: str) -> str:
     if text not in _PARTS:
-        raise argparse.ArgumentTypeError(f"{text} is no part: there are {', '.join(_PARTS)}")
+        raise argparse.ArgumentTypeError(f"{text} is not one of its parts: {', '.join(_PARTS)}")
     return text
 
 

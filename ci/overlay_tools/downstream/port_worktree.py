@@ -11,6 +11,7 @@ from overlay_tools.downstream.transaction import write_files
 from overlay_tools.downstream.worktree import OVERLAY, Worktree, message_of
 from overlay_tools.patches.model import EXECUTABLE, ORDINARY, Patch
 from overlay_tools.subprocesses import git_bytes
+from overlay_tools.user_files import remove_parts
 
 _NEXT = "refs/port/next"  # the commits that are to be checked out; no branch, so that no one takes it for his own
 
@@ -87,6 +88,8 @@ def check_out(tree: Worktree, move: Move) -> None:
     """
     new = read_files(tree, move.commit, move.files)
     still = {name: data for name, data in new.items() if _digest(tree.read_working(name)) == move.files[name]}
+    for name in move.files:
+        remove_parts(tree.folder / name)
     write_files(tree.folder, still)
     for name, data in still.items():
         if data is not None:

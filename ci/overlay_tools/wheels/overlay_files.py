@@ -46,7 +46,7 @@ def read_package(project: Project, package: str, version: str | None) -> dict[st
     # SGLang and the plugin look for models by the names of modules.
     if modules := [path for path in files.values() if path.suffix == ".py" and not path.stem.isidentifier()]:
         raise BuildError(
-            *(f"{path} cannot be imported: {path.stem!r} is no name of a module." for path in modules),
+            *(f"{path} cannot be imported: a module cannot be named {path.stem!r}." for path in modules),
             hint="Rename it: letters, digits and underscores, no digit first.",
         )
     return {name: read_file(path) for name, path in files.items() if version is None or project.takes(version, name)}

@@ -129,7 +129,7 @@ def verify_signature(wheel: Path, key: Key) -> None:
             hint="Do not use this wheel.",
         ) from None
     if envelope.payload_type != _PAYLOAD_TYPE:
-        raise SignatureError(f"{path} signs {envelope.payload_type!r}, which is no statement.", hint=_SIGN)
+        raise SignatureError(f"{path} signs {envelope.payload_type!r}, not a statement.", hint=_SIGN)
     _check_subject(wheel, envelope.payload, str(path))
 
 

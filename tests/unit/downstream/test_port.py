@@ -184,7 +184,7 @@ def test_a_proposal_is_taken_over_by_taking_the_markers_away(mini: Miniature) ->
         ),
         (
             lambda tree: [(tree / FILE).write_text(SETTLED), (tree / "sglang/native.so").write_bytes(b"\0" * 999)],
-            "git cannot read the diff|a binary diff|can't decode",
+            "git cannot read the diff|a binary diff|is not UTF-8",
         ),
     ],
 )  # fmt: skip

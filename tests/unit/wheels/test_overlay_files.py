@@ -87,7 +87,7 @@ def test_a_link_that_is_not_hidden_is_refused(mini: Miniature, target: str) -> N
 @pytest.mark.parametrize("name", ["my model.py", "my-model.py", "2nd.py"])
 def test_a_module_that_cannot_be_imported_is_refused(mini: Miniature, name: str) -> None:
     mini.write(f"overlay/sglang/models/{name}", "A = 1\n")
-    with pytest.raises(BuildError, match=f"models/{name} cannot be imported: '{name[:-3]}' is no name of a module"):
+    with pytest.raises(BuildError, match=f"models/{name} cannot be imported: a module cannot be named '{name[:-3]}'"):
         read_package(mini.project, "sglang", None)
 
 

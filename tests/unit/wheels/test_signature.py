@@ -223,7 +223,7 @@ def test_a_signed_text_that_is_no_statement_is_refused(
     signer = load_signer(Path(keys[0]), str)
     for kind, payload, said in [
         ("application/vnd.in-toto+json", b"{}", "is not a statement of a wheel's provenance"),
-        ("text/plain", statement_of(wheel).read_bytes(), "signs 'text/plain', which is no statement"),
+        ("text/plain", statement_of(wheel).read_bytes(), "signs 'text/plain', not a statement"),
     ]:
         made = Envelope(payload, kind, {})
         made.sign(signer)
