@@ -27,6 +27,7 @@ class PluginError(RuntimeError):
 GATES = {
     "sglang.srt.model_loader.utils": ("get_model_architecture",),
     "sglang.srt.configs.model_config": ("ModelConfig.__init__",),
+    "sglang.srt.server_args": (),  # a server that makes no model needs no defaults
     "sglang.srt.models.registry": ("ModelRegistry.get_supported_archs", "ModelRegistry.resolve_model_cls"),
     "sglang.srt.managers.multimodal_processor": ("import_processors",),
     "sglang.srt.ray.engine": ("RayEngine._launch_subprocesses",),

@@ -77,6 +77,22 @@ def _resolve(module: ModuleType) -> None:
     _replace(upstreams, get_model_architecture)
 
 
+def _set_defaults(module: ModuleType) -> None:
+    from sglang_overlay_plugin import overlay_registry
+
+    kind = module.ServerArgs
+    name = "resolve_once" if hasattr(kind, "resolve_once") else "__post_init__"  # the first from 0.5.19 on
+    upstreams: Callable[[object], None] = getattr(kind, name)
+
+    @functools.wraps(upstreams)
+    def resolve(server_args: object) -> None:
+        if not getattr(server_args, "_resolution_finished", False):
+            overlay_registry.default_arguments(server_args)
+        upstreams(server_args)
+
+    setattr(kind, name, resolve)
+
+
 def _register_models(module: ModuleType) -> None:
     if start.external_package() is None:  # else upstream has done it
         try:
@@ -115,6 +131,7 @@ def _check_ray(module: ModuleType) -> None:
 _WHEN_IMPORTED: dict[str, Callable[[ModuleType], None]] = {
     "sglang.srt.model_loader.utils": _resolve,
     "sglang.srt.configs.model_config": _install,
+    "sglang.srt.server_args": _set_defaults,
     "sglang.srt.models.registry": _register_models,
     "sglang.srt.managers.multimodal_processor": _import_processors,
     "sglang.srt.ray.engine": _check_ray,

@@ -18,6 +18,7 @@ ALLOW_UNPROVEN = "SGLANG_OVERLAY_ALLOW_UNPROVEN"
 PLACES = {  # where the plugin attaches in every release: the name that each module must define
     "sglang.srt.model_loader.utils": "get_model_architecture",
     "sglang.srt.configs.model_config": "multimodal_model_archs",
+    "sglang.srt.server_args": "ServerArgs",
     "sglang.srt.models.registry": "ModelRegistry",
     "sglang.srt.managers.multimodal_processor": "import_processors",
 }

@@ -15,10 +15,10 @@ from overlay_tools.supervisor import end_with_parent
 
 os.environ.update(engine_config.ENV)  # before anything imports torch or sglang
 
-from reference.checkpoints import make_checkpoint
+from reference.cases import cases, make_checkpoint
 from reference.greedy import answers
 
-from engine.harness import CASES, MAX_NEW_TOKENS, PROMPTS, Model, run_first
+from engine.harness import CHECKPOINTS, MAX_NEW_TOKENS, PROMPTS, Model, run_first
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,15 +34,19 @@ def quicker_starts(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
-    """Make the checkpoint of each of CASES and ask its reference model."""
+    """Make each of CHECKPOINTS and ask its reference model."""
     made = {}
     # A process of their own: sglang and its kernels change torch and transformers for all that is loaded after them.
     # It ends here, before an engine does: that kills all processes that this one has started.
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        for name, (kind, changes) in CASES.items():
+        for name, (kind, changes) in CHECKPOINTS.items():
             path = tmp_path_factory.mktemp(kind)
             make_checkpoint(kind, path, changes)
-            model = Model(path=path, answers=pool.submit(answers, kind, path, PROMPTS, MAX_NEW_TOKENS).result())
+            model = Model(
+                path=path,
+                case=cases()[kind],
+                answers=pool.submit(answers, kind, path, PROMPTS, MAX_NEW_TOKENS).result(),
+            )
             # Where the reference model is nearly undecided, rounding decides: that would say nothing about the engine.
             assert min(min(answer.margins) for answer in model.answers) > 2e-3
             assert max(answer.spread for answer in model.answers) < 1e-4

@@ -6,6 +6,8 @@ import importlib
 import json
 import os
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,38 +23,40 @@ from overlay_tools.engines import engine_config
 from overlay_tools.engines.loopback import open_directly
 from overlay_tools.engines.server import Server
 from packaging.version import Version
-from reference.checkpoints import TRAINED
+from reference.cases import DATA, Case, cases
 from reference.greedy import Completion, encode, random_prompts
 
 MAX_NEW_TOKENS = 24
 SAMPLING = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": True}
 
 
-CASES: dict[str, tuple[str, dict[str, object]]] = {  # a name: the kind of checkpoint, changes to its config.json
-    "LlamaLogitShaping, none": ("llama-logit-shaping", {"logit_transform": None, "logit_softcap": None}),
-    "LlamaLogitShaping, softcap": ("llama-logit-shaping", {}),
-    "LlamaLogitShaping, sqrt_positive": (
-        "llama-logit-shaping",
-        {"logit_transform": "sqrt_positive", "logit_softcap": None},
-    ),
-    "Llama": ("llama", {}),
-    "Qwen3-Next": ("qwen3-next", {}),
+# Of random weights: a name, the case, and changes to its config.json.
+CHECKPOINTS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    f"{name}, {kind}" if kind else name: (name, changes)
+    for name, case in cases().items()
+    if case.weights is not None
+    for kind, changes in case.sets.items()
 }
+OURS = {name: case for name, case in cases().items() if case.ours}
+SERVED = [f"{name}, {case.served}" for name, case in OURS.items() if case.served]  # over HTTP, of CHECKPOINTS
+# A model of upstream's own.
+STOCK = next(name for name, case in cases().items() if not case.ours and not case.state)
 
 TEXT = "The quick brown fox jumps over"
 QUESTION = "What does the overlay do?"
 # As the checkpoints' chat template writes the question: the tokens 2 and 3 are <|im_start|> and <|im_end|>.
 CHAT = [2, *encode("user\n" + QUESTION), 3, *encode("\n"), 2, *encode("assistant\n")]
 PROMPTS = [*random_prompts(), encode(TEXT), CHAT]
-HELD_OUT = encode((TRAINED / "heldout.txt").read_text(encoding="utf-8"))  # text that no checkpoint was trained on
+HELD_OUT = encode((DATA / "heldout.txt").read_text(encoding="utf-8"))  # text that no checkpoint was trained on
 CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """A checkpoint and its reference model's greedy answers to PROMPTS."""
+    """A checkpoint, its case, and its reference model's greedy answers to PROMPTS."""
 
     path: Path
+    case: Case
     answers: list[Completion]
 
     def answer_to(self, prompt: list[int]) -> Completion:
@@ -110,6 +114,11 @@ def speculative(steps: int) -> tuple[dict[str, object], dict[str, str]]:
     return arguments | EXTRA_BUFFER, {"SGLANG_ENABLE_SPEC_V2": "1"}
 
 
+TWO_RANKS: tuple[dict[str, object], dict[str, str]] = (
+    {"tp_size": 2},
+    {"SGLANG_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[-1]}"},
+)
+
 # A server started with this starts its processes as it does for users: each imports everything anew. Once for each kind
 # of model is enough; elsewhere they are forks of the first, and a start takes half the time.
 SPAWN = {"SPAWN": "1"}
@@ -146,6 +155,18 @@ def run_first(code: str, folder: Path) -> dict[str, str]:
     """Give an environment in which every Python process runs FIRST and `code`, kept in `folder`, before all else."""
     (folder / "sitecustomize.py").write_text(FIRST + code, encoding="utf-8")
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def flush(server: Server) -> None:
+    """Empty a server's caches, as soon as it is idle."""
+    for _ in range(50):
+        try:
+            post(server.url, "/flush_cache")
+        except urllib.error.HTTPError:
+            time.sleep(0.1)
+        else:
+            return
+    pytest.fail("the server does not flush its cache")
 
 
 def post_request(address: str, path: str, body: Mapping[str, object]) -> urllib.request.Request:

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from engine.harness import EXTRA_BUFFER, HELD_OUT, ours, post, speculative
+from models.qwen3_next.case import CONFIG as QWEN3_NEXT
+from models.qwen3_next_ext.case import TRAINED
 from overlay_tools.checkpoints.adopt import adopt, read_stock
 from overlay_tools.engines.server import Server
-from reference.checkpoints import CONFIGS, TRAINED, changed
+from reference.checkpoints import changed
 from safetensors.torch import save_file
 
 from gpu.servers import Wanted, graphs
@@ -67,7 +69,7 @@ def random_prompts(count: int, length: int) -> list[list[int]]:
 
 def make_stock(folder: Path) -> Path:
     """Write a stock Qwen3-Next checkpoint of random weights, in shards, into a new folder."""
-    config = changed(CONFIGS["qwen3-next"], REALISTIC)
+    config = changed(QWEN3_NEXT, REALISTIC)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     derived = ours("configs.qwen3_next_ext").Qwen3NextExtConfig(**config)

@@ -7,8 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
+from models.qwen3_next_ext.case import TRAINED
 from overlay_tools.supervisor import end_with_parent
-from reference.checkpoints import TRAINED
 from reference.greedy import judge
 from transformers.utils.import_utils import is_flash_linear_attention_available
 
@@ -24,7 +24,7 @@ def reference() -> Iterator[ReferenceModel]:
     assert is_flash_linear_attention_available(), "flash-linear-attention is not installed"
     with ProcessPoolExecutor(max_workers=WORKERS, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         for _ in range(WORKERS):
-            pool.submit(judge, TRAINED, [])
+            pool.submit(judge, "qwen3-next-ext", TRAINED, [])
         yield ReferenceModel(pool, WORKERS)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from engine.harness import tokens_of
+from models.qwen3_next_ext.case import TRAINED
 from overlay_tools.engines.server import Server
-from reference.checkpoints import TRAINED
 from reference.greedy import Verdict, judge
 
 Runs = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -50,7 +50,7 @@ class ReferenceModel:
     def judge(self, runs: Runs, dtype: torch.dtype) -> list[Verdict]:
         """Judge runs as `reference.greedy.judge` does."""
         parts = [runs[i :: self.workers] for i in range(self.workers)]
-        futures = [self.pool.submit(judge, TRAINED, part, dtype, "cuda") for part in parts]
+        futures = [self.pool.submit(judge, "qwen3-next-ext", TRAINED, part, dtype, "cuda") for part in parts]
         verdicts = [future.result() for future in futures]
         return [verdicts[i % self.workers][i // self.workers] for i in range(len(runs))]
 

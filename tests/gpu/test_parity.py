@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from engine.harness import CHUNK, EXTRA_BUFFER, HELD_OUT, cached, generate, post, speculative, tokens_of
-from reference.checkpoints import TRAINED, make_wide_heads
+from models.qwen3_next_ext.case import TRAINED, make_wide_heads
 from reference.greedy import encode
 
 from gpu.near import ReferenceModel, Servers

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from engine.harness import EXTRA_BUFFER, generate, post
-from reference.checkpoints import TRAINED
+from models.qwen3_next_ext.case import TRAINED
 
 from gpu.near import ReferenceModel, Servers
 from gpu.servers import KNOWN, Wanted, servers

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
-from engine.harness import RELEASE, run_first, server
+from engine.harness import OURS, RELEASE, run_first, server
 from overlay_tools.errors import ServeError
-from reference.checkpoints import make_checkpoint, make_variant
+from reference.cases import make_checkpoint
+
+# A model of ours that shares its model_type with upstream's, and one that has its own.
+PLAIN = next(name for name, case in OURS.items() if case.served)
+DERIVED = next(name for name, case in OURS.items() if case.trained is not None)
+ARCHITECTURE, MODEL_TYPE = OURS[PLAIN].architecture, OURS[DERIVED].config["model_type"]
 
 # What a process runs first where nothing is to load the plugin: neither its line in site-packages nor its entry point.
 NOTHING_LOADS_IT = """
@@ -52,25 +56,22 @@ import sys
 if "sglang.launch_server" in sys.orig_argv:
     from transformers import AutoConfig, PretrainedConfig
     class Anothers(PretrainedConfig):
-        model_type = "qwen3_next_ext"
-    AutoConfig.register("qwen3_next_ext", Anothers)
+        model_type = MODEL_TYPE
+    AutoConfig.register(MODEL_TYPE, Anothers)
 """
 ANOTHERS_MODEL = """
-from sglang.srt.models.llama import LlamaForCausalLM
+from torch import nn
 
-class LlamaLogitShapingForCausalLM(LlamaForCausalLM):
-    pass
-
-EntryClass = LlamaLogitShapingForCausalLM
+EntryClass = type(ARCHITECTURE, (nn.Module,), {"__module__": __name__})
 """
 
 
-def llama(folder: Path) -> None:
-    make_checkpoint("llama-logit-shaping", folder)
+def plain(folder: Path) -> None:
+    make_checkpoint(PLAIN, folder)
 
 
-def qwen(folder: Path) -> None:
-    make_variant(folder, {})
+def derived(folder: Path) -> None:
+    make_checkpoint(DERIVED, folder)
 
 
 def nothing_loads_it(folder: Path) -> dict[str, str]:
@@ -128,32 +129,34 @@ def spawned_without(folder: Path) -> dict[str, str]:
 
 
 def anothers_config(folder: Path) -> dict[str, str]:
-    return run_first(ANOTHERS_CONFIG, folder)
+    return run_first(f"MODEL_TYPE = {MODEL_TYPE!r}\n{ANOTHERS_CONFIG}", folder)
 
 
 def anothers_model(folder: Path) -> dict[str, str]:
     (folder / "anothers").mkdir()
     (folder / "anothers" / "__init__.py").touch()
-    (folder / "anothers" / "llama.py").write_text(textwrap.dedent(ANOTHERS_MODEL), encoding="utf-8")
+    (folder / "anothers" / "model.py").write_text(
+        f"ARCHITECTURE = {ARCHITECTURE!r}\n{ANOTHERS_MODEL}", encoding="utf-8"
+    )
     return run_first("", folder) | {"SGLANG_EXTERNAL_MODEL_PACKAGE": "anothers"}
 
 
 Fault = Callable[[Path], dict[str, str]]
 # What a server says where the plugin itself is not there to say more.
-UNKNOWN = {llama: "LlamaLogitShapingForCausalLM", qwen: "qwen3_next_ext"}
+UNKNOWN = {plain: ARCHITECTURE, derived: MODEL_TYPE}
 NOT_READ = "is not whole; install it anew: PermissionError"
 CASES: dict[str, tuple[Fault, Callable[[Path], None], str]] = {
-    "nothing loads it, llama": (nothing_loads_it, llama, UNKNOWN[llama]),
-    "nothing loads it, qwen": (nothing_loads_it, qwen, UNKNOWN[qwen]),
-    "unreadable, llama": (unreadable, llama, NOT_READ),
-    "unreadable, qwen": (unreadable, qwen, NOT_READ),
-    "file missing": (file_missing, llama, "lacks sglang_overlay_plugin/absent.py; install it anew"),
-    "unproven": (unproven, llama, f"is not proven on sglang {version('sglang')}"),
-    "target renamed": (target_renamed, qwen, f"of sglang {RELEASE} defines no get_model_architecture"),
-    "spawned without, llama": (spawned_without, llama, UNKNOWN[llama]),
-    "spawned without, qwen": (spawned_without, qwen, UNKNOWN[qwen]),
-    "another's configuration": (anothers_config, qwen, "model_type 'qwen3_next_ext' is that of"),
-    "another's model": (anothers_model, llama, "has a model of this name"),
+    "nothing loads it, plain": (nothing_loads_it, plain, UNKNOWN[plain]),
+    "nothing loads it, derived": (nothing_loads_it, derived, UNKNOWN[derived]),
+    "unreadable, plain": (unreadable, plain, NOT_READ),
+    "unreadable, derived": (unreadable, derived, NOT_READ),
+    "file missing": (file_missing, plain, "lacks sglang_overlay_plugin/absent.py; install it anew"),
+    "unproven": (unproven, plain, f"is not proven on sglang {version('sglang')}"),
+    "target renamed": (target_renamed, derived, f"of sglang {RELEASE} defines no get_model_architecture"),
+    "spawned without, plain": (spawned_without, plain, UNKNOWN[plain]),
+    "spawned without, derived": (spawned_without, derived, UNKNOWN[derived]),
+    "another's configuration": (anothers_config, derived, f"model_type {MODEL_TYPE!r} is that of"),
+    "another's model": (anothers_model, plain, "has a model of this name"),
 }
 
 
@@ -191,7 +194,7 @@ def test_a_server_that_would_be_wrong_does_not_come_up(name: str, refusals: dict
 def test_an_unproven_release_serves_where_that_is_allowed(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
-    llama(checkpoint)
+    plain(checkpoint)
     with server(checkpoint, tmp_path / "log", env=unproven_but_allowed(tmp_path)):
         said = (tmp_path / "log").read_text(errors="replace")
     assert f"is not proven on sglang {version('sglang')}" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
-from engine.harness import RELEASE, SAMPLING, Model, assert_answers, post, server
+from engine.harness import RELEASE, SAMPLING, SERVED, STOCK, Model, assert_answers, post, server
 from packaging.version import Version
 
 PLUGINS_OFF = {"SGLANG_PLUGINS": "none"}
@@ -32,7 +33,7 @@ BOUND = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if Version("0.5.19") <= RELEASE e
 def test_a_server_of_more_processes_matches_the_reference_model(
     arguments: dict[str, object], models: dict[str, Model], tmp_path: Path
 ) -> None:
-    model = models["LlamaLogitShaping, softcap"]
+    model = models[SERVED[0]]
     with server(model.path, tmp_path / "log", arguments, BOUND) as running:
         prompts = [answer.prompt for answer in model.answers]
         # One at a time, so that each goes to the worker whose turn it is.
@@ -47,8 +48,9 @@ def test_the_doctor_finds_nothing_wrong() -> None:
     status, said = doctor({})
     assert status == 0, said
     assert "FAILED" not in said
-    for what in ("LlamaLogitShapingForCausalLM", "Qwen3NextExtConfig", "Qwen3NextExtForCausalLMMTP"):
-        assert sum(line.startswith("ok") and line.endswith(what) for line in said.splitlines()) == 1
+    rows = importlib.import_module("sglang_overlay_plugin.overlay_registry").MODELS
+    for what in [name for row in rows for name in (row.model, row.draft, row.config) if name is not None]:
+        assert sum(line.startswith("ok") and line.endswith(f": {what}") for line in said.splitlines()) == 1
 
 
 def test_the_doctor_says_that_the_plugin_is_left_out() -> None:
@@ -72,7 +74,7 @@ def test_a_stock_model_starts_as_quickly_as_without_the_plugin(
     for repeat in range(3):
         for name, environment in (("with the plugin", {}), ("without", PLUGINS_OFF)):
             started = time.monotonic()
-            with server(models["Llama"].path, tmp_path / f"{name} {repeat}", env=environment):
+            with server(models[STOCK].path, tmp_path / f"{name} {repeat}", env=environment):
                 seconds[name].append(time.monotonic() - started)
     with capsys.disabled():
         print(f"\nsglang {version('sglang')}, seconds to health:", json.dumps(seconds))

@@ -8,21 +8,13 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3NextForCausalLM
-from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet, torch_chunk_gated_delta_rule
+from transformers import PreTrainedModel
 
+from reference.cases import cases
 from reference.checkpoints import SPECIAL_TOKENS, VOCAB_SIZE
-from reference.llama_logit_shaping import LlamaLogitShaping
-from reference.qwen3_next_ext import Qwen3NextExt, RoundedQwen3NextExt, Router
-from reference.qwen3_next_ext_vl import Qwen3NextExtVL, prepared
-
-REFERENCE_MODELS: dict[str, type[PreTrainedModel]] = {
-    "llama": LlamaForCausalLM,
-    "llama-logit-shaping": LlamaLogitShaping,
-    "qwen3-next": Qwen3NextForCausalLM,
-}
 
 LENGTHS = (1, 2, 3, 5, 8, 17, 31, 32, 63, 64, 65, 100, 130, 199, 256, 300)
 
@@ -67,9 +59,9 @@ def random_prompts() -> list[list[int]]:
     return [[stream.randrange(len(SPECIAL_TOKENS), VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
 
 
-def answers(kind: str, checkpoint: Path, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Completion]:
-    """Continue prompts with the reference model of a checkpoint of `kind`, a key of REFERENCE_MODELS, in float32."""
-    model = REFERENCE_MODELS[kind].from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+def answers(name: str, checkpoint: Path, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Completion]:
+    """Continue prompts with the reference model of a checkpoint of the case `name`, in float32."""
+    model = cases()[name].load(checkpoint, torch.float32).eval()
     return [complete(model, prompt, max_new_tokens) for prompt in prompts]
 
 
@@ -87,69 +79,39 @@ class Verdict:
     router_margin: float
 
 
+Run = tuple[Sequence[int], Sequence[int]] | tuple[Sequence[int], Sequence[bytes], Sequence[int]]
+
+
 def judge(
-    checkpoint: Path,
-    runs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    name: str, checkpoint: Path, runs: Sequence[Run], dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> list[Verdict]:
-    """Let the reference model of a Qwen3-Next-Ext checkpoint judge prompts and their continuations, a pass each.
+    """Let the reference model of a checkpoint of the case `name` judge prompts and their continuations, a pass each.
 
-    Tokens that equal the model's choice at every place are its greedy continuation. Its logits become float32, whatever
-    the dtype in which it computes, as they do where transformers generates.
+    A run is a prompt, its pictures' files if the model takes any, and its continuation; the prompt has one token a
+    picture. Tokens that equal the model's choice at every place are its greedy continuation. Its logits become float32,
+    whatever the dtype in which it computes, as they do where transformers generates. A module of its with a `margin`
+    notes there how near it is to another choice.
     """
     torch.set_num_threads(1)
-    kind = Qwen3NextExt if dtype == torch.float32 else RoundedQwen3NextExt
-    model = kind.from_pretrained(checkpoint, dtype=dtype, attn_implementation="eager").eval().to(device)
-    if dtype == torch.float32:
-        # It is the truth then: the kernels of flash-linear-attention, if transformers finds them, would round to tf32.
-        for module in model.modules():
-            if isinstance(module, Qwen3NextGatedDeltaNet):
-                module.chunk_gated_delta_rule = torch_chunk_gated_delta_rule
-    routers = [module for module in model.modules() if isinstance(module, Router)]
-    with torch.no_grad():
-        return [
-            _verdict(
-                prompt, tokens, routers, lambda all_tokens: model(all_tokens.to(device), use_cache=False).logits.cpu()
-            )
-            for prompt, tokens in runs
-        ]
-
-
-def judge_llama(checkpoint: Path, runs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Verdict]:
-    """Let the reference model of a LlamaLogitShaping checkpoint judge prompts and their continuations, as `judge`."""
-    torch.set_num_threads(1)
-    model = LlamaLogitShaping.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
-    with torch.no_grad():
-        return [
-            _verdict(prompt, tokens, [], lambda all_tokens: model(all_tokens, use_cache=False).logits)
-            for prompt, tokens in runs
-        ]
-
-
-def judge_pictures(
-    checkpoint: Path, runs: Sequence[tuple[Sequence[int], Sequence[bytes], Sequence[int]]]
-) -> list[Verdict]:
-    """Let the reference model of a Qwen3-Next-Ext-VL checkpoint judge prompts, their pictures, and their continuations.
-
-    A prompt has one token a picture, as the server is sent it; pictures are given as files. Otherwise as `judge`.
-    """
-    torch.set_num_threads(1)
-    model = Qwen3NextExtVL.load(checkpoint)
-    routers = [module for module in model.modules() if isinstance(module, Router)]
+    case = cases()[name]
+    model = case.load(checkpoint, dtype).eval().to(device)
+    routers = [module for module in model.modules() if hasattr(module, "margin")]
     verdicts = []
     with torch.no_grad():
-        for prompt, files, tokens in runs:
-            pictures = [prepared(file, model.config["vision_config"]) for file in files]
-            logits = functools.partial(model.logits, pictures=pictures)
-            verdicts.append(_verdict(model.expand(prompt, pictures), tokens, routers, logits))
+        for prompt, *files, tokens in runs:
+            expanded, logits_of = case.ask(model, prompt, *files)
+            verdicts.append(_verdict(expanded, tokens, routers, functools.partial(_on, device, logits_of)))
     return verdicts
+
+
+def _on(device: str, logits_of: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+    return logits_of(tokens.to(device)).cpu()
 
 
 def _verdict(
     prompt: Sequence[int],
     tokens: Sequence[int],
-    routers: Sequence[Router],
+    routers: Sequence[Any],
     logits_of: Callable[[torch.Tensor], torch.Tensor],
 ) -> Verdict:
     for router in routers:

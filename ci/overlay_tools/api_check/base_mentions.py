@@ -73,11 +73,11 @@ def find_base_mentions(project: Project, sources: SourceTree) -> list[BaseMentio
     Raises ContractError if ci/contract.toml or the overlay cannot be read.
     """
     resolver = NameResolver(sources, read_overlay(project, sources.version))
-    names = base_names(project, resolver)
+    names = base_names(resolver)
     used = _used_models(resolver) if names.every else set()
     files = [
         path
-        for path in sorted(files_naming(project, resolver, names.every))
+        for path in sorted(files_naming(resolver, names.every))
         if path.startswith(_SERVING) and not path.startswith(_PARSERS) and (path in used or not path.startswith(MODELS))
     ]
     found = [mention for file in files for mention in _mentions_in(sources, file, names)]

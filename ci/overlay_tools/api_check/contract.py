@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from overlay_tools.api_check.contract_file import Entry, contract_path, load_contract
+from overlay_tools.api_check.contract_file import KINDS, Entry, contract_path, load_contract
 from overlay_tools.api_check.fixup_rows import fixup_references
 from overlay_tools.api_check.hook_code import apply_hooks, hook_references
 from overlay_tools.api_check.overlay_code import read_overlay
@@ -47,12 +47,21 @@ def check_contract(project: Project, sources: SourceTree) -> list[Finding]:
     resolver = NameResolver(sources.changed(hooked.files), overlay)
     references = [
         *overlay_references(resolver, overlay.files),
-        *registry_references(project, resolver),
+        *registry_references(resolver),
         *name_collisions(project, NameResolver(sources, overlay), hooked),
         *fixup_references(project, resolver),
         *hook_references(project, resolver, hooked),
     ]
     return _waive(project, sources.version, references)
+
+
+def unfit(findings: Iterable[Finding]) -> list[str]:
+    """Return what does not fit and is not waived, each with its place and what to do about it."""
+    return [
+        f"{finding.where}: {finding.kind} {finding.what}: {finding.problem}.\n    {KINDS[finding.kind]}."
+        for finding in findings
+        if finding.problem and not finding.waived
+    ]
 
 
 def check_overlay_files(project: Project, sources: SourceTree, names: Collection[str]) -> list[Finding]:

@@ -21,7 +21,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-KINDS = ("import", "override", "call", "attribute", "row", "collision")
+# What the overlay needs of a release, by its kind, and what to do where the release lacks it.
+KINDS = {
+    "import": "import it from where this release has it, or let other releases alone take the file",
+    "override": "take what upstream's method takes in every release, and pass on the rest with *args and **kwargs",
+    "call": "pass what this release takes too; where releases differ, ask the signature or the version",
+    "attribute": "use what this release has; where releases differ, ask with hasattr or the version",
+    "row": "correct the row, or let other releases alone take its file",
+    "collision": "give yours another name, or let only the releases before this one take the file",
+}
 _HINT = "ci/README.md says how a waiver and a mention are written."
 # The keys of an entry with their defaults; None for a key that it must have.
 _WAIVER: dict[str, Any] = {"kind": None, "what": None, "problem": None, "reason": None, "releases": ""}
@@ -129,7 +137,7 @@ def _parse_entry(table: dict[str, Any], keys: dict[str, Any], line: int) -> Entr
         if not values or not all(map(is_valid, values)):
             wrong.append(f"{key} cannot be {table[key]!r}")
     fields = keys | table
-    if not wrong and fields.get("kind", KINDS[0]) not in KINDS:
+    if not wrong and fields.get("kind", "import") not in KINDS:
         wrong.append(f"kind must be one of {', '.join(KINDS)}, not {fields['kind']!r}")
     try:
         releases = SpecifierSet(str(fields["releases"]))

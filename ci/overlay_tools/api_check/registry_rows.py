@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from overlay_tools.api_check.bindings import Imported, last_name
 from overlay_tools.api_check.hook_code import AppliedHooks
@@ -17,16 +18,22 @@ from overlay_tools.errors import ContractError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import parse
 
-REGISTRY = "sglang/srt/overlay_registry.py"
+ROWS = "sglang/srt/overlay_models/"
+_PARSERS = {
+    "reasoning_parser": ("sglang/srt/parser/reasoning_parser.py", "DetectorMap"),
+    "tool_call_parser": ("sglang/srt/function_call/function_call_parser.py", "ToolCallParserEnum"),
+}
+_ARGUMENTS = ("sglang/srt/server_args.py", "sglang/srt/arg_groups/fields/")
 _GENERAL_CONFIGS = {"PretrainedConfig", "PreTrainedConfig"}  # of no model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegistryRow:
-    """A model's row in the overlay's registry: its line, and its keywords with their literal values."""
+    """A model's row: where it is, its keywords that are text, and the names of the server's arguments that it sets."""
 
-    line: int
+    where: str
     fields: Mapping[str, str]
+    arguments: Collection[str] = ()
 
     @property
     def architecture(self) -> str:
@@ -58,37 +65,94 @@ class BaseNames:
         return self.classes | self.model_types
 
 
-def read_registry(project: Project, resolver: NameResolver) -> list[RegistryRow]:
-    """Return the rows of MODELS in the overlay's registry, or an empty list if there is no registry.
+def read_registry(resolver: NameResolver) -> list[RegistryRow]:
+    """Return the rows that the overlay's files declare, those that the release takes.
 
-    Raises ContractError on a row whose values are not literal.
+    Raises ContractError on a file without a row, and on a row whose values are not literal.
     """
     rows, faults = [], []
-    for item in table_rows(resolver.overlay.files.get(REGISTRY), "MODELS"):
-        keywords = {word.arg: word.value for word in item.keywords} if isinstance(item, ast.Call) else {}
-        literal = {name: value.value for name, value in keywords.items() if isinstance(value, ast.Constant)}
-        fields = {name: value for name, value in literal.items() if name and isinstance(value, str)}
-        if len(literal) < len(keywords) or ":" not in fields.get("model", ""):
-            faults.append(f"{project.overlay / REGISTRY}:{item.lineno}: this row of MODELS cannot be read.")
-        rows.append(RegistryRow(line=item.lineno, fields=fields))
+    for path, tree in sorted(resolver.overlay.files.items()):
+        if not path.startswith(ROWS) or path == f"{ROWS}__init__.py":
+            continue
+        item = next(iter(table_rows(tree, "ROW")), None)
+        where = f"overlay/{path}:{item.lineno if item else 1}"
+        try:
+            values = _literals(item)
+        except (TypeError, ValueError):
+            faults.append(f"{where}: its ROW cannot be read.")
+            continue
+        fields = {name: value for name, value in values.items() if isinstance(value, str)}
+        rows.append(RegistryRow(where=where, fields=fields, arguments=tuple(values.get("arguments", ()))))
     if faults:
-        raise ContractError(*faults, hint="Write it as OverlayModel(model='module:Class', ...), all of it literal.")
+        raise ContractError(*faults, hint="Write ROW = OverlayModel(model='module:Class', ...), all of it literal.")
     return rows
 
 
-def registry_references(project: Project, resolver: NameResolver) -> Iterator[Reference]:
-    """Yield what each row of the registry names, of the overlay and of the release."""
-    for row in read_registry(project, resolver):
-        where, model = f"overlay/{REGISTRY}:{row.line}", row.architecture
-        for field in ("model", "draft", "config", "settle", "on_install"):
-            if reference := row.fields.get(field):
-                problem = _reference_problem(resolver, reference, is_model=field in ("model", "draft"))
-                yield Reference(where=where, kind="row", what=f"{model}: {field} {reference}", problem=problem)
-        if base := row.fields.get("base"):
-            files = [path for path in files_naming(project, resolver, {base}) if path.startswith(MODELS)]
-            listed = any(base in entry_classes(resolver.sources.tree(path)) for path in files)
-            problem = "" if listed else f"upstream has no model {base}"
-            yield Reference(where=where, kind="row", what=f"{model}: base {base}", problem=problem)
+def _literals(item: ast.expr | None) -> dict[str, Any]:
+    """Return the keywords of a row. Raises TypeError or ValueError if it is no such call, or not literal."""
+    if not isinstance(item, ast.Call) or item.args:
+        raise TypeError
+    values = {str(word.arg): ast.literal_eval(word.value) for word in item.keywords}
+    if ":" not in values.get("model", ""):
+        raise ValueError
+    return values
+
+
+def registry_references(resolver: NameResolver) -> Iterator[Reference]:
+    """Yield what each row names, of the overlay and of the release."""
+    for row in read_registry(resolver):
+        for what, problem in _named(row, resolver):
+            yield Reference(where=row.where, kind="row", what=f"{row.architecture}: {what}", problem=problem)
+
+
+def _named(row: RegistryRow, resolver: NameResolver) -> Iterator[tuple[str, str]]:
+    """Yield what a row names, each with what is wrong with it."""
+    for field in ("model", "draft", "config", "settle", "chat_template", "on_install", *_PARSERS):
+        if ":" in (reference := row.fields.get(field, "")):
+            yield (
+                f"{field} {reference}",
+                _reference_problem(resolver, reference, is_model=field in ("model", "draft")),
+            )
+    if base := row.fields.get("base"):
+        files = [path for path in files_naming(resolver, {base}) if path.startswith(MODELS)]
+        listed = any(base in entry_classes(resolver.sources.tree(path)) for path in files)
+        yield f"base {base}", "" if listed else f"upstream has no model {base}"
+    for field, (path, table) in _PARSERS.items():
+        name = row.fields.get(field, ":")
+        if ":" not in name:
+            known = name in _keys_of(resolver.sources.tree(path), table)
+            yield f"{field} {name}", "" if known else f"upstream has no {field.replace('_', ' ')} {name}"
+    for name in row.arguments:
+        known = any(name in _annotated(tree) for tree in _argument_trees(resolver))
+        yield f"arguments {name}", "" if known else f"upstream's server has no argument {name}"
+
+
+def _keys_of(tree: ast.Module | None, table: str) -> set[str]:
+    """Return the keys of the dictionary that a class of a module assigns to a name."""
+    for node in ast.walk(tree) if tree else ():
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Dict):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == table for target in targets):
+                return {str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)}
+    return set()
+
+
+def _argument_trees(resolver: NameResolver) -> Iterator[ast.Module]:
+    for path in resolver.sources.names:
+        fits = path == _ARGUMENTS[0] or (path.startswith(_ARGUMENTS[1]) and path.endswith(".py"))
+        if fits and (tree := resolver.sources.tree(path)) is not None:
+            yield tree
+
+
+def _annotated(tree: ast.Module) -> set[str]:
+    """Return the names that the classes of a module annotate."""
+    return {
+        node.target.id
+        for cls in tree.body
+        if isinstance(cls, ast.ClassDef)
+        for node in cls.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
 
 
 def name_collisions(project: Project, resolver: NameResolver, hooks: AppliedHooks) -> Iterator[Reference]:
@@ -96,9 +160,9 @@ def name_collisions(project: Project, resolver: NameResolver, hooks: AppliedHook
 
     Parameters: `resolver`, of the release without hooks.
     """
-    names = [*_overlay_names(project, resolver), *_hook_names(project, resolver, hooks)]
+    names = [*_overlay_names(resolver), *_hook_names(project, resolver, hooks)]
     wanted = {(kind, name) for _, kind, name in names}
-    files = files_naming(project, resolver, {name for _, name in wanted})
+    files = files_naming(resolver, {name for _, name in wanted})
     places = places_of(resolver.sources, wanted, files)
     left = places_of(resolver.sources.changed(hooks.files), wanted, [path for path in files if path in hooks.files])
     for where, kind, name in names:
@@ -109,10 +173,10 @@ def name_collisions(project: Project, resolver: NameResolver, hooks: AppliedHook
         yield Reference(where=where, kind="collision", what=f"{kind} {name}", problem=problem)
 
 
-def base_names(project: Project, resolver: NameResolver) -> BaseNames:
+def base_names(resolver: NameResolver) -> BaseNames:
     """Return the names by which upstream may mention the bases of all rows."""
     architectures, drafts, configs, model_types = set[str](), set[str](), set[str](), set[str]()
-    for row in (row for row in read_registry(project, resolver) if row.fields.get("base")):
+    for row in (row for row in read_registry(resolver) if row.fields.get("base")):
         architectures.add(row.fields["base"])
         if draft := _upstream_base(resolver, row.fields.get("draft", "")):
             drafts.add(draft.name)
@@ -131,9 +195,9 @@ def base_names(project: Project, resolver: NameResolver) -> BaseNames:
     )
 
 
-def files_naming(project: Project, resolver: NameResolver, names: Collection[str]) -> list[str]:
+def files_naming(resolver: NameResolver, names: Collection[str]) -> list[str]:
     """Return upstream's files that hold one of some `names`, which are the overlay's or a base's."""
-    every = {name for _, _, name in _overlay_names(project, resolver)} | base_names(project, resolver).every
+    every = {name for _, _, name in _overlay_names(resolver)} | base_names(resolver).every
     files = resolver.sources.holding(*every, *names) if names else []  # one search for all that are ever asked for
     words = [name.encode() for name in names]
     files = [path for path in files if any(word in (resolver.sources.read(path) or b"") for word in words)]
@@ -150,11 +214,11 @@ def table_rows(tree: ast.Module | None, name: str) -> list[ast.expr]:
     return []
 
 
-def _overlay_names(project: Project, resolver: NameResolver) -> list[tuple[str, str, str]]:
+def _overlay_names(resolver: NameResolver) -> list[tuple[str, str, str]]:
     """Return where the overlay gives something a name of its own, of which kind it is, and the name."""
     names = []
-    for row in read_registry(project, resolver):
-        where = f"overlay/{REGISTRY}:{row.line}"
+    for row in read_registry(resolver):
+        where = row.where
         names += [(where, "architecture", name) for name in (row.architecture, row.draft) if name]
         config = _find_class(resolver, row.fields.get("config", ""))
         model_type = _model_type(resolver, config) if config else ""

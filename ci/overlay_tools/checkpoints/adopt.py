@@ -30,6 +30,7 @@ KEYS = (
     "logit_transform",
     "logit_softcap",
 )
+_RULES = ("sglang.srt.configs.config_keys", "sglang.srt.configs.qwen3_next_ext_keys")
 _CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
 _SHARD = "model-extensions.safetensors"
@@ -138,7 +139,7 @@ def adopt(stock: Stock, out: Path, settings: Sequence[str], overlay: Path) -> Ad
     """
     rules = _load_rules(overlay)
     config = {**stock.config, **_OWN, **_parse(settings)}
-    if problems := rules.check_qwen3_next_ext(config):
+    if problems := rules.check(config):
         raise AdoptError(
             *(f"config.json would not be served: {problem}." for problem in problems),
             hint=f"It is made of {stock.folder / _CONFIG} and of --set.",
@@ -180,13 +181,22 @@ def adopt(stock: Stock, out: Path, settings: Sequence[str], overlay: Path) -> Ad
 
 
 def _load_rules(overlay: Path) -> Any:  # noqa: ANN401  # a module of the overlay, which the tool does not import
-    path = overlay / "sglang/srt/configs/config_keys.py"
-    spec = importlib.util.spec_from_file_location("config_keys", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise AdoptError(f"There is no {path}, which says what a config.json may hold.", hint="Restore it from git.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look it up
-    spec.loader.exec_module(module)
+    held = {name: sys.modules.get(name) for name in _RULES}
+    try:
+        for name in _RULES:  # each imports those before it
+            path = overlay / f"{name.replace('.', '/')}.py"
+            spec = importlib.util.spec_from_file_location(name, path)
+            if spec is None or spec.loader is None or not path.is_file():
+                raise AdoptError(
+                    f"There is no {path}, which says what a config.json may hold.", hint="Restore it from git."
+                )
+            sys.modules[name] = module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+    finally:
+        for name, before in held.items():
+            sys.modules.pop(name, None)
+            if before is not None:
+                sys.modules[name] = before
     return module
 
 

@@ -63,7 +63,7 @@ def stage_tests(stage: str) -> FileSet:
     """Return the tests of a stage and what they import and read: their folders, what lies beside these, shared data."""
     folders = STAGES.get(stage, ())
     beside = {str(parent) for folder in folders for parent in PurePosixPath(folder).parents if str(parent) != "."}
-    return FileSet(trees=(*folders, "tests/reference", "tests/data"), folders=tuple(sorted(beside)))
+    return FileSet(trees=(*folders, "tests/models", "tests/reference", "tests/data"), folders=tuple(sorted(beside)))
 
 
 def stage_tool(stage: str) -> FileSet:

@@ -22,12 +22,12 @@ STAGES: dict[str, tuple[str, ...]] = {
     "static": ("tests/static",),
     "kernels": ("tests/engine/kernels", "tests/gpu/kernels"),
     "decisions": ("tests/engine/decisions",),
-    "engine": ("tests/engine/drop_in", "tests/engine/serving"),
+    "engine": ("tests/engine/drop_in", "tests/engine/serving", "tests/models"),
 }
 # What one pytest runs in an environment: of the drop-in wheel; of upstream's wheel and the plugin, which has no drop-in
 # wheel and the same kernels; of a machine with a CUDA GPU.
 ENGINE_TESTS = (*STAGES["kernels"], *STAGES["decisions"], *STAGES["engine"])
-PLUGIN_TESTS = ("tests/engine/decisions", "tests/engine/serving", "tests/plugin")
+PLUGIN_TESTS = ("tests/engine/decisions", "tests/engine/serving", "tests/models", "tests/plugin")
 GPU_TESTS = ("tests/gpu",)
 
 

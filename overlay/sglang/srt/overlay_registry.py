@@ -1,76 +1,23 @@
-"""The overlay's models, one row each, and the two functions that upstream's patched lines call.
+"""What upstream's patched lines call, for the models that `overlay_models/` declares.
 
-To add a model, put its file under `srt/models/` and add one row to `MODELS`. Every server process imports this module
-while upstream's configuration is still being set up, so it imports neither torch nor transformers itself.
+Every server process imports this module while upstream's configuration is still being set up, so it imports neither
+torch nor transformers itself.
 """
 
 import importlib
+import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from sglang.srt.overlay_defaults import add_names, set_defaults
+from sglang.srt.overlay_models import OverlayError, OverlayModel, read_rows
 
 _log = logging.getLogger(__name__)
 
 
-class OverlayError(RuntimeError):
-    """Say why a model of the overlay cannot be registered or served."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OverlayModel:
-    """Declare one model of the overlay.
-
-    All but `base` and `multimodal` are written `package.module:name` and imported when first needed.
-
-    - `model`: the class that serves the architecture of the same name.
-    - `base`: the upstream architecture as which upstream's own lists (attention backends, caches, quantisation, draft
-      models) are to treat this one. Its configuration class then calls `alias`. Leave it out when the implementation
-      differs where such a list takes the base's implementation for granted.
-    - `draft`: the class to load when the checkpoint is loaded as its own draft model.
-    - `config`: the configuration class, when `model_type` is not one that transformers or upstream knows. It belongs to
-      this model alone.
-    - `settle`: a function that is given the model's configuration object, and config.json with the server's overrides.
-      It raises ValueError at what config.json may not say, and lets the object say the rest as the model reads it.
-    - `multimodal`: whether the architecture takes other inputs than text.
-    - `on_install`: a function without arguments for anything else to be registered in every process.
-    """
-
-    model: str
-    base: str | None = None
-    draft: str | None = None
-    config: str | None = None
-    settle: str | None = None
-    multimodal: bool = False
-    on_install: str | None = None
-
-    @property
-    def architecture(self) -> str:
-        """Give the name by which a checkpoint's config.json asks for this model."""
-        return self.model.rpartition(":")[2]
-
-
-MODELS: tuple[OverlayModel, ...] = (
-    OverlayModel(
-        model="sglang.srt.models.llama_logit_shaping:LlamaLogitShapingForCausalLM",
-        settle="sglang.srt.configs.config_keys:settle_llama",
-    ),
-    OverlayModel(
-        model="sglang.srt.models.qwen3_next_ext:Qwen3NextExtForCausalLM",
-        base="Qwen3NextForCausalLM",
-        draft="sglang.srt.models.qwen3_next_ext_mtp:Qwen3NextExtForCausalLMMTP",
-        config="sglang.srt.configs.qwen3_next_ext:Qwen3NextExtConfig",
-        settle="sglang.srt.configs.config_keys:settle_qwen3_next_ext",
-    ),
-    OverlayModel(
-        model="sglang.srt.models.qwen3_next_ext_vl:Qwen3NextExtVLForConditionalGeneration",
-        base="Qwen3NextForCausalLM",
-        config="sglang.srt.configs.qwen3_next_ext_vl:Qwen3NextExtVLConfig",
-        settle="sglang.srt.configs.config_keys:settle_qwen3_next_ext_vl",
-        multimodal=True,
-        on_install="sglang.srt.configs.qwen3_next_ext_vl:register_chat_template",
-    ),
-)
+MODELS = read_rows()
 
 
 def alias(config: Any) -> None:
@@ -116,8 +63,30 @@ def install(multimodal_model_archs: list[str]) -> None:
             if row.architecture in multimodal_model_archs:
                 raise OverlayError(f"{row.architecture}: upstream has a multimodal architecture of this name")
             multimodal_model_archs.append(row.architecture)
+        add_names(row, partial(_load, row.architecture))
         if row.on_install is not None:
             _load(row.architecture, row.on_install)()
+
+
+def default_arguments(server_args: Any) -> None:
+    """Let the row of the model that is to be served say what the server's user does not.
+
+    Called in `srt/server_args.py`, before upstream resolves any argument.
+    Raises OverlayError when this release has no such argument or parser.
+    """
+    rows = [row for row in _BY_ARCHITECTURE.values() if row.has_defaults]
+    overrides = json.loads(server_args.json_model_override_args or "{}")
+    said = _read_config(server_args.model_path, server_args.revision, overrides) if rows else None
+    for row in rows:
+        if said is not None and _is_of(row, said):
+            set_defaults(row, server_args, partial(_load, row.architecture))
+
+
+def _is_of(row: OverlayModel, said: Mapping[str, Any]) -> bool:
+    """Tell whether a config.json is that of a row: by its model_type if the row has its own, or by its architecture."""
+    if row.config is not None and said.get("model_type") == _load(row.architecture, row.config).model_type:
+        return True
+    return row.architecture in (said.get("architectures") or ())
 
 
 def resolve_model(model_config: Any) -> tuple[type, str] | None:
@@ -194,11 +163,12 @@ def _check_upstreams(model_config: Any) -> None:
 
     Raises OverlayError where that is certain: upstream's model is the base of ours, or config.json has keys of ours.
     """
-    from sglang.srt.configs.config_keys import extensions_of, lost_rope
+    from sglang.srt.configs.config_keys import lost_rope
 
     config = model_config.hf_config
     names = getattr(config, "architectures", None) or []
-    if keys := extensions_of(config):
+    extensions = sorted({key for row in _BY_ARCHITECTURE.values() for key in row.extensions})
+    if keys := [key for key in extensions if getattr(config, key, None) not in (None, 0, [], "none")]:
         ours = ", ".join(sorted(_BY_ARCHITECTURE))
         raise OverlayError(
             f"config.json has {', '.join(keys)}, and architectures {names}, which is upstream's and ignores it;"
@@ -214,13 +184,17 @@ def _check_upstreams(model_config: Any) -> None:
 
 def _said(model_config: Any) -> dict[str, Any] | None:
     """Read config.json anew, with the server's overrides, or give None where the configuration is from elsewhere."""
+    return _read_config(model_config.model_path, model_config.revision, model_config.model_override_args)
+
+
+def _read_config(path: str, revision: str | None, overrides: Mapping[str, Any]) -> dict[str, Any] | None:
     from transformers import PretrainedConfig
 
     try:
-        said, _ = PretrainedConfig.get_config_dict(model_config.model_path, revision=model_config.revision)
+        said, _ = PretrainedConfig.get_config_dict(path, revision=revision)
     except (OSError, ValueError):
         return None
-    for key, value in model_config.model_override_args.items():
+    for key, value in overrides.items():
         nested = isinstance(value, dict) and isinstance(said.get(key), dict)
         said[key] = {**said[key], **value} if nested else value
     return dict(said)

@@ -1,6 +1,6 @@
 """Upstream decides for a derived model what it decides for the model that it derives from.
 
-Qwen3-Next-Ext shows itself to upstream as Qwen3-Next, so that upstream's lists of architectures, which choose attention
+A derived model shows itself to upstream as its base, so that upstream's lists of architectures, which choose attention
 backends, caches, schedules, quantisation, MoE kernels and draft models, hold for it. Here upstream resolves many sets
 of options for checkpoints of both with the same dimensions, on a CPU and on simulated GPUs (see `decide.py`, also
 for what cannot be simulated), and all that it decides is compared.
@@ -19,68 +19,17 @@ from typing import Any
 import pytest
 from overlay_tools.engines import engine_config
 from overlay_tools.subprocesses import start
-from reference.checkpoints import CONFIGS, write_tokenizer
+from reference.cases import Decisions, cases
+from reference.checkpoints import write_config, write_tokenizer
 
 from engine.decisions.decide import GPUS
 
 DEVICES = ("cpu", *GPUS)
 
-# Qwen3-Next-80B-A3B's dimensions.
-BASE = CONFIGS["qwen3-next"] | {
-    "hidden_size": 2048,
-    "num_hidden_layers": 48,
-    "full_attention_interval": 4,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "head_dim": 256,
-    "linear_num_key_heads": 16,
-    "linear_key_head_dim": 128,
-    "linear_num_value_heads": 32,
-    "linear_value_head_dim": 128,
-    "num_experts": 512,
-    "num_experts_per_tok": 10,
-    "moe_intermediate_size": 512,
-    "shared_expert_intermediate_size": 512,
-    "max_position_embeddings": 262144,
-    "dtype": "bfloat16",
-    "torch_dtype": "bfloat16",
-}
-EXT = BASE | {"architectures": ["Qwen3NextExtForCausalLM"], "model_type": "qwen3_next_ext"}
-LINEAR = ["linear_attention"] * 3
-CHECKPOINTS = {
-    "base": BASE,
-    "extensions off": EXT,
-    "extensions on": EXT
-    | {
-        "nope_layers": [*range(7, 48, 8)],
-        "scoring_func": "sigmoid",
-        "n_group": 8,
-        "topk_group": 4,
-        "head_adapter_rank": 16,
-        "logit_transform": "softcap",
-        "logit_softcap": 30.0,
-    },
-}
-
-# What may differ, all of it in the members of a Hugging Face configuration: its name there, and why.
-OFF = {
-    "__class__": "the derived model has a class of its own",
-    "model_type": "by which transformers finds that class",
-    "overlay_architecture": "the derived model's own name, which only the overlay reads",
-    "scoring_func": "an extension's key",
-    "n_group": "an extension's key",
-    "topk_group": "an extension's key",
-    "head_adapter_rank": "an extension's key",
-    "logit_transform": "an extension's key",
-    "logit_softcap": "an extension's key",
-    "checkpoint_sizes": "the sizes of its tensors, which upstream's own loader does not check",
-    "layer_types": "a key of the derived class; upstream's reads none",
-    "nope_layers": "an extension's key",
-}
-DIFFERENCES = {
-    "extensions off": OFF,
-    "extensions on": OFF | {"layers_block_type()": "attention without rotary positions is a type of its own"},
-}
+DECIDED: dict[str, Decisions] = {name: case.decisions for name, case in cases().items() if case.decisions is not None}
+BASE = "base"
+VARIANTS = [(name, variant) for name, decisions in DECIDED.items() for variant in decisions.derived]
+FIRST = [(name, next(iter(decisions.derived))) for name, decisions in DECIDED.items()]
 
 NEXTN = {"speculative_algorithm": "NEXTN"}
 EAGLE = {"speculative_algorithm": "EAGLE", "speculative_num_steps": 3}
@@ -151,7 +100,8 @@ OPTION_SETS: list[dict[str, Any]] = [
     {"context_length": 8192, "max_running_requests": 16},
 ]
 
-Decided = dict[str, dict[str, list[dict[str, str] | None]]]  # of a device, of a checkpoint, of an option set
+# Of a device, of a configuration (a case and what it is), of an option set.
+Decided = dict[str, dict[tuple[str, str], list[dict[str, str] | None]]]
 
 
 @pytest.fixture(scope="module")
@@ -162,15 +112,22 @@ def decided() -> Decided:
 
 
 def decide(folder: Path) -> Decided:
-    paths = {}
-    for name, config in {**CHECKPOINTS, "warm-up": BASE}.items():
-        paths[name] = folder / name.replace(" ", "-")
-        paths[name].mkdir()
-        (paths[name] / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        write_tokenizer(paths[name])
-    warm_up = str(paths.pop("warm-up"))
-    cases = {"warm_up": warm_up, "checkpoints": [str(path) for path in paths.values()], "option_sets": OPTION_SETS}
-    (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    paths: dict[tuple[str, str], Path] = {}
+    made: dict[str, Path] = {}  # models of one base share it
+    for name, decisions in DECIDED.items():
+        for what, config in {BASE: decisions.base, **decisions.derived}.items():
+            path = made.setdefault(json.dumps(config), folder / str(len(made)))
+            write_config(path, config)
+            write_tokenizer(path)
+            paths[name, what] = path
+    warm_up = write_config(folder / "warm-up", next(iter(DECIDED.values())).base)
+    write_tokenizer(warm_up)
+    asked = {
+        "warm_up": str(warm_up),
+        "checkpoints": [str(path) for path in made.values()],
+        "option_sets": OPTION_SETS,
+    }
+    (folder / "cases.json").write_text(json.dumps(asked), encoding="utf-8")
 
     shared = {name: value for name, value in os.environ.items() if name not in engine_config.ENV}
     shared |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -187,12 +144,14 @@ def decide(folder: Path) -> Decided:
         statuses = [process.wait() for process in processes]
     assert statuses == [0, 0], (folder / "log").read_text(errors="replace")[-4000:]
     read = {device: json.loads((folder / f"{device}.json").read_text(encoding="utf-8")) for device in DEVICES}
-    return {device: {name: read[device][str(path)] for name, path in paths.items()} for device in DEVICES}
+    return {device: {key: read[device][str(path)] for key, path in paths.items()} for device in DEVICES}
 
 
-def pairs(decided: Decided, device: str, variant: str) -> Iterator[tuple[str, dict[str, str], dict[str, str]]]:
+def pairs(
+    decided: Decided, device: str, variant: tuple[str, str]
+) -> Iterator[tuple[str, dict[str, str], dict[str, str]]]:
     """Give each option set that the release knows with what was decided for the base and for the derived model."""
-    theirs, ours = decided[device]["base"], decided[device][variant]
+    theirs, ours = decided[device][variant[0], BASE], decided[device][variant]
     for options, base, derived in zip(OPTION_SETS, theirs, ours, strict=True):
         if base is not None and derived is not None:
             yield str(options), base, derived
@@ -204,18 +163,20 @@ def differing(base: Mapping[str, str], derived: Mapping[str, str]) -> list[str]:
     return sorted(name for name in names if base.get(name) != derived.get(name))
 
 
-def expected(name: str, base: Mapping[str, str], variant: str) -> str | None:
-    """Give the entry of DIFFERENCES by which `name` may differ, None if there is none."""
+def expected(name: str, base: Mapping[str, str], variant: tuple[str, str]) -> str | None:
+    """Give the entry of what may differ by which `name` does, None if there is none."""
+    decisions = DECIDED[variant[0]]
     parts = name.split(".")
     for i, member in enumerate(parts):
-        if base.get(".".join([*parts[:i], "__class__"])) == "Qwen3NextConfig" and member in DIFFERENCES[variant]:
+        is_config = base.get(".".join([*parts[:i], "__class__"])) == decisions.configuration
+        if is_config and member in decisions.differences[variant[1]]:
             return member
     return None
 
 
-@pytest.mark.parametrize("variant", DIFFERENCES)
+@pytest.mark.parametrize("variant", VARIANTS, ids=", ".join)
 @pytest.mark.parametrize("device", DEVICES)
-def test_decisions_are_those_for_the_base(decided: Decided, device: str, variant: str) -> None:
+def test_decisions_are_those_for_the_base(decided: Decided, device: str, variant: tuple[str, str]) -> None:
     wrong = {
         name: f"{base.get(name)} for the base, {derived.get(name)} for the derived model with {options}"
         for options, base, derived in pairs(decided, device, variant)
@@ -225,32 +186,35 @@ def test_decisions_are_those_for_the_base(decided: Decided, device: str, variant
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
 
 
-@pytest.mark.parametrize("variant", DIFFERENCES)
-def test_all_that_may_differ_does(decided: Decided, variant: str) -> None:
+@pytest.mark.parametrize("variant", VARIANTS, ids=", ".join)
+def test_all_that_may_differ_does(decided: Decided, variant: tuple[str, str]) -> None:
     seen = {
         expected(name, base, variant)
         for device in DEVICES
         for _, base, derived in pairs(decided, device, variant)
         for name in differing(base, derived)
     }
-    assert seen >= set(DIFFERENCES[variant])
+    assert seen >= set(DECIDED[variant[0]].differences[variant[1]])
 
 
+@pytest.mark.parametrize("first", FIRST, ids=", ".join)
 @pytest.mark.parametrize("device", DEVICES)
-def test_most_option_sets_resolve(decided: Decided, device: str) -> None:
-    refusals = [base.get("refusal") for _, base, _ in pairs(decided, device, "extensions off")]
+def test_most_option_sets_resolve(decided: Decided, device: str, first: tuple[str, str]) -> None:
+    refusals = [base.get("refusal") for _, base, _ in pairs(decided, device, first)]
     assert refusals.count(None) >= 40
     # Not what fails for want of something that is not simulated: that would compare nothing.
     upstreams = ("ValueError: ", "AssertionError: ")
     assert [text for text in refusals if text is not None and not text.startswith(upstreams)] == []
 
 
-def test_some_option_sets_are_refused(decided: Decided) -> None:
-    assert any("refusal" in base for device in DEVICES for _, base, _ in pairs(decided, device, "extensions off"))
+@pytest.mark.parametrize("first", FIRST, ids=", ".join)
+def test_some_option_sets_are_refused(decided: Decided, first: tuple[str, str]) -> None:
+    assert any("refusal" in base for device in DEVICES for _, base, _ in pairs(decided, device, first))
 
 
-def test_upstream_sees_the_simulated_devices(decided: Decided) -> None:
-    _, base, _ = zip(*(next(pairs(decided, device, "extensions off")) for device in DEVICES), strict=True)
+@pytest.mark.parametrize("first", FIRST, ids=", ".join)
+def test_upstream_sees_the_simulated_devices(decided: Decided, first: tuple[str, str]) -> None:
+    _, base, _ = zip(*(next(pairs(decided, device, first)) for device in DEVICES), strict=True)
     assert [decisions["device_sm"] for decisions in base] == ["0", "80", "90", "100"]
     names = ("resolved.attention_backend", "args.attention_backend")  # the first where `args` is what was asked for
     backends = [next(decisions[name] for name in names if name in decisions) for decisions in base]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from reference.checkpoints import TRAINED, TRAINED_ON_PICTURES
+from reference.cases import cases
 
 from engine.drop_in.test_install import UV, run
 
@@ -39,13 +39,19 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return python
 
 
+# Those whose configuration transformers cannot know.
+OWN = [case for case in cases().values() if case.ours and case.trained is not None]
+
+
 def test_a_client_loads_the_tokenizer_and_is_told_that_the_model_is_ours(client: Path) -> None:
-    words: list[str | Path] = [client, "-c", CLIENT, TRAINED, TRAINED_ON_PICTURES]
+    folders = [case.trained for case in OWN if case.trained is not None]
+    words: list[str | Path] = [client, "-c", CLIENT, *folders]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for (decoded, text, config), name in zip(
-        json.loads(done.stdout), ("qwen3_next_ext", "qwen3_next_ext_vl"), strict=True
-    ):
+    for (decoded, text, config), case in zip(json.loads(done.stdout), OWN, strict=True):
         assert decoded == "Hi"
         assert text == "<|im_start|>user\nHi<|im_end|>\n"
-        assert f"has model type `{name}` but Transformers does not recognize this architecture" in config
+        assert (
+            f"has model type `{case.config['model_type']}` but Transformers does not recognize this architecture"
+            in config
+        )

@@ -10,13 +10,27 @@ from openai import OpenAI
 from overlay_tools.engines.loopback import openai_client
 from reference.greedy import encode
 
-from engine.harness import CHAT, MAX_NEW_TOKENS, QUESTION, SAMPLING, SPAWN, TEXT, Model, assert_answers, post, server
+from engine.harness import (
+    CHAT,
+    MAX_NEW_TOKENS,
+    QUESTION,
+    SAMPLING,
+    SERVED,
+    SPAWN,
+    TEXT,
+    Model,
+    assert_answers,
+    post,
+    server,
+)
 
 
-@pytest.fixture(scope="module")
-def served(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Model]]:
-    """Run a server of LlamaLogitShaping; give its address and the model."""
-    model = models["LlamaLogitShaping, softcap"]
+@pytest.fixture(scope="module", params=SERVED)
+def served(
+    request: pytest.FixtureRequest, models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Model]]:
+    """Run a server; give its address and the model."""
+    model = models[request.param]
     log = tmp_path_factory.mktemp("server") / "log"
     with server(model.path, log, env=SPAWN) as running:
         yield running.url, model

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from engine.harness import CASES, SAMPLING, Model, assert_answers, running_engine
+from engine.harness import CHECKPOINTS, SAMPLING, Model, assert_answers, running_engine
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=CHECKPOINTS)
 def served(request: pytest.FixtureRequest, models: dict[str, Model]) -> Iterator[tuple[Any, Model]]:
     """Run one model after the other, each for all tests of this module."""
     model = models[request.param]
@@ -24,18 +24,18 @@ def generate(engine: Any, model: Model, **options: object) -> list[dict[str, Any
     return list(engine.generate(input_ids=prompts, sampling_params=SAMPLING, return_logprob=True, **options))
 
 
-def test_a_prompt_continues_from_one_that_is_its_start(served: tuple[Any, Model], models: dict[str, Model]) -> None:
+def test_a_prompt_continues_from_one_that_is_its_start(served: tuple[Any, Model]) -> None:
     engine, model = served  # the first test of a model: nothing is cached yet
     answer = max(model.answers, key=lambda answer: len(answer.prompt))
     start = answer.prompt[:200]
     engine.generate(input_ids=start, sampling_params=SAMPLING)
     output = engine.generate(input_ids=answer.prompt, sampling_params=SAMPLING, return_logprob=True)
     assert_answers([output], [answer])
-    # Qwen3-Next's state is kept where the prompt ends, or the last chunk of 64 tokens.
-    assert output["meta_info"]["cached_tokens"] in ([200, 192] if model is models["Qwen3-Next"] else [200])
+    # A state is kept where the prompt ends, or the last chunk of 64 tokens.
+    assert output["meta_info"]["cached_tokens"] in ([200, 192] if model.case.state else [200])
 
 
-def test_one_by_one_then_again_from_the_prefix_cache(served: tuple[Any, Model], models: dict[str, Model]) -> None:
+def test_one_by_one_then_again_from_the_prefix_cache(served: tuple[Any, Model]) -> None:
     engine, model = served
     first, second = (
         [engine.generate(input_ids=x.prompt, sampling_params=SAMPLING, return_logprob=True) for x in model.answers]
@@ -44,7 +44,7 @@ def test_one_by_one_then_again_from_the_prefix_cache(served: tuple[Any, Model], 
     assert_answers(first, model.answers)
     assert_answers(second, model.answers)
     cached = [output["meta_info"]["cached_tokens"] for output in second]
-    if model is models["Qwen3-Next"]:  # its state is kept at some lengths only, by rules that differ between releases
+    if model.case.state:  # which is kept at some lengths only, by rules that differ between releases
         assert max(cached) > 0
     else:
         assert cached == [len(answer.prompt) - 1 for answer in model.answers]

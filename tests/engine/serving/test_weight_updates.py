@@ -27,16 +27,27 @@ from overlay_tools.engines.loopback import open_directly
 from overlay_tools.engines.server import Server
 from overlay_tools.supervisor import end_with_parent
 from packaging.version import Version
-from reference.checkpoints import change_tensors, make_variant
+from reference.cases import Case, cases, make_checkpoint
+from reference.checkpoints import change_tensors
 from reference.greedy import judge
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from engine.harness import CORES, HELD_OUT, RELEASE, generate, post, post_request, server, speculative, tokens_of
+from engine.harness import (
+    HELD_OUT,
+    RELEASE,
+    TWO_RANKS,
+    flush,
+    generate,
+    post,
+    post_request,
+    server,
+    speculative,
+    tokens_of,
+)
 
 Tensors = dict[str, torch.Tensor]
 
 PROBES = [HELD_OUT[700 * i : 700 * i + length] for i, length in enumerate((5, 40, 65, 130))]
-NORM, EXPERT, DRAFT = "model.norm.weight", "model.layers.1.mlp.experts.2.up_proj.weight", "mtp.fc.weight"
 SESSIONS = Version("0.5.21") <= RELEASE  # tensors are sent between the beginning and the end of an update
 
 
@@ -55,6 +66,9 @@ def send(address: str, path: str, **body: object) -> tuple[bool, str]:
 class Running:
     """A running server, the weights that it must have, and the requests that stream from it."""
 
+    name: str
+    case: Case
+    kind: str
     server: Server
     ranks: int
     folder: Path
@@ -95,12 +109,7 @@ class Running:
         self.streaming.clear()
         for event in self.idle:
             assert event.wait(120)
-        for _ in range(50):
-            try:
-                post(self.server.url, "/flush_cache")
-                break
-            except urllib.error.HTTPError:
-                time.sleep(0.1)
+        flush(self.server)
         outputs = [generate(self.server, [probe], 12)[0] for probe in PROBES]
         self.streaming.set()
         return [
@@ -113,7 +122,7 @@ class Running:
         change_tensors(self.folder, lambda tensors: {name: self.weights[name].clone() for name in tensors})
         runs = [(probe, tokens) for probe, (tokens, _) in zip(PROBES, answers, strict=True)]
         decided = 0
-        verdicts = self.pool.submit(judge, self.folder, runs).result()
+        verdicts = self.pool.submit(judge, self.name, self.folder, runs).result()
         for (tokens, logprobs), verdict in zip(answers, verdicts, strict=True):
             if verdict.router_margin > 2e-6:
                 assert logprobs == pytest.approx(verdict.logprobs, abs=1e-3, rel=0)
@@ -162,35 +171,53 @@ def _stream(running: Running, index: int, idle: threading.Event) -> None:
     idle.set()
 
 
-KINDS: dict[str, tuple[dict[str, object], dict[str, str], int]] = {  # arguments, environment, ranks
+# Arguments, environment, ranks.
+KINDS: dict[str, tuple[dict[str, object], dict[str, str], int]] = {
     "alone": ({}, {}, 1),
     "with drafts": (*speculative(2), 1),
-    "on two ranks": ({"tp_size": 2}, {"SGLANG_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[-1]}"}, 2),
+    "on two ranks": (*TWO_RANKS, 2),
 }
 
 
 @pytest.fixture(scope="module")
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Run a server of the trained checkpoint, as one of KINDS says."""
+    """Run a server of a case, as one of KINDS says."""
+    name, kind = request.param
+    case = cases()[name]
     folder = tmp_path_factory.mktemp("served")
-    make_variant(folder, {})
+    make_checkpoint(name, folder)
     weights: Tensors = {}
     for shard in sorted(folder.glob("*.safetensors")):
         weights |= load_file(shard)
-    arguments, environment, ranks = KINDS[request.param]
-    arguments = {"max_mamba_cache_size": 128, **arguments}
+    arguments, environment, ranks = KINDS[kind]
+    arguments = {**({"max_mamba_cache_size": 128} if case.state else {}), **arguments}
     with (
         ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool,
         server(folder, tmp_path_factory.mktemp("log") / "log", arguments, environment) as started,
     ):
         copy = tmp_path_factory.mktemp("expected")
-        make_variant(copy, {})
-        yield Running(server=started, ranks=ranks, folder=copy, weights=weights, pool=pool)
+        make_checkpoint(name, copy)
+        yield Running(
+            name=name,
+            case=case,
+            kind=kind,
+            server=started,
+            ranks=ranks,
+            folder=copy,
+            weights=weights,
+            pool=pool,
+        )
 
 
 def on(*kinds: str) -> pytest.MarkDecorator:
-    """Run a test on servers of these kinds."""
-    return pytest.mark.parametrize("running", kinds, indirect=True, scope="module")
+    """Run a test on servers of these kinds, of each case whose weights are updated; two of them are no draft's."""
+    servers = [
+        (name, kind)
+        for kind in kinds
+        for name, case in cases().items()
+        if len(case.updates) > (2 if kind == "with drafts" else 1)
+    ]
+    return pytest.mark.parametrize("running", servers, indirect=True, scope="module", ids=", ".join)
 
 
 class Updates:
@@ -198,7 +225,24 @@ class Updates:
 
     def __init__(self, running: Running, folder: Path) -> None:
         self.running, self.folder = running, folder
+        self.norm, self.other, *self.draft = running.case.updates
         self.random = torch.Generator().manual_seed(5)
+
+    @property
+    def in_second(self) -> set[str]:
+        """Name the tensors that are in the second shard: half of all, and what is not of the model."""
+        known = sorted(self.running.weights)
+        return {*known[: len(known) // 2], *self.running.case.updates, "model.more"}
+
+    def named(self, text: str) -> str:
+        """Put the names and shapes of this case's tensors into what is to be said."""
+        shape = {name: tuple(self.running.weights[name].shape) for name in self.running.case.updates}
+        draft = self.draft[0] if self.draft else ""
+        names = {"NORM": self.norm, "OTHER": self.other, "DRAFT": draft}
+        shapes = {f"SHAPE_OF_{key}": str(shape.get(name)) for key, name in names.items()}
+        for key, value in {**shapes, **names}.items():
+            text = text.replace(key, value)
+        return text
 
     def changed(self, names: Sequence[str] | None = None, dtype: torch.dtype = torch.float32) -> Tensors:
         """Change weights a little: all, or those that are named."""
@@ -209,22 +253,21 @@ class Updates:
         }
 
     def some(self) -> list[str]:
-        """Choose a part of the weights, in which NORM and EXPERT are the last."""
+        """Choose a part of the weights, in which the two of the case are the last."""
         names = sorted(self.running.weights)
         chosen = [name for name in names if torch.rand(1, generator=self.random) < 0.2]
-        return [name for name in chosen if name not in (NORM, EXPERT)] + [EXPERT, NORM]
+        return [name for name in chosen if name not in (self.norm, self.other)] + [self.other, self.norm]
 
     def on_disk(self, tensors: Tensors, change: Callable[[Path], None] = lambda folder: None) -> tuple[bool, str]:
         """Send a checkpoint of these tensors, in two shards, after `change` has been at its folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        make_variant(self.folder, {})
-        first = set(load_file(self.folder / "model-00001-of-00002.safetensors"))
-
-        def take(of_first: bool) -> Callable[[Tensors], Tensors]:
-            return lambda _: {name: tensor for name, tensor in tensors.items() if (name in first) == of_first}
-
-        change_tensors(self.folder, take(True), "model-00001*")
-        change_tensors(self.folder, take(False), "model-00002*")
+        make_checkpoint(self.running.name, self.folder)
+        for file in self.folder.glob("*.safetensors"):
+            file.unlink()
+        for shard, of_second in ((FIRST, False), (SECOND, True)):
+            part = {name: tensor for name, tensor in tensors.items() if (name in self.in_second) == of_second}
+            save_file(part, self.folder / shard, metadata={"format": "pt"})
+        change_tensors(self.folder, dict)
         change(self.folder)
         return self.running.from_disk(self.folder)
 
@@ -243,8 +286,8 @@ def _overwrite(name: str, content: Callable[[bytes], bytes]) -> Callable[[Path],
     return change
 
 
-SECOND = "model-00002-of-00002.safetensors"
-MISSHAPEN, INTEGERS = torch.ones(7), torch.ones(128, dtype=torch.int64)
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+MISSHAPEN = torch.ones(7)
 
 # An update: how it is sent, and the message that it is refused with; or none, and the weights are taken.
 GOOD: dict[str, tuple[Callable[[Updates, Tensors], tuple[bool, str]], torch.dtype, bool]] = {  # sends, dtype, whole
@@ -256,13 +299,16 @@ GOOD: dict[str, tuple[Callable[[Updates, Tensors], tuple[bool, str]], torch.dtyp
     "bucket": (lambda u, t: u.in_list(t, "flattened_bucket"), torch.float32, False),
 }
 BAD: dict[str, tuple[Callable[[Updates, Tensors], tuple[bool, str]], str]] = {
-    "disk, missing": (lambda u, t: u.on_disk(_without(t, NORM)), f"{NORM}: missing"),
+    "disk, missing": (lambda u, t: u.on_disk(_without(t, u.norm)), "NORM: missing"),
     "disk, misshapen": (
-        lambda u, t: u.on_disk(t | {NORM: MISSHAPEN}),
-        f"{NORM} ({SECOND}): its shape is (7,), not (128,)",
+        lambda u, t: u.on_disk(t | {u.norm: MISSHAPEN}),
+        f"NORM ({SECOND}): its shape is (7,), not SHAPE_OF_NORM",
     ),
     "disk, unknown": (lambda u, t: u.on_disk(t | {"model.more": MISSHAPEN}), "model.more (model-00002-of-00002"),
-    "disk, dtype": (lambda u, t: u.on_disk(t | {NORM: INTEGERS}), f"{NORM} ({SECOND}): its dtype is int64, not"),
+    "disk, dtype": (
+        lambda u, t: u.on_disk(t | {u.norm: t[u.norm].long()}),
+        f"NORM ({SECOND}): its dtype is int64, not",
+    ),
     "disk, unreadable": (
         lambda u, t: u.on_disk(t, _overwrite(SECOND, lambda content: b"<html>not here</html>")),
         f"{SECOND} (21 bytes) is damaged or cut short",
@@ -273,30 +319,33 @@ BAD: dict[str, tuple[Callable[[Updates, Tensors], tuple[bool, str]], str]] = {
     ),
     "disk, no shard": (lambda u, t: u.on_disk(t, lambda folder: (folder / SECOND).unlink()), ""),
     "disk, nothing": (lambda u, t: u.running.from_disk(u.folder / "none"), "none: "),
-    "tensors, misshapen": (lambda u, t: u.in_list(_last(t, NORM, MISSHAPEN)), f"{NORM}: its shape is (7,), not (128,)"),
+    "tensors, misshapen": (
+        lambda u, t: u.in_list(_last(t, u.norm, MISSHAPEN)),
+        "NORM: its shape is (7,), not SHAPE_OF_NORM",
+    ),
     "tensors, unknown": (
         lambda u, t: u.in_list(t | {"model.more": MISSHAPEN}),
         "model.more: not a tensor of this model",
     ),
-    "tensors, dtype": (lambda u, t: u.in_list(_last(t, NORM, INTEGERS)), f"{NORM}: its dtype is int64, not"),
-    "tensors, twice": (lambda u, t: u.in_list([*t.items(), (NORM, t[NORM])]), f"{NORM}: there 2 times"),
+    "tensors, dtype": (lambda u, t: u.in_list(_last(t, u.norm, t[u.norm].long())), "NORM: its dtype is int64, not"),
+    "tensors, twice": (lambda u, t: u.in_list([*t.items(), (u.norm, t[u.norm])]), "NORM: there 2 times"),
     "tensors, no such format": (lambda u, t: u.in_list(t, "no-such-format"), "no-such-format"),
-    "direct, unknown": (lambda u, t: u.in_list(t, "direct"), f"{EXPERT}: not a tensor of this model"),
+    "direct, unknown": (lambda u, t: u.in_list(t, "direct"), "OTHER: not a tensor of this model"),
     "bucket, misshapen": (
-        lambda u, t: u.in_list(_last(t, NORM, MISSHAPEN), "flattened_bucket"),
-        f"{NORM}: its shape is (7,), not (128,)",
+        lambda u, t: u.in_list(_last(t, u.norm, MISSHAPEN), "flattened_bucket"),
+        "NORM: its shape is (7,), not SHAPE_OF_NORM",
     ),
     "bucket, unknown": (
         lambda u, t: u.in_list(t | {"model.more": MISSHAPEN}, "flattened_bucket"),
         "model.more: not a tensor of this model",
     ),
     "tensors, misshapen draft": (
-        lambda u, t: u.in_list(_last(t, DRAFT, MISSHAPEN)),
-        f"{DRAFT}: its shape is (7,), not (128, 256)",
+        lambda u, t: u.in_list(_last(t, u.draft[0], MISSHAPEN)),
+        "DRAFT: its shape is (7,), not SHAPE_OF_DRAFT",
     ),
     "disk, misshapen draft": (
-        lambda u, t: u.on_disk(t | {DRAFT: MISSHAPEN}),
-        f"{DRAFT} (model-0000",
+        lambda u, t: u.on_disk(t | {u.draft[0]: MISSHAPEN}),
+        "DRAFT (model-0000",
     ),
     "disk, without a draft": (
         lambda u, t: u.on_disk({name: tensor for name, tensor in t.items() if not name.startswith("mtp.")}),
@@ -322,7 +371,7 @@ def _last(tensors: Tensors, name: str, tensor: torch.Tensor) -> Tensors:
 def test_storm(
     running: Running, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drafts = request.node.callspec.params["running"] == "with drafts"
+    drafts = running.kind == "with drafts"
     kinds = [name for name in (*GOOD, *BAD) if "draft" not in name or (drafts and concerns_the_draft(name))]
     usual = [name for name in kinds if name in GOOD or "draft" in name] if drafts else kinds
     count = request.config.getoption("--updates")
@@ -354,7 +403,7 @@ def test_storm(
                 whole = name.startswith("disk")
                 success, message = sends(updates, updates.changed(None if whole else updates.some()))
                 assert not success, name
-                assert reason in message, f"{name}: {message}"
+                assert updates.named(reason) in message, f"{name}: {message}"
             seconds += time.monotonic() - started
             outcome["taken" if success else "refused"] += 1
             assert running.alive, f"the server ended after {name}"
@@ -371,7 +420,7 @@ def test_storm(
             thread.shutdown()
     with capsys.disabled():
         print(
-            f"\nsglang {RELEASE}, {count} updates {request.node.callspec.params['running']}: {dict(outcome)},"
+            f"\nsglang {RELEASE}, {count} updates {running.name} {running.kind}: {dict(outcome)},"
             f" {seconds / count:.2f} s each, requests beside them: {dict(running.streamed)}"
         )
     assert running.streamed.keys() == {"length"}
@@ -383,14 +432,16 @@ def test_both_ranks_take_an_update_or_none(running: Running, tmp_path: Path) -> 
     updates = Updates(running, tmp_path / "update")
     before = running.answers()
     running.assert_right(before)
-    good = list(updates.changed([EXPERT, NORM]).items())
-    bad = [good[0], (NORM, MISSHAPEN)]
+    good = list(updates.changed([updates.other, updates.norm]).items())
+    bad = [good[0], (updates.norm, MISSHAPEN)]
     for of_ranks in ((good, bad), (bad, good)):
         success, message = running.from_tensors(*of_ranks)
-        assert (success, f"{NORM}: its shape is (7,), not (128,)" in message) == (False, True), message
+        assert (success, updates.named("NORM: its shape is (7,), not SHAPE_OF_NORM") in message) == (False, True), (
+            message
+        )
         assert running.answers() == before
-    success, message = updates.on_disk(_without(running.weights, NORM))
-    assert (success, f"{NORM}: missing" in message) == (False, True), message
+    success, message = updates.on_disk(_without(running.weights, updates.norm))
+    assert (success, f"{updates.norm}: missing" in message) == (False, True), message
     assert running.answers() == before
     assert running.from_tensors(good)[0]
     running.weights |= dict(good)
@@ -431,9 +482,9 @@ def test_weights_that_a_trainer_broadcasts(running: Running) -> None:
                 assert send(running.server.url, "/end_weight_update")[0]
             return answered
 
-        good = updates.changed([EXPERT, NORM])
+        good = updates.changed([updates.other, updates.norm])
         for bad, reason in (
-            (_last(good, NORM, MISSHAPEN), f"{NORM}: its shape is (7,), not (128,)"),
+            (_last(good, updates.norm, MISSHAPEN), updates.named("NORM: its shape is (7,), not SHAPE_OF_NORM")),
             (good | {"model.more": MISSHAPEN}, "model.more: not a tensor of this model"),
         ):
             success, message = broadcast(bad)

@@ -7,8 +7,8 @@ version one is served, and gives the reference model's logprobs.
 
 from __future__ import annotations
 
+import itertools
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -17,57 +17,36 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from overlay_tools.supervisor import end_with_parent
-from reference.checkpoints import CONFIGS, TRAINED, TRAINED_ON_PICTURES, make_checkpoint
-from reference.greedy import Verdict, judge, judge_llama, judge_pictures
+from reference.cases import DATA, cases, make_checkpoint
+from reference.checkpoints import write_config
+from reference.greedy import Verdict, judge
 
 from engine.harness import HELD_OUT, generate, ours, server, tokens_of
 
-FILE = TRAINED.parent / "written-configs.json"
+FILE = DATA / "written-configs.json"
 WRITTEN: dict[str, dict[str, dict[str, dict[str, Any]]]] = json.loads(FILE.read_text(encoding="utf-8"))
 OLDEST = min(WRITTEN, key=lambda version: int(version.split(".")[0]))
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 REFUSED = ("dynamic",)
-MODELS = ("LlamaLogitShaping", "Qwen3-Next-Ext", "Qwen3-Next-Ext-VL")
-CELLS = [(model, version, rope) for model in MODELS for version in WRITTEN for rope in WRITTEN[version]["llama"]]
-# Which of a version's files is served: each kind of positions is, and each version writes for each model.
-SERVED = {
-    ("LlamaLogitShaping", "4.57.6"): "yarn, attention_factor",
-    ("LlamaLogitShaping", "5.6.0"): "llama3",
-    ("LlamaLogitShaping", "5.24.0"): "default",
-    ("Qwen3-Next-Ext", "4.57.6"): "linear",
-    ("Qwen3-Next-Ext", "5.6.0"): "default",
-    ("Qwen3-Next-Ext", "5.24.0"): "yarn, attention_factor",
-    ("Qwen3-Next-Ext-VL", "4.57.6"): "llama3",
-    ("Qwen3-Next-Ext-VL", "5.6.0"): "yarn",
-    ("Qwen3-Next-Ext-VL", "5.24.0"): "default",
-}
+MODELS = tuple(name for name, case in cases().items() if case.written is not None)
+ROPES = list(WRITTEN[OLDEST]["llama"])
+CELLS = [(model, version, rope) for model in MODELS for version in WRITTEN for rope in ROPES]
+# Which of a version's files is served: each version writes for each model, the kinds of positions in turn.
+GOOD = [rope for rope in ROPES if rope not in REFUSED]
+SERVED = dict(zip(itertools.product(MODELS, WRITTEN), itertools.cycle(GOOD), strict=False))
 PROMPTS = [HELD_OUT[300 * i : 300 * i + length] for i, length in enumerate((40, 150, 250, 300))]
 
 
 def config_of(model: str, version: str, rope: str) -> dict[str, Any]:
     """Give the config.json of one of MODELS as an adopted checkpoint has it that this version has written."""
-    if model == "LlamaLogitShaping":
-        own = CONFIGS["llama-logit-shaping"]
-        keys = ("architectures", "logit_transform", "logit_softcap")
-        return {**WRITTEN[version]["llama"][rope], **{key: own[key] for key in keys}}
-    written = WRITTEN[version]["qwen3_next"][rope]
-    if model == "Qwen3-Next-Ext":
-        return {**written, **without_rope(json.loads((TRAINED / "config.json").read_text(encoding="utf-8")))}
-    config = json.loads((TRAINED_ON_PICTURES / "config.json").read_text(encoding="utf-8"))
-    return {**config, "text_config": {**written, **without_rope(config["text_config"])}}
+    written = cases()[model].written
+    assert written is not None
+    return written({family: ropes[rope] for family, ropes in WRITTEN[version].items()})
 
 
 def without_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the keys of rotary positions."""
     return {key: value for key, value in config.items() if key not in ROPE}
-
-
-def write(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Write a config.json into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return folder
 
 
 def read(folder: Path, overrides: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401  # a configuration
@@ -87,7 +66,7 @@ def positions(config: Any) -> dict[str, Any]:  # noqa: ANN401
 
 @pytest.mark.parametrize(("model", "version", "rope"), CELLS)
 def test_files_of_all_versions_say_the_same(model: str, version: str, rope: str, tmp_path: Path) -> None:
-    folder = write(tmp_path / "new", config_of(model, version, rope))
+    folder = write_config(tmp_path / "new", config_of(model, version, rope))
     if rope in REFUSED:
         with pytest.raises(
             (ValueError, RuntimeError), match=r"config\.json: .*rope_type must be one of default, linear"
@@ -95,7 +74,7 @@ def test_files_of_all_versions_say_the_same(model: str, version: str, rope: str,
             read(folder)
         return
     got = positions(read(folder))
-    assert got == positions(read(write(tmp_path / "old", config_of(model, OLDEST, rope))))
+    assert got == positions(read(write_config(tmp_path / "old", config_of(model, OLDEST, rope))))
     asked = WRITTEN[OLDEST]["qwen3_next"][rope]
     assert got["rope_theta"] == asked["rope_theta"]
     scaling = asked["rope_scaling"] or {"rope_type": "default"}
@@ -111,7 +90,7 @@ def test_a_contradiction_between_the_two_forms_names_both_keys(tmp_path: Path) -
         with pytest.raises(
             (ValueError, RuntimeError), match=r"rope_theta is 10000\.0, and .*rope_parameters\.rope_theta"
         ):
-            read(write(tmp_path / model, config))
+            read(write_config(tmp_path / model, config))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -121,13 +100,13 @@ def test_a_key_that_nothing_reads_is_named(model: str, tmp_path: Path) -> None:
     with pytest.raises(
         (ValueError, RuntimeError), match=r"rms_norm_epsilon is not a key .* did you mean rms_norm_eps\?"
     ):
-        read(write(tmp_path, config))
+        read(write_config(tmp_path, config))
 
 
-@pytest.mark.parametrize("model", MODELS[:2])
+@pytest.mark.parametrize("model", [name for name in MODELS if "text_config" not in cases()[name].config])
 @pytest.mark.parametrize("version", WRITTEN)
 def test_overrides_of_either_form_count(model: str, version: str, tmp_path: Path) -> None:
-    folder = write(tmp_path, without_rope(config_of(model, version, "default")))
+    folder = write_config(tmp_path, without_rope(config_of(model, version, "default")))
     for overrides in ({"rope_theta": 500000.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}):
         got = read(folder, overrides)
         assert got.rope_theta == 500000.0
@@ -138,21 +117,14 @@ def test_overrides_of_either_form_count(model: str, version: str, tmp_path: Path
 
 def make(model: str, folder: Path, config: Mapping[str, Any]) -> Path:
     """Write a checkpoint of one of MODELS into a folder, with another config.json."""
-    if model == "LlamaLogitShaping":
-        make_checkpoint("llama-logit-shaping", folder)
-    else:
-        shutil.copytree(TRAINED if model == "Qwen3-Next-Ext" else TRAINED_ON_PICTURES, folder)
-    return write(folder, config)
+    make_checkpoint(model, folder)
+    return write_config(folder, config)
 
 
 def judged(model: str, folder: Path, runs: list[tuple[list[int], list[int]]]) -> list[Verdict]:
     """Let the reference model of a checkpoint judge runs, in a process of its own."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        if model == "LlamaLogitShaping":
-            return pool.submit(judge_llama, folder, runs).result()
-        if model == "Qwen3-Next-Ext":
-            return pool.submit(judge, folder, runs).result()
-        return pool.submit(judge_pictures, folder, [(prompt, [], tokens) for prompt, tokens in runs]).result()
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(judge, model, folder, runs).result()
 
 
 @pytest.fixture(scope="module", params=SERVED, ids=" ".join)
@@ -163,7 +135,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("written")
     checkpoint = make(model, folder / "new", config_of(model, version, rope))
     reference = make(model, folder / "old", config_of(model, OLDEST, rope))
-    arguments = {} if model == "LlamaLogitShaping" else {"max_mamba_cache_size": 64}
+    arguments = {"max_mamba_cache_size": 64} if cases()[model].state else {}
     with server(checkpoint, folder / "log", arguments) as running:
         yield SimpleNamespace(model=model, server=running, reference=reference)
 

@@ -105,15 +105,9 @@ OURS = """\
 
     EntryClass = OursForCausalLM
     """
-REGISTRY = """\
-    MODELS = (
-        OverlayModel(model="sglang.srt.models.ours:OursForCausalLM", base="BaseForCausalLM"),
-    )
-
-
-    def choose(config):
-        return config
-    """
+REGISTRY = "def choose(config):\n    return config\n"
+ROW_FILE = "overlay/sglang/srt/overlay_models/ours.py"
+ROW = 'ROW = OverlayModel(model="sglang.srt.models.ours:OursForCausalLM", base="BaseForCausalLM")\n'
 
 WAIVER = (
     '{ kind = "override", what = "OursForCausalLM.forward", problem = "*takes `batch`", reason = "no one passes it" }'
@@ -124,7 +118,8 @@ def derive(mini: Miniature) -> Miniature:
     """Give a project an overlay that derives a model from one of upstream's."""
     (mini.root / "overlay/sglang/models/ours.py").unlink()
     mini.write("overlay/sglang/srt/models/ours.py", textwrap.dedent(OURS))
-    mini.write("overlay/sglang/srt/overlay_registry.py", textwrap.dedent(REGISTRY))
+    mini.write("overlay/sglang/srt/overlay_registry.py", REGISTRY)
+    mini.write(ROW_FILE, ROW)
     return mini
 
 

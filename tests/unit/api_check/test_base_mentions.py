@@ -22,15 +22,15 @@ UPSTREAM = {
     "sglang/srt/configs/base.py": 'class BaseConfig:\n    model_type = "base"\n',
 }
 OURS = {
-    "overlay/sglang/srt/overlay_registry.py": """\
-        MODELS = (
-            OverlayModel(model="sglang.srt.models.free:FreeForCausalLM"),
-            OverlayModel(
-                model="sglang.srt.models.ours:OursForCausalLM",
-                base="BaseForCausalLM",
-                draft="sglang.srt.models.ours:OursForCausalLMMTP",
-                config="sglang.srt.models.ours:OursConfig",
-            ),
+    "overlay/sglang/srt/overlay_models/free.py": """\
+        ROW = OverlayModel(model="sglang.srt.models.free:FreeForCausalLM")
+        """,
+    "overlay/sglang/srt/overlay_models/ours.py": """\
+        ROW = OverlayModel(
+            model="sglang.srt.models.ours:OursForCausalLM",
+            base="BaseForCausalLM",
+            draft="sglang.srt.models.ours:OursForCausalLMMTP",
+            config="sglang.srt.models.ours:OursConfig",
         )
         """,
     "overlay/sglang/srt/models/ours.py": """\

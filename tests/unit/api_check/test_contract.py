@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from overlay_tools.api_check.contract import unused_waivers
+from overlay_tools.api_check.contract import unfit, unused_waivers
 
 from unit.api_check.derived import WAIVER, changed, check, misfits
 from unit.conftest import Miniature
@@ -50,3 +50,14 @@ def test_what_fits_is_not_waived(ours: Miniature) -> None:
     assert unused_waivers(ours.project, found) == [
         f"{path}:2: the waiver of OursForCausalLM.forward matches nothing in any locked release."
     ]
+
+
+def test_each_finding_says_where_it_is_and_what_to_do(ours: Miniature) -> None:
+    upstream = changed("def make_head(config, scale)", "def make_head(config)", "sglang/srt/layers/head.py")
+    assert unfit(check(ours)) == []
+    lines = unfit(check(ours, upstream))
+    assert len(lines) == 1
+    assert lines[0].startswith("overlay/sglang/srt/models/ours.py:17: call OursForCausalLM.__init__: make_head(): ")
+    assert lines[0].endswith(
+        ".\n    pass what this release takes too; where releases differ, ask the signature or the version."
+    )

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from unit.api_check.derived import UPSTREAM, changed, check, misfits
+from unit.api_check.derived import ROW_FILE, UPSTREAM, changed, check, misfits
 from unit.conftest import Miniature
 
 LAYERS = "sglang/srt/layers/__init__.py"
@@ -25,7 +25,7 @@ def test_each_reference_is_listed_with_its_line(ours: Miniature) -> None:
     assert references["call", "OursForCausalLM.describe: Info()"] == f"{file}:28"
     assert references["attribute", "OursForCausalLM.__init__: layers.head.SCALE"] == f"{file}:17"
     assert references["attribute", "OursForCausalLM.__init__: self.processor ="] == f"{file}:17"
-    assert references["row", "OursForCausalLM: base BaseForCausalLM"] == "overlay/sglang/srt/overlay_registry.py:2"
+    assert references["row", "OursForCausalLM: base BaseForCausalLM"] == f"{ROW_FILE}:1"
     assert ("attribute", "OursForCausalLM.__init__: self.own =") not in references  # nothing else uses it
 
 

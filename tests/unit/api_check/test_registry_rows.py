@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 import textwrap
 
 import pytest
 from overlay_tools.errors import ContractError
 
-from unit.api_check.derived import REGISTRY, UPSTREAM, check, misfits
+from unit.api_check.derived import ROW, ROW_FILE, UPSTREAM, check, misfits
 from unit.conftest import Miniature
 
 
@@ -54,19 +55,67 @@ from unit.conftest import Miniature
     ],
 )
 def test_a_row_that_names_something_missing_is_reported(ours: Miniature, old: str, new: str, expected: str) -> None:
-    ours.write("overlay/sglang/srt/overlay_registry.py", textwrap.dedent(REGISTRY).replace(old, new))
+    assert old in ROW
+    ours.write(ROW_FILE, ROW.replace(old, new))
     assert expected in misfits(check(ours))
 
 
 def test_a_row_that_is_not_literal_is_named_with_its_line(ours: Miniature) -> None:
-    text = textwrap.dedent(REGISTRY).replace("base=", "base=NAME or ")
-    ours.write("overlay/sglang/srt/overlay_registry.py", text)
-    with pytest.raises(ContractError, match=r"overlay_registry\.py:2: this row of MODELS cannot be read"):
+    ours.write(ROW_FILE, "\n" + ROW.replace("base=", "base=NAME or "))
+    with pytest.raises(ContractError, match=rf"^{re.escape(ROW_FILE)}:2: its ROW cannot be read"):
         check(ours)
 
 
-def test_an_overlay_without_a_registry_has_no_rows(ours: Miniature) -> None:
-    (ours.root / "overlay/sglang/srt/overlay_registry.py").unlink()
+@pytest.mark.parametrize("text", ["", "ROW = None\n", "ROW = OverlayModel()\n", "ROWS = [1]\n"])
+def test_a_file_without_a_row_is_named(ours: Miniature, text: str) -> None:
+    ours.write(ROW_FILE, text)
+    with pytest.raises(ContractError, match=rf"^{re.escape(ROW_FILE)}:1: its ROW cannot be read"):
+        check(ours)
+
+
+def test_a_row_counts_in_the_releases_that_take_its_file(ours: Miniature) -> None:
+    ours.write("overlay/sglang/srt/overlay_models/a.py", ROW.replace("OursFor", "MoreFor").replace("ours:", "more:"))
+    assert [text for text in misfits(check(ours)) if text.startswith("row MoreForCausalLM: model")]
+    settings = (ours.root / "pyproject.toml").read_text(encoding="utf-8")
+    ours.write("pyproject.toml", settings + '[tool.sglang-overlay.files]\n"sglang/srt/overlay_models/a.py" = ">1.0"\n')
+    assert misfits(check(ours)) == []
+
+
+PARSERS = {
+    "sglang/srt/parser/reasoning_parser.py": "class ReasoningParser:\n    DetectorMap: dict = {'qwen3': int}\n",
+    "sglang/srt/function_call/function_call_parser.py": "class Parser:\n    ToolCallParserEnum = {'q': int}\n",
+    "sglang/srt/server_args.py": "class ServerArgs:\n    page_size: int = None\n",
+    "sglang/srt/arg_groups/fields/memory.py": "class Memory:\n    pool: int = None\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ('reasoning_parser="qwen3"', None),
+        ('reasoning_parser="q"', "reasoning_parser q: upstream has no reasoning parser q"),
+        ('reasoning_parser="sglang.srt.models.ours:route"', None),
+        (
+            'reasoning_parser="sglang.srt.models.ours:root"',
+            "reasoning_parser sglang.srt.models.ours:root: sglang.srt.models.ours has no `root`",
+        ),
+        ('tool_call_parser="q"', None),
+        ('tool_call_parser="qwen3"', "tool_call_parser qwen3: upstream has no tool call parser qwen3"),
+        ('arguments={"page_size": 1, "pool": 2}', None),
+        ('arguments={"pool_size": 1}', "arguments pool_size: upstream's server has no argument pool_size"),
+        (
+            'chat_template="sglang.srt.models.ours:root"',
+            "chat_template sglang.srt.models.ours:root: sglang.srt.models.ours has no `root`",
+        ),
+    ],
+)
+def test_what_a_row_says_to_the_server_must_be_there(ours: Miniature, field: str, expected: str | None) -> None:
+    ours.write(ROW_FILE, ROW.replace("base=", f"{field}, base="))
+    assert misfits(check(ours, PARSERS)) == ([f"row OursForCausalLM: {expected}"] if expected else [])
+
+
+def test_an_overlay_without_a_file_of_a_row_has_none(ours: Miniature) -> None:
+    (ours.root / ROW_FILE).unlink()
     assert [item for item in check(ours) if item.kind == "row"] == []
 
 
@@ -100,7 +149,7 @@ def test_a_name_that_upstream_uses_too_is_a_collision(
     ours: Miniature, upstream: dict[str, str], expected: str | None
 ) -> None:
     config = 'config="sglang.srt.configs.ours:OursConfig", base='
-    ours.write("overlay/sglang/srt/overlay_registry.py", textwrap.dedent(REGISTRY).replace("base=", config))
+    ours.write(ROW_FILE, ROW.replace("base=", config))
     ours.write("overlay/sglang/srt/configs/ours.py", "class OursConfig:\n    model_type = 'ours'\n")
     processor = "class OursProcessor:\n    models = [OursForCausalLM]\n"
     ours.write("overlay/sglang/srt/multimodal/processors/ours.py", processor)

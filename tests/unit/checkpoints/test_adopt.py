@@ -17,7 +17,7 @@ from safetensors import deserialize
 from unit.conftest import REPOSITORY, Miniature
 
 OVERLAY = REPOSITORY / "overlay"
-RULES = "sglang/srt/configs/config_keys.py"
+RULES = [f"sglang/srt/configs/{name}.py" for name in ("config_keys", "qwen3_next_ext_keys")]
 
 CONFIG = {
     "hidden_size": 16,
@@ -402,7 +402,8 @@ def test_the_command_says_what_it_did_and_what_is_next(
     mini: Miniature, mini_stock: Checkpoints, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(mini.root)
-    mini.write(f"overlay/{RULES}", (OVERLAY / RULES).read_text(encoding="utf-8"))
+    for name in RULES:
+        mini.write(f"overlay/{name}", (OVERLAY / name).read_text(encoding="utf-8"))
     words = ["adopt", str(mini_stock.stock), str(mini_stock.out)]
     assert (
         cli.main([*words, "--set", "scoring_func=sigmoid", "n_group=2", "--set", "topk_group=1", "--adapter-rank", "2"])
@@ -435,7 +436,8 @@ def test_the_command_tells_errors(
     said: str,
 ) -> None:
     monkeypatch.chdir(mini.root)
-    mini.write(f"overlay/{RULES}", (OVERLAY / RULES).read_text(encoding="utf-8"))
+    for name in RULES:
+        mini.write(f"overlay/{name}", (OVERLAY / name).read_text(encoding="utf-8"))
     assert cli.main(["adopt", str(mini_stock.stock), str(mini_stock.out), *words]) == 1
     assert said in capsys.readouterr().err
     assert names(mini_stock.out.parent) == []

@@ -21,7 +21,7 @@ from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
 from overlay_tools.upstream.lockfile import Release
 
-from unit.api_check.derived import REGISTRY, UPSTREAM, derive
+from unit.api_check.derived import ROW, ROW_FILE, UPSTREAM, derive
 from unit.conftest import ENGINE, HEADER, LOADER, PATCH, Miniature, upstream_files
 from unit.downstream.porting import git, stopped, worktree
 
@@ -422,7 +422,7 @@ def test_a_name_that_upstream_has_too_now_is_said_with_its_place(
     derive(mini)
     mini.write("overlay/sglang/srt/configs/ours.py", "class OursConfig:\n    model_type = 'ours'\n")
     config = 'config="sglang.srt.configs.ours:OursConfig", base='
-    mini.write("overlay/sglang/srt/overlay_registry.py", textwrap.dedent(REGISTRY).replace("base=", config))
+    mini.write(ROW_FILE, ROW.replace("base=", config))
     files = {name: textwrap.dedent(content) for name, content in UPSTREAM.items()}
     found = stopped(mini, lambda: port_to(mini, "1.2", {**files, file: text}))
     line = 2 if "configs" in file else 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -31,20 +30,22 @@ class ExtConfig:
 from sglang.srt.models.ext import ExtForCausalLM
 class Processor: models = (ExtForCausalLM,)
 """,
+    "overlay_models/plain.py": """\
+from sglang.srt.overlay_models import OverlayModel
+ROW = OverlayModel(model="sglang.srt.models.plain:PlainForCausalLM", arguments={"page_size": 16})
+""",
+    "overlay_models/ext.py": """\
+from sglang.srt.overlay_models import OverlayModel
+ROW = OverlayModel(
+    model="sglang.srt.models.ext:ExtForCausalLM",
+    base="BaseForCausalLM",
+    config="sglang.srt.configs.ext:ExtConfig",
+    multimodal=True,
+)
+""",
     "models/plain.py": "class PlainForCausalLM: pass\nEntryClass = PlainForCausalLM\n",
     "models/ext.py": "class ExtForCausalLM: pass\nEntryClass = [ExtForCausalLM]\n",
 }
-ROWS = """\
-MODELS: tuple[OverlayModel, ...] = (
-    OverlayModel(model="sglang.srt.models.plain:PlainForCausalLM"),
-    OverlayModel(
-        model="sglang.srt.models.ext:ExtForCausalLM",
-        base="BaseForCausalLM",
-        config="sglang.srt.configs.ext:ExtConfig",
-        multimodal=True,
-    ),
-)
-"""
 OURS = {
     "PlainForCausalLM": "came up with sglang_overlay_plugin.models.plain.PlainForCausalLM\n",
     "ExtForCausalLM": "came up with sglang_overlay_plugin.models.ext.ExtForCausalLM\n",
@@ -103,11 +104,9 @@ def install_plugin(folder: Path) -> Path:
         REPOSITORY / "overlay" / PLUGIN, mini.root / "overlay" / PLUGIN, ignore=shutil.ignore_patterns("__pycache__")
     )
     mini.write(f"overlay/{START}", (REPOSITORY / "overlay" / START).read_text(encoding="utf-8"))
-    registry = (REPOSITORY / "overlay/sglang/srt/overlay_registry.py").read_text(encoding="utf-8")
-    registry, count = re.subn(r"(?ms)^MODELS: .*?^\)\n", ROWS, registry)
-    assert count == 1
-    keys = (REPOSITORY / "overlay/sglang/srt/configs/config_keys.py").read_text(encoding="utf-8")
-    for name, content in {**OVERLAY, "overlay_registry.py": registry, "configs/config_keys.py": keys}.items():
+    ours = REPOSITORY / "overlay" / "sglang" / "srt"
+    shared = ("overlay_registry.py", "overlay_defaults.py", "overlay_models/__init__.py", "configs/config_keys.py")
+    for name, content in {**OVERLAY, **{name: (ours / name).read_text(encoding="utf-8") for name in shared}}.items():
         mini.write(f"overlay/sglang/srt/{name}", content)
     site = Site(folder / "env")
     venv.EnvBuilder(symlinks=True).create(site.folder)

@@ -13,10 +13,13 @@ import pytest
 from unit.conftest import REPOSITORY
 from unit.overlay.test_overlay_registry import FILE, load
 
-keys = load(FILE.parent / "configs" / "config_keys.py")
+keys, llama, ext, ext_vl = (
+    load(FILE.parent / "configs" / f"{name}.py")
+    for name in ("config_keys", "llama_logit_shaping_keys", "qwen3_next_ext_keys", "qwen3_next_ext_vl_keys")
+)
 DATA = REPOSITORY / "tests" / "data"
 WRITTEN = json.loads((DATA / "written-configs.json").read_text(encoding="utf-8"))
-CHECKS = {"llama": keys.check_llama, "qwen3_next": keys.check_qwen3_next_ext}
+CHECKS = {"llama": llama.check, "qwen3_next": ext.check}
 SMALL = {"num_hidden_layers": 4, "hidden_size": 64, "max_position_embeddings": 4096}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
 
@@ -39,8 +42,8 @@ def test_what_transformers_writes_is_read_or_refused_by_name(version: str, model
 
 
 def test_checkpoints_of_this_project_are_read() -> None:
-    assert keys.check_qwen3_next_ext(config_json("qwen3-next-ext")) == []
-    assert keys.check_qwen3_next_ext_vl(config_json("qwen3-next-ext-vl")) == []
+    assert ext.check(config_json("qwen3-next-ext")) == []
+    assert ext_vl.check(config_json("qwen3-next-ext-vl")) == []
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -84,7 +87,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changes", "said"), REFUSED)
 def test_what_would_be_lost_or_is_not_the_model_is_named(changes: dict[str, Any], said: str) -> None:
-    [problem] = keys.check_qwen3_next_ext({**SMALL, **changes})
+    [problem] = ext.check({**SMALL, **changes})
     assert problem.startswith(said)
 
 
@@ -96,14 +99,14 @@ def test_both_forms_of_layers_without_positions_are_read_unless_they_differ() ->
         {"layer_types": types, "nope_layers": [3]},
         {"layer_types": old, "nope_layers": [3]},
     ):
-        assert keys.check_qwen3_next_ext({**SMALL, **said}) == []
-        assert keys.layers_of(said) == (types, [3])
-    [problem] = keys.check_qwen3_next_ext({**SMALL, "layer_types": old, "nope_layers": [1]})
+        assert ext.check({**SMALL, **said}) == []
+        assert ext.layers_of(said) == (types, [3])
+    [problem] = ext.check({**SMALL, "layer_types": old, "nope_layers": [1]})
     assert problem.startswith("layer_types has nope_attention at [3], and nope_layers is [1]")
 
 
 def test_all_unknown_keys_are_named_at_once() -> None:
-    assert len(keys.check_llama({"hidden_sizes": 1, "num_layers": 2, "window": None, "_note": "x"})) == 2
+    assert len(llama.check({"hidden_sizes": 1, "num_layers": 2, "window": None, "_note": "x"})) == 2
 
 
 def test_parts_of_a_multimodal_model_are_named() -> None:
@@ -111,19 +114,19 @@ def test_parts_of_a_multimodal_model_are_named() -> None:
     config["text_config"]["n_group"] = 3
     config["vision_config"]["patch"] = 2
     config["rope_theta"] = 1e7
-    assert [problem.partition(" must")[0].partition(" is")[0] for problem in keys.check_qwen3_next_ext_vl(config)] == [
+    assert [problem.partition(" must")[0].partition(" is")[0] for problem in ext_vl.check(config)] == [
         "rope_theta",
         "text_config.n_group",
         "vision_config.patch",
     ]
-    assert "it belongs in text_config" in keys.check_qwen3_next_ext_vl(config)[0]
-    assert keys.check_qwen3_next_ext_vl({"text_config": 3}) == ["text_config must be an object, not 3"]
+    assert "it belongs in text_config" in ext_vl.check(config)[0]
+    assert ext_vl.check({"text_config": 3}) == ["text_config must be an object, not 3"]
 
 
 def settled(said: Mapping[str, Any], **attributes: object) -> SimpleNamespace:
     """Let a configuration object of transformers 4 say a config.json for Llama."""
     config = SimpleNamespace(max_position_embeddings=4096, rope_theta=10000.0, rope_scaling=None, **attributes)
-    keys.settle_llama(config, said)
+    llama.settle(config, said)
     return config
 
 
@@ -140,7 +143,7 @@ class Standardised:
 def test_objects_of_both_kinds_say_what_transformers_5_has_written() -> None:
     parameters = {**YARN, "rope_theta": 1e6, "attention_factor": 1.5}
     old, new = settled({"rope_parameters": parameters}, rope_parameters=parameters), Standardised(parameters)
-    keys.settle_llama(new, {"rope_parameters": parameters})
+    llama.settle(new, {"rope_parameters": parameters})
     for config in (old, new):
         assert vars(config)["rope_theta"] == 1e6
         assert config.rope_scaling.items() >= {**YARN, "attention_factor": 1.5}.items()
@@ -158,7 +161,7 @@ def test_positions_as_they_are_have_no_scaling(form: str) -> None:
         "partial_rotary_factor": 1.0,
     }
     new = Standardised({"rope_type": "default", "rope_theta": 1e4})
-    keys.settle_llama(new, said)
+    llama.settle(new, said)
     assert new.rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
 
 
@@ -189,8 +192,8 @@ def test_what_is_written_is_the_model_under_its_own_name() -> None:
         "checkpoint_sizes": {},
         "rope_parameters": {**YARN, "attention_factor": 1.5, "attn_factor": 1.3, "rope_theta": 10000.0},
     }
-    written = keys.written(held, keys.QWEN3_NEXT_EXT)
+    written = keys.written(held, ext.KEYS)
     assert written["architectures"] == ["Qwen3NextExtForCausalLM"]
     assert written["rope_scaling"] == {**YARN, "attention_factor": 1.5}
     assert not {"overlay_architecture", "checkpoint_sizes", "rope_parameters"} & written.keys()
-    assert keys.check_qwen3_next_ext(written) == []
+    assert ext.check(written) == []

@@ -18,8 +18,12 @@ OVERLAY = REPOSITORY / "overlay"
 FILE = OVERLAY / "sglang" / "srt" / "overlay_registry.py"
 
 
+# Modules of the overlay that import no other program are found here. Nothing of upstream's is installed.
+sys.path.append(str(OVERLAY))
+
+
 def load(file: Path = FILE) -> Any:  # noqa: ANN401  # the module, whose names mypy cannot know
-    """Load a fresh copy of the module from its file."""
+    """Load a fresh copy of a module from its file."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
@@ -47,11 +51,11 @@ class Upstream:
             PretrainedConfig=SimpleNamespace(get_config_dict=self.get_config_dict),
         )
         registry = SimpleNamespace(models=self.models, get_supported_archs=self.models.keys)
-        keys = load(FILE.parent / "configs" / "config_keys.py")
         for package in ("sglang", "sglang.srt", "sglang.srt.models"):
             self.module(package)
-        self.module("sglang.srt.configs", config_keys=keys)
-        self.module("sglang.srt.configs.config_keys", **vars(keys))
+        self.module("sglang.srt.configs")
+        for package in ("sglang", "sglang.srt", "sglang.srt.configs"):
+            vars(sys.modules[package])["__path__"] = [str(OVERLAY.joinpath(*package.split(".")))]
         self.module("sglang.srt.models.registry", ModelRegistry=registry)
 
     def register(self, model_type: str, config: type, exist_ok: bool = False) -> None:
@@ -125,9 +129,10 @@ EXT = {"model": "ext:ExtForCausalLM", "base": "BaseForCausalLM", "draft": "ext_m
 
 
 def test_importing_it_imports_neither_torch_nor_transformers() -> None:
-    code = f"import runpy, sys; runpy.run_path({str(FILE)!r}); print({{'torch', 'transformers'}} & {{*sys.modules}})"
+    code = f"import sys; sys.path = [{str(OVERLAY)!r}, *sys.path]; import sglang.srt.overlay_registry as registry;"
+    code += "print({'torch', 'transformers'} & {*sys.modules}, len(registry.MODELS))"
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    assert done.stdout == f"set() {len(load().MODELS)}\n"
 
 
 def test_every_row_names_a_class_that_its_overlay_file_offers() -> None:
@@ -317,7 +322,7 @@ def test_settle_is_given_what_config_json_and_the_overrides_say(upstream: Upstre
 
 def test_what_settle_refuses_is_not_served(upstream: Upstream) -> None:
     upstream.model("ShapedForCausalLM")
-    module = registry(SHAPED | {"settle": "sglang.srt.configs.config_keys:settle_llama"})
+    module = registry(SHAPED | {"settle": "sglang.srt.configs.llama_logit_shaping_keys:settle"})
     upstream.config_json = {"rope_tehta": 1e6}
     with pytest.raises(
         module.OverlayError, match=r"config\.json: rope_tehta is not a key .* did you mean rope_theta\?"
@@ -329,7 +334,7 @@ def test_without_a_config_json_the_log_says_that_keys_were_not_checked(
     upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     cls = upstream.model("ShapedForCausalLM")
-    module = registry(SHAPED | {"settle": "sglang.srt.configs.config_keys:settle_llama"})
+    module = registry(SHAPED | {"settle": "sglang.srt.configs.llama_logit_shaping_keys:settle"})
     upstream.config_json = None
     assert module.resolve_model(asked("ShapedForCausalLM"))[0] is cls
     assert "ShapedForCausalLM: there is no config.json whose keys could be checked" in caplog.text
@@ -339,7 +344,7 @@ def test_without_a_config_json_the_log_says_that_keys_were_not_checked(
     ("key", "value"), [("logit_transform", "softcap"), ("head_adapter_rank", 8), ("nope_layers", [3])]
 )
 def test_upstreams_model_with_a_key_of_ours(upstream: Upstream, key: str, value: Any) -> None:  # noqa: ANN401
-    module = registry(EXT, SHAPED)
+    module = registry(EXT | {"extensions": ("nope_layers", "head_adapter_rank")}, SHAPED | {"extensions": (key,)})
     with pytest.raises(module.OverlayError, match=rf"config\.json has {key}, and architectures \['LlamaForCausalLM'\]"):
         module.resolve_model(asked("LlamaForCausalLM", **{key: value}))
     assert module.resolve_model(asked("LlamaForCausalLM", logit_transform="none", head_adapter_rank=0)) is None

@@ -13,6 +13,17 @@ from unit.overlay.installed import DIST_INFO, LAUNCH, OURS, PLUGIN, REGISTER, SE
 from unit.overlay.published import SGLANG
 
 
+@pytest.mark.parametrize(("name", "seen"), [("PlainForCausalLM", "16"), ("BaseForCausalLM", "None")])
+def test_the_servers_arguments_are_those_of_the_row(site: Site, name: str, seen: str) -> None:
+    code = f"from sglang.srt.server_args import ServerArgs; print(ServerArgs(model_path={name!r}).seen)"
+    assert site.printed("-c", REGISTER + code) == f"{seen}\n"
+    # Until 0.5.18, arguments are resolved when they are made.
+    later = SGLANG["sglang/srt/server_args.py"].replace("__post_init__", "resolve_once")
+    site.write("sglang/srt/server_args.py", later)
+    resolve = f"from sglang.srt.server_args import ServerArgs; a = ServerArgs(model_path={name!r}); a.resolve_once();"
+    assert site.printed("-c", REGISTER + resolve + "print(a.seen)") == f"{seen}\n"
+
+
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("way", ["entry point", "variable", "by hand"])
 def test_our_class_serves(site: Site, way: str, name: str) -> None:

@@ -111,7 +111,10 @@ def test_the_checkouts_own_overlay_leads_nowhere_to_its_old_names(mini: Miniatur
         assert f"sglang_overlay_plugin/{name}" in files
         users = [file for file, data in files.items() if file.endswith(".py") and f"{old} ".encode() in data]
         assert users == []
-    assert b'"sglang_overlay_plugin.models.qwen3_next_ext:Qwen' in files["sglang_overlay_plugin/overlay_registry.py"]
+    assert (
+        b'"sglang_overlay_plugin.models.qwen3_next_ext:Qwen'
+        in files["sglang_overlay_plugin/overlay_models/qwen3_next_ext.py"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """What config.json may say to a model of the overlay: each key is read, changes nothing, or is an error.
 
+What all models share is here. A model has a file of its own beside this one, NAME_keys.py, with its `KEYS`, a `check`
+and a `settle`; llama_logit_shaping_keys.py is the shortest.
+
 A server asks before it reads a checkpoint's weights, and `adopt` before it writes a config.json. So this imports
 neither torch nor transformers. A `check_*` function gives one problem for each key that it finds fault with.
 """
@@ -48,18 +51,16 @@ _READ = (
     "architectures", "bos_token_id", "compression_config", "dtype", "eos_token_id", "model_type",
     "overlay_architecture", "pad_token_id", "quantization_config", "sep_token_id", "tie_word_embeddings", "torch_dtype",
 )  # fmt: skip
-_ROPE = ("partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta")
-_SIZES = (
+# What several kinds of models read.
+ROPE = ("partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta")
+SIZES = (
     "head_dim", "hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads",
     "num_hidden_layers", "num_key_value_heads", "vocab_size",
 )  # fmt: skip
-_LOGITS = ("final_logit_softcapping", "logit_softcap", "logit_transform")
+LOGITS = ("final_logit_softcapping", "logit_softcap", "logit_transform")
 
 # Keys that may be null, as if they were left out.
-_NULLABLE = frozenset({
-    *_READ, *_ROPE, "bias", "final_logit_softcapping", "head_dim", "layer_types", "logit_softcap", "mamba_ssm_dtype",
-    "nope_layers", "num_nextn_predict_layers", "text_config", "vision_config",
-}) - {"tie_word_embeddings"}  # fmt: skip
+_NULLABLE = frozenset({*_READ, *ROPE}) - {"tie_word_embeddings"}
 
 # Keys with one value that the models have. Another one would be another model.
 _FIXED: Mapping[str, Collection[Any]] = {
@@ -78,136 +79,35 @@ class Keys:
 
     - `read`: of any value.
     - `sizes`: read too; whole numbers above 0.
+    - `nullable`: those of the two that may be null, as if they were left out.
     - `fixed`: those that may have the listed values only.
     - `parts`: keys of objects that have keys of their own.
     """
 
     read: Collection[str] = ()
     sizes: Collection[str] = ()
+    nullable: Collection[str] = ()
     fixed: Mapping[str, Collection[Any]] = field(default_factory=dict)
     parts: Mapping[str, "Keys"] = field(default_factory=dict)
 
 
-LLAMA = Keys(
-    read=(*_ROPE, *_LOGITS, "attention_bias", "bias", "rms_norm_eps", "rope_is_neox_style"),
-    sizes=_SIZES,
-    fixed={
-        "hidden_act": ("silu",),
-        "is_llama_config": (True,),
-        "mlp_bias": (False,),
-        "rope_interleaved": (False,),
-    },
-)
-QWEN3_NEXT_EXT = Keys(
-    read=(
-        *_ROPE, *_LOGITS, "attn_output_gate", "full_attention_interval", "head_adapter_rank", "layer_types",
-        "mamba_ssm_dtype", "n_group", "nope_layers", "norm_topk_prob", "num_nextn_predict_layers", "rms_norm_eps",
-        "scoring_func", "shared_expert_intermediate_size", "topk_group",
-    ),
-    sizes=(
-        *_SIZES, "linear_conv_kernel_dim", "linear_key_head_dim", "linear_num_key_heads", "linear_num_value_heads",
-        "linear_value_head_dim", "moe_intermediate_size", "num_experts", "num_experts_per_tok",
-    ),
-    fixed={
-        "attention_bias": (False,),
-        "decoder_sparse_step": (1,),
-        "hidden_act": ("silu",),
-        "mlp_only_layers": ([],),
-        "output_gate_type": (None, "silu"),
-        "tie_word_embeddings": (False,),
-        "use_sliding_window": (False,),
-    },
-)  # fmt: skip
-VISION = Keys(
-    read=("layer_norm_eps", "max_pixels", "min_pixels", "rope_theta"),
-    sizes=(
-        "hidden_size", "intermediate_size", "merge_size", "num_attention_heads", "num_hidden_layers", "patch_size",
-    ),
-)  # fmt: skip
-QWEN3_NEXT_EXT_VL = Keys(
-    read=("image_token_id",),
-    fixed={"tie_word_embeddings": (False,)},
-    parts={"text_config": QWEN3_NEXT_EXT, "vision_config": VISION},
-)
-
-# Defaults of upstream's Qwen3-Next, and of the extensions.
-DEFAULTS: Config = {
-    "full_attention_interval": 4,
-    "head_adapter_rank": 0,
-    "head_dim": 256,
-    "hidden_size": 2048,
-    "logit_transform": "none",
-    "max_position_embeddings": 32768,
-    "n_group": 1,
-    "norm_topk_prob": True,
-    "num_experts": 512,
-    "num_experts_per_tok": 10,
-    "num_hidden_layers": 48,
-    "partial_rotary_factor": 0.25,
-    "scoring_func": "softmax",
-    "topk_group": 1,
-}
-
-# What switches an extension on. Upstream's classes would not know them.
-EXTENSIONS = ("head_adapter_rank", "logit_softcap", "logit_transform", "nope_layers")
-
-
-def check_llama(config: Config) -> list[str]:
-    """Check a config.json for LlamaLogitShaping."""
-    problems = key_problems(config, LLAMA)
-    return problems or logit_problems(config) + rope_problems(config, whole=True)
-
-
-def check_qwen3_next_ext(config: Config) -> list[str]:
-    """Check a config.json for Qwen3-Next-Ext, or the `text_config` of one for Qwen3-Next-Ext-VL."""
-    if problems := key_problems(config, QWEN3_NEXT_EXT):
-        return problems  # what follows calculates with some of the values
-    return extension_problems({**DEFAULTS, **config}) + rope_problems(config)
-
-
-def check_qwen3_next_ext_vl(config: Config) -> list[str]:
-    """Check a config.json for Qwen3-Next-Ext-VL, the parts included."""
-    problems = key_problems(config, QWEN3_NEXT_EXT_VL)
-    for name, check in (("text_config", check_qwen3_next_ext), ("vision_config", check_vision)):
-        part = config.get(name) or {}
-        if isinstance(part, Mapping):
-            problems += [f"{name}.{problem}" for problem in check(part)]
-        else:
-            problems.append(f"{name} must be an object, not {part!r}")
-    return problems
-
-
-def check_vision(config: Config) -> list[str]:
-    """Check the `vision_config` of a config.json."""
-    return key_problems(config, VISION)
-
-
-def extension_problems(config: Config) -> list[str]:
-    """Check the values of the keys that Qwen3-Next-Ext adds to Qwen3-Next; `config` has all of DEFAULTS."""
-    problems = layer_problems(config) + _router_problems(config) + logit_problems(config)
-    rank, hidden = config["head_adapter_rank"], config["hidden_size"]
-    if not is_count(rank, 0) or rank > hidden:
-        problems.append(f"head_adapter_rank must be 0 to hidden_size ({hidden}), not {rank!r}")
-    return problems
-
-
 def key_problems(config: Config, keys: Keys) -> list[str]:
     """Name each key that is unknown, or whose value the model cannot have, whatever the other keys say."""
-    fixed, known = {**_FIXED, **keys.fixed}, _known(keys)
+    fixed, known, nullable = {**_FIXED, **keys.fixed}, _known(keys), {*_NULLABLE, *keys.nullable}
     problems = []
     for key, value in config.items():
         if key in fixed:
             if value not in fixed[key]:
                 problems.append(f"{key} must be {' or '.join(map(json.dumps, fixed[key]))}, not {json.dumps(value)}")
         elif key in keys.sizes:
-            if not is_count(value, 1) and not (value is None and key in _NULLABLE):
+            if not is_count(value, 1) and not (value is None and key in nullable):
                 problems.append(f"{key} must be a whole number from 1 on, not {value!r}")
         elif key not in known:
             if value is not None and key not in _WITHOUT_EFFECT and not key.startswith("_"):
                 home = next((part for part in keys.parts if key in _known(keys.parts[part])), None)
                 hint = nearest(key, known) if home is None else f"; it belongs in {home}"
                 problems.append(f"{key} is not a key of this model{hint}")
-        elif value is None and key not in _NULLABLE:
+        elif value is None and key not in nullable:
             problems.append(f"{key} must not be null")
     return problems
 
@@ -222,62 +122,6 @@ def nearest(key: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else "; take it out if it says nothing about the model"
 
 
-def layers_of(config: Config) -> tuple[list[str] | None, list[int]]:
-    """Read the kinds of layers: `layer_types` in transformers' words, and which layers have no rotary positions.
-
-    `nope_layers` lists the latter. Files of the overlay's first two revisions say "nope_attention" in `layer_types`.
-    """
-    types, nope = config.get("layer_types"), config.get("nope_layers") or []
-    if not isinstance(types, list) or "nope_attention" not in types:
-        return types, nope
-    there = [i for i, name in enumerate(types) if name == "nope_attention"]
-    return ["full_attention" if i in there else name for i, name in enumerate(types)], nope or there
-
-
-def layer_problems(config: Config) -> list[str]:
-    """Check the keys of which `layers_of` and upstream's table of layers are made."""
-    count, interval = config["num_hidden_layers"], config["full_attention_interval"]
-    types, nope = layers_of(config)
-    if types is None:
-        if not is_count(interval, 1):
-            return [f"full_attention_interval must be a number of layers, not {interval!r}"]
-        types = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(count)]
-    if not isinstance(types, list) or len(types) != count:
-        return [f"layer_types must list {count} layers, not {types!r}"]
-    if unknown := [name for name in types if name not in ("linear_attention", "full_attention")]:
-        return [f"layer_types has {unknown[0]!r}; known are linear_attention and full_attention"]
-    if types.count("linear_attention") in (0, count):
-        return ["layer_types must have both linear_attention and full_attention"]
-    if not isinstance(nope, list) or not all(is_count(i, 0) for i in nope) or len({*nope}) != len(nope):
-        return [f"nope_layers must list layers, counted from 0, not {nope!r}"]
-    if wrong := [i for i in nope if i >= count or types[i] != "full_attention"]:
-        return [f"nope_layers has {wrong[0]}, and layer_types has no full_attention there"]
-    old = [i for i, name in enumerate(config.get("layer_types") or []) if name == "nope_attention"]
-    if old and sorted(nope) != old:
-        return [f"layer_types has nope_attention at {old}, and nope_layers is {nope}; write nope_layers alone"]
-    return []
-
-
-def _router_problems(config: Config) -> list[str]:
-    scoring, groups, kept = config["scoring_func"], config["n_group"], config["topk_group"]
-    experts, chosen = config["num_experts"], config["num_experts_per_tok"]
-    if scoring not in ("softmax", "sigmoid"):
-        return [f"scoring_func must be 'softmax' or 'sigmoid', not {scoring!r}"]
-    if scoring == "softmax":
-        without_effect = (groups, kept) != (1, 1)
-        return ["n_group and topk_group have no effect with scoring_func 'softmax'"] if without_effect else []
-    if not config["norm_topk_prob"]:  # upstream's fused routers on a GPU have no other way
-        return ["norm_topk_prob must be true with scoring_func 'sigmoid'"]
-    if not is_count(groups, 1) or experts % groups != 0 or experts // groups < 2:
-        return [f"n_group must divide num_experts ({experts}) into groups of two or more, not {groups!r}"]
-    if not is_count(kept, 1) or kept > groups:
-        return [f"topk_group must be 1 to n_group ({groups}), not {kept!r}"]
-    if kept * (experts // groups) < chosen:
-        left = kept * (experts // groups)
-        return [f"topk_group {kept} leaves {left} experts to choose num_experts_per_tok ({chosen}) from"]
-    return []
-
-
 def logit_problems(config: Config) -> list[str]:
     """Check the transform of the logits."""
     kind, cap = config.get("logit_transform", "none"), config.get("logit_softcap")
@@ -286,7 +130,7 @@ def logit_problems(config: Config) -> list[str]:
     if kind != "none" and config.get("final_logit_softcapping") is not None:
         return ["final_logit_softcapping (upstream's own cap) excludes logit_transform; drop one"]
     if kind == "softcap":
-        return [] if _is_number(cap) and cap > 0 else [f"logit_softcap must be a finite number above 0, not {cap!r}"]
+        return [] if is_number(cap) and cap > 0 else [f"logit_softcap must be a finite number above 0, not {cap!r}"]
     return [f"logit_softcap has no effect with logit_transform {kind!r}; drop one"] if cap is not None else []
 
 
@@ -399,7 +243,7 @@ def _rope_value_problems(given: Config, where: Mapping[str, str], config: Config
     known = {"rope_theta", "partial_rotary_factor", "rope_type", *required, *optional}
     problems = [f"rope_type {kind!r} needs {key}" for key in required if key not in given]
     for key in sorted(given.keys() & known - {"rope_type", "truncate"}):
-        if not _is_number(given[key]) or given[key] <= 0:
+        if not is_number(given[key]) or given[key] <= 0:
             problems.append(f"{where[key]} must be a number above 0, not {given[key]!r}")
     if problems:
         return problems
@@ -422,11 +266,6 @@ def _rope_value_problems(given: Config, where: Mapping[str, str], config: Config
     return problems
 
 
-def extensions_of(config: object) -> list[str]:
-    """List the keys of the overlay that a configuration object of upstream's has, and that switch something on."""
-    return [key for key in EXTENSIONS if getattr(config, key, None) not in (None, 0, [], "none")]
-
-
 def lost_rope(config: object, said: Config) -> str | None:
     """Say what a configuration object of upstream's lacks of a config.json whose `rope_parameters` it does not read."""
     part, parameters = said.get("text_config"), said.get("rope_parameters")
@@ -444,35 +283,14 @@ def lost_rope(config: object, said: Config) -> str | None:
     return None
 
 
-def settle_llama(config: Any, said: Config) -> None:
-    """Let the configuration object of a LlamaLogitShaping say what config.json says, in all of its forms.
-
-    Raises ValueError, naming the keys, unless `check_llama` finds it good.
-    """
-    refuse(check_llama(said))
-    _settle_rope(config, rope_of(said))
-
-
-def settle_qwen3_next_ext(config: Any, said: Config) -> None:
-    """Do the same for a Qwen3-Next-Ext, whose layers have two forms too."""
-    refuse(check_qwen3_next_ext(said))
-    config.layer_types, config.nope_layers = layers_of(said)
-    _settle_rope(config, rope_of(said, DEFAULTS["partial_rotary_factor"]))
-
-
-def settle_qwen3_next_ext_vl(config: Any, said: Config) -> None:
-    """Do the same for a Qwen3-Next-Ext-VL."""
-    refuse(check_qwen3_next_ext_vl(said))
-    settle_qwen3_next_ext(config.text_config, said.get("text_config") or {})
-
-
 def refuse(problems: Iterable[str]) -> None:
     """Raise ValueError if there are problems of a config.json."""
     if lines := [f"config.json: {problem}" for problem in problems]:
         raise ValueError("\n".join(lines))
 
 
-def _settle_rope(config: Any, rope: Rope) -> None:
+def settle_rope(config: Any, rope: Rope) -> None:
+    """Let a configuration object say which rotary positions a model has, in the form that upstream reads."""
     config.rope_theta, config.partial_rotary_factor = rope.theta, rope.partial
     scaling = rope.engines_scaling(config.max_position_embeddings)
     if hasattr(type(config), "rope_scaling"):  # transformers 5, where it is another name for rope_parameters
@@ -515,5 +333,6 @@ def is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Tell whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,17 +8,9 @@ With no more than that, the model is Qwen3-Next.
 
 from typing import Any
 
-from sglang.srt.configs.config_keys import (
-    DEFAULTS,
-    QWEN3_NEXT_EXT,
-    check_qwen3_next_ext,
-    extension_problems,
-    layers_of,
-    refuse,
-    settle_qwen3_next_ext,
-    written,
-)
+from sglang.srt.configs.config_keys import refuse, written
 from sglang.srt.configs.qwen3_next import Qwen3NextConfig
+from sglang.srt.configs.qwen3_next_ext_keys import DEFAULTS, KEYS, check, extension_problems, layers_of, settle
 from sglang.srt.overlay_registry import alias
 
 # What upstream rounds up in a configuration after it is made, to share it among tensor parallel ranks on a CPU.
@@ -50,7 +42,7 @@ class Qwen3NextExtConfig(Qwen3NextConfig):
     model_type = "qwen3_next_ext"
 
     def __init__(self, **said) -> None:
-        refuse(check_qwen3_next_ext(said))
+        refuse(check(said))
         rest = {key: value for key, value in said.items() if key not in _ROPE}
         super().__init__(**{"full_attention_interval": 4, **rest})
         self.scoring_func = said.get("scoring_func", "softmax")
@@ -58,7 +50,7 @@ class Qwen3NextExtConfig(Qwen3NextConfig):
         self.head_adapter_rank = said.get("head_adapter_rank", 0)
         self.logit_transform, self.logit_softcap = said.get("logit_transform", "none"), said.get("logit_softcap")
         self.layer_types, self.nope_layers = layers_of(said)
-        settle_qwen3_next_ext(self, said)
+        settle(self, said)
         self.checkpoint_sizes = {name: getattr(self, name) for name in _ROUNDED}
         alias(self)
 
@@ -69,7 +61,7 @@ class Qwen3NextExtConfig(Qwen3NextConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Give what `save_pretrained` writes: the model under its own name."""
-        return written(super().to_dict(), QWEN3_NEXT_EXT)
+        return written(super().to_dict(), KEYS)
 
     @property
     def layers_block_type(self) -> list[str]:

@@ -10,15 +10,9 @@
 import math
 from typing import Any, ClassVar
 
-from sglang.srt.configs.config_keys import (
-    QWEN3_NEXT_EXT_VL,
-    VISION,
-    check_qwen3_next_ext_vl,
-    check_vision,
-    refuse,
-    written,
-)
+from sglang.srt.configs.config_keys import refuse, written
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
+from sglang.srt.configs.qwen3_next_ext_vl_keys import KEYS, VISION, check, check_vision
 from sglang.srt.overlay_registry import alias
 from transformers import PretrainedConfig
 
@@ -96,13 +90,13 @@ class Qwen3NextExtVLConfig(PretrainedConfig):
             made = value if isinstance(value, PretrainedConfig) else self.sub_configs[name](**(value or {}))
             setattr(self, name, made)
         self.image_token_id = image_token_id
-        refuse(check_qwen3_next_ext_vl(kwargs))
+        refuse(check(kwargs))
         super().__init__(**kwargs)
         alias(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Give what `save_pretrained` writes: the model under its own name."""
-        return written(super().to_dict(), QWEN3_NEXT_EXT_VL)
+        return written(super().to_dict(), KEYS)
 
     def check_pictures(self) -> None:
         """Raise ValueError, naming the key of config.json, on a value out of range of those that concern pictures."""
@@ -129,11 +123,11 @@ class Qwen3NextExtVLConfig(PretrainedConfig):
             )
 
 
-def register_chat_template() -> None:
-    """Register the chat template for checkpoints without one of their own: `--chat-template qwen3-next-ext-vl`."""
-    from sglang.srt.parser.conversation import Conversation, SeparatorStyle, register_conv_template
+def chat_template() -> Any:
+    """Make the chat template for checkpoints without one of their own, a Conversation of upstream's."""
+    from sglang.srt.parser.conversation import Conversation, SeparatorStyle
 
-    template = Conversation(
+    return Conversation(
         name=CHAT_TEMPLATE,
         roles=("<|im_start|>user", "<|im_start|>assistant"),
         system_template="<|im_start|>system\n{system_message}",
@@ -142,4 +136,3 @@ def register_chat_template() -> None:
         stop_str=["<|im_end|>"],
         image_token="<|picture_start|><|picture|><|picture_end|>",
     )
-    register_conv_template(template, override=True)

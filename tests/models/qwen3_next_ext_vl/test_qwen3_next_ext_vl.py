@@ -23,16 +23,31 @@ from typing import Any
 
 import pytest
 import torch
+from engine.harness import (
+    CHUNK,
+    EXTRA_BUFFER,
+    RELEASE,
+    SPAWN,
+    TWO_RANKS,
+    cached,
+    flush,
+    post,
+    post_request,
+    server,
+    tokens_of,
+)
 from openai import BadRequestError
 from overlay_tools.engines.loopback import open_directly, openai_client
 from overlay_tools.engines.server import Server
 from overlay_tools.supervisor import end_with_parent
 from packaging.version import Version
 from PIL import Image
-from reference.checkpoints import TRAINED, TRAINED_ON_PICTURES
-from reference.greedy import decode, encode, judge_pictures
-from reference.pictures import Task, draw, make_task
-from reference.train_qwen3_next_ext_vl import (
+from reference.greedy import decode, encode, judge
+
+from models.qwen3_next_ext.case import TRAINED as TEXT
+from models.qwen3_next_ext_vl.case import TRAINED
+from models.qwen3_next_ext_vl.drawing import Task, draw, make_task
+from models.qwen3_next_ext_vl.train import (
     HELD_OUT_SEED,
     IM_END,
     IM_START,
@@ -43,10 +58,9 @@ from reference.train_qwen3_next_ext_vl import (
     STOP,
     make_tasks,
 )
-from reference.train_qwen3_next_ext_vl import prompt as prompt_of
+from models.qwen3_next_ext_vl.train import prompt as prompt_of
 
-from engine.harness import CHUNK, CORES, EXTRA_BUFFER, RELEASE, SPAWN, cached, post, post_request, server, tokens_of
-
+NAME = "qwen3-next-ext-vl"
 Request = tuple[list[int], list[bytes]]  # a prompt with one token a picture, and the pictures' files
 
 LISTS_HOSTS = Version("0.5.18") <= RELEASE  # upstream can be told from which hosts pictures may come
@@ -90,15 +104,8 @@ class Served:
             return list(pool.map(send, requests))
 
     def flush(self) -> None:
-        """Empty the caches, as soon as the server is idle."""
-        for _ in range(50):
-            try:
-                post(self.server.url, "/flush_cache")
-            except urllib.error.HTTPError:
-                time.sleep(0.1)
-            else:
-                return
-        pytest.fail("the server does not flush its cache")
+        """Empty the caches."""
+        flush(self.server)
 
     def assert_right(
         self, requests: Sequence[Request], outputs: Sequence[dict[str, Any]], least: float = 0.85
@@ -186,11 +193,11 @@ def served(
     log = tmp_path_factory.mktemp("vl") / "log"
     allowed = {"SGLANG_OVERLAY_ALLOWED_LOCAL_MEDIA_PATH": str(tmp_path_factory.getbasetemp())}
     environment = {**allowed, **(SPAWN if request.param == "extra_buffer" else {})}
-    with server(TRAINED_ON_PICTURES, log, SERVERS[request.param], environment) as running:
+    with server(TRAINED, log, SERVERS[request.param], environment) as running:
         yield Served(
             name=request.param,
             server=running,
-            judge=lambda runs: reference_process.submit(judge_pictures, TRAINED_ON_PICTURES, runs).result(),
+            judge=lambda runs: reference_process.submit(judge, NAME, TRAINED, runs).result(),
         )
 
 
@@ -230,13 +237,12 @@ BEFORE_PICTURE = len(request_of(BEFORE)[0])  # tokens that a prompt shares with 
 def test_two_ranks_give_what_one_gives(
     reference_process: ProcessPoolExecutor, by_picture: bool, tmp_path: Path
 ) -> None:
-    arguments = {**EXTRA_BUFFER, "tp_size": 2, "mm_enable_dp_encoder": by_picture}
-    binding = {"SGLANG_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[-1]}"}
-    with server(TRAINED_ON_PICTURES, tmp_path / "log", arguments, binding) as running:
+    arguments = {**EXTRA_BUFFER, **TWO_RANKS[0], "mm_enable_dp_encoder": by_picture}
+    with server(TRAINED, tmp_path / "log", arguments, TWO_RANKS[1]) as running:
         served = Served(
             name="TP=2",
             server=running,
-            judge=lambda runs: reference_process.submit(judge_pictures, TRAINED_ON_PICTURES, runs).result(),
+            judge=lambda runs: reference_process.submit(judge, NAME, TRAINED, runs).result(),
         )
         alone = request_of(file_of(drawn(48, 48, 11)), "How many squares?")  # shared by pictures, one rank has none
         asked = list(requests().values())
@@ -419,7 +425,7 @@ def test_bad_pictures_are_refused(served: Served, name: str) -> None:
 def test_a_picture_for_a_model_of_text_is_refused(tmp_path: Path) -> None:
     url = f"data:image/png;base64,{GOOD}"
     content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}]
-    with server(TRAINED, tmp_path / "log", {}) as text:
+    with server(TEXT, tmp_path / "log", {}) as text:
         client = openai_client(text.url, timeout=120)
         create = functools.partial(client.chat.completions.create, model=str(text.model), max_tokens=4, temperature=0)
         messages: Any = [{"role": "user", "content": content}]

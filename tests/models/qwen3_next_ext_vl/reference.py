@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from reference.qwen3_next_ext import Qwen3NextExt, Qwen3NextExtConfig
+from models.qwen3_next_ext.reference import Qwen3NextExt, Qwen3NextExtConfig
 
 
 class Qwen3NextExtVL(nn.Module):  # type: ignore[misc]  # torch has no types

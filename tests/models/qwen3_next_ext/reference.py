@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reference.logits import shape_logits
 from torch import nn
 from torch.nn import functional
 from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen3_next.modeling_qwen3_next import (
     Qwen3NextDecoderLayer,
+    Qwen3NextGatedDeltaNet,
     Qwen3NextMLP,
     Qwen3NextRMSNorm,
     Qwen3NextSparseMoeBlock,
+    torch_chunk_gated_delta_rule,
 )
-
-from reference.llama_logit_shaping import shape_logits
 
 
 class Qwen3NextExtConfig(Qwen3NextConfig):  # type: ignore[misc]  # transformers has no types
@@ -79,6 +80,18 @@ class RoundedQwen3NextExt(Qwen3NextExt):
     """The model for less than float32: the biases of routers stay in it, as transformers keeps those of DeepSeek-V3."""
 
     _keep_in_fp32_modules_strict = ("e_score_correction_bias",)
+
+
+def load(folder: Path, dtype: torch.dtype) -> Qwen3NextExt:
+    """Load a checkpoint in a dtype."""
+    kind = Qwen3NextExt if dtype == torch.float32 else RoundedQwen3NextExt
+    model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    if dtype == torch.float32:
+        # It is the truth then: the kernels of flash-linear-attention, if transformers finds them, would round to tf32.
+        for module in model.modules():
+            if isinstance(module, Qwen3NextGatedDeltaNet):
+                module.chunk_gated_delta_rule = torch_chunk_gated_delta_rule
+    return model
 
 
 class Qwen3NextExtMTP(nn.Module):  # type: ignore[misc]

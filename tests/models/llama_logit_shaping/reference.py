@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+from reference.logits import shape_logits
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -20,16 +20,3 @@ class LlamaLogitShaping(LlamaForCausalLM):  # type: ignore[misc]  # transformers
             getattr(self.config, "logit_softcap", None),
         )
         return output
-
-
-def shape_logits(logits: torch.Tensor, transform: str, cap: float | None) -> torch.Tensor:
-    """Apply one of the three transforms to a tensor of logits of any shape.
-
-    softcap: cap * (e^y - e^-y) / (e^y + e^-y) with y = logits / cap. sqrt_positive: x^0.5 where x > 0, else 0.
-    """
-    if transform == "softcap":
-        y = logits.double() / cap
-        return (cap * (y.exp() - (-y).exp()) / (y.exp() + (-y).exp())).to(logits.dtype)
-    if transform == "sqrt_positive":
-        return torch.where(logits > 0, logits.abs() ** 0.5, torch.zeros_like(logits))
-    return logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import types
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from reference.checkpoints import TRAINED
+from engine.harness import ours
 from safetensors import safe_open
 from torch import nn
 
-from engine.harness import ours
+from models.qwen3_next_ext.case import TRAINED
 
 Qwen3NextExtConfig = ours("configs.qwen3_next_ext").Qwen3NextExtConfig
 Qwen3NextExtForCausalLM = ours("models.qwen3_next_ext").Qwen3NextExtForCausalLM
@@ -159,3 +160,15 @@ def test_what_a_derived_model_adds_is_expected_of_its_checkpoint() -> None:
     del whole["scale"]
     with pytest.raises(strict_loading.WeightsError, match="scale: missing"):
         load_checked(model, whole.items(), dict)
+
+
+def test_each_key_of_upstreams_configuration_is_known() -> None:
+    from sglang.srt.configs.qwen3_next import Qwen3NextConfig
+
+    keys = ours("configs.qwen3_next_ext_keys")
+    parameters = inspect.signature(Qwen3NextConfig.__init__).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name != "self"}
+    assert keys.check(defaults) == []
+    of_upstream = {key: value for key, value in keys.DEFAULTS.items() if key in defaults}
+    assert of_upstream == {key: defaults[key] for key in of_upstream}
+    assert len(of_upstream) > 6

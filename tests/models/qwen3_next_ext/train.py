@@ -1,7 +1,7 @@
 """Train a tiny byte-level Qwen3-Next-Ext checkpoint, with every extension on, on CPython's own documentation.
 
-    python tests/reference/train_qwen3_next_ext.py OUT_DIR --minutes 5 --device cuda
-    python tests/reference/train_qwen3_next_ext.py OUT_DIR --steps 300 --batch 8
+    python tests/models/qwen3_next_ext/train.py OUT_DIR --minutes 5 --device cuda
+    python tests/models/qwen3_next_ext/train.py OUT_DIR --steps 300 --batch 8
 
 The text is the running interpreter's: the language reference (`pydoc_data.topics`) and the docstrings of the standard
 library's modules. OUT_DIR gets the checkpoint in the layout of the released ones, `heldout.txt`, the start of the part
@@ -23,20 +23,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import transformers
+from reference.checkpoints import SPECIAL_TOKENS, changed, write_tokenizer
+from reference.greedy import encode
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from reference.checkpoints import CONFIGS, SPECIAL_TOKENS, changed, write_tokenizer
-from reference.greedy import encode
-from reference.qwen3_next_ext import Qwen3NextExt, Qwen3NextExtConfig, Qwen3NextExtMTP, Router
+from models.qwen3_next.case import CONFIG as QWEN3_NEXT
+from models.qwen3_next_ext.reference import Qwen3NextExt, Qwen3NextExtConfig, Qwen3NextExtMTP, Router
 
 CONFIG = changed(
-    CONFIGS["qwen3-next"],
+    QWEN3_NEXT,
     {
         "architectures": ["Qwen3NextExtForCausalLM"],
         "model_type": "qwen3_next_ext",
@@ -247,7 +248,7 @@ def _readme(
     (model, mtp), (held_model, held_mtp) = figures
     options = {name: value for name, value in vars(arguments).items() if name != "out_dir" and value is not None}
     command = " ".join(
-        ["python tests/reference/train_qwen3_next_ext.py", arguments.out_dir.name]
+        ["python tests/models/qwen3_next_ext/train.py", arguments.out_dir.name]
         + [f"--{name} {value}" for name, value in options.items()]
     )
     return f"""# A tiny Qwen3-Next-Ext, trained

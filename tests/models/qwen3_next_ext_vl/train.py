@@ -1,7 +1,7 @@
-"""Train a tiny byte-level Qwen3-Next-Ext-VL checkpoint on generated pictures (`pictures.py`).
+"""Train a tiny byte-level Qwen3-Next-Ext-VL checkpoint on generated pictures (`drawing.py`).
 
-    python tests/reference/train_qwen3_next_ext_vl.py OUT_DIR --minutes 7 --device cuda
-    python tests/reference/train_qwen3_next_ext_vl.py OUT_DIR --steps 300 --batch 16 --kinds name
+    python tests/models/qwen3_next_ext_vl/train.py OUT_DIR --minutes 7 --device cuda
+    python tests/models/qwen3_next_ext_vl/train.py OUT_DIR --steps 300 --batch 16 --kinds name
 
 It learns to name a colour and a shape, to count squares, to name one of several pictures, and to repeat words. OUT_DIR
 gets the checkpoint and a README.md with its origin and its accuracy on pictures that it was not trained on.
@@ -21,20 +21,21 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import transformers
+from reference.checkpoints import PICTURE_TOKENS, SPECIAL_TOKENS, VOCAB_SIZE, write_tokenizer
+from reference.greedy import encode
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate, pad
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from reference.checkpoints import PICTURE_CONFIG, PICTURE_TOKENS, SPECIAL_TOKENS, VOCAB_SIZE, write_tokenizer
-from reference.greedy import encode
-from reference.pictures import Task, draw, make_task
-from reference.qwen3_next_ext_vl import Qwen3NextExtVL, fitted
-from reference.train_qwen3_next_ext import LoadBalancer
+from models.qwen3_next_ext.train import LoadBalancer
+from models.qwen3_next_ext_vl.case import CONFIG
+from models.qwen3_next_ext_vl.drawing import Task, draw, make_task
+from models.qwen3_next_ext_vl.reference import Qwen3NextExtVL, fitted
 
 END, BEGIN, IM_START, IM_END = range(len(SPECIAL_TOKENS))
 START, PICTURE, STOP = range(VOCAB_SIZE, VOCAB_SIZE + len(PICTURE_TOKENS))
@@ -65,7 +66,7 @@ def render(tasks: Sequence[Task], size: tuple[int, int], seed: int) -> torch.Ten
     """Draw the pictures of tasks at one size and bring them to the size and range that the model takes."""
     generator = torch.Generator().manual_seed(seed)
     drawn = draw([things for task in tasks for things in task.pictures], *size, generator)
-    width, height = fitted(*size, PICTURE_CONFIG["vision_config"])
+    width, height = fitted(*size, CONFIG["vision_config"])
     if drawn.shape[-2:] != (height, width):
         drawn = interpolate(drawn, (height, width), mode="bicubic", antialias=True).round().clamp(0, 255)
     return drawn / 127.5 - 1
@@ -74,7 +75,7 @@ def render(tasks: Sequence[Task], size: tuple[int, int], seed: int) -> torch.Ten
 def batch_of(tasks: Sequence[Task], size: tuple[int, int], seed: int) -> tuple[torch.Tensor, ...]:
     """Give tokens [tasks, length], which of them belong to answers, and the pictures."""
     pictures = render(tasks, size, seed)
-    unit = PICTURE_CONFIG["vision_config"]["patch_size"] * PICTURE_CONFIG["vision_config"]["merge_size"]
+    unit = CONFIG["vision_config"]["patch_size"] * CONFIG["vision_config"]["merge_size"]
     each = pictures.shape[-2] * pictures.shape[-1] // unit**2
     asked = [prompt(task, each) for task in tasks]
     answers = [[*encode(task.answer), IM_END] for task in tasks]
@@ -190,7 +191,7 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     torch.set_float32_matmul_precision("high")
     device, kinds = arguments.device, arguments.kinds
-    model = Qwen3NextExtVL(PICTURE_CONFIG) if arguments.start is None else Qwen3NextExtVL.load(arguments.start).train()
+    model = Qwen3NextExtVL(CONFIG) if arguments.start is None else Qwen3NextExtVL.load(arguments.start).train()
     for module in model.to(device).modules():
         if hasattr(module, "chunk_gated_delta_rule"):
             module.chunk_gated_delta_rule = delta_rule
@@ -237,7 +238,7 @@ def _write(out: Path, tensors: dict[str, torch.Tensor], readme: str) -> None:
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    (partial / "config.json").write_text(json.dumps(PICTURE_CONFIG, indent=2) + "\n", encoding="utf-8")
+    (partial / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8")
     (partial / "README.md").write_text(readme, encoding="utf-8")
     write_tokenizer(partial, pictures=True)
     save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
@@ -248,7 +249,7 @@ def _readme(arguments: argparse.Namespace, steps: int, seconds: float, accuracy:
     options = {name: value for name, value in vars(arguments).items() if name != "out_dir" and value is not None}
     options["kinds"] = " ".join(options["kinds"])
     command = " ".join(
-        ["python tests/reference/train_qwen3_next_ext_vl.py", arguments.out_dir.name]
+        ["python tests/models/qwen3_next_ext_vl/train.py", arguments.out_dir.name]
         + [f"--{name} {value}" for name, value in options.items()]
     )
     earlier = ""
@@ -260,7 +261,7 @@ def _readme(arguments: argparse.Namespace, steps: int, seconds: float, accuracy:
 
 Byte-level, in float32: a vision tower before Qwen3-Next-Ext with every extension on, without a draft.
 
-- Data: pictures drawn by `tests/reference/pictures.py` and questions about them; nothing from elsewhere.
+- Data: pictures drawn by `tests/models/qwen3_next_ext_vl/drawing.py` and questions about them; nothing from elsewhere.
 {earlier}- Command: `{command}`
 - Versions: Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}
 - Training: {steps} steps of {arguments.batch} questions in {seconds:.0f} s

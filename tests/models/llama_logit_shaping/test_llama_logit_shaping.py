@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
-from transformers import LlamaConfig
-
 from engine.harness import ours
+from transformers import LlamaConfig
 
 logit_transform = ours("layers.logit_shaping").logit_transform
 
@@ -44,3 +44,9 @@ def test_the_transform_is_the_configured_one() -> None:
         out = logit_transform(LlamaConfig(**keys))(logits, torch.empty_like(logits))
         assert out[0].tolist() == pytest.approx(wanted)
     assert logit_transform(LlamaConfig()) is None
+
+
+def test_each_key_that_this_transformers_writes_is_known() -> None:
+    check = ours("configs.llama_logit_shaping_keys").check
+    assert check(json.loads(LlamaConfig().to_json_string())) == []
+    assert len(check({"hidden_sizes": 1, "num_layers": 2, "window": None, "_note": "x"})) == 2

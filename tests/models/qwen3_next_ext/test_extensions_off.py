@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from reference.checkpoints import OFF, make_variant
-
 from engine.harness import HELD_OUT, PACKAGE, post, run_first, server
+from reference.cases import make_checkpoint
+
+from models.qwen3_next_ext.case import OFF
 
 # In the server, upstream's class is made and loaded beside ours. It answers while the file SWITCH is there.
 BESIDE = """
@@ -38,7 +39,7 @@ CHANGES[OURS] = put_beside
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]:
     """Ask both classes of one server the same, from empty caches; give every logprob that each returns."""
     folder = tmp_path_factory.mktemp("off")
-    make_variant(folder, OFF)
+    make_checkpoint("qwen3-next-ext", folder, OFF)
     switch = folder / "switch"
     environment = run_first(
         f"OURS = {PACKAGE + '.models.qwen3_next_ext'!r}\nSWITCH = {str(switch)!r}\n" + BESIDE, folder

@@ -1,0 +1,157 @@
+"""One model's case: what the tests must know of a model to run on it.
+
+A folder of `tests/models/` with a `case.py` that has a `CASE` is one; nothing lists them. Each generic test runs on the
+cases that declare what it needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from reference.checkpoints import change_tensors, changed, write_checkpoint, write_config
+
+FOLDER = Path(__file__).parents[1] / "models"
+DATA = Path(__file__).parents[1] / "data"
+
+Config = Mapping[str, Any]
+Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decisions:
+    """Configurations with the dimensions of a released model, for which upstream is to decide as for the base's.
+
+    - `base`: that of the base, which upstream reads with its class `configuration`; `derived`: those of the model, by
+      what they are.
+    - `differences`: of each of these, what may differ: a member of a Hugging Face configuration, and why.
+    """
+
+    base: Config
+    configuration: str
+    derived: Mapping[str, Config]
+    differences: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """What a server that starts on a broken checkpoint must say.
+
+    - `said`: texts, or patterns, in what it prints.
+    - `changes`: to config.json; `tensors`: what becomes of the weights.
+    - `broken_import`: a module of the overlay that cannot be imported, named as below `sglang.srt`.
+    - `draft`: whether the server is to draft. `environment`: its variables. `before`: the first release without it.
+    """
+
+    said: Sequence[str]
+    changes: Config = field(default_factory=dict)
+    tensors: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
+    broken_import: str = ""
+    draft: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    before: str = ""
+
+
+def ask_for_text(model: Any, prompt: Sequence[int]) -> tuple[Sequence[int], Logits]:  # noqa: ANN401
+    """Give a prompt as a model of text takes it, and what gives the logits of tokens."""
+    return prompt, lambda tokens: model(tokens, use_cache=False).logits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One model under test.
+
+    Its checkpoint:
+
+    - `config`: config.json of a tiny checkpoint.
+    - `weights`: draws the weights of a configuration: tensor name to float32 tensor, the same on every run. Its seed
+      must be one with which no greedy step of the tests is nearly a tie: rounding must not turn it.
+    - `trained`: the folder of a trained checkpoint, in place of `weights`.
+    - `sets`: changes to config.json that switch parts of the model on and off, by what they are, the whole model last;
+      None removes a key.
+    - `unused`: parts of the names of tensors that a configuration does not need.
+
+    Its reference model, in plain Transformers:
+
+    - `load`: loads a checkpoint in a dtype; `ask`: puts a prompt to it.
+
+    What the generic tests need to know:
+
+    - `ours`: whether it is a model of the overlay, not one of upstream's beside which these are tested.
+    - `upstream`: the model of upstream's that reads the same checkpoints, but for the extensions: its case.
+    - `state`: whether it has a state beside its KV cache, kept for some lengths of a prompt only.
+    - `served`: the set with which it is asked over HTTP, empty for none.
+    - `servers`: the kinds of servers that it is tested on, of test_servers.py.
+    - `distinct`: the least number of different answers to 80 prompts; `accepted`: of tokens a step with drafts; `nats`:
+      the range of the mean logprob of held-out text; `sums`: the sums over two ranks in a step.
+    - `updates`: the weights that are updated while it serves, the draft's last.
+    - `written`: makes its config.json of what a version of transformers writes for each of its models.
+    - `faults`: broken checkpoints.
+    - `decisions`: see there.
+    """
+
+    config: Config
+    load: Callable[[Path, torch.dtype], Any]
+    weights: Callable[[Config], dict[str, torch.Tensor]] | None = None
+    trained: Path | None = None
+    sets: Mapping[str, Config] = field(default_factory=lambda: {"": {}})
+    unused: Callable[[Config], list[str]] = lambda config: []
+    ask: Callable[..., tuple[Sequence[int], Logits]] = ask_for_text
+    ours: bool = True
+    upstream: str = ""
+    state: bool = False
+    served: str = ""
+    servers: Sequence[str] = ()
+    distinct: int = 2
+    accepted: float = 1.0
+    nats: tuple[float, float] = (0.0, float("inf"))
+    sums: int = 0
+    updates: Sequence[str] = ()
+    written: Callable[[Mapping[str, Config]], dict[str, Any]] | None = None
+    faults: Mapping[str, Fault] = field(default_factory=dict)
+    decisions: Decisions | None = None
+
+    @property
+    def architecture(self) -> str:
+        """Give the name by which config.json asks for the model."""
+        return str(self.config["architectures"][0])
+
+
+@functools.cache
+def cases() -> dict[str, Case]:
+    """Find all cases, by the names of their folders with hyphens, in their order."""
+    names = sorted(path.parent.name for path in FOLDER.glob("*/case.py"))
+    return {name.replace("_", "-"): importlib.import_module(f"models.{name}.case").CASE for name in names}
+
+
+def with_transformers(model: type[PreTrainedModel]) -> Callable[[Path, torch.dtype], Any]:
+    """Make a `load` of a class that transformers can load."""
+    return lambda folder, dtype: model.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a folder's config.json."""
+    return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def make_checkpoint(name: str, out: Path, changes: Config | None = None) -> None:
+    """Write a checkpoint of a case into the folder `out`; `changes` are applied to config.json, None removes a key."""
+    case = cases()[name]
+    config = changed(case.config, changes or {})
+    if case.weights is not None:
+        write_checkpoint(out, config, case.weights(config))
+        return
+    assert case.trained is not None
+    shutil.copytree(case.trained, out, dirs_exist_ok=True)
+    write_config(out, config)
+    unused = case.unused(config)
+    change_tensors(out, lambda tensors: {k: v for k, v in tensors.items() if not any(part in k for part in unused)})
