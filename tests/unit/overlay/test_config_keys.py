@@ -13,13 +13,32 @@ import pytest
 from unit.conftest import REPOSITORY
 from unit.overlay.test_overlay_registry import FILE, load
 
-keys, llama, ext, ext_vl = (
+keys, ext, ext_vl = (
     load(FILE.parent / "configs" / f"{name}.py")
-    for name in ("config_keys", "llama_logit_shaping_keys", "qwen3_next_ext_keys", "qwen3_next_ext_vl_keys")
+    for name in ("config_keys", "qwen3_next_ext_keys", "qwen3_next_ext_vl_keys")
 )
+KEYS = keys.Keys(
+    read=(*keys.ROPE, "attention_bias", "rms_norm_eps"),
+    sizes=keys.SIZES,
+    nullable=("head_dim",),
+    fixed={"hidden_act": ("silu",), "mlp_bias": (False,)},
+)
+
+
+def check(config: Mapping[str, Any]) -> list[str]:
+    """Check a config.json for a model with no more than what several have."""
+    return list(keys.key_problems(config, KEYS) or keys.rope_problems(config, whole=True))
+
+
+def settle(config: object, said: Mapping[str, Any]) -> None:
+    """Let a configuration object of this model say what config.json says."""
+    keys.refuse(check(said))
+    keys.settle_rope(config, keys.rope_of(said))
+
+
 DATA = REPOSITORY / "tests" / "data"
 WRITTEN = json.loads((DATA / "written-configs.json").read_text(encoding="utf-8"))
-CHECKS = {"llama": llama.check, "qwen3_next": ext.check}
+CHECKS = {"llama": check, "qwen3_next": ext.check}
 SMALL = {"num_hidden_layers": 4, "hidden_size": 64, "max_position_embeddings": 4096}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
 
@@ -106,7 +125,7 @@ def test_both_forms_of_layers_without_positions_are_read_unless_they_differ() ->
 
 
 def test_all_unknown_keys_are_named_at_once() -> None:
-    assert len(llama.check({"hidden_sizes": 1, "num_layers": 2, "window": None, "_note": "x"})) == 2
+    assert len(check({"hidden_sizes": 1, "num_layers": 2, "window": None, "_note": "x"})) == 2
 
 
 def test_parts_of_a_multimodal_model_are_named() -> None:
@@ -126,7 +145,7 @@ def test_parts_of_a_multimodal_model_are_named() -> None:
 def settled(said: Mapping[str, Any], **attributes: object) -> SimpleNamespace:
     """Let a configuration object of transformers 4 say a config.json for Llama."""
     config = SimpleNamespace(max_position_embeddings=4096, rope_theta=10000.0, rope_scaling=None, **attributes)
-    llama.settle(config, said)
+    settle(config, said)
     return config
 
 
@@ -143,7 +162,7 @@ class Standardised:
 def test_objects_of_both_kinds_say_what_transformers_5_has_written() -> None:
     parameters = {**YARN, "rope_theta": 1e6, "attention_factor": 1.5}
     old, new = settled({"rope_parameters": parameters}, rope_parameters=parameters), Standardised(parameters)
-    llama.settle(new, {"rope_parameters": parameters})
+    settle(new, {"rope_parameters": parameters})
     for config in (old, new):
         assert vars(config)["rope_theta"] == 1e6
         assert config.rope_scaling.items() >= {**YARN, "attention_factor": 1.5}.items()
@@ -161,7 +180,7 @@ def test_positions_as_they_are_have_no_scaling(form: str) -> None:
         "partial_rotary_factor": 1.0,
     }
     new = Standardised({"rope_type": "default", "rope_theta": 1e4})
-    llama.settle(new, said)
+    settle(new, said)
     assert new.rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -322,7 +323,13 @@ def test_settle_is_given_what_config_json_and_the_overrides_say(upstream: Upstre
 
 def test_what_settle_refuses_is_not_served(upstream: Upstream) -> None:
     upstream.model("ShapedForCausalLM")
-    module = registry(SHAPED | {"settle": "sglang.srt.configs.llama_logit_shaping_keys:settle"})
+
+    def settle(config: object, said: dict[str, Any]) -> None:
+        keys = importlib.import_module("sglang.srt.configs.config_keys")
+        keys.refuse(keys.key_problems(said, keys.Keys(read=keys.ROPE)))
+
+    upstream.module("settling", settle=settle)
+    module = registry(SHAPED | {"settle": "settling:settle"})
     upstream.config_json = {"rope_tehta": 1e6}
     with pytest.raises(
         module.OverlayError, match=r"config\.json: rope_tehta is not a key .* did you mean rope_theta\?"
@@ -334,7 +341,7 @@ def test_without_a_config_json_the_log_says_that_keys_were_not_checked(
     upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     cls = upstream.model("ShapedForCausalLM")
-    module = registry(SHAPED | {"settle": "sglang.srt.configs.llama_logit_shaping_keys:settle"})
+    module = registry(SHAPED | {"settle": "settling:settle"})
     upstream.config_json = None
     assert module.resolve_model(asked("ShapedForCausalLM"))[0] is cls
     assert "ShapedForCausalLM: there is no config.json whose keys could be checked" in caplog.text

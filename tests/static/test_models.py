@@ -1,0 +1,69 @@
+"""A model comes and goes with its own files: what the overlay and its checks have of it is nowhere else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from overlay_tools.api_check.contract import check_contract, unfit
+from overlay_tools.settings import cache_dir, load_project
+from overlay_tools.upstream.lockfile import load_lock
+from overlay_tools.upstream.source_tree import open_source_tree
+from overlay_tools.wheels.plugin import build_plugin
+
+ROOT = Path(__file__).parents[2]
+DEFAULT = load_project(ROOT).default
+FILES = ("models/{}.py", "configs/{}_keys.py", "overlay_models/{}.py")
+ROWS = "import sglang.srt.overlay_registry as r; print(*[row.architecture for row in r.MODELS])"
+EVERY = ["LlamaLogitShapingForCausalLM", "Qwen3NextExtForCausalLM", "Qwen3NextExtVLForConditionalGeneration"]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Copy what the overlay is built and checked with."""
+    left_out = shutil.ignore_patterns("__pycache__")
+    for name in ("overlay", "patches", "ci", "tests/models"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=left_out)
+    for name in ("pyproject.toml", "upstream.lock", "LICENSE", "NOTICE"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def files_of(root: Path, model: str) -> list[Path]:
+    """List the files of a model that has a module, keys and a row."""
+    return [root / "overlay" / "sglang" / "srt" / name.format(model) for name in FILES]
+
+
+def models(root: Path, version: str) -> list[str]:
+    """List the models of an overlay whose plugin can be built, and of which all fits a release."""
+    project = load_project(root)
+    build_plugin(project)
+    with open_source_tree(load_lock(project.lock)[version], cache_dir()) as sources:
+        assert unfit(check_contract(project, sources)) == []
+    done = subprocess.run(
+        [sys.executable, "-c", ROWS], cwd=root / "overlay", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("version", [DEFAULT])
+def test_a_model_is_added_with_its_files_alone(copy: Path, version: str) -> None:
+    for old, new in zip(files_of(copy, "llama_logit_shaping"), files_of(copy, "llama_rooted"), strict=True):
+        text = old.read_text(encoding="utf-8")
+        new.write_text(
+            text.replace("llama_logit_shaping", "llama_rooted").replace("LlamaLogitShaping", "LlamaRooted"),
+            encoding="utf-8",
+        )
+    assert models(copy, version) == [EVERY[0], "LlamaRootedForCausalLM", *EVERY[1:]]
+
+
+@pytest.mark.parametrize("version", [DEFAULT])
+def test_a_model_is_removed_with_its_files_alone(copy: Path, version: str) -> None:
+    for file in files_of(copy, "llama_logit_shaping"):
+        file.unlink()
+    shutil.rmtree(copy / "tests" / "models" / "llama_logit_shaping")
+    assert models(copy, version) == EVERY[1:]
