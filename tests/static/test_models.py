@@ -16,9 +16,28 @@ from overlay_tools.wheels.plugin import build_plugin
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = load_project(ROOT).default
+OVERLAY = Path("overlay", "sglang", "srt")
 FILES = ("models/{}.py", "configs/{}_keys.py", "overlay_models/{}.py")
 ROWS = "import sglang.srt.overlay_registry as r; print(*[row.architecture for row in r.MODELS])"
-EVERY = ["LlamaLogitShapingForCausalLM", "Qwen3NextExtForCausalLM", "Qwen3NextExtVLForConditionalGeneration"]
+
+
+def files_of(root: Path, model: str) -> list[Path]:
+    """List the files of a model that has a module, keys and a row."""
+    return [root / OVERLAY / name.format(model) for name in FILES]
+
+
+def alone() -> str:
+    """Find a model that has just these files, and that no other derives from."""
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / OVERLAY).rglob("*.py")}
+    for row in sorted((ROOT / OVERLAY / "overlay_models").glob("[!_]*.py")):
+        own = files_of(ROOT, row.stem)
+        users = {path for path, text in texts.items() if f".{row.stem} " in text or f".{row.stem}_keys " in text}
+        if all(path.exists() for path in own) and users <= set(own):
+            return row.stem
+    raise LookupError("there is no model to copy")
+
+
+MODEL = alone()
 
 
 @pytest.fixture
@@ -30,11 +49,6 @@ def copy(tmp_path: Path) -> Path:
     for name in ("pyproject.toml", "upstream.lock", "LICENSE", "NOTICE"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     return tmp_path
-
-
-def files_of(root: Path, model: str) -> list[Path]:
-    """List the files of a model that has a module, keys and a row."""
-    return [root / "overlay" / "sglang" / "srt" / name.format(model) for name in FILES]
 
 
 def models(root: Path, version: str) -> list[str]:
@@ -51,19 +65,15 @@ def models(root: Path, version: str) -> list[str]:
 
 
 @pytest.mark.parametrize("version", [DEFAULT])
-def test_a_model_is_added_with_its_files_alone(copy: Path, version: str) -> None:
-    for old, new in zip(files_of(copy, "llama_logit_shaping"), files_of(copy, "llama_rooted"), strict=True):
-        text = old.read_text(encoding="utf-8")
-        new.write_text(
-            text.replace("llama_logit_shaping", "llama_rooted").replace("LlamaLogitShaping", "LlamaRooted"),
-            encoding="utf-8",
-        )
-    assert models(copy, version) == [EVERY[0], "LlamaRootedForCausalLM", *EVERY[1:]]
-
-
-@pytest.mark.parametrize("version", [DEFAULT])
-def test_a_model_is_removed_with_its_files_alone(copy: Path, version: str) -> None:
-    for file in files_of(copy, "llama_logit_shaping"):
+def test_a_model_comes_and_goes_with_its_files_alone(copy: Path, version: str) -> None:
+    every = models(copy, version)
+    row = files_of(copy, MODEL)[-1].read_text(encoding="utf-8")
+    (own,) = [name for name in every if f":{name}" in row]
+    for old, new in zip(files_of(copy, MODEL), files_of(copy, "a_copy"), strict=True):
+        text = old.read_text(encoding="utf-8").replace(MODEL, "a_copy").replace(own, "CopiedForCausalLM")
+        new.write_text(text, encoding="utf-8")
+    assert models(copy, version) == ["CopiedForCausalLM", *every]
+    for file in files_of(copy, MODEL):
         file.unlink()
-    shutil.rmtree(copy / "tests" / "models" / "llama_logit_shaping")
-    assert models(copy, version) == EVERY[1:]
+    shutil.rmtree(copy / "tests" / "models" / MODEL)
+    assert models(copy, version) == ["CopiedForCausalLM", *(name for name in every if name != own)]
