@@ -83,10 +83,12 @@ def default_arguments(server_args: Any) -> None:
 
 
 def _is_of(row: OverlayModel, said: Mapping[str, Any]) -> bool:
-    """Tell whether a config.json is that of a row: by its model_type if the row has its own, or by its architecture."""
-    if row.config is not None and said.get("model_type") == _load(row.architecture, row.config).model_type:
+    """Tell whether a config.json is that of a row: by its architecture, or by its model_type if the row has its own."""
+    names = said.get("architectures") or [row.base]
+    if row.architecture in names:
         return True
-    return row.architecture in (said.get("architectures") or ())
+    own = row.config is not None and names == [row.base]
+    return own and said.get("model_type") == _load(row.architecture, str(row.config)).model_type
 
 
 def resolve_model(model_config: Any) -> tuple[type, str] | None:

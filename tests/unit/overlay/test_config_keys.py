@@ -124,6 +124,14 @@ def test_both_forms_of_layers_without_positions_are_read_unless_they_differ() ->
     assert problem.startswith("layer_types has nope_attention at [3], and nope_layers is [1]")
 
 
+def test_keys_that_may_be_null_are_those_of_all_models_and_the_models_own() -> None:
+    assert check({"rope_theta": None, "eos_token_id": None, "head_dim": None}) == []
+    assert check({"rms_norm_eps": None, "vocab_size": None}) == [
+        "rms_norm_eps must not be null",
+        "vocab_size must be a whole number from 1 on, not None",
+    ]
+
+
 def test_all_unknown_keys_are_named_at_once() -> None:
     assert len(check({"hidden_sizes": 1, "num_layers": 2, "window": None, "_note": "x"})) == 2
 

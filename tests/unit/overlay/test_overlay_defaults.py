@@ -93,8 +93,12 @@ def test_another_model_and_one_without_a_configuration_have_no_defaults(parsers:
 
 def test_a_model_is_known_by_its_own_model_type_and_by_overrides(parsers: object, upstream: Upstream) -> None:
     upstream.config("ShapedConfig", "shaped_config", model_type="shaped")
-    upstream.config_json = {"architectures": ["BaseForCausalLM"], "model_type": "shaped"}
-    assert resolved(ROW | {"config": "shaped_config:ShapedConfig"}).page_size == 64
+    own = ROW | {"config": "shaped_config:ShapedConfig", "base": "BaseForCausalLM"}
+    for architectures, size in ((["BaseForCausalLM"], 64), (None, 64), (["LlamaForCausalLM"], None)):
+        upstream.config_json = {"architectures": architectures, "model_type": "shaped"}
+        assert resolved(own).page_size == size
+    upstream.config_json = {"architectures": ["BaseForCausalLM"], "model_type": "base"}
+    assert resolved(own).page_size is None
     assert resolved(ROW).page_size is None
     overrides = json.dumps({"architectures": ["ShapedForCausalLM"]})
     assert resolved(ROW, json_model_override_args=overrides).page_size == 64
