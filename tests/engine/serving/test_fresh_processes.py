@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reference.checkpoints import make_checkpoint, make_variant
+import pytest
+from reference.cases import make_checkpoint
 
-from engine.harness import PACKAGE
+from engine.harness import OURS, ours
 
 ACTOR = """\
 def resolve(path):
@@ -40,18 +41,11 @@ def resolved(checkpoint: Path, folder: Path) -> str:
     return done.stdout.decode().splitlines()[-1]
 
 
-def test_a_model_of_a_known_type_is_ours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", OURS)
+def test_a_model_of_ours_is_served_by_our_class(name: str, tmp_path: Path) -> None:
+    row = next(row for row in ours("overlay_registry").MODELS if row.architecture == OURS[name].architecture)
     checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
-    make_checkpoint("llama-logit-shaping", checkpoint)
-    found = resolved(checkpoint, tmp_path)
-    assert found.startswith(f"{PACKAGE}.models.llama_logit_shaping.LlamaLogitShapingForCausalLM of ")
-
-
-def test_a_model_of_a_type_of_ours_is_ours(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
-    make_variant(checkpoint, {})
-    assert resolved(checkpoint, tmp_path) == (
-        f"{PACKAGE}.models.qwen3_next_ext.Qwen3NextExtForCausalLM of {PACKAGE}.configs.qwen3_next_ext"
-    )
+    make_checkpoint(name, checkpoint)
+    model, _, config = resolved(checkpoint, tmp_path).partition(" of ")
+    assert model == row.model.replace(":", ".")
+    assert row.config is None or config == row.config.partition(":")[0]
