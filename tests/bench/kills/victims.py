@@ -136,6 +136,8 @@ class Victim:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # Under nohup, what pytest starts would ignore the end of a terminal as well.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         return cls(process, mark)
 
