@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from overlay_tools.git_settings import REFUSED, git_environment, users_environme
 
 _PATIENCE = 30.0  # seconds that a command gets to clear up
 Words = Sequence[str | Path]
+_shared: list[int] = []  # files that each supervisor holds open too
 
 
 class Shown:
@@ -131,10 +133,33 @@ def start(
         before = signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.PASSED_ON)
         try:
             return subprocess.Popen(
-                words, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=not attached
+                words,
+                cwd=cwd,
+                env=env,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=_shared,
+                start_new_session=not attached,
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def held_by_what_is_started(path: Path, operation: int) -> Iterator[None]:
+    """Hold a lock until all that is started inside has ended: if this process is killed, that takes a moment longer.
+
+    Parameters: `path`, its file; `operation`, as of `fcntl.flock`. A file system without such locks does without.
+    """
+    with path.open("ab") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, operation)
+        _shared.append(file.fileno())
+        try:
+            yield
+        finally:
+            _shared.remove(file.fileno())
 
 
 def _check_program(program: str, cwd: Path | None, env: Mapping[str, str]) -> None:

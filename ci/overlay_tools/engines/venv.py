@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from filelock import ReadWriteLock, Timeout
 
 from overlay_tools import console
 from overlay_tools.errors import OverlayError
-from overlay_tools.subprocesses import run
+from overlay_tools.subprocesses import held_by_what_is_started, run
 from overlay_tools.upstream.installers import uv, uv_environment
 from overlay_tools.upstream.source_tree import THIS_PYTHON
 from overlay_tools.user_files import write_whole
@@ -41,6 +42,8 @@ def open_environment(
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = ReadWriteLock(folder.with_name(f"{folder.name}.lock"), is_singleton=False)
+    # That goes with this process. What a killed one has started ends a moment later, and holds another lock until then.
+    busy = folder.with_name(f"{folder.name}.busy")
     source = (
         os.path.realpath(getattr(sys, "_base_executable", sys.executable))
         if python in (None, THIS_PYTHON)
@@ -51,14 +54,16 @@ def open_environment(
     while True:
         with _held(lock, lock.acquire_read) as held:
             if held and _is_current(folder, source, content):
-                yield folder / "bin" / "python"
+                with held_by_what_is_started(busy, fcntl.LOCK_SH):
+                    yield folder / "bin" / "python"
                 return
         if not held:
             waiting.go_on(f"makes {folder}")
             continue
         with _held(lock, lock.acquire_write) as held:
             if held and not _is_current(folder, source, content):
-                _make(folder, source, wheels, content)
+                with held_by_what_is_started(busy, fcntl.LOCK_EX):
+                    _make(folder, source, wheels, content)
         if not held:  # who held it may have made the very same: look again before the next attempt
             waiting.go_on(f"runs from {folder}, which has to change")
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -93,6 +94,35 @@ def test_it_is_made_once_and_follows_its_wheels(mini: Miniature, wheel: BuiltWhe
     assert (folder / "sglang-overlay.json").stat().st_mtime_ns == stamp
     assert kernel_of(make(folder, changed(mini))) == "2"
     assert kept()
+
+
+def test_it_is_not_changed_while_something_of_a_killed_command_runs_in_it(
+    mini: Miniature, wheel: BuiltWheel, folder: Path
+) -> None:
+    """What ignores the request to end runs for five seconds more, here for one: its supervisor is killed then."""
+    stubborn = "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    stubborn += "print(os.getppid(), sorted(os.listdir('/proc/self/fd')), file=sys.stderr, flush=True); time.sleep(600)"
+    run = "from overlay_tools.subprocesses import run_attached\n"
+    words = COMMAND.replace("sys.stdin.read()", f"run_attached([python, '-c', {stubborn!r}], env={{}})")
+    process = subprocess.Popen(
+        [sys.executable, "-c", run + words, str(folder), str(wheel.path), "60"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "ci")},
+    )
+    with process:
+        while not (said := read_line(process))[:1].isdigit():
+            assert said
+        supervisor, open_files = said.split(maxsplit=1)
+        assert open_files == "['0', '1', '2', '3']"  # the last reads the folder: the lock is the supervisor's alone
+        process.kill()
+    threading.Timer(1, lambda: os.kill(int(supervisor), signal.SIGKILL)).start()
+    began = time.monotonic()
+    python = make(folder, changed(mini))
+    assert time.monotonic() - began > 1
+    assert kernel_of(python) == "2"
 
 
 def test_sessions_with_the_same_interpreter_share_it(mini: Miniature, wheel: BuiltWheel, folder: Path) -> None:
