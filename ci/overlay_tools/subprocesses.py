@@ -183,7 +183,9 @@ def end(process: subprocess.Popen[bytes], number: signal.Signals | None, patienc
         pass
     finally:
         process.send_signal(supervisor.END_NOW)
-        process.wait()
+        if process.wait() == -signal.SIGKILL:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # where the supervisor itself was killed, its group goes on
 
 
 def git(arguments: Words, *, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -135,6 +135,7 @@ def test_a_server_that_dies_later_is_noticed(tmp_path: Path) -> None:
         running.process.wait()
         with pytest.raises(ServeError, match="ended with status -9"):
             running.check()
+    assert ends(child_of(tmp_path))
 
 
 def test_an_error_inside_the_block_ends_the_server(tmp_path: Path) -> None:
