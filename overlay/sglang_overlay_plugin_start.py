@@ -26,6 +26,8 @@ class PluginError(RuntimeError):
 # The modules that the plugin attaches to: what a server calls of each, and cannot where the plugin fails.
 GATES = {
     "sglang.srt.model_loader.utils": ("get_model_architecture",),
+    "sglang.srt.utils.hf_transformers_utils": ("get_config",),  # some releases call it before they make a ModelConfig
+    "sglang.srt.utils.hf_transformers.config": ("get_config",),
     "sglang.srt.configs.model_config": ("ModelConfig.__init__",),
     "sglang.srt.server_args": (),  # a server that makes no model needs no defaults
     "sglang.srt.models.registry": ("ModelRegistry.get_supported_archs", "ModelRegistry.resolve_model_cls"),
@@ -130,4 +132,8 @@ def _refuse(module: "ModuleType", reason: str) -> None:
             owner = getattr(owner, part, None)
         if not hasattr(owner, name):
             refused()
+        upstreams = getattr(owner, name)
         setattr(owner, name, refused)
+        for place, user in list(sys.modules.items()):  # some may have taken it from its module already
+            if place.startswith("sglang.") and getattr(user, "__dict__", {}).get(name) is upstreams:
+                setattr(user, name, refused)

@@ -56,7 +56,8 @@ def finish(module: ModuleType) -> None:
     OverlayError if a model cannot be registered.
     """
     check()
-    _WHEN_IMPORTED[module.__name__](module)
+    if (attach_to := _WHEN_IMPORTED.get(module.__name__)) is not None:
+        attach_to(module)
 
 
 def _install(module: ModuleType) -> None:

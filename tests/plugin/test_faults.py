@@ -9,7 +9,7 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
-from engine.harness import OURS, RELEASE, run_first, server
+from engine.harness import OURS, RELEASE, SPAWN, run_first, server
 from overlay_tools.errors import ServeError
 from reference.cases import make_checkpoint
 
@@ -125,7 +125,7 @@ def target_renamed(folder: Path) -> dict[str, str]:
 
 
 def spawned_without(folder: Path) -> dict[str, str]:
-    return run_first(NOTHING_LOADS_IT + NOTHING_IS_CARRIED + BY_HAND, folder)
+    return run_first(NOTHING_LOADS_IT + NOTHING_IS_CARRIED + BY_HAND, folder) | SPAWN  # a fork would have it
 
 
 def anothers_config(folder: Path) -> dict[str, str]:

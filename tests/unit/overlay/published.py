@@ -26,6 +26,13 @@ class ServerArgs:
     def __post_init__(self):
         self.seen = self.page_size
 """,
+    "sglang/srt/utils/__init__.py": "",
+    "sglang/srt/utils/hf_transformers_utils.py": """\
+from transformers import CONFIG_MAPPING
+def get_config(model_type):
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"Transformers does not recognize {model_type}")
+""",
     "sglang/srt/model_loader/__init__.py": "",
     "sglang/srt/model_loader/utils.py": """\
 def get_model_architecture(model_config):
@@ -114,6 +121,8 @@ import sys
 def serve(name):
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.model_loader.loader import load
+    from sglang.srt.utils.hf_transformers_utils import get_config
+    get_config("ext" if name.startswith("Ext") else "llama")  # as some releases do before they make a ModelConfig
     return "came up with " + load(ModelConfig("ext" if name.startswith("Ext") else "llama", name))
 if __name__ == "__main__":
     try:
