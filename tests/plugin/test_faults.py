@@ -154,7 +154,6 @@ CASES: dict[str, tuple[Fault, Callable[[Path], None], str]] = {
     "unproven": (unproven, plain, f"is not proven on sglang {version('sglang')}"),
     "target renamed": (target_renamed, derived, f"of sglang {RELEASE} defines no get_model_architecture"),
     "spawned without, plain": (spawned_without, plain, UNKNOWN[plain]),
-    "spawned without, derived": (spawned_without, derived, UNKNOWN[derived]),
     "another's configuration": (anothers_config, derived, f"model_type {MODEL_TYPE!r} is that of"),
     "another's model": (anothers_model, plain, "has a model of this name"),
 }
@@ -199,3 +198,12 @@ def test_an_unproven_release_serves_where_that_is_allowed(tmp_path: Path) -> Non
         said = (tmp_path / "log").read_text(errors="replace")
     assert f"is not proven on sglang {version('sglang')}" in said
     assert "SGLANG_OVERLAY_ALLOW_UNPROVEN=1 lets it serve" in said
+
+
+def test_a_process_that_is_handed_our_configuration_has_the_plugin_with_it(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    derived(checkpoint)
+    with server(checkpoint, tmp_path / "log", env=spawned_without(tmp_path)):
+        said = (tmp_path / "log").read_text(errors="replace")
+    assert f"type={OURS[DERIVED].architecture}," in said
