@@ -104,7 +104,7 @@ def indexes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Indexes]:
     serve = command("pypi-server run ").split()
     assert serve[2:4] == ["--port", "8080"]
     with served(root / "public", ["--disable-fallback"]) as public:
-        words = [word.replace("https://pypi.org", public) for word in serve[4:-1]]
+        words = [word.replace("PUBLIC_INDEX", f"{public}/simple/") for word in serve[4:-1]]
         with served(root / "ours", words) as ours:
             yield Indexes(ours, public, wheel)
 
