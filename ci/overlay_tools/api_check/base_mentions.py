@@ -1,7 +1,8 @@
 """The places where a release decides by the name of a base, and what makes each of them right for a derived model.
 
 A base is named by its architecture, its draft's, a class of its or its model type. Most places are right by how a
-derived model is made (MECHANISMS). ci/contract.toml says of each other one why nothing needs to be done.
+derived model is made; ci/README.md says what these mechanisms are. ci/contract.toml says of each other one why nothing
+needs to be done.
 """
 
 from __future__ import annotations
@@ -19,14 +20,6 @@ from overlay_tools.api_check.registry_rows import BaseNames, base_names, files_n
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree, module_name
-
-MECHANISMS = {
-    "alias": "upstream reads `architectures` of the configuration, where a derived model shows its base",
-    "draft": "upstream goes by the architecture of the base's draft, and the registry takes the draft of the row",
-    "subclass": "upstream asks for a class from which the derived model's is derived",
-    "registry": "it is upstream's entry for its own model, and the derived model has an entry of its own",
-    "message": "it is words for a person",
-}
 
 _MODULE_SCOPE = "<module>"
 _TEXT_LENGTH = 40
@@ -47,7 +40,7 @@ class BaseMention:
     """One place of a release that names a base.
 
     `scope`: the function or class that it is in; `what`: what is named and what is done with it, in words that stay the
-    same when lines move; `handled`: one of MECHANISMS, which makes it right for a derived model; `waived`: the reason
+    same when lines move; `handled`: the mechanism that makes it right for a derived model; `waived`: the reason
     why nothing needs to be done. Both are empty for a place that ci/contract.toml has to list, and does not.
     """
 
@@ -68,7 +61,7 @@ class BaseMention:
 def find_base_mentions(project: Project, sources: SourceTree) -> list[BaseMention]:
     """Return every place of a release that decides by the name of a base.
 
-    What is not right by one of MECHANISMS is waived as ci/contract.toml says. The files of upstream's other models
+    What is not right by a mechanism is waived as ci/contract.toml says. The files of upstream's other models
     decide for these alone, and are left out, as is all that does not serve.
     Raises ContractError if ci/contract.toml or the overlay cannot be read.
     """

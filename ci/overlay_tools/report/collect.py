@@ -194,11 +194,7 @@ def _base_mentions_cell(project: Project, sources: SourceTree) -> Cell:
     mentions = find_base_mentions(project, sources)
     new = [_mention_line(mention, "") for mention in mentions if not mention.classified]
     handled = [_mention_line(mention, f": {mention.handled}") for mention in mentions if mention.handled]
-    waived = [
-        _mention_line(mention, f": waived: {mention.waived}")
-        for mention in mentions
-        if mention.waived and not mention.handled
-    ]
+    waived = [_mention_line(mention, f": waived: {mention.waived}") for mention in mentions if mention.waived]
     return _count_cell(new, "unclassified", f"{len(handled)} handled", waived, [*handled, *waived])
 
 
