@@ -40,15 +40,17 @@ def is_scratch(path: PurePath) -> bool:
     return any(fnmatchcase(part, pattern) for part in path.parts for pattern in _SCRATCH)
 
 
-def checked_out(root: Path) -> tuple[str, bool]:
-    """Return the commit that is checked out, and whether anything differs from it; "" where git knows of none."""
-    try:
-        head = git(["rev-parse", "--verify", "HEAD^{commit}"], cwd=root)
-    except ToolError:  # there is no git
-        return "", False
+def checked_out(root: Path, *left_out: str) -> tuple[str, bool]:
+    """Return the commit that is checked out, and whether anything differs from it; "" where git knows of none.
+
+    Parameters: `left_out`, files whose changes do not count.
+    Raises ToolError if git is absent.
+    """
+    head = git(["rev-parse", "--verify", "HEAD^{commit}"], cwd=root)
     if head.returncode != 0:
         return "", False
-    changes = git(["--no-optional-locks", "status", "--porcelain"], cwd=root)
+    others = (f":!{name}" for name in left_out)
+    changes = git(["--no-optional-locks", "status", "--porcelain", "--", ".", *others], cwd=root)
     return head.stdout.strip(), changes.returncode != 0 or bool(changes.stdout.strip())
 
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from overlay_tools.checkout import checked_out
 from overlay_tools.errors import OverlayError
-from overlay_tools.subprocesses import git
 from overlay_tools.user_files import read_text, write_whole
 
 _TYPES = {"str": str, "int": int, "float": float, "Sequence[str]": list, "Mapping[str, str]": dict}
@@ -89,8 +89,7 @@ def _result(row: Any) -> Result:  # noqa: ANN401  # whatever JSON holds
 
 def commit_of(root: Path) -> str:
     """Return the commit that is checked out, shortened, with a "+" if there are changes besides the results'."""
-    head = git(["rev-parse", "--short=12", "HEAD"], cwd=root)
-    if head.returncode != 0:
+    commit, changed = checked_out(root, "ci/results.json")
+    if not commit:
         raise OverlayError(f"{root} is not a git checkout with a commit.", hint="Results name the commit they are of.")
-    changes = git(["status", "--porcelain", "--", ".", ":!ci/results.json"], cwd=root)
-    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
+    return commit[:12] + ("+" if changed else "")

@@ -14,7 +14,7 @@ from typing import Any
 
 from overlay_tools import __version__
 from overlay_tools.checkout import checked_out
-from overlay_tools.errors import VerifyError
+from overlay_tools.errors import ToolError, VerifyError
 from overlay_tools.patches.model import Patch
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import LockedWheel
@@ -60,7 +60,10 @@ def describe_build(
     python, _, target = wheel.removesuffix(".whl").split("-")[-3:]
     files = {f"overlay/{name}": data for name, data in overlay.items()}
     files |= {name: read_file(project.root / name) for name in _OTHER_FILES if (project.root / name).exists()}
-    commit, changed = checked_out(project.root)
+    try:
+        commit, changed = checked_out(project.root)
+    except ToolError:  # there is no git, and a build needs none
+        commit, changed = "", False
     sources = [
         *([_base(base)] if base else []),
         *({"name": _name(patch), "digest": {"sha256": patch.sha256}} for patch in patches),
