@@ -11,7 +11,7 @@ import pytest
 from overlay_tools.errors import VerifyError, WheelError
 from overlay_tools.wheels.verify import verify_wheel
 
-from unit.conftest import HEADER, Miniature, write_wheel
+from unit.conftest import Miniature, write_wheel
 
 DIST_INFO = "sglang-1.0+overlay.3.dist-info"
 
@@ -43,16 +43,6 @@ def test_each_file_that_is_not_as_built_is_named(
     mini: Miniature, change: Callable[[dict[str, bytes]], object], said: list[str]
 ) -> None:
     assert verify_wheel(altered(mini.build().path, change)).differences == said
-
-
-@pytest.fixture
-def less(mini: Miniature) -> Miniature:
-    """Return a project with a hook that deletes a file, and one that makes another executable."""
-    mini.patch.write_text(
-        HEADER + "diff --git a/sglang/loader.py b/sglang/loader.py\nold mode 100644\nnew mode 100755\n"
-    )
-    mini.add_hook("less", {"sglang/version.py": "from sglang._version import __version__\n"}, {})
-    return mini
 
 
 def test_a_deleted_file_that_is_back_and_a_wrong_mode_are_named_in_a_wheel(less: Miniature) -> None:

@@ -14,7 +14,7 @@ from overlay_tools.wheels.builder import build_kernel
 from overlay_tools.wheels.plugin import build_plugin
 from overlay_tools.wheels.verify_installed import Found, verify_environment, verify_folder
 
-from unit.conftest import HEADER, Miniature, upstream_files, write_wheel
+from unit.conftest import Miniature, upstream_files, write_wheel
 from unit.wheels.test_plugin import make_plugin
 
 DIST_INFO = "sglang-1.0+overlay.3.dist-info"
@@ -87,16 +87,6 @@ def installed(environment: Environment, ours: list[Path], request: pytest.Fixtur
 def ready(environment: Environment, ours: list[Path]) -> Environment:
     environment.install("uv", ours)
     return environment
-
-
-@pytest.fixture
-def less(mini: Miniature) -> Miniature:
-    """Return a project with a hook that deletes a file, and one that makes another executable."""
-    mini.patch.write_text(
-        HEADER + "diff --git a/sglang/loader.py b/sglang/loader.py\nold mode 100644\nnew mode 100755\n"
-    )
-    mini.add_hook("less", {"sglang/version.py": "from sglang._version import __version__\n"}, {})
-    return mini
 
 
 def test_a_deleted_file_that_is_back_and_a_wrong_mode_are_named(less: Miniature, installed: Environment) -> None:
