@@ -26,16 +26,23 @@ _HINTS = {
 }
 
 
+def read_data(path: Path, kind: type[OverlayError] = OverlayError, hint: str = "") -> bytes:
+    """Return the content of a file.
+
+    Raises an error of `kind` if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise kind(f"{path}: {error.strerror}.", hint=hint or hint_of(error)) from None
+
+
 def read_text(path: Path, kind: type[OverlayError] = OverlayError, hint: str = "") -> str:
     """Return the text of a file, its line ends made alike.
 
     Raises an error of `kind` if it cannot be read, or is not UTF-8.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise kind(f"{path}: {error.strerror}.", hint=hint or hint_of(error)) from None
-    return decode(data, path, kind).replace("\r\n", "\n").replace("\r", "\n")
+    return decode(read_data(path, kind, hint), path, kind).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def decode(data: bytes, path: Path | str, kind: type[OverlayError] = OverlayError) -> str:

@@ -20,7 +20,7 @@ from overlay_tools.downstream.worktree import read_trailers
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import FORWARDED, HOOK_NAME, blob_id
 from overlay_tools.subprocesses import git
-from overlay_tools.user_files import read_text
+from overlay_tools.user_files import read_data, read_text
 
 HINT = (
     "SOURCE is a patch, a folder of patches, a mailbox of `git format-patch`, or a fork: a checkout, or a wheel,"
@@ -174,10 +174,7 @@ def _patches_of(folder: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> list[ForeignPatch]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PatchError(f"{path}: {error.strerror}.", hint=HINT) from None
+    data = read_data(path, PatchError, HINT)
     if data.count(b"\n") == data.count(b"\r\n"):  # a mail on its way: no file has given it these ends
         data = data.replace(b"\r\n", b"\n")
     text = data.decode("utf-8", "surrogateescape")

@@ -19,7 +19,7 @@ from overlay_tools.archive.names import find_name_faults
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import FIELDS, FORWARDED, Patch, deletes, modes_of, renames, source_of, target_of
 from overlay_tools.subprocesses import git
-from overlay_tools.user_files import decode
+from overlay_tools.user_files import decode, read_data
 
 HINT = "patches/README.md says what a patch must look like."
 _FILE_HEAD = re.compile(
@@ -43,10 +43,7 @@ def load_patch(path: Path, hook: str) -> Patch:
 
     Raises PatchError with every fault and its line.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PatchError(f"{path}: {error.strerror}.", hint=HINT) from None
+    data = read_data(path, PatchError, HINT)
     text = decode(data, path, PatchError)
     found = re.search(r"^(diff --git |--- |GIT binary patch)", text, re.MULTILINE)
     if found is None:

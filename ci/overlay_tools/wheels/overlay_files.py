@@ -10,6 +10,7 @@ from pathlib import Path
 from overlay_tools.checkout import is_scratch, own_paths
 from overlay_tools.errors import BuildError
 from overlay_tools.settings import Project
+from overlay_tools.user_files import read_data
 
 _PACKAGES = ("sglang", "sgl_kernel", "sglang_overlay_plugin", "sglang_overlay_plugin_start.py")
 _DOCUMENTS = ("README.md", "CHANGELOG.md")  # beside the packages, for a reader of the repository; in no wheel
@@ -113,10 +114,7 @@ def read_file(path: Path) -> bytes:
 
     Raises BuildError if it cannot be read.
     """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BuildError(f"{path}: {error.strerror}.", hint="Restore the file, or make it readable.") from None
+    return read_data(path, BuildError, "Restore the file, or make it readable.")
 
 
 def as_overlay(files: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from overlay_tools.errors import SignatureError, ToolError
 from overlay_tools.settings import Project
+from overlay_tools.user_files import read_data
 from overlay_tools.wheels.dist import only_writer_of_dist, replace_file
 from overlay_tools.wheels.provenance import read_subject, statement_of
 
@@ -51,7 +52,7 @@ def load_signer(path: Path, ask: Callable[[], str]) -> CryptoSigner:
     Parameters: `path`, a PEM file; `ask`, called for the password if the key has one.
     Raises SignatureError if the file cannot be read, the password is wrong, or the key is of another kind.
     """
-    data = _read(path, _MAKE_KEY)
+    data = read_data(path, SignatureError, _MAKE_KEY)
     try:
         try:
             private = load_pem_private_key(data, None)
@@ -70,7 +71,7 @@ def load_public_key(path: Path) -> Key:
     Raises SignatureError if the file cannot be read, or the key is of another kind.
     """
     try:
-        key = SSlibKey.from_crypto(load_pem_public_key(_read(path, _MAKE_PUBLIC)))
+        key = SSlibKey.from_crypto(load_pem_public_key(read_data(path, SignatureError, _MAKE_PUBLIC)))
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SignatureError(f"{path}: no public key can be read: {_said(error)}.", hint=_MAKE_PUBLIC) from None
     _check_scheme(path, key)
@@ -85,7 +86,7 @@ def plan_envelope(wheel: Path, signer: CryptoSigner) -> tuple[bytes, list[str]]:
     place of the envelope is none.
     """
     path = statement_of(wheel)
-    statement = _read(path, "`nox -s build` writes it beside the wheel.")
+    statement = read_data(path, SignatureError, "`nox -s build` writes it beside the wheel.")
     _check_subject(wheel, statement, str(path))
     envelope, gone = Envelope(statement, _PAYLOAD_TYPE, {}), []
     if envelope_of(wheel).exists():
@@ -139,7 +140,7 @@ def _check_subject(wheel: Path, statement: bytes, where: str) -> None:
         raise SignatureError(
             f"{where} is about {subject.name}, not {wheel.name}.", hint="Give the wheel its name back."
         )
-    found = hashlib.sha256(_read(wheel, _SIGN)).hexdigest()
+    found = hashlib.sha256(read_data(wheel, SignatureError, _SIGN)).hexdigest()
     if subject.sha256 != found:
         raise SignatureError(
             f"{wheel} is not the wheel that {where} is about: its sha256 is {found}, and should be {subject.sha256}.",
@@ -148,7 +149,7 @@ def _check_subject(wheel: Path, statement: bytes, where: str) -> None:
 
 
 def _read_envelope(path: Path) -> Envelope:
-    data = _read(path, _SIGN)
+    data = read_data(path, SignatureError, _SIGN)
     try:
         return Envelope.from_dict(json.loads(data))
     except Exception as error:  # securesystemslib says of no damage what it raises
@@ -161,13 +162,6 @@ def _read_envelope(path: Path) -> Envelope:
 def _check_scheme(path: Path, key: Key) -> None:
     if key.scheme not in _SCHEMES:
         raise SignatureError(f"{path} is a key for {key.scheme}, not for {' or '.join(_SCHEMES)}.", hint=_MAKE_KEY)
-
-
-def _read(path: Path, hint: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SignatureError(f"{path}: {error.strerror}.", hint=hint) from None
 
 
 def _said(error: Exception) -> str:
