@@ -182,7 +182,7 @@ def lint(session: nox.Session) -> None:
 def test(session: nox.Session) -> None:
     """Test the tool, every locked release statically, and the default release's engine."""
     session.install("-e", ".[test]")
-    run(session, "pytest", *session.posargs)
+    run(session, "pytest", "--numprocesses=auto", "--maxprocesses=8", *session.posargs)
     run(session, "overlay-tools", "test-engine", SETTINGS["default"])
     session.log("The status page was not tested in a browser: `nox -s test-page` does that.")
 
