@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import platformdirs
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import InvalidName, canonicalize_name
 
 from overlay_tools.errors import OverlayError
 from overlay_tools.user_files import read_text
@@ -22,7 +24,9 @@ else:
     import tomli as tomllib
 
 _SETTINGS = {"default": str, "revision": int, "replaces": list, "plugin": list}
-_TABLES = {"files": dict, "dependencies": list}  # they may be absent
+_TABLES = {"files": dict, "dependencies": list}  # they may be absent, as may these:
+_PLUGIN = {"plugin-distribution": "sglang-overlay-plugin", "plugin-package": "sglang_overlay_plugin"}
+_TAKEN = {*sys.stdlib_module_names, "sglang", "sgl_kernel", "sglang_kernel", "torch", "transformers"}
 _FILES = "[tool.sglang-overlay.files]"
 _DEPENDENCIES = "[[tool.sglang-overlay.dependencies]]"
 _ONE_EXTRA = re.compile(r'extra == "[^"]*"')
@@ -64,8 +68,9 @@ class Project:
     """A checkout and its settings.
 
     `default`: a release; `revision`: N of `X+overlay.N`; `replaces`: upstream files in whose place the overlay has its
-    own; `plugin`: the releases on which the plugin is proven; `files`: which of the overlay's files do not go to every
-    release; `dependencies`: what releases require other than upstream says.
+    own; `plugin`: the releases on which the plugin is proven; `plugin_distribution`, `plugin_package`: what installers
+    and what imports call it; `files`: which of the overlay's files do not go to every release; `dependencies`: what
+    releases require other than upstream says.
     """
 
     root: Path
@@ -73,6 +78,8 @@ class Project:
     revision: int
     replaces: frozenset[str]
     plugin: tuple[str, ...]
+    plugin_distribution: str
+    plugin_package: str
     files: tuple[FileRange, ...]
     dependencies: tuple[DependencyRule, ...]
 
@@ -134,25 +141,49 @@ def load_project(root: Path) -> Project:
         raise OverlayError(f"{path} has no table [tool.sglang-overlay].", hint="Restore the table from git.") from None
     wrong = [
         f"{path}: [tool.sglang-overlay] {name} must be a {kind.__name__}, not {table.get(name)!r}."
-        for name, kind in {**_SETTINGS, **_TABLES}.items()
-        if not isinstance(table.get(name, kind() if name in _TABLES else None), kind)
+        for name, kind in {**_SETTINGS, **_TABLES, **dict.fromkeys(_PLUGIN, str)}.items()
+        if not isinstance(table.get(name, None if name in _SETTINGS else kind()), kind)
     ] + [
         f"{path}: [tool.sglang-overlay] has an unknown setting: {name!r}."
-        for name in sorted(table.keys() - {*_SETTINGS, *_TABLES})
+        for name in sorted(table.keys() - {*_SETTINGS, *_TABLES, *_PLUGIN})
     ]
     if not wrong and table["revision"] < 1:
         wrong = [f"{path}: [tool.sglang-overlay] revision must be 1 or more."]
     if wrong:
-        raise OverlayError(*wrong, hint=f"It takes {', '.join([*_SETTINGS, *_TABLES])}.")
+        raise OverlayError(*wrong, hint=f"It takes {', '.join([*_SETTINGS, *_PLUGIN, *_TABLES])}.")
+    distribution, package = (table.get(name, default) for name, default in _PLUGIN.items())
+    _check_plugin(path, distribution, package)
     return Project(
         root=root,
         default=table["default"],
         revision=table["revision"],
         replaces=frozenset(table["replaces"]),
         plugin=tuple(table["plugin"]),
+        plugin_distribution=distribution,
+        plugin_package=package,
         files=_read_files(path, text, table.get("files", {})),
         dependencies=_read_dependencies(path, text, table.get("dependencies", [])),
     )
+
+
+def _check_plugin(path: Path, distribution: str, package: str) -> None:
+    """Raise OverlayError if the plugin cannot have these names."""
+    faults = []
+    try:
+        if canonicalize_name(distribution, validate=True).replace("-", "_") in _TAKEN:
+            faults.append(f"plugin-distribution is {distribution!r}, which is the name of something else")
+    except InvalidName:
+        faults.append(f"plugin-distribution is {distribution!r}: letters and digits, and `.`, `-` or `_` between them")
+    if not package.isascii() or not package.isidentifier() or keyword.iskeyword(package):
+        faults.append(f"plugin-package is {package!r}, which cannot be imported: letters, digits and underscores")
+    elif package in _TAKEN:
+        faults.append(f"plugin-package is {package!r}, which is the name of something else")
+    if faults:
+        raise OverlayError(
+            *(f"{path}: [tool.sglang-overlay] {fault}." for fault in faults),
+            hint='Take a name of your own: plugin-distribution = "acme-sglang-models", plugin-package ='
+            ' "acme_sglang_models".',
+        )
 
 
 def _read_files(path: Path, text: str, table: dict[str, object]) -> tuple[FileRange, ...]:

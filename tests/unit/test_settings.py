@@ -11,6 +11,8 @@ from overlay_tools.settings import load_project
 GOOD = "[tool.sglang-overlay]\nplugin = []\ndefault = '1'\nrevision = 1\nreplaces = []\n"
 TABLE = "[[tool.sglang-overlay.dependencies]]\n"
 DEPENDENCIES = GOOD + TABLE
+PACKAGES = ("", "acme-models", "acme.models", "1acme", "import", "größe", "json", "sglang", "sgl_kernel")
+DISTRIBUTIONS = ("", "-acme", "acme_", "acme models", "acme/models", "größe", "SGLang", "sglang-kernel", "sgl.kernel")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,9 @@ DEPENDENCIES = GOOD + TABLE
         (f"{DEPENDENCIES}exclude = ['a==1']\n", "pyproject.toml:6: exclude takes names"),
         (f"{DEPENDENCIES}exclude = ['a; python_version > \"3\"']\n", "pyproject.toml:6: exclude takes names"),
         (f"{GOOD}dependencies = 1\n", "dependencies must be a list"),
+        (f"{GOOD}plugin-package = 1\n", "plugin-package must be a str"),
+        *((f"{GOOD}plugin-package = '{name}'\n", f"plugin-package is {name!r}") for name in PACKAGES),
+        *((f"{GOOD}plugin-distribution = '{name}'\n", f"plugin-distribution is {name!r}") for name in DISTRIBUTIONS),
         (f"{GOOD}dependencies = [1]\n", "it must have `override` or `exclude`"),
         ("[tool]\n", "has no table"),
         ("[tool", "pyproject.toml: "),
@@ -62,3 +67,13 @@ def test_a_release_takes_each_file_but_those_that_are_limited_to_others(tmp_path
         "1.5.post1": ["sglang/a.pyi", "sglang/b/c.py", "sglang/b/c/d.py", "sglang/b.py"],
     }
     assert (project.replaced("1.4"), project.replaced("1.5")) == (frozenset({"sglang/a.py"}), frozenset())
+
+
+def test_the_plugin_has_its_own_names_where_no_others_are_given(tmp_path: Path) -> None:
+    file = tmp_path / "pyproject.toml"
+    file.write_text(GOOD)
+    project = load_project(tmp_path)
+    assert (project.plugin_distribution, project.plugin_package) == ("sglang-overlay-plugin", "sglang_overlay_plugin")
+    file.write_text(f"{GOOD}plugin-distribution = 'Acme.SGLang-models'\nplugin-package = 'acme'\n")
+    project = load_project(tmp_path)
+    assert (project.plugin_distribution, project.plugin_package) == ("Acme.SGLang-models", "acme")

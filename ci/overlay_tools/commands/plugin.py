@@ -21,8 +21,9 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
 
 COMMAND = Command(
     about="Builds a wheel of its own that brings the overlay's models to an SGLang as upstream published it, and writes"
-    " it to dist/. It changes no file of upstream's, and one wheel serves every release that it is proven on.",
-    examples={"": "write dist/sglang_overlay_plugin-REVISION-py3-none-any.whl"},
+    " it to dist/. It changes no file of upstream's, and one wheel serves every release that it is proven on."
+    " `plugin-distribution` and `plugin-package` in pyproject.toml are its names.",
+    examples={"": "write dist/NAME-REVISION-py3-none-any.whl, by default of sglang_overlay_plugin"},
     add_arguments=add_arguments,
     run=run,
 )

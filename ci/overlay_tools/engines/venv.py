@@ -49,7 +49,12 @@ def open_environment(
         if python in (None, THIS_PYTHON)
         else str(python)
     )
-    content = {"wheels": [_sha256(wheel) for wheel in wheels], "extras": [*extras], "left out": [*left_out]}
+    content = {
+        "wheels": [_sha256(wheel) for wheel in wheels],
+        "names": [wheel.name.partition("-")[0] for wheel in wheels],
+        "extras": [*extras],
+        "left out": [*left_out],
+    }
     waiting = _Waiting()
     while True:
         with _held(lock, lock.acquire_read) as held:
@@ -103,7 +108,7 @@ class _Waiting:
 
 def _make(folder: Path, source: str, wheels: Sequence[Path], content: Mapping[str, Sequence[str]]) -> None:
     interpreter, stamp = folder / "bin" / "python", folder / _STAMP
-    fault = _fault(folder, source)
+    fault = _fault(folder, source, content["names"])
     if fault is None or fault:
         if fault:
             console.line(f"{folder} is made anew: {fault}.")
@@ -124,12 +129,15 @@ def _make(folder: Path, source: str, wheels: Sequence[Path], content: Mapping[st
     write_whole(stamp, (json.dumps(made, indent=1) + "\n").encode())
 
 
-def _is_current(folder: Path, source: str, content: Mapping[str, object]) -> bool:
-    return _fault(folder, source) == "" and content.items() <= _stamp(folder).items()
+def _is_current(folder: Path, source: str, content: Mapping[str, Sequence[str]]) -> bool:
+    return _fault(folder, source, content["names"]) == "" and content.items() <= _stamp(folder).items()
 
 
-def _fault(folder: Path, source: str) -> str | None:
-    """Return why an environment has to be made anew, "" if it need not be, None if it has never been made whole."""
+def _fault(folder: Path, source: str, names: Sequence[str]) -> str | None:
+    """Return why an environment has to be made anew, "" if it need not be, None if it has never been made whole.
+
+    Parameters: `names`, of the wheels that it is to hold.
+    """
     made, interpreter = _stamp(folder), folder / "bin" / "python"
     if not made:
         return None
@@ -140,6 +148,8 @@ def _fault(folder: Path, source: str) -> str | None:
         return f"it was made with Python {version} of {path}, which is {' of '.join(reversed(now))} now"
     if source not in (*made["source"], path, version.rpartition(".")[0]):  # a launcher's path is not the interpreter's
         return f"it was made with {path}, and this runs with {source}"
+    if other := [name for name in made.get("names", []) if name not in names]:
+        return f"it holds {' and '.join(other)}, which it is not to hold now"
     if made["packages"] != _packages(folder):
         return "its packages were changed by something else"
     return ""

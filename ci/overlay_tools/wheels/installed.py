@@ -1,4 +1,4 @@
-"""What is installed in a folder of Python's: distributions of sglang, of its kernels and of the plugin."""
+"""What is installed in a folder of Python's: distributions of sglang, of its kernels and of plugins."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from packaging.utils import canonicalize_name
 from overlay_tools.errors import VerifyError
 from overlay_tools.wheels.manifest import MANIFEST
 
-# The package that each distribution brings, by the distribution's name.
+# The package that each distribution brings, by its name. Plugins of other names are found by what their files say.
 PACKAGES = {
     "sglang": "sglang",
     "sglang-kernel": "sgl_kernel",
     "sgl-kernel": "sgl_kernel",
     "sglang-overlay-plugin": "sglang_overlay_plugin",
 }
+_PLUGIN = "sglang-overlay-plugin"
 _KINDS = (".dist-info", ".egg-info", ".egg-link")
 _OURS = re.compile(r".+\+(.+\.)?(overlay|cpu)\.\d+")
+_START = re.compile(r'(?:^|")(\w+)_start\.py\b', re.MULTILINE)  # in RECORD or the manifest: a plugin's own file
 _LEFT_BY_PIP = "~"  # what pip puts in place of a name's first letter while it removes or replaces something
 
 
@@ -29,13 +31,14 @@ _LEFT_BY_PIP = "~"  # what pip puts in place of a name's first letter while it r
 class Installed:
     """A distribution that is installed: its name, its version, and the folder, or file, that says so.
 
-    `package`: the package that it brings.
+    `package`: the package that it brings; `plugin`: whether it is a plugin of this project's.
     """
 
     project: str
     version: str
     folder: Path
     package: str
+    plugin: bool
 
     def __str__(self) -> str:
         return f"{self.project} {self.version}".rstrip()
@@ -53,8 +56,7 @@ class Installed:
     @property
     def ours(self) -> bool:
         """Tell whether this project built it."""
-        plugin = self.package == "sglang_overlay_plugin"
-        return plugin or (self.folder / MANIFEST).exists() or bool(_OURS.fullmatch(self.version))
+        return self.plugin or (self.folder / MANIFEST).exists() or bool(_OURS.fullmatch(self.version))
 
     @property
     def editable(self) -> str:
@@ -76,16 +78,19 @@ def find_installed(place: Path) -> list[Installed]:
     """
     found: dict[str, Installed] = {}
     for path in sorted(_listed(place)):
-        if path.name.startswith(_LEFT_BY_PIP) and _read_name("s" + path.name[1:])[0] in _LEFT_NAMES:
+        if path.name.startswith(_LEFT_BY_PIP) and (
+            _read_name("s" + path.name[1:])[0] in _LEFT_NAMES or _plugin_package(path)
+        ):
             raise VerifyError(
                 f"{path} is what an interrupted pip has left of another installation.",
                 hint="Delete it, and install the wheel anew.",
             )
         if path.suffix in _KINDS:
             project, version = _read_name(path.name.removesuffix(path.suffix))
-            if (package := PACKAGES.get(project)) is None:
+            plugin = PACKAGES[_PLUGIN] if project == _PLUGIN else _plugin_package(path)
+            if (package := plugin or PACKAGES.get(project)) is None:
                 continue
-            one = Installed(project=project, version=version, folder=path, package=package)
+            one = Installed(project=project, version=version, folder=path, package=package, plugin=bool(plugin))
             if package in found:
                 raise VerifyError(
                     f"{place} has two distributions of {package}: {found[package].folder.name} and {path.name}.",
@@ -99,6 +104,22 @@ def find_leftovers(place: Path, found: Sequence[Installed]) -> Iterator[Path]:
     """Yield the folders in a folder of Python's that are packages of ours which no distribution there brings."""
     packages = {one.package for one in found}
     yield from (place / name for name in sorted({*PACKAGES.values()} - packages) if (place / name).is_dir())
+
+
+def _plugin_package(folder: Path) -> str | None:
+    """Return the package of a plugin of this project's, whatever it is named, by what its .dist-info folder lists."""
+    listed = "".join(_text(folder / name) for name in ("RECORD", MANIFEST))
+    if not (folder / MANIFEST).exists() and f"/{MANIFEST}," not in listed:
+        return None
+    found = _START.search(listed)
+    return found.group(1) if found else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _read_name(stem: str) -> tuple[str, str]:

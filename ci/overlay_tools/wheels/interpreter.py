@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from overlay_tools.errors import ToolError, VerifyError
 from overlay_tools.subprocesses import run
-from overlay_tools.wheels.installed import PACKAGES
 
 _NAME = "Name the interpreter of an environment, as .venv/bin/python."
 # It is run without -I, which would hide the user's site-packages and PYTHONPATH; what it imports for itself does not
@@ -53,13 +52,13 @@ class SearchPath:
         return f"{location} ({kind})" if kind else str(location)
 
 
-def ask(python: str) -> SearchPath:
-    """Ask an interpreter where it looks for packages.
+def ask(python: str, packages: Collection[str]) -> SearchPath:
+    """Ask an interpreter where it looks for packages, and where it finds some.
 
     Raises VerifyError if it is none.
     """
     try:
-        done = run([python, "-c", _ASK, *sorted({*PACKAGES.values()})], check=False)
+        done = run([python, "-c", _ASK, *sorted(packages)], check=False)
     except (ToolError, OSError):
         raise VerifyError(f"{python} is not a Python interpreter: it cannot be run.", hint=_NAME) from None
     try:

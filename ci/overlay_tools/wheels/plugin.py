@@ -1,8 +1,13 @@
-"""The plugin: the overlay's files as a package of their own, for an SGLang as upstream published it."""
+"""The plugin: the overlay's files as a package of their own, for an SGLang as upstream published it.
+
+Its names are those that pyproject.toml gives it. What attaches it, in `overlay/sglang_overlay_plugin`, has its source
+under the names that stand here, and each plugin has a copy under its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -14,17 +19,25 @@ from overlay_tools.wheels.builder import BuiltWheel, build_own
 from overlay_tools.wheels.import_rewriter import rewrite
 from overlay_tools.wheels.overlay_files import check_ranges, compile_all, read_package
 
-PACKAGE = "sglang_overlay_plugin"
-_START = f"{PACKAGE}_start"  # beside the package, so that it is there to say what of the package is not
+_PACKAGE, _DISTRIBUTION = "sglang_overlay_plugin", "sglang-overlay-plugin"
+_START = f"{_PACKAGE}_start.py"  # beside the package, so that it is there to say what of the package is not
+_RUNTIME = (  # what any model needs of overlay/sglang
+    "sglang/srt/configs/config_keys.py",
+    "sglang/srt/model_loader/*",
+    "sglang/srt/overlay_*.py",
+    "sglang/srt/overlay_models/__init__.py",
+)
 _UPSTREAM = ("sglang/srt/", "sglang/")
 _METADATA = """\
-Summary: The models of sglang-overlay for an SGLang as it was published
+Summary: Models of an overlay for an SGLang as it was published
 Keywords: {keywords}
 Requires-Dist: sglang
 """
-_ENTRY_POINTS = f"[sglang.srt.plugins]\n{PACKAGE} = {PACKAGE}.attach:attach\n"
+_ENTRY_POINTS = "[sglang.srt.plugins]\n{0} = {0}.attach:attach\n"
 # Python runs this line whenever it starts, in every program of the environment: no damage to the file may show there.
-_STARTUP = f"import sys; exec('try:\\n import {_START}\\n {_START}.watch(with_python=True)\\nexcept Exception: pass')\n"
+_STARTUP = (
+    "import sys; exec('try:\\n import {0}_start\\n {0}_start.watch(with_python=True)\\nexcept Exception: pass')\n"
+)
 
 
 def build_plugin(project: Project) -> BuiltWheel:
@@ -40,9 +53,28 @@ def build_plugin(project: Project) -> BuiltWheel:
             hint="It lists the releases that the plugin is proven on, with `nox -s test-plugin-VERSION`: take it out.",
         )
     check_ranges(project, lock)
-    content = read_package(project, PACKAGE, None) | read_package(project, f"{_START}.py", None)
     files = _files(project)
-    overlay = {**content, **files}
+    built = build_own(
+        project,
+        project.plugin_distribution,
+        str(project.revision),
+        plugin_files(project, files),
+        _METADATA.format(keywords=",".join(f"sglang=={version}" for version in project.plugin)),
+        {"entry_points.txt": _ENTRY_POINTS.format(project.plugin_package).encode()},
+        overlay=_attaching(project) | files,
+    )
+    return replace(built, left_out=sorted(read_package(project, "sglang", None).keys() - files.keys()))
+
+
+def plugin_files(project: Project, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the files of a plugin beside its .dist-info, under the names that the project gives it.
+
+    Parameters: `files`, those of overlay/sglang that it is to have, by their paths there.
+    Raises BuildError if one of them cannot be moved into the plugin's package.
+    """
+    attaching = _attaching(project)
+    compile_all(attaching)
+    content = {_renamed(name.encode(), project).decode(): _renamed(data, project) for name, data in attaching.items()}
     moved = _moved(project, files)
     places = [*content, *moved.values()]
     if taken := sorted({name for name in places if places.count(name) > 1}):
@@ -55,16 +87,30 @@ def build_plugin(project: Project) -> BuiltWheel:
     folders = {str(parent) for name in content for parent in PurePosixPath(name).parents if str(parent) != "."}
     content |= {file: b"" for folder in folders if (file := f"{folder}/__init__.py") not in content}
     compile_all(content)
-    built = build_own(
-        project,
-        PACKAGE.replace("_", "-"),
-        str(project.revision),
-        {**content, f"{PACKAGE}.pth": _STARTUP.encode()},
-        _METADATA.format(keywords=",".join(f"sglang=={version}" for version in project.plugin)),
-        {"entry_points.txt": _ENTRY_POINTS.encode()},
-        overlay=overlay,
-    )
-    return replace(built, left_out=sorted(read_package(project, "sglang", None).keys() - files.keys()))
+    return {**content, f"{project.plugin_package}.pth": _STARTUP.format(project.plugin_package).encode()}
+
+
+def runtime_files(project: Project) -> dict[str, bytes]:
+    """Return the files of a plugin without a model: what attaches it, the registry, and the strict loading of weights.
+
+    They are whole. Beside them a plugin needs its rows and models, in `overlay_models/` and `models/` of its package,
+    and in its metadata the entry point of `sglang.srt.plugins` and, as keywords, `sglang==RELEASE` for each release
+    that it is proven on.
+    """
+    files = read_package(project, "sglang", None)
+    chosen = {name for name in files if any(PurePosixPath(name).match(pattern) for pattern in _RUNTIME)}
+    return plugin_files(project, {name: data for name, data in files.items() if name in chosen})
+
+
+def _attaching(project: Project) -> dict[str, bytes]:
+    """Return the files of overlay/ that attach the plugin."""
+    return read_package(project, _PACKAGE, None) | read_package(project, _START, None)
+
+
+def _renamed(text: bytes, project: Project) -> bytes:
+    """Return the path or the content of a file that attaches a plugin, with this plugin's names in it."""
+    names = {_PACKAGE: project.plugin_package, _DISTRIBUTION: project.plugin_distribution}
+    return re.sub("|".join(names).encode(), lambda found: names[found.group().decode()].encode(), text)
 
 
 def _files(project: Project) -> dict[str, bytes]:
@@ -96,5 +142,5 @@ def _moved(project: Project, files: Iterable[str]) -> dict[str, str]:
     moved = {}
     for name in files:
         prefix = next(prefix for prefix in _UPSTREAM if name.startswith(prefix))
-        moved[name] = f"{PACKAGE}/{name.removeprefix(prefix)}"
+        moved[name] = f"{project.plugin_package}/{name.removeprefix(prefix)}"
     return moved

@@ -14,7 +14,7 @@ from installer.records import RecordEntry
 from overlay_tools.archive.mode import with_mode
 from overlay_tools.archive.record import parse_record, proves
 from overlay_tools.errors import VerifyError
-from overlay_tools.wheels.installed import Installed, find_installed, find_leftovers
+from overlay_tools.wheels.installed import PACKAGES, Installed, find_installed, find_leftovers
 from overlay_tools.wheels.interpreter import SearchPath, ask
 from overlay_tools.wheels.manifest import MANIFEST, load_manifest
 from overlay_tools.wheels.verify import Contents, Verified, differences_from_manifest, differences_from_record, shown
@@ -37,15 +37,17 @@ def verify_environment(python: str) -> Found:
     """Compare what an interpreter imports of this project's wheels with their manifests.
 
     It is looked for where that interpreter looks: its site-packages, the user's, PYTHONPATH and the working folder.
-    Beside the plugin, upstream's sglang is compared with its RECORD.
+    Beside a plugin, upstream's sglang is compared with its RECORD.
     Raises VerifyError if it is no interpreter, has none of this project's wheels, or imports one of their packages from
     anywhere else than where the wheel is installed.
     """
-    path = ask(python)
+    path = ask(python, {*PACKAGES.values()})
     by_package: dict[str, list[Installed]] = {}
     for folder in path.folders:
         for one in find_installed(folder):
             by_package.setdefault(one.package, []).append(one)
+    if plugins := by_package.keys() - {*PACKAGES.values()}:  # of names that are known only now
+        path = ask(python, plugins | {*PACKAGES.values()})
     if stray := sorted(path.packages.keys() - by_package.keys()):
         raise VerifyError(
             *(f"Python imports {name} from {path.describe(name)}, which nothing installed brings." for name in stray),
@@ -80,17 +82,17 @@ def _verify(where: str, chosen: Mapping[str, Installed], path: SearchPath | None
 
     Parameters: `where`, what an error calls the place; `path`, where Python imports them from, if that is known.
     """
-    sglang, plugin = chosen.get("sglang"), chosen.get("sglang_overlay_plugin")
+    sglang, has_plugin = chosen.get("sglang"), any(one.plugin for one in chosen.values())
     compared = [one for one in chosen.values() if one.ours]
-    if plugin is None and (sglang is None or not sglang.ours):
+    if not has_plugin and (sglang is None or not sglang.ours):
         what = f"{sglang.folder.name}, which is not an overlay build of sglang" if sglang else "no sglang"
         raise VerifyError(f"{where} has {what}.", hint="Install a wheel of dist/ there.")
-    if plugin is not None and sglang is not None and not sglang.ours:
+    if has_plugin and sglang is not None and not sglang.ours:
         compared.append(sglang)
     if path:
         _check_imports(compared, path)
-    names = {"sglang": "no sglang", "sgl_kernel": "no kernels", "sglang_overlay_plugin": "no plugin"}
-    remarks = [f"{where} has {text}" for package, text in names.items() if package not in chosen]
+    there = {"sglang": sglang, "kernels": chosen.get("sgl_kernel"), "plugin": has_plugin}
+    remarks = [f"{where} has no {what}" for what, found in there.items() if not found]
     remarks += [f"{one.where} is upstream's: not compared" for one in chosen.values() if one not in compared]
     return Found(verified=[_compare(one) for one in compared], remarks=remarks)
 

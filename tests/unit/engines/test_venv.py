@@ -21,7 +21,7 @@ from overlay_tools.errors import OverlayError, ToolError
 from overlay_tools.upstream.source_tree import THIS_PYTHON
 from overlay_tools.wheels.builder import BuiltWheel, build_kernel
 
-from unit.conftest import REPOSITORY, Miniature
+from unit.conftest import REPOSITORY, Miniature, write_wheel
 
 # A command that opens an environment, says so, and runs from it until its input ends.
 COMMAND = """\
@@ -217,6 +217,21 @@ def test_one_whose_packages_something_else_changed_is_made_anew(
         assert kernel_of(make(folder, wheel.path)) == "1"
         assert not kept()
         assert "its packages were changed by something else" in capsys.readouterr().out
+
+
+def test_a_wheel_that_has_another_name_now_is_not_left_beside_it(
+    mini: Miniature, wheel: BuiltWheel, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "acme.py": b"",
+        "acme-1.dist-info/METADATA": b"Metadata-Version: 2.1\nName: acme\nVersion: 1\n",
+        "acme-1.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    make(folder, write_wheel(mini.root / "acme-1-py3-none-any.whl", files))
+    python = make(folder, wheel.path)
+    assert kernel_of(python) == "1"
+    assert list(folder.glob("lib/python*/site-packages/acme*")) == []
+    assert "it holds acme, which it is not to hold now" in capsys.readouterr().out
 
 
 def test_what_cannot_be_installed_is_named_and_tried_again(wheel: BuiltWheel, folder: Path) -> None:

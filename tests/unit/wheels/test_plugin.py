@@ -81,6 +81,35 @@ def test_the_wheel_is_the_overlay_under_a_name_of_its_own(mini: Miniature) -> No
     assert verify_wheel(built.path).differences == []
 
 
+def test_a_plugin_has_the_names_of_its_team_and_no_others(mini: Miniature) -> None:
+    settings = (mini.root / "pyproject.toml").read_text()
+    mini.write("pyproject.toml", f'{settings}plugin-distribution = "Acme-Models"\nplugin-package = "acme"\n')
+    shutil.copytree(
+        REPOSITORY / "overlay" / "sglang_overlay_plugin",
+        mini.root / "overlay" / "sglang_overlay_plugin",
+        ignore=shutil.ignore_patterns("__pycache__"),
+        dirs_exist_ok=True,
+    )
+    start = "sglang_overlay_plugin_start.py"
+    shutil.copy(REPOSITORY / "overlay" / start, mini.root / "overlay" / start)
+    built = build_plugin(mini.project)
+    assert built.path.name == "acme_models-3-py3-none-any.whl"
+    files = contents(built.path)
+    assert {name.partition("/")[0] for name in files} == {
+        "acme",
+        "acme.pth",
+        "acme_start.py",
+        "acme_models-3.dist-info",
+    }
+    assert email.message_from_bytes(files["acme_models-3.dist-info/METADATA"])["Name"] == "Acme-Models"
+    assert files["acme_models-3.dist-info/entry_points.txt"] == b"[sglang.srt.plugins]\nacme = acme.attach:attach\n"
+    assert files["acme/models/x.py"] == b"from acme.configs.c import C\nfrom sglang.srt.models import llama\n"
+    assert [name for name, data in files.items() if b"overlay_plugin" in data or b"overlay-plugin" in data] == []
+    assert b"python -m acme doctor" in files["acme/__main__.py"]
+    assert b'DISTRIBUTION = "Acme-Models"' in files["acme_start.py"]
+    assert verify_wheel(built.path).differences == []
+
+
 def test_the_same_sources_give_the_same_bytes(mini: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = build_plugin(mini.project).path.read_bytes()
     for path in mini.root.joinpath("overlay").rglob("*.py"):

@@ -333,6 +333,32 @@ def test_the_plugin_is_verified_and_upstreams_sglang_beside_it(mini: Miniature, 
     }
 
 
+def test_plugins_of_other_names_are_verified_beside_it(mini: Miniature, environment: Environment) -> None:
+    make_plugin(mini)
+    wheels = [upstreams(mini), for_any(build_plugin(mini.project).path)]
+    settings = (mini.root / "pyproject.toml").read_text()
+    mini.write("pyproject.toml", f'{settings}plugin-distribution = "Acme.Models"\nplugin-package = "acme"\n')
+    environment.install("uv", [*wheels, for_any(build_plugin(mini.project).path)])
+    whole: dict[str, list[str]] = {"acme-models 3": [], "sglang-overlay-plugin 3": [], "sglang 1.0": []}
+    assert environment.differences() == whole
+    (environment.site / "acme.pth").write_text("\n")
+    assert environment.differences() == whole | {"acme-models 3": ["differs: acme.pth (added)"]}
+    (environment.site / "acme_models-3.dist-info" / "sglang-overlay.json").unlink()
+    with pytest.raises(VerifyError, match=r"sglang-overlay\.json"):
+        environment.differences()
+
+
+def test_a_plugin_of_another_name_that_pip_has_removed_in_part(mini: Miniature, environment: Environment) -> None:
+    make_plugin(mini)
+    settings = (mini.root / "pyproject.toml").read_text()
+    mini.write("pyproject.toml", f'{settings}plugin-distribution = "acme-models"\nplugin-package = "acme"\n')
+    environment.install("uv", [upstreams(mini), for_any(build_plugin(mini.project).path)])
+    info = environment.site / "acme_models-3.dist-info"
+    info.rename(info.with_name("~cme_models-3.dist-info"))
+    with pytest.raises(VerifyError, match="an interrupted pip has left"):
+        verify_environment(environment.python)
+
+
 KERNEL = {
     "sgl_kernel/__init__.py": b"",
     "sglang_kernel-0.4.dist-info/METADATA": b"Metadata-Version: 2.1\nName: sglang-kernel\nVersion: 0.4\n",
