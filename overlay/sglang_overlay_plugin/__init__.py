@@ -18,15 +18,14 @@ except Exception as error:  # upstream would log it, and serve on without the pl
 
 __all__ = ["PluginError", "register"]
 
-watch()  # so that a server is stopped where the rest of the plugin cannot be imported: upstream would log that, too
-
 
 def register() -> None:
     """Let this process, and those that it spawns from now on, serve the overlay's models.
 
     Call it before an engine or server is made; a second call changes nothing.
     Raises PluginError if this plugin is not whole, this release of sglang is not one that it is proven on (unless
-    SGLANG_OVERLAY_ALLOW_UNPROVEN=1), is the overlay's own wheel, or lacks a place where the plugin attaches.
+    SGLANG_OVERLAY_ALLOW_UNPROVEN=1), is a drop-in wheel that knows of no plugins, or lacks a place where the plugin
+    attaches.
     """
     try:
         from sglang_overlay_plugin.attach import attach
@@ -35,3 +34,8 @@ def register() -> None:
         raise PluginError(describe(error)) from error
     check()
     attach()
+
+
+# So that a server is stopped where the rest of the plugin cannot be imported: upstream would log that, too. At the end,
+# for it attaches to what is imported already, which takes `register` from here.
+watch()

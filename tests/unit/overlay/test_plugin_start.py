@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from unit.overlay.installed import DIST_INFO, LAUNCH, OURS, PLUGIN, START, VARIABLE, Site, beside
+from unit.overlay.installed import DIST_INFO, LAUNCH, OURS, PLUGIN, REGISTER, SERVE, START, VARIABLE, Site, beside
 
 PTH = f"{PLUGIN}.pth"
 STOCK = ("-m", "sglang.launch_server", "BaseForCausalLM")
@@ -253,6 +253,12 @@ def test_beside_site_packages_upstream_finds_the_entry_point(site: Site, tmp_pat
     done = site.run("-m", PLUGIN, "doctor", **elsewhere)
     assert done.returncode == 1
     assert "FAILED nothing loads it: install it in site-packages" in done.stdout
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_beside_site_packages_it_may_be_imported_after_sglang(site: Site, tmp_path: Path, name: str) -> None:
+    code = "import sglang.srt.models.registry\n" + REGISTER + SERVE.replace("PlainForCausalLM", name)
+    assert quietly(site, "-c", code, **beside(site, tmp_path)) == OURS[name]
 
 
 @pytest.mark.parametrize("name", ["attach gone", "attach damaged", "checks gone", "start gone"])
