@@ -78,7 +78,8 @@ class _Watch:
     ) -> "ModuleSpec | None":
         if fullname not in GATES:
             return None
-        finders = (finder for finder in sys.meta_path if finder is not self)
+        # Those after this one, as Python would ask them: another plugin's among them asks those after it.
+        finders = sys.meta_path[sys.meta_path.index(self) + 1 :]
         spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in finders)), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module

@@ -57,16 +57,29 @@ def doctor() -> bool:
     _say_how_it_is_loaded(found)
     with found.finding("registration in this process"):
         attach.attach()
+    from sglang_overlay_plugin.overlay_claims import clashes
+
     for name, place in checks.PLACES.items():
         with found.finding(f"hook: {name}.{place}"):
             module = importlib.import_module(name)
             if name in start.refusals:
                 raise start.PluginError(start.refusals[name])
-            if place in REPLACED and not hasattr(getattr(module, place), "__wrapped__"):
-                raise start.PluginError("it is upstream's own function")
+            if place in REPLACED and not _is_ours(getattr(module, place)) and not clashes():
+                raise start.PluginError("it is not this plugin's function")
+    for clash in clashes() if found.healthy else ():
+        found.say(False, clash)
     if found.healthy:
         _say_of_models(found)
     return found.healthy
+
+
+def _is_ours(function: object) -> bool:
+    """Tell whether a function is this plugin's, or another plugin's around it."""
+    from sglang_overlay_plugin import attach
+
+    while function is not None and getattr(function, "__globals__", None) is not vars(attach):
+        function = getattr(function, "__wrapped__", None)
+    return function is not None
 
 
 def _say_how_it_is_loaded(found: Doctor) -> None:
@@ -107,9 +120,10 @@ def _say_of_models(found: Doctor) -> None:
                     raise start.PluginError(f"model_type {config.model_type} is that of another class")
         if row.multimodal:
             found.say(row.architecture in multimodal_model_archs, f"multimodal architecture: {row.architecture}")
-            multimodal_processor.import_processors(UPSTREAMS_PROCESSORS)
-            taken = {model.__name__ for model in multimodal_processor.PROCESSOR_MAPPING}
-            found.say(row.architecture in taken, f"processor of {row.architecture}")
+            with found.finding(f"processor of {row.architecture}"):
+                multimodal_processor.import_processors(UPSTREAMS_PROCESSORS)
+                if row.architecture not in {model.__name__ for model in multimodal_processor.PROCESSOR_MAPPING}:
+                    raise start.PluginError("upstream finds none")
         for reference in filter(None, (row.model, row.draft)):
             with found.finding(f"model: {reference}"):
                 model = resolve_name(reference)

@@ -4,8 +4,10 @@ What the overlay's own wheel has in two patched modules, its hooks, is done here
 """
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from multiprocessing import spawn
 from pathlib import Path
 from types import ModuleType
@@ -53,11 +55,19 @@ def finish(module: ModuleType) -> None:
     """Attach to one of the modules of `start.GATES`, whose code has run.
 
     Raises PluginError where `check` does, and where Ray is to start processes that would lack the plugin; and
-    OverlayError if a model cannot be registered.
+    OverlayError if a model cannot be registered, or another plugin or the drop-in wheel has one of its names.
     """
     check()
+    _claim_architectures()
     if (attach_to := _WHEN_IMPORTED.get(module.__name__)) is not None:
         attach_to(module)
+
+
+def _claim_architectures() -> None:
+    """Take the architectures of this plugin's models, after the drop-in wheel, where that is installed, has its own."""
+    for package in ("sglang.srt", start.NAME):
+        if find_spec(f"{package}.overlay_registry") is not None:
+            importlib.import_module(f"{package}.overlay_registry").claim_architectures()
 
 
 def _install(module: ModuleType) -> None:
@@ -75,7 +85,7 @@ def _resolve(module: ModuleType) -> None:
     def get_model_architecture(model_config: object) -> tuple[type, str]:
         return overlay_registry.resolve_model(model_config) or upstreams(model_config)
 
-    _replace(upstreams, get_model_architecture)
+    _replace("get_model_architecture", upstreams, get_model_architecture)
 
 
 def _set_defaults(module: ModuleType) -> None:
@@ -99,10 +109,12 @@ def _register_models(module: ModuleType) -> None:
         try:
             module.ModelRegistry.register(f"{start.NAME}.models")
         except ValueError as error:  # so upstream reports two classes of one name
-            raise PluginError(f"another plugin, or sglang itself, has a model of this name: {error}") from error
+            raise PluginError(f"sglang itself, or what else is loaded, has a model of this name: {error}") from error
 
 
 def _import_processors(module: ModuleType) -> None:
+    from sglang_overlay_plugin import overlay_claims
+
     upstreams = module.import_processors
 
     @functools.wraps(upstreams)
@@ -110,12 +122,17 @@ def _import_processors(module: ModuleType) -> None:
         upstreams(package_name, overwrite)
         if package_name == UPSTREAMS_PROCESSORS and (Path(__file__).parent / "multimodal" / "processors").is_dir():
             upstreams(f"{start.NAME}.multimodal.processors", overwrite)
+            own = {
+                model.__name__
+                for model, processor in module.PROCESSOR_MAPPING.items()
+                if processor.__module__.partition(".")[0] == start.NAME
+            }
+            overlay_claims.claim("processor of", *own)
 
-    _replace(upstreams, import_processors)
+    _replace("import_processors", upstreams, import_processors)
 
 
-def _replace(upstreams: Callable[..., object], ours: Callable[..., object]) -> None:
-    name = upstreams.__name__
+def _replace(name: str, upstreams: Callable[..., object], ours: Callable[..., object]) -> None:
     for place, user in list(sys.modules.items()):  # some may have taken it from its module already
         if place.startswith("sglang.") and vars(user).get(name) is upstreams:
             setattr(user, name, ours)

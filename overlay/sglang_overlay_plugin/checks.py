@@ -6,11 +6,13 @@ import csv
 import functools
 import logging
 import os
+import re
 from hashlib import sha256
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
+import sglang_overlay_plugin_start as start
 from sglang_overlay_plugin_start import DISTRIBUTION, PluginError, external_package
 from sglang_overlay_plugin_start import NAME as PACKAGE
 
@@ -31,17 +33,19 @@ def check() -> None:
     """Find out whether the overlay's models can be served here; nothing is changed.
 
     Raises PluginError if this plugin is not whole, this release of sglang is not one that it is proven on (unless
-    SGLANG_OVERLAY_ALLOW_UNPROVEN=1), is the overlay's own wheel, or lacks a place where the plugin attaches.
+    SGLANG_OVERLAY_ALLOW_UNPROVEN=1), is a drop-in wheel that knows of no plugins, or lacks a place where the plugin
+    attaches.
     """
     own = own_distribution()
+    _check_that_it_is_one(own)
     missing, changed = _damage(own)
     if missing:
         raise PluginError(f"{DISTRIBUTION} lacks {', '.join(missing)}; install it anew")
     version, folder = upstream()
-    if (folder / "srt" / "overlay_registry.py").exists():
+    if (folder / "srt" / "overlay_registry.py").exists() and not (folder / "srt" / "overlay_claims.py").exists():
         raise PluginError(
-            f"sglang {version} in {folder} is the overlay's own wheel, which has these models;"
-            f" uninstall {DISTRIBUTION}, or install sglang=={version.partition('+')[0]} as it was published"
+            f"sglang {version} in {folder} is a drop-in wheel that knows of no plugins; build it anew, or install"
+            f" sglang=={_release(version)} as it was published"
         )
     if (name := external_package()) is not None and name != f"{PACKAGE}.models":
         raise PluginError(f"SGLANG_EXTERNAL_MODEL_PACKAGE is {name}; it must be {PACKAGE}.models")
@@ -51,9 +55,25 @@ def check() -> None:
             raise PluginError(f"{file} of sglang {version} defines no {name}, where {DISTRIBUTION} attaches")
     if changed:
         _allow(f"{DISTRIBUTION} {own.version} has changed since it was installed: {', '.join(changed)}")
-    if version not in proven_releases():
+    if _release(version) not in proven_releases():
         proven = ", ".join(proven_releases())
         _allow(f"{DISTRIBUTION} {own.version} is not proven on sglang {version}, but on {proven}")
+
+
+def _check_that_it_is_one(own: Distribution) -> None:
+    """Raise PluginError if Python has taken a part of this plugin from another installation than the rest."""
+    for name, taken in {f"{PACKAGE}/checks.py": __file__, f"{PACKAGE}_start.py": start.__file__}.items():
+        installed = Path(own.locate_file(name))  # type: ignore[arg-type]
+        if installed.exists() and not installed.samefile(taken):
+            raise PluginError(
+                f"{DISTRIBUTION} is installed twice: Python has taken {taken}, and {own.version} has {installed};"
+                " uninstall one"
+            )
+
+
+def _release(version: str) -> str:
+    """Give the release that an sglang is, or that a drop-in wheel is made of."""
+    return re.sub(r"[+.]overlay\.\d+$", "", version)
 
 
 def _allow(unproven: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sglang.srt.overlay_claims import claim
 from sglang.srt.overlay_models import OverlayError, OverlayModel
 
 _log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def add_names(row: OverlayModel, load: Callable[[str], Any]) -> None:
     """Make upstream know the parsers and the chat template of a row that are the overlay's own.
 
     Parameters: `load` imports what the row names.
-    Raises OverlayError if upstream has one of the same name.
+    Raises OverlayError if upstream or another overlay has one of the same name.
     """
     for kind in _KINDS:
         if ":" in (reference := getattr(row, kind) or ""):
@@ -36,6 +37,7 @@ def add_names(row: OverlayModel, load: Callable[[str], Any]) -> None:
 
 
 def _add(row: OverlayModel, kind: str, table: dict[str, Any], name: str, own: Any) -> None:
+    claim(kind, name)
     if table.setdefault(name, own) is not own:
         raise OverlayError(f"{row.architecture}: upstream has a {kind} of the name {name!r}; take another")
 

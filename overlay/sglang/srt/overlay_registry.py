@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from sglang.srt.overlay_claims import claim, is_anothers
 from sglang.srt.overlay_defaults import add_names, set_defaults
 from sglang.srt.overlay_models import OverlayError, OverlayModel, read_rows
 
@@ -49,13 +50,23 @@ def _shown(row: OverlayModel) -> list[str]:
     return [str(row.base), row.architecture] if row.multimodal else [str(row.base)]
 
 
+def claim_architectures() -> None:
+    """Take the architectures of all rows for this overlay.
+
+    Raises OverlayError, with both overlays, if another one of this process has one of them.
+    """
+    references = [reference for row in _BY_ARCHITECTURE.values() for reference in (row.model, row.draft) if reference]
+    claim("architecture", *(reference.rpartition(":")[2] for reference in references))
+
+
 def install(multimodal_model_archs: list[str]) -> None:
     """Make upstream know the configurations and multimodal architectures of all rows, and run their `on_install`.
 
     Called at the end of `srt/configs/model_config.py`, which hands over its own list to be extended.
-    Raises OverlayError when a row takes a model type or an architecture that is already taken, or names what cannot
-    be imported.
+    Raises OverlayError when a row takes a model type or an architecture that is already taken, by upstream or another
+    overlay, or names what cannot be imported.
     """
+    claim_architectures()
     for row in _BY_ARCHITECTURE.values():
         if row.config is not None:
             _register_config(row.architecture, _load(row.architecture, row.config))
@@ -92,7 +103,7 @@ def _is_of(row: OverlayModel, said: Mapping[str, Any]) -> bool:
 
 
 def resolve_model(model_config: Any) -> tuple[type, str] | None:
-    """Find the class and the architecture that serve `model_config`, or None when the model is upstream's.
+    """Find the class and the architecture that serve `model_config`, or None when the model is not of this overlay.
 
     Called at the head of `get_model_architecture` in `srt/model_loader/utils.py`, before weights are read. For an
     architecture that its registry lacks, upstream logs a line and goes on with the Transformers backend, which knows
@@ -103,7 +114,8 @@ def resolve_model(model_config: Any) -> tuple[type, str] | None:
     """
     row = _row_of(model_config.hf_config)
     if row is None:
-        _check_upstreams(model_config)
+        if not _is_anothers(model_config.hf_config):
+            _check_upstreams(model_config)
         return None
     _check_arguments(row, model_config)
     if row.settle is not None:
@@ -203,7 +215,10 @@ def _read_config(path: str, revision: str | None, overrides: Mapping[str, Any]) 
 
 
 def _row_of(config: Any) -> OverlayModel | None:
-    """Find the row of a Hugging Face configuration: by its class, or else by the architecture that it names."""
+    """Find the row of a Hugging Face configuration: by its class, or else by the architecture that it names.
+
+    Raises OverlayError if it names an architecture that was an overlay's and is no longer.
+    """
     for row in _BY_ARCHITECTURE.values():
         if row.config is not None and row.config == _reference_to(type(config)):
             return row
@@ -211,9 +226,18 @@ def _row_of(config: Any) -> OverlayModel | None:
     for name in [own] if own is not None else getattr(config, "architectures", None) or []:
         if name in _BY_ARCHITECTURE:
             return _BY_ARCHITECTURE[name]
-    if own is not None:
+    if own is not None and not is_anothers("architecture", own):
         raise OverlayError(f"{own}: no row of the overlay has this architecture; it has {sorted(_BY_ARCHITECTURE)}")
     return None
+
+
+def _is_anothers(config: Any) -> bool:
+    """Tell whether a configuration is of a model of another overlay in this process, which checks it itself."""
+    own = getattr(config, "overlay_architecture", None)
+    names = [own] if own is not None else getattr(config, "architectures", None) or []
+    return is_anothers("model_type", getattr(config, "model_type", "")) or any(
+        is_anothers("architecture", name) for name in names
+    )
 
 
 def _reference_to(cls: type) -> str:
@@ -234,6 +258,7 @@ def _register_config(architecture: str, config: Any) -> None:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     name = config.model_type
+    claim("model_type", name)
     if name in CONFIG_MAPPING and (taken := CONFIG_MAPPING[name]) is not config:
         raise OverlayError(
             f"{architecture}: model_type {name!r} is that of {taken.__module__}.{taken.__name__} already"

@@ -24,6 +24,7 @@ class ExtConfig:
     model_type = "ext"
     def __init__(self, architecture):
         self.architectures = [architecture]
+        self.own_key = 1
         alias(self)
 """,
     "multimodal/processors/ext.py": """\
@@ -40,6 +41,7 @@ ROW = OverlayModel(
     model="sglang.srt.models.ext:ExtForCausalLM",
     base="BaseForCausalLM",
     config="sglang.srt.configs.ext:ExtConfig",
+    extensions=("own_key",),
     multimodal=True,
 )
 """,
@@ -94,26 +96,50 @@ class Site:
         return done.stdout
 
 
-def install_plugin(folder: Path) -> Path:
-    """Build the plugin from the checkout's own attaching code and three small files, and install it."""
+SHARED = (
+    "overlay_registry.py",
+    "overlay_claims.py",
+    "overlay_defaults.py",
+    "overlay_models/__init__.py",
+    "configs/config_keys.py",
+)
+
+
+def overlay_files() -> dict[str, str]:
+    """Give the files of a small overlay by their paths in sglang/srt: the checkout's own registry, and two models."""
+    ours = REPOSITORY / "overlay" / "sglang" / "srt"
+    return {**OVERLAY, **{name: (ours / name).read_text(encoding="utf-8") for name in SHARED}}
+
+
+def make_plugin(folder: Path, files: Mapping[str, str], settings: str = "") -> Path:
+    """Build a plugin from the checkout's own attaching code and an overlay's files; `settings` say its names."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        mini = make_miniature(folder / "project", monkeypatch)
+        mini = make_miniature(folder, monkeypatch)
     text = (mini.root / "pyproject.toml").read_text()
-    mini.write("pyproject.toml", text.replace("plugin = []", 'plugin = ["1.0", "1.1"]'))
+    mini.write("pyproject.toml", text.replace("plugin = []", 'plugin = ["1.0", "1.1"]') + settings)
     shutil.copytree(
         REPOSITORY / "overlay" / PLUGIN, mini.root / "overlay" / PLUGIN, ignore=shutil.ignore_patterns("__pycache__")
     )
     mini.write(f"overlay/{START}", (REPOSITORY / "overlay" / START).read_text(encoding="utf-8"))
-    ours = REPOSITORY / "overlay" / "sglang" / "srt"
-    shared = ("overlay_registry.py", "overlay_defaults.py", "overlay_models/__init__.py", "configs/config_keys.py")
-    for name, content in {**OVERLAY, **{name: (ours / name).read_text(encoding="utf-8") for name in shared}}.items():
+    for name, content in files.items():
         mini.write(f"overlay/sglang/srt/{name}", content)
+    return build_plugin(mini.project).path
+
+
+def pip(site: Site, *words: str | Path) -> None:
+    """Do with an environment's packages what uv's pip does."""
+    uv = [sys.executable, "-m", "uv", "pip", words[0], "--quiet", "--offline", "--no-cache"]
+    subprocess.run([*uv, "--python", site.folder / "bin" / "python", *words[1:]], check=True)
+
+
+def install_plugin(folder: Path) -> Path:
+    """Make an environment with the stand-ins and a plugin of two models."""
     site = Site(folder / "env")
+    folder.mkdir(exist_ok=True)
     venv.EnvBuilder(symlinks=True).create(site.folder)
     for name, content in SGLANG.items():
         site.write(name, content)
-    uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--no-cache", "--python"]
-    subprocess.run([*uv, site.folder / "bin" / "python", build_plugin(mini.project).path], check=True)
+    pip(site, "install", "--no-deps", make_plugin(folder / "project", overlay_files()))
     return site.folder
 
 

@@ -122,8 +122,9 @@ def serve(name):
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.model_loader.loader import load
     from sglang.srt.utils.hf_transformers_utils import get_config
-    get_config("ext" if name.startswith("Ext") else "llama")  # as some releases do before they make a ModelConfig
-    return "came up with " + load(ModelConfig("ext" if name.startswith("Ext") else "llama", name))
+    model_type = {"ExtForCausalLM": "ext", "TeamExtForCausalLM": "team_ext"}.get(name, "llama")
+    get_config(model_type)  # as some releases do before they make a ModelConfig
+    return "came up with " + load(ModelConfig(model_type, name))
 if __name__ == "__main__":
     try:
         from sglang.srt.plugins import load_plugins

@@ -153,6 +153,11 @@ def load():
     from sglang.srt.models.registry import ModelRegistry
     ModelRegistry.register('another.models'{})
 """
+TAKES_THE_HOOK = """\
+def load():
+    import sglang.srt.model_loader.utils
+    sglang.srt.model_loader.utils.get_model_architecture = print
+"""
 CONFIG = "def load():\n    import transformers\n    transformers.CONFIG_MAPPING['ext'] = transformers.LlamaConfig\n"
 
 
@@ -187,7 +192,7 @@ FAULTS = {
     "unproven, yes": Fault(SAYS_UNPROVEN, {METADATA: UNPROVEN}, {"SGLANG_OVERLAY_ALLOW_UNPROVEN": "yes"}),
     "sglang not installed": Fault("sglang is not installed", {"sglang-1.0.dist-info": None}),
     "sglang missing": Fault("sglang 1.0 is installed, but cannot be imported", {"sglang": None}, ways=("by hand",)),
-    "own wheel": Fault("is the overlay's own wheel", {"sglang/srt/overlay_registry.py": ""}),
+    "old drop-in wheel": Fault("drop-in wheel that knows of no plugins", {"sglang/srt/overlay_registry.py": ""}),
     "model deleted": Fault(f"lacks {PLUGIN}/models/plain.py; install it anew", {f"{PLUGIN}/models/plain.py": None}),
     "registry deleted": Fault(f"lacks {PLUGIN}/overlay_registry.py", {f"{PLUGIN}/overlay_registry.py": None}),
     "init deleted": Fault(
@@ -286,6 +291,7 @@ def test_the_doctor_finds_nothing_wrong(site: Site) -> None:
         (FAULTS["broken model"], "ValueError: no kernel"),
         (FAULTS["another instead"], "another.models.plain.PlainForCausalLM'> under this name"),
         (FAULTS["broken config"], "ValueError: no config"),
+        (Fault("", another(TAKES_THE_HOOK, "z")), "utils.get_model_architecture: it is not this plugin's function"),
         (FAULTS["another's configuration"], "model_type 'ext'"),
         (
             Fault("", {f"{DIST_INFO}/entry_points.txt": "", f"{DIST_INFO}/RECORD": f"{PLUGIN}/attach.py,,\n"}),
