@@ -12,8 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,9 +65,9 @@ class Model:
 
 CORES = sorted(os.sched_getaffinity(0))
 RELEASE = Version(version("sglang"))
-# Whether sglang is upstream's own, and the overlay's models are in the plugin beside it.
-PLUGIN = find_spec("sglang_overlay_plugin") is not None
-PACKAGE = "sglang_overlay_plugin" if PLUGIN else "sglang.srt"
+# Where sglang is upstream's own, and the overlay's models are in the plugin beside it: its package is its point's name.
+PLUGIN = next((p for p in entry_points(group="sglang.srt.plugins") if p.value == f"{p.name}.attach:attach"), None)
+PACKAGE = PLUGIN.name if PLUGIN else "sglang.srt"
 
 
 def ours(name: str) -> ModuleType:

@@ -9,9 +9,11 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
-from engine.harness import OURS, RELEASE, SPAWN, run_first, server
+from engine.harness import OURS, PACKAGE, RELEASE, SPAWN, run_first, server
 from overlay_tools.errors import ServeError
 from reference.cases import make_checkpoint
+
+from plugin.names import DISTRIBUTION, WHEEL
 
 # A model of ours that shares its model_type with upstream's, and one that has its own.
 PLAIN = next(name for name, case in OURS.items() if case.served)
@@ -19,22 +21,23 @@ DERIVED = next(name for name, case in OURS.items() if case.trained is not None)
 ARCHITECTURE, MODEL_TYPE = OURS[PLAIN].architecture, OURS[DERIVED].config["model_type"]
 
 # What a process runs first where nothing is to load the plugin: neither its line in site-packages nor its entry point.
+NAMED = f"PLUGIN = {PACKAGE!r}\n"
 NOTHING_LOADS_IT = """
-import importlib.metadata, sys
+import importlib.metadata
 
-sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "sglang_overlay_plugin_start"]
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != f"{PLUGIN}_start"]
 
 every = importlib.metadata.entry_points
 def entry_points(**chosen):
     found = every(**chosen)
-    return type(found)(point for point in found if "sglang_overlay_plugin" not in point.value) if chosen else found
+    return type(found)(point for point in found if point.name != PLUGIN) if chosen else found
 importlib.metadata.entry_points = entry_points
 """
 BY_HAND = """
 import sys
 if "--multiprocessing-fork" not in sys.orig_argv and "sglang.launch_server" in sys.orig_argv:
-    import sglang_overlay_plugin
-    sglang_overlay_plugin.register()
+    import importlib
+    importlib.import_module(PLUGIN).register()
 """
 # Processes are spawned as if the plugin were not there.
 NOTHING_IS_CARRIED = """
@@ -46,7 +49,7 @@ import importlib.abc, sys
 
 class Unreadable(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.startswith("sglang_overlay_plugin."):
+        if name.startswith(f"{PLUGIN}."):
             raise PermissionError(13, "Permission denied", name)
 
 sys.meta_path.insert(0, Unreadable())
@@ -75,21 +78,21 @@ def derived(folder: Path) -> None:
 
 
 def nothing_loads_it(folder: Path) -> dict[str, str]:
-    return run_first(NOTHING_LOADS_IT, folder)
+    return run_first(NAMED + NOTHING_LOADS_IT, folder)
 
 
 def unreadable(folder: Path) -> dict[str, str]:
-    return run_first(UNREADABLE, folder)
+    return run_first(NAMED + UNREADABLE, folder)
 
 
 def file_missing(folder: Path) -> dict[str, str]:
     """Put the plugin's distribution first on the path once more, with a file that is not there."""
-    change_distribution(folder, "RECORD", "sglang_overlay_plugin/absent.py,,\n")
+    change_distribution(folder, "RECORD", f"{PACKAGE}/absent.py,,\n")
     return run_first("", folder)
 
 
 def unproven(folder: Path) -> dict[str, str]:
-    change_distribution(folder, "METADATA", "Metadata-Version: 2.4\nName: sglang-overlay-plugin\nVersion: 1\n")
+    change_distribution(folder, "METADATA", f"Metadata-Version: 2.4\nName: {DISTRIBUTION}\nVersion: 1\n")
     return run_first("", folder)
 
 
@@ -98,8 +101,8 @@ def unproven_but_allowed(folder: Path) -> dict[str, str]:
 
 
 def change_distribution(folder: Path, name: str, text: str) -> None:
-    own = distribution("sglang-overlay-plugin")
-    changed = folder / f"sglang_overlay_plugin-{own.version}.dist-info"
+    own = distribution(DISTRIBUTION)
+    changed = folder / f"{WHEEL}-{own.version}.dist-info"
     changed.mkdir()
     for file in ("METADATA", "entry_points.txt"):
         (changed / file).write_text(own.read_text(file) or "", encoding="utf-8")
@@ -125,7 +128,7 @@ def target_renamed(folder: Path) -> dict[str, str]:
 
 
 def spawned_without(folder: Path) -> dict[str, str]:
-    return run_first(NOTHING_LOADS_IT + NOTHING_IS_CARRIED + BY_HAND, folder) | SPAWN  # a fork would have it
+    return run_first(NAMED + NOTHING_LOADS_IT + NOTHING_IS_CARRIED + BY_HAND, folder) | SPAWN  # a fork would have it
 
 
 def anothers_config(folder: Path) -> dict[str, str]:
@@ -150,7 +153,7 @@ CASES: dict[str, tuple[Fault, Callable[[Path], None], str]] = {
     "nothing loads it, derived": (nothing_loads_it, derived, UNKNOWN[derived]),
     "unreadable, plain": (unreadable, plain, NOT_READ),
     "unreadable, derived": (unreadable, derived, NOT_READ),
-    "file missing": (file_missing, plain, "lacks sglang_overlay_plugin/absent.py; install it anew"),
+    "file missing": (file_missing, plain, f"lacks {PACKAGE}/absent.py; install it anew"),
     "unproven": (unproven, plain, f"is not proven on sglang {version('sglang')}"),
     "target renamed": (target_renamed, derived, f"of sglang {RELEASE} defines no get_model_architecture"),
     "spawned without, plain": (spawned_without, plain, UNKNOWN[plain]),

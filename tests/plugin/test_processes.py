@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -15,8 +14,10 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
-from engine.harness import RELEASE, SAMPLING, SERVED, STOCK, Model, assert_answers, post, server
+from engine.harness import PACKAGE, RELEASE, SAMPLING, SERVED, STOCK, Model, assert_answers, ours, post, server
 from packaging.version import Version
+
+from plugin.names import DISTRIBUTION, WHEEL
 
 PLUGINS_OFF = {"SGLANG_PLUGINS": "none"}
 
@@ -48,7 +49,7 @@ def test_the_doctor_finds_nothing_wrong() -> None:
     status, said = doctor({})
     assert status == 0, said
     assert "FAILED" not in said
-    rows = importlib.import_module("sglang_overlay_plugin.overlay_registry").MODELS
+    rows = ours("overlay_registry").MODELS
     for what in [name for row in rows for name in (row.model, row.draft, row.config) if name is not None]:
         assert sum(line.startswith("ok") and line.endswith(f": {what}") for line in said.splitlines()) == 1
 
@@ -62,7 +63,7 @@ def test_the_doctor_says_that_the_plugin_is_left_out() -> None:
 
 def doctor(environment: dict[str, str]) -> tuple[int, str]:
     """Ask the doctor in an environment; give its status and what it printed."""
-    words = [sys.executable, "-m", "sglang_overlay_plugin", "doctor"]
+    words = [sys.executable, "-m", PACKAGE, "doctor"]
     done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
 
@@ -93,7 +94,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_uninstalling_leaves_upstream_as_it_was(tmp_path: Path) -> None:
-    (plugin,) = (Path(__file__).parents[2] / "dist").glob("sglang_overlay_plugin-*.whl")
+    (plugin,) = (Path(__file__).parents[2] / "dist").glob(f"{WHEEL}-{version(DISTRIBUTION)}-*.whl")
     python = tmp_path / "env" / "bin" / "python"
     uv = [sys.executable, "-m", "uv"]
     site = Path(str(distribution("sglang").locate_file("")))
@@ -105,11 +106,11 @@ def test_uninstalling_leaves_upstream_as_it_was(tmp_path: Path) -> None:
     run(*uv, "pip", "install", "--quiet", "--no-deps", "--no-cache", "--python", python, plugin)
     installed = digests(folder)
     assert {name.split("/")[0] for name in installed.keys() - before.keys()} == {
-        "sglang_overlay_plugin",
-        "sglang_overlay_plugin.pth",
-        "sglang_overlay_plugin_start.py",
+        PACKAGE,
+        f"{PACKAGE}.pth",
+        f"{PACKAGE}_start.py",
         f"{plugin.name.partition('-py3')[0]}.dist-info",
     }
     assert {name: installed[name] for name in before} == before
-    run(*uv, "pip", "uninstall", "--quiet", "--python", python, "sglang-overlay-plugin")
+    run(*uv, "pip", "uninstall", "--quiet", "--python", python, DISTRIBUTION)
     assert digests(folder) == before

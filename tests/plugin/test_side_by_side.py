@@ -35,9 +35,11 @@ from overlay_tools.engines import engine_config
 from overlay_tools.errors import ServeError
 from reference.cases import make_checkpoint
 
+from plugin.names import DISTRIBUTION
+
 ROOT = Path(__file__).parents[2]
-TEAM, DISTRIBUTION = "team_models", "team-sglang-models"
-SETTINGS = {"plugin-distribution": DISTRIBUTION, "plugin-package": TEAM}
+TEAM, TEAMS = "team_models", "team-sglang-models"
+SETTINGS = f'plugin-distribution = "{TEAMS}"\nplugin-package = "{TEAM}"\n'
 PLAIN = SERVED[0]
 DERIVED = next(name for name, case in OURS.items() if case.trained is not None and "drafts" in case.servers)
 # Our models' names, as they are in files, words and classes: the team's begin with its own.
@@ -62,9 +64,8 @@ def build(folder: Path, *, rename: bool) -> Path:
     for name in ("LICENSE", "NOTICE", "upstream.lock"):
         shutil.copy(ROOT / name, checkout)
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for name, value in SETTINGS.items():
-        text, times = re.subn(f'^{name} = "[^"]*"', f'{name} = "{value}"', text, flags=re.MULTILINE)
-        assert times == 1
+    text = re.sub(r"^plugin-(distribution|package) .*\n", "", text, flags=re.MULTILINE)
+    text = text.replace("[tool.sglang-overlay]\n", f"[tool.sglang-overlay]\n{SETTINGS}")
     (checkout / "pyproject.toml").write_text(text, encoding="utf-8")
     files = [path for path in (checkout / "overlay" / "sglang").rglob("*") if path.is_file()]
     for path in files if rename else ():
@@ -186,7 +187,7 @@ def test_one_that_has_our_models_is_refused_and_both_are_named(models: dict[str,
     ):
         pytest.fail("it serves")
     said = log.read_text(errors="replace").splitlines()[-1]
-    for plugin in (DISTRIBUTION, "sglang-overlay-plugin"):
+    for plugin in (TEAMS, DISTRIBUTION):
         assert re.search(rf"{plugin} \d", said)
     assert f"the architecture {OURS[DERIVED].architecture}" in said
 

@@ -4,7 +4,8 @@
 
 Nothing is loaded or started: the server's arguments are resolved and checked as an engine does it first, and the model
 configurations of the served model and of its draft are made from them. CASES.json has the `checkpoints` (folders), the
-`option_sets` (keyword arguments of ServerArgs) and the folder of a checkpoint to `warm_up` with.
+`option_sets` (keyword arguments of ServerArgs), the folder of a checkpoint to `warm_up` with, and the package of the
+`plugin` that has the overlay's models, or nothing.
 
 OUT_FOLDER/DEVICE.json gets, for each checkpoint, a list with one member an option set: None where the release lacks one
 of the options, else a mapping of dotted names to values. Where upstream refuses the options, it has only `refusal`.
@@ -37,6 +38,7 @@ GPUS = {  # a name: compute capability, name, GiB, multiprocessors
     "sm90": ((9, 0), "NVIDIA H100 80GB HBM3", 80, 132),
     "sm100": ((10, 0), "NVIDIA B200", 180, 148),
 }
+_plugin = ""
 # Options of ServerArgs by the names that they had before.
 FORMER_NAMES = {"mamba_radix_cache_strategy": "mamba_scheduler_strategy"}  # to 0.5.13.post1
 
@@ -162,7 +164,7 @@ def _parts(value: object) -> dict[Any, Any] | None:
     if isinstance(value, list | tuple):
         return dict(enumerate(value))
     kind = type(value)
-    if kind.__module__.partition(".")[0] not in ("sglang", "sglang_overlay_plugin", "transformers"):
+    if kind.__module__.partition(".")[0] not in ("sglang", _plugin, "transformers"):
         return None
     fields = getattr(value, "__struct_fields__", ())  # of msgspec's records: ServerArgs from 0.5.20 on
     parts = {**{name: getattr(value, name) for name in fields}, **getattr(value, "__dict__", {})}
@@ -204,13 +206,15 @@ def decide_all(cases: Mapping[str, Any], device: str, out: Path) -> None:
 
 def main() -> None:
     """Decide the cases on all devices at once."""
-    if importlib.util.find_spec("sglang_overlay_plugin") is not None:
-        importlib.import_module("sglang_overlay_plugin").register()
+    global _plugin
+    cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    _plugin = cases["plugin"]
+    if _plugin:
+        importlib.import_module(_plugin).register()
     if importlib.util.find_spec("sglang.srt.configs.hybrid_arch") is None:
         for name in ("_custom_ops", "model_executor.layers.activation", "model_executor.layers.layernorm"):
             sys.modules.setdefault(f"vllm.{name}", MagicMock())  # 0.5.7 imports it where there is neither GPU nor AMX
         importlib.import_module("sglang.srt.model_executor.model_runner")  # `kinds` asks it, on a simulated GPU as well
-    cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     decide(cases["warm_up"], {"device": "cpu"})
     workers = [_fork.Process(target=decide_all, args=(cases, device, Path(sys.argv[2]))) for device in sys.argv[3:]]
     for worker in workers:

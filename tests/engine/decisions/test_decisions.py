@@ -23,6 +23,7 @@ from reference.cases import Decisions, cases
 from reference.checkpoints import write_config, write_tokenizer
 
 from engine.decisions.decide import GPUS
+from engine.harness import PLUGIN
 
 DEVICES = ("cpu", *GPUS)
 
@@ -126,6 +127,7 @@ def decide(folder: Path) -> Decided:
         "warm_up": str(warm_up),
         "checkpoints": [str(path) for path in made.values()],
         "option_sets": OPTION_SETS,
+        "plugin": PLUGIN.name if PLUGIN else "",
     }
     (folder / "cases.json").write_text(json.dumps(asked), encoding="utf-8")
 
