@@ -77,20 +77,20 @@ def _longest(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
 
 def _slide(old: Sequence[str], new: Sequence[str], changes: Sequence[Change]) -> Iterator[Change]:
     """Yield the changes, each that only removes or only adds moved, between its neighbours, to where it reads best."""
-    done = 0  # the end, in the old text, of the change before
+    first_start = 0  # so that a line that stays lies between a change and the one before
     for n, change in enumerate(changes):
         next_start = changes[n + 1].start if n + 1 < len(changes) else len(old)
         start, end, new_start, new_end = change
         if start == end or new_start == new_end:
             text, first, last = (new, new_start, new_end) if start == end else (old, start, end)
             up = down = 0
-            while start - up > done and text[first - up - 1] == text[last - up - 1]:
+            while start - up > first_start and text[first - up - 1] == text[last - up - 1]:
                 up += 1
             while end + down < next_start and text[first + down] == text[last + down]:
                 down += 1
             step = min(range(down, -up - 1, -1), key=lambda step: _awkwardness(text[first + step : last + step]))
             change = Change(start + step, end + step, new_start + step, new_end + step)
-        done = change.end
+        first_start = change.end + 1
         yield change
 
 

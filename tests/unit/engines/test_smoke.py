@@ -117,7 +117,9 @@ def test_a_picture_is_shown_by_its_data_and_by_its_path(
     picture.write_bytes(b"a picture")
     folder.mkdir()
     ask(server, folder, picture if named else None)
-    urls = [body["messages"][0]["content"][0]["image_url"]["url"] for _, body in answering.asked[2:]]
+    messages = [message for _, body in answering.asked[2:] for message in body["messages"]]
+    urls = [message["content"][0]["image_url"]["url"] for message in messages]
+    assert {message["role"] for message in messages} == {"user"}
     shown = folder / ("cat.png" if named else "red-square.png")
     assert urls == [f"data:image/png;base64,{base64.b64encode(shown.read_bytes()).decode()}", str(shown.resolve())]
     assert named == (shown.read_bytes() == b"a picture")

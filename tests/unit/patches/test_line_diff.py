@@ -8,28 +8,28 @@ import pytest
 from overlay_tools.patches.line_diff import count_changes, find_changes
 
 
-def apply(old: str, new: str) -> str:
-    made, at = "", 0
+def apply(old: list[str], new: list[str]) -> list[str]:
+    made, at = list[str](), 0
     for start, end, new_start, new_end in find_changes(old, new):
         made += old[at:start] + new[new_start:new_end]
         at = end
     return made + old[at:]
 
 
-def longest(old: str, new: str) -> int:
+def longest(old: list[str], new: list[str]) -> int:
     """Return the length of a longest common subsequence, by the usual table."""
     row = [0] * (len(new) + 1)
-    for letter in old:
+    for line in old:
         above = row[:]
         for n, other in enumerate(new):
-            row[n + 1] = above[n] + 1 if letter == other else max(above[n + 1], row[n])
+            row[n + 1] = above[n] + 1 if line == other else max(above[n + 1], row[n])
     return row[-1]
 
 
 def test_no_diff_is_smaller() -> None:
     draw = random.Random(3)
     for _ in range(1000):
-        old, new = ("".join(draw.choices("abcd", k=draw.randrange(14))) for _ in range(2))
+        old, new = (draw.choices(["a", "b", "    c", ""], k=draw.randrange(14)) for _ in range(2))
         changes = find_changes(old, new)
         assert apply(old, new) == new
         fewest = len(old) + len(new) - 2 * longest(old, new)
@@ -56,6 +56,7 @@ A, OURS, B = "def a\n    x\n", "def ours\n    x\n", "def b\n    x\n"
         (A, f"\n\n{OURS}", ""),
         ("class A\n    def a\n        x\n", "\n    def b\n        x\n", ""),
         ("x\nx\n", "x\n", ""),
+        ("", "x\n\n", "x\n"),
     ],
 )
 def test_a_function_is_added_and_removed_whole(head: str, added: str, tail: str) -> None:

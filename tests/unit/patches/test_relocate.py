@@ -435,8 +435,9 @@ def test_a_method_that_became_a_function_takes_its_indentation(follow: Follow) -
         ({"sglang/io.py": LOAD + "".join(f"    also({n})\n" for n in range(20))}, f"{FILE} is gone"),
     ],
 )
-def test_without_a_place_the_target_is_gone(follow: Follow, new: dict[str, str], note: str) -> None:
-    placed = follow({FILE: ENGINE}, {FILE: sub(ENGINE, HOOK)}, new)
+@pytest.mark.parametrize("hook", [HOOK, (CHECK, "")])
+def test_without_a_place_the_target_is_gone(follow: Follow, new: dict[str, str], note: str, hook: Change) -> None:
+    placed = follow({FILE: ENGINE}, {FILE: sub(ENGINE, hook)}, new)
     assert (only(placed).outcome, only(placed).proposed, only(placed).line) == ("target gone", False, 0)
     assert note in only(placed).note
     assert placed.files == {}
