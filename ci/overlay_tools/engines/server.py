@@ -136,13 +136,13 @@ class Server:
 
     def _others(self) -> str:
         """Return, in words, who listens on the port and is not of this server's session; nothing if no one is."""
-        pids = [pid for pid in self._listeners() if pid is None or not self._owns(pid)]
+        pids = [pid for pid in self._listeners() if pid is None or self._is_strange(pid)]
         return ", ".join("a process of another user" if pid is None else f"process {pid}" for pid in pids)
 
-    def _owns(self, pid: int) -> bool:
+    def _is_strange(self, pid: int) -> bool:
         try:
-            return os.getsid(pid) == self.process.pid
-        except ProcessLookupError:
+            return os.getsid(pid) != self.process.pid
+        except ProcessLookupError:  # it has ended since, and listens no more
             return False
 
 

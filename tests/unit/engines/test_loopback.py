@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -81,6 +82,15 @@ def test_an_error_of_the_server_is_not_retried(proxy: Asked) -> None:
     with openai_client("http://127.0.0.1:9", timeout=30) as client, pytest.raises(openai.APIConnectionError):
         client.models.list()
     assert proxy.paths == []
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for_any_longer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(TimeoutError):
+            open_directly(url, timeout=0.1)
+        with openai_client(url, timeout=0.1) as client, pytest.raises(openai.APITimeoutError):
+            client.models.list()
 
 
 @pytest.mark.parametrize("said", ["", "internal.example", "internal.example, 127.0.0.1"])

@@ -65,6 +65,11 @@ def child_of(folder: Path) -> int:
     return int((folder / "log").read_text().split("child ")[1].split()[0])
 
 
+def wait_for_child(folder: Path) -> None:
+    while "child " not in (folder / "log").read_text():
+        time.sleep(0.01)
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
@@ -116,13 +121,9 @@ def test_a_server_without_a_last_line_says_so(tmp_path: Path, mode: str, timeout
 
 
 def test_a_server_that_does_not_come_up_is_ended(tmp_path: Path) -> None:
-    def wait_for_child(seconds: int) -> None:
-        while "child " not in (tmp_path / "log").read_text():
-            time.sleep(0.01)
-
     with (
         pytest.raises(ServeError, match="did not come up within 1 s") as caught,
-        server(tmp_path, "hangs", timeout=1, waiting=wait_for_child),
+        server(tmp_path, "hangs", timeout=1, waiting=lambda seconds: wait_for_child(tmp_path)),
     ):
         pytest.fail("it came up")
     assert "mode is hangs" in str(caught.value)
@@ -186,6 +187,7 @@ def test_another_server_on_its_port_is_not_taken_for_it(tmp_path: Path) -> None:
     others: list[http.server.HTTPServer] = []
 
     def take_port(seconds: int) -> None:
+        wait_for_child(tmp_path)
         if not others:
             others.append(http.server.HTTPServer(("127.0.0.1", one.port), Healthy))
             threading.Thread(target=others[0].serve_forever, daemon=True).start()
@@ -228,6 +230,33 @@ def test_a_server_of_another_user_on_its_port_is_not_taken_for_it(
     one = server(tmp_path, "serves")
     with pytest.raises(ServeError, match=rf"Port {one.port} was taken by a process of another user"), one:
         pytest.fail("it came up")
+
+
+def test_what_has_listened_on_its_port_and_has_ended_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = psutil.net_connections
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+
+    def find_both(kind: str) -> list[Any]:
+        found: list[Any] = find(kind)
+        return [*found, *(each._replace(pid=ended.pid) for each in found if each.laddr.port == one.port)]
+
+    monkeypatch.setattr("psutil.net_connections", find_both)
+    one = server(tmp_path, "serves")
+    with one:
+        assert {each.pid for each in find_both("tcp") if each.laddr.port == one.port} >= {ended.pid}
+
+
+def test_a_port_that_a_connection_has_just_closed_is_free(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            listening.accept()[0].close()  # the side that closes first keeps its address for a minute
+            assert client.recv(1) == b""
+    with server(tmp_path, "serves", port=port) as running:
+        running.check()
 
 
 def test_flags_reach_the_server(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import http.server
+import itertools
 import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from overlay_tools.engines import smoke
 from overlay_tools.engines.server import Server
 from overlay_tools.engines.smoke import ask, media_environment, takes_pictures
 from overlay_tools.errors import ServeError
@@ -85,8 +88,14 @@ def server(answering: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_completion_and_a_streamed_chat_are_shown(
-    server: Server, answering: Answering, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Server,
+    answering: Answering,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    ticks = itertools.count(0, 0.25)
+    monkeypatch.setattr(smoke, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     ask(server, tmp_path)
     (path, body), (chat_path, chat) = answering.asked
     assert (path, chat_path) == ("/v1/completions", "/v1/chat/completions")
@@ -100,11 +109,11 @@ def test_a_completion_and_a_streamed_chat_are_shown(
     assert chat["messages"] == [{"role": "user", "content": "The capital of France is"}]
     said = capsys.readouterr().out
     completion, streamed = said.split("streamed chat")
-    for part in (completion, streamed):
-        assert "answer   'Paris'" in part
-        assert "7 tokens in " in part
-    assert ", first after " in streamed
-    assert ", first after " not in completion
+    assert completion.splitlines()[-2:] == ["  answer   'Paris'", "  timings  7 tokens in 0.25 s, 28 tokens/s"]
+    assert streamed.splitlines()[-2:] == [
+        "  answer   'Paris'",
+        "  timings  7 tokens in 0.50 s, 14 tokens/s, first after 0.25 s",
+    ]
     assert "picture" not in said
 
 
