@@ -74,7 +74,7 @@ def _check_header(path: Path, text: str, header: Message) -> Iterable[str]:
         if not (header[name] or "").strip():
             yield f"{path}:1: the header has no {name}."
     for name in header:
-        number = next((n for n, line in enumerate(text.splitlines(), 1) if line.startswith(f"{name}:")), 1)
+        number = next(n for n, line in enumerate(text.splitlines(), 1) if line.startswith(f"{name}:"))
         if name not in FIELDS:
             yield f"{path}:{number}: unknown header {name}; there are {', '.join(FIELDS)}."
         elif len(header.get_all(name, [])) > 1:

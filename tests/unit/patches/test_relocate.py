@@ -246,6 +246,7 @@ def test_what_stands_unchanged_is_not_settled_where_upstream_has_added_it_too(
     if found != "upstream":
         assert (only(placed).outcome, only(placed).proposed) == ("half-upstream", True)
         assert found in only(placed).note
+        assert content(placed.files, FILE).decode() == sub(ENGINE, hook, upstream)
     else:
         assert only(placed).outcome == "upstream"
 

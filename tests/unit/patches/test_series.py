@@ -9,7 +9,7 @@ from overlay_tools.patches.lint import find_warnings, lint
 from overlay_tools.patches.model import source_of, target_of
 from overlay_tools.patches.series import load_series
 
-from unit.conftest import HEADER, PATCH, Miniature
+from unit.conftest import DIFF, HEADER, PATCH, Miniature
 
 REPOSITORY = "sglang/.git/config"
 FILE, NEW, BLOB = "sglang/loader.py", "sglang/new.py", "0123456789abcdef0123456789abcdef01234567"
@@ -77,6 +77,7 @@ def test_each_header_is_required(mini: Miniature, field: str) -> None:
         (lambda text: whole(f"index {BLOB}..{BLOB} 100644\n"), "1.0.patch:7: "),
         (lambda text: whole(f"copy from {FILE}\ncopy to {NEW}\n", NEW), "1.0.patch:7: it copies a file"),
         (lambda text: whole(SAME.replace(NEW, "new.py"), "new.py"), "1.0.patch:7: new.py is outside sglang/"),
+        (lambda text: text + DIFF.replace("--- a/sglang/loader.py", "--- /dev/null"), "1.0.patch:17: it adds a file"),
         (lambda text: whole(SAME.replace(NEW, REPOSITORY), REPOSITORY), f"7: {REPOSITORY!r} is part of a git"),
         (
             lambda text: text[: text.index("diff")]
@@ -154,6 +155,11 @@ def test_no_document_but_the_readme_may_stand_beside_the_hooks(mini: Miniature, 
     (mini.root / "patches" / "README.md").unlink()
     mini.write(f"patches/{name}", PATCH)
     assert f"{name} is not a patch of a hook" in faults_of(mini)
+
+
+def test_a_variant_for_a_release_candidate_alone_is_named_after_it(mini: Miniature) -> None:
+    mini.write("patches/choose/1.2rc1.patch", PATCH.replace(">=1.0,<=1.1", ">1.1,<1.2.1"))
+    assert lint_of(mini, ("1.0", "1.1", "1.2rc1")) == ""
 
 
 def test_two_variants_for_one_release_are_refused(mini: Miniature) -> None:

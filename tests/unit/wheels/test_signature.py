@@ -228,7 +228,7 @@ def test_a_signed_text_that_is_no_statement_is_refused(
         made = Envelope(payload, kind, {})
         made.sign(signer)
         envelope_of(wheel).write_text(json.dumps(made.to_dict()))
-        assert said in failed()
+        assert f"{envelope_of(wheel)} {said}" in failed()
 
 
 def test_two_keys_can_sign_one_wheel(wheel: Path, keys: tuple[str, str], tmp_path: Path) -> None:
