@@ -71,7 +71,7 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, *, executable: bool = False) -> None:
     """Write a file whole or not at all.
 
     Raises OSError, which names it.
@@ -80,6 +80,8 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         with naming(path):
             part.write_bytes(data)
+            if executable:
+                part.chmod(0o755)
             part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -13,12 +13,11 @@ from types import TracebackType
 from installer.records import RecordEntry
 
 from overlay_tools.archive.layout import LayoutError, Span, find_fault, find_spans
-from overlay_tools.archive.mode import with_mode
+from overlay_tools.archive.mode import ANY_X, with_mode
 from overlay_tools.archive.names import find_name_faults
 from overlay_tools.archive.record import parse_record
 from overlay_tools.errors import WheelError
 
-_ANY_X = 0o111  # of a mode: what makes a file executable for anyone, to installers
 _NOT_A_WHEEL = "It is not a wheel, or a damaged one: fetch or build it anew."
 _SHOWN = 10  # of the faults of one wheel
 # Upstream's wheels unpack to 3 to 4 times their size, and no file of theirs to more than 28 times.
@@ -113,7 +112,7 @@ class WheelReader:
                 raise ValueError("it has another size or checksum than the wheel says")
         except (zlib.error, ValueError, OSError) as error:
             raise WheelError(f"{self.path}: {name} is damaged: {error}.", hint="Fetch or build it anew.") from None
-        return with_mode(content, executable=bool(info.external_attr >> 16 & _ANY_X))
+        return with_mode(content, executable=bool(info.external_attr >> 16 & ANY_X))
 
     def get(self, name: str) -> bytes | None:
         """Return the content of a member, or None if the wheel has no member of this name.

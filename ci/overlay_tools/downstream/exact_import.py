@@ -27,7 +27,7 @@ from overlay_tools.patches.lint import lint
 from overlay_tools.patches.model import README, TO_BE_FILLED, Hook, Patch, variants_of
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree
-from overlay_tools.wheels.overlay_files import compile_all
+from overlay_tools.wheels.overlay_files import compile_all, read_own
 
 _UNKNOWN = {"Why": TO_BE_FILLED, "Forwarded": f"no: {TO_BE_FILLED}", "Remove-When": TO_BE_FILLED}
 Read = Callable[[str], bytes | None]
@@ -215,10 +215,8 @@ class ExactImport:
             return
         else:
             made, stated = here, seen
-        if change.executable is not None and upstream:
+        if change.executable is not None:
             made, stated = (with_mode(data, executable=change.executable) for data in (made, stated))
-        elif change.executable:
-            effect.notes.append(f"{name}: it becomes executable, which no file of overlay/ is")
         if made == here and upstream and not change.target:
             raise PatchError(f"{name}: sglang {self.base.version} is as the patch makes it.")
         if change.target:
@@ -283,8 +281,7 @@ class ExactImport:
 
     def on_disk(self, name: str) -> bytes | None:
         """Return a file of overlay/ as it is now, or None if there is none."""
-        path = self.project.overlay / name
-        return path.read_bytes() if path.is_file() else None
+        return read_own(self.project.root, name)
 
     def _hook(self, name: str, header: Mapping[str, str], effect: _Effect) -> CommittedHook:
         before = {path: self.tree.read(path) for path in effect.hooked}

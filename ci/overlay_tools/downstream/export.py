@@ -26,7 +26,7 @@ from overlay_tools.patches.model import Hook, renames, target_of, variants_of
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import get_release, load_lock
 from overlay_tools.upstream.source_tree import open_source_tree
-from overlay_tools.wheels.overlay_files import check_ranges, compile_all
+from overlay_tools.wheels.overlay_files import check_ranges, compile_all, read_own
 
 
 def export(
@@ -136,11 +136,11 @@ def _overlay_changes(
     faults = [
         f"{tree.folder / name} is {kind}; only ordinary files go to overlay/."
         for name, kind in tree.unusual_since(exported).items()
-        if name not in upstream
+        if name not in upstream and kind.startswith("a ")  # a link or a submodule
     ]
     for name in sorted((tree.changed_since(exported) | renamed) - upstream):
         path = project.overlay / name
-        here = path.read_bytes() if path.is_file() else None
+        here = read_own(project.root, name)
         new = tree.read("HEAD", name)
         if here == new:
             continue

@@ -315,8 +315,6 @@ def _read_section(section: str) -> Iterator[FileChange]:
     if reason := next((reason for pattern, reason in _NOT_EXPRESSED if pattern.search(head)), ""):
         yield FileChange(name=name, left_out=reason)
         return
-    if re.search(r"^new file mode 100755", head, re.MULTILINE):
-        yield FileChange(name=name, left_out="it is executable, which no file of overlay/ is")
     hunks = list(PatchSet.from_string(section))
     if re.search(r"^(?:deleted file mode |\+\+\+ /dev/null)", head, re.MULTILINE):
         yield FileChange(name=name, deleted=True, blob=_expected_blob(head, hunks))
@@ -329,7 +327,8 @@ def _read_section(section: str) -> Iterator[FileChange]:
             yield FileChange(name=target, left_out=f"it comes from {name}, which is outside the wheel")
             return
     if re.search(r"^(?:new file mode |--- /dev/null)", head, re.MULTILINE):
-        yield new_file(name, _content(hunks))
+        executable = bool(re.search(r"^new file mode 100755", head, re.MULTILINE))
+        yield new_file(name, with_mode(_content(hunks), executable=executable))
     else:
         lines = "".join(str(hunk) for hunk in hunks[0]) if hunks else ""
         diff = f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n{lines}" if lines else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from overlay_tools.archive.mode import is_executable, with_mode
+from overlay_tools.archive.mode import is_executable, read_with_mode, with_mode
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.foreign_patch import HINT, FileChange, ForeignPatch, new_file, slug
@@ -56,7 +56,7 @@ def open_fork(source: Path, exclude: Sequence[str], stack: ExitStack) -> Fork:
         found = root
 
         def read(name: str) -> bytes:
-            return (found / name).read_bytes()
+            return read_with_mode(found / name)
 
         crcs, metadata = {name: zlib.crc32(read(name)) for name in _files_of(source, root)}, _metadata_of(root)
     kept = {name: crc for name, crc in crcs.items() if not _excluded(name, exclude)}

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from overlay_tools.archive.mode import is_executable, with_mode
+from overlay_tools.archive.mode import from_note, to_note
 from overlay_tools.downstream.port_worktree import Move
 from overlay_tools.errors import LockError, PortError
 from overlay_tools.upstream.lockfile import Release, dump_lock, load_lock
@@ -76,7 +76,7 @@ class PortState:
         """Note the port in a folder, all of it or nothing."""
         folder.mkdir(parents=True, exist_ok=True)
         kept = {
-            hook: {name: [_write_content(data) for data in pair] for name, pair in files.items()}
+            hook: {name: [to_note(data) for data in pair] for name, pair in files.items()}
             for hook, files in self.kept.items()
         }
         release = dump_lock({self.release.version: self.release})
@@ -90,19 +90,11 @@ def _read_parts(data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "followed": {name: Followed(**words) for name, words in data["followed"].items()},
         "kept": {
-            hook: {name: tuple(_read_content(noted) for noted in pair) for name, pair in files.items()}
+            hook: {name: tuple(from_note(noted) for noted in pair) for name, pair in files.items()}
             for hook, files in data["kept"].items()
         },
         "move": move and Move(**move),
     }
-
-
-def _write_content(data: bytes | None) -> tuple[str, bool] | None:
-    return None if data is None else (data.decode("latin-1"), is_executable(data))
-
-
-def _read_content(noted: tuple[str, bool] | None) -> bytes | None:
-    return None if noted is None else with_mode(noted[0].encode("latin-1"), executable=noted[1])
 
 
 def in_progress(folder: Path) -> bool:

@@ -8,10 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
+from overlay_tools.archive.mode import from_note, is_executable, to_note
 from overlay_tools.checkout import UNDO, own_paths
 from overlay_tools.errors import OverlayError
 from overlay_tools.patches.model import README
 from overlay_tools.user_files import remove_parts, write_whole
+from overlay_tools.wheels.overlay_files import read_own
 
 
 def write_patches(
@@ -26,9 +28,9 @@ def write_patches(
     held = [path for path in own_paths(folder) if path.is_file() and path != folder / README]
     after = {path.relative_to(root).as_posix(): None for path in held} | dict(others)
     after |= {f"{folder.name}/{name}": text.encode() for name, text in files.items()}
-    before = {name: (root / name).read_bytes() if (root / name).is_file() else None for name in after}
+    before = {name: _read(root, name) for name in after}
     changed = {name: data for name, data in sorted(after.items()) if data != before[name]}
-    note = {name: (_note(before[name]), _note(data)) for name, data in changed.items()}
+    note = {name: (to_note(before[name]), to_note(data)) for name, data in changed.items()}
     write_files(root, {UNDO: json.dumps(note).encode()})
     try:
         write_files(root, changed)
@@ -47,11 +49,11 @@ def undo(root: Path) -> None:
     if not (root / UNDO).is_file():
         return
     note = json.loads((root / UNDO).read_text(encoding="utf-8"))
-    here = {name: _note((root / name).read_bytes() if (root / name).is_file() else None) for name in note}
+    here = {name: to_note(_read(root, name)) for name in note}
     for name in note:
         remove_parts(root / name)
     back = {name: before for name, (before, after) in note.items() if here[name] in (before, after)}
-    write_files(root, {name: text if text is None else text.encode("latin-1") for name, text in back.items()})
+    write_files(root, {name: from_note(noted) for name, noted in back.items()})
     (root / UNDO).unlink()
     if changed := [name for name in note if name not in back]:
         raise OverlayError(
@@ -63,8 +65,12 @@ def undo(root: Path) -> None:
         )
 
 
-def _note(data: bytes | None) -> str | None:
-    return None if data is None else data.decode("latin-1")
+def _read(root: Path, name: str) -> bytes | None:
+    """Return a file of a checkout; modes are those of overlay/ alone."""
+    folder, _, rest = name.partition("/")
+    if folder == "overlay":
+        return read_own(root, rest)
+    return (root / name).read_bytes() if (root / name).is_file() else None
 
 
 def write_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
@@ -77,4 +83,4 @@ def write_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
                 path.parent.rmdir()
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, data)
+            write_whole(path, data, executable=is_executable(data))

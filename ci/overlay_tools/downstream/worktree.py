@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlay_tools.archive.mode import is_executable, with_mode
+from overlay_tools.archive.mode import is_executable, read_with_mode, with_mode
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.errors import ToolError, WheelError, WorktreeError
 from overlay_tools.patches.edited_file import MARKER
@@ -112,7 +111,7 @@ class Worktree:
     def read_working(self, name: str) -> bytes | None:
         """Return a file as it lies in the worktree, or None if it is not there."""
         path = self.folder / name
-        return with_mode(path.read_bytes(), executable=os.access(path, os.X_OK)) if path.is_file() else None
+        return read_with_mode(path) if path.is_file() else None
 
     def write(self, files: Mapping[str, bytes | None]) -> None:
         """Write files by path, None to remove one."""

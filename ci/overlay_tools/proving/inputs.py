@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from overlay_tools.archive.mode import is_executable
 from overlay_tools.checkout import is_scratch, own_paths
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import Hook
@@ -171,7 +172,7 @@ def _pytest_settings(project: Project) -> str:
 
 
 def _content(files: Iterable[tuple[str, bytes]]) -> bytes:
-    return b"".join(f"\0{name}\0{len(data)}\0".encode() + data for name, data in files)
+    return b"".join(f"\0{name}\0{len(data)}\0{'x' * is_executable(data)}".encode() + data for name, data in files)
 
 
 def _digest(data: bytes) -> str:

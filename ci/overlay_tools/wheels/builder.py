@@ -115,7 +115,7 @@ def build_sglang(
             tree=tree_hash(record_entries(members), dist_info),
             dependencies=[list(change) for change in dependencies],
             removed=removed,
-            modes=describe_modes(patched, {name for name in patched if is_executable(base.get(name) or b"")}),
+            modes=describe_modes(changed, {name for name in changed if is_executable(base.get(name) or b"")}),
         )
         name = f"sglang-{version}-{'-'.join(wheel.name.removesuffix('.whl').split('-')[2:])}.whl"
         provenance = describe_build(
@@ -199,6 +199,7 @@ def build_own(
         patches=[],
         files=described,
         tree=tree_hash(record_entries(members), dist_info),
+        modes=describe_modes(content, set()),
     )
     file = f"{stem}-py3-none-any.whl"
     provenance = describe_build(project, name, file, overlay, release=release)

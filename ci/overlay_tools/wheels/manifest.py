@@ -29,8 +29,8 @@ class Manifest:
     `files`: [origin, sha256] of every file that is not as upstream has it, by path; the origin is `patched`, `added`,
     `renamed`, `replaced` or `version`. `tree`: one hash over the paths and hashes of all files, see `tree_hash`.
     `dependencies`: [before, after] of each requirement that is not upstream's, null where there is none. `removed`:
-    upstream's files that are not there, or have another name; `modes`: 644 or 755 for each patched file that is
-    executable, or was.
+    upstream's files that are not there, or have another name; `modes`: 644 or 755 for each of `files` that is
+    executable, or is as upstream has it.
     """
 
     distribution: str
@@ -117,9 +117,9 @@ def describe_files(content: Mapping[str, bytes], origins: Mapping[str, str]) -> 
 
 
 def describe_modes(content: Mapping[str, bytes], executable: Set[str]) -> dict[str, str]:
-    """Return what a manifest says of the mode of each patched file that is executable, or was.
+    """Return what a manifest says of the mode of each file that is executable, or is as upstream has it.
 
-    Parameters: `executable`, those that were.
+    Parameters: `executable`, those that are in the base.
     """
     now = {name for name, data in content.items() if is_executable(data)}
     return {name: "755" if name in now else "644" for name in now | executable}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from overlay_tools.archive.mode import ANY_X, with_mode
 from overlay_tools.checkout import is_scratch, own_paths
 from overlay_tools.errors import BuildError
 from overlay_tools.settings import Project
@@ -21,7 +22,7 @@ def read_package(project: Project, package: str, version: str | None) -> dict[st
     """Return the files of one of the overlay's packages that a release takes, by their path in a wheel.
 
     Parameters: `version`, the release, None for the files of every release.
-    What is hidden, an editor's or Python's cache is left out.
+    A file that is executable is so in the wheel. What is hidden, an editor's or Python's cache is left out.
     Raises BuildError if a file is a symbolic link, was left by a merge, or has a name that not every installer takes as
     it is, the overlay holds anything beside its packages, README.md and CHANGELOG.md, or the ranges of releases in
     pyproject.toml do not go with its files.
@@ -50,7 +51,11 @@ def read_package(project: Project, package: str, version: str | None) -> dict[st
             *(f"{path} cannot be imported: a module cannot be named {path.stem!r}." for path in modules),
             hint="Rename it: letters, digits and underscores, no digit first.",
         )
-    return {name: read_file(path) for name, path in files.items() if version is None or project.takes(version, name)}
+    return {
+        name: _read(project.root, path)
+        for name, path in files.items()
+        if version is None or project.takes(version, name)
+    }
 
 
 def can_carry(name: str) -> bool:
@@ -115,6 +120,25 @@ def read_file(path: Path) -> bytes:
     Raises BuildError if it cannot be read.
     """
     return read_data(path, BuildError, "Restore the file, or make it readable.")
+
+
+def read_own(root: Path, name: str) -> bytes | None:
+    """Return a file of a checkout's overlay/ by its path in a wheel, None if there is none.
+
+    Raises BuildError if it cannot be read.
+    """
+    path = root / "overlay" / name
+    return _read(root, path) if path.is_file() else None
+
+
+def _read(root: Path, path: Path) -> bytes:
+    data = read_file(path)
+    # On a disk without modes, as Windows' under Linux, every file is executable, the licence too.
+    return with_mode(data, executable=_runs(path) and not _runs(root / "LICENSE"))
+
+
+def _runs(path: Path) -> bool:
+    return path.exists() and bool(path.stat().st_mode & ANY_X)
 
 
 def as_overlay(files: Mapping[str, bytes]) -> dict[str, bytes]:

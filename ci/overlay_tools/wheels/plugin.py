@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 
+from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.errors import BuildError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import load_lock
@@ -83,7 +84,8 @@ def plugin_files(project: Project, files: Mapping[str, bytes]) -> dict[str, byte
         )
     modules = {module_name(name): module_name(new) for name, new in moved.items() if name.endswith(".py")}
     for name, data in files.items():
-        content[moved[name]] = rewrite(data, modules, f"overlay/{name}") if name.endswith(".py") else data
+        made = rewrite(data, modules, f"overlay/{name}") if name.endswith(".py") else data
+        content[moved[name]] = with_mode(made, executable=is_executable(data))
     folders = {str(parent) for name in content for parent in PurePosixPath(name).parents if str(parent) != "."}
     content |= {file: b"" for folder in folders if (file := f"{folder}/__init__.py") not in content}
     compile_all(content)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from installer.records import RecordEntry
 
-from overlay_tools.archive.mode import with_mode
+from overlay_tools.archive.mode import read_with_mode
 from overlay_tools.archive.record import parse_record, proves
 from overlay_tools.errors import VerifyError
 from overlay_tools.wheels.installed import PACKAGES, Installed, find_installed, find_leftovers
@@ -153,7 +153,7 @@ def _contents(one: Installed, record: Mapping[str, RecordEntry]) -> Contents:
         path = one.place / name
         if _is_outside(name) or not path.is_file():
             return None
-        return with_mode(path.read_bytes(), executable=os.access(path, os.X_OK))
+        return read_with_mode(path)
 
     return Contents(
         dist_info=dist_info,

@@ -523,6 +523,20 @@ def test_a_rename_that_becomes_a_deletion_and_a_new_file_is_not_lost(mini: Minia
     assert "deleted file" in hook(mini)
 
 
+def test_the_mode_of_a_file_of_the_overlay_is_written_back(mini: Miniature) -> None:
+    commit_executable(mini, OURS)
+    commit_executable(mini, "sglang/run.sh")
+    assert written(mini) == [f"overlay/{OURS}", "overlay/sglang/run.sh"]
+    assert written(mini) == []
+    assert [built(mini)[name][1] for name in (OURS, "sglang/run.sh", FILE)] == ["755", "755", "644"]
+    opened(mini)
+    assert os.access(tree(mini) / OURS, os.X_OK)
+    (tree(mini) / OURS).chmod(0o644)
+    commit(mini, MESSAGE)
+    assert written(mini) == [f"overlay/{OURS}"]
+    assert built(mini)[OURS][1] == "644"
+
+
 def test_the_mode_of_a_file_of_upstreams_can_change(mini: Miniature) -> None:
     commit_executable(mini, FILE)
     written(mini)
@@ -566,7 +580,6 @@ def test_a_commit_may_change_a_hook_and_the_overlay(mini: Miniature) -> None:
         (lambda mini: commit_link(mini, "sglang/a.py"), "sglang/a.py is a symbolic link; only ordinary", WorktreeError),
         (lambda mini: commit_link(mini, OURS), f"{OURS} is a symbolic link; only ordinary files", WorktreeError),
         (lambda mini: commit_submodule(mini, "sglang/a"), "sglang/a is a submodule; only ordinary", WorktreeError),
-        (lambda mini: commit_executable(mini, "sglang/a.py"), "sglang/a.py is executable; only", WorktreeError),
         (lambda mini: write(mini, loader=COUNTED), f"{FILE} is not committed", WorktreeError),
         (lambda mini: write(mini, new="x = 1\n"), "sglang/new.py is not committed", WorktreeError),
         (

@@ -62,6 +62,7 @@ def append(mini: Miniature, name: str, text: str) -> None:
     [
         (lambda mini: mini.write("overlay/sglang/models/ours.py", "OURS = 2\n"), "overlay"),
         (lambda mini: mini.write("overlay/sglang/models/more.py", ""), "overlay"),
+        (lambda mini: (mini.root / "overlay/sglang/models/ours.py").chmod(0o755), "overlay"),
         (lambda mini: rename(mini, "overlay/sglang/models/ours.py", "overlay/sglang/models/theirs.py"), "overlay"),
         (lambda mini: mini.write("overlay/sgl_kernel/__init__.py", "KERNEL = 2\n"), "overlay"),
         (lambda mini: mini.limit({"sglang/models/ours.py": ">1.0"}), "overlay"),

@@ -175,6 +175,44 @@ def test_files_that_hooks_take_away_rename_or_make_executable_are_named_in_the_m
     assert manifest["files"]["sglang/new.py"][0] == "renamed"
 
 
+def make_executable(mini: Miniature, *names: str) -> None:
+    for name in names:
+        mini.write(f"overlay/{name}", "#!/bin/sh\n").chmod(0o755)
+
+
+def modes(path: Path, *names: str) -> list[int]:
+    with zipfile.ZipFile(path) as wheel:
+        return [stat.S_IMODE(wheel.getinfo(name).external_attr >> 16) for name in names]
+
+
+def test_an_executable_file_of_the_overlay_is_executable_in_the_wheel(mini: Miniature) -> None:
+    make_executable(mini, "sglang/tools/run.sh", "sgl_kernel/run.sh")
+    path = mini.build().path
+    assert modes(path, "sglang/tools/run.sh", "sglang/models/ours.py") == [0o755, 0o644]
+    assert modes(build_kernel(mini.project, mini.lock["1.0"]).path, "sgl_kernel/run.sh") == [0o755]
+    with zipfile.ZipFile(path) as wheel:
+        manifest = json.loads(wheel.read("sglang-1.0+overlay.3.dist-info/sglang-overlay.json"))
+    assert manifest["modes"] == {"sglang/tools/run.sh": "755"}
+
+
+def test_an_ordinary_file_in_the_place_of_an_executable_one_is_in_the_manifest(mini: Miniature) -> None:
+    mini.write("overlay/sglang/native.so", "text")
+    mini.write("pyproject.toml", (mini.root / "pyproject.toml").read_text().replace("[]", '["sglang/native.so"]', 1))
+    path = mini.build().path
+    assert modes(path, "sglang/native.so") == [0o644]
+    with zipfile.ZipFile(path) as wheel:
+        manifest = json.loads(wheel.read("sglang-1.0+overlay.3.dist-info/sglang-overlay.json"))
+    assert manifest["modes"] == {"sglang/native.so": "644"}
+
+
+def test_a_disk_on_which_every_file_is_executable_makes_the_same_wheel(mini: Miniature) -> None:
+    built = mini.build()
+    for path in mini.root.rglob("*"):
+        if path.is_file():
+            path.chmod(0o777)
+    assert mini.build().sha256 == built.sha256
+
+
 def test_a_file_of_the_overlay_in_the_place_of_a_deleted_one_is_refused(mini: Miniature) -> None:
     mini.add_hook("less", {"sglang/version.py": "from sglang._version import __version__\n"}, {})
     mini.write("overlay/sglang/version.py", "x = 1\n")

@@ -51,6 +51,16 @@ def contents(path: Path) -> dict[str, bytes]:
         return {name: wheel.read(name) for name in wheel.namelist()}
 
 
+def test_what_is_executable_in_the_overlay_is_so_in_the_plugin(mini: Miniature) -> None:
+    (mini.root / "overlay/sglang/srt/models/x.py").chmod(0o755)
+    mini.write("overlay/sglang/srt/run.sh", "#!/bin/sh\n").chmod(0o755)
+    path = build_plugin(mini.project).path
+    with zipfile.ZipFile(path) as wheel:
+        run = {info.filename for info in wheel.infolist() if info.external_attr >> 16 & 0o111}
+    assert run == {"sglang_overlay_plugin/run.sh", "sglang_overlay_plugin/models/x.py"}
+    assert verify_wheel(path).differences == []
+
+
 def test_the_wheel_is_the_overlay_under_a_name_of_its_own(mini: Miniature) -> None:
     built = build_plugin(mini.project)
     assert built.path == mini.root / "dist" / NAME

@@ -99,6 +99,19 @@ def test_a_deleted_file_that_is_back_and_a_wrong_mode_are_named(less: Miniature,
     ]
 
 
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_an_executable_file_of_the_overlay_is_installed_as_one(
+    mini: Miniature, environment: Environment, installer: str
+) -> None:
+    mini.write("overlay/sglang/run.sh", "#!/bin/sh\necho it runs\n").chmod(0o755)
+    environment.install(installer, [for_any(mini.build().path)])
+    script = environment.site / "sglang" / "run.sh"
+    assert subprocess.run([script], capture_output=True, text=True, check=True).stdout == "it runs\n"
+    assert environment.differences() == {"sglang 1.0+overlay.3": []}
+    script.chmod(0o644)
+    assert environment.differences() == {"sglang 1.0+overlay.3": ["differs: sglang/run.sh (its mode is not 755)"]}
+
+
 def test_an_environment_is_compared_file_by_file(installed: Environment) -> None:
     site = installed.site
     subprocess.run([installed.python, "-c", "import sglang"], check=True)
