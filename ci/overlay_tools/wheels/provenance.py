@@ -62,15 +62,16 @@ def describe_build(
     files |= {name: read_file(project.root / name) for name in _OTHER_FILES if (project.root / name).exists()}
     try:
         commit, changed = checked_out(project.root)
-    except ToolError:  # there is no git, and a build needs none
-        commit, changed = "", False
+        unknown = "not a git checkout with a commit"
+    except ToolError:  # a build needs no git
+        commit, changed, unknown = "", False, "not known: git is absent, or does not open what belongs to another user"
     sources = [
         *([_base(base)] if base else []),
         *({"name": _name(patch), "digest": {"sha256": patch.sha256}} for patch in patches),
         *({"name": name, "digest": {"sha256": _sha256(data)}} for name, data in sorted(files.items())),
         *([{"name": "checkout", "digest": {"gitCommit": commit}}] if commit and not changed else []),
     ]
-    state = f"{commit}, changed since" if changed else commit or "not a git checkout with a commit"
+    state = f"{commit}, changed since" if changed else commit or unknown
     return {
         "buildDefinition": {
             "buildType": BUILD_TYPE,

@@ -54,6 +54,15 @@ def test_the_statement_beside_a_wheel_names_it(mini: Miniature) -> None:
     assert statement_of(built.path).stat().st_mode & 0o777 == 0o644
 
 
+def test_a_commit_that_git_does_not_tell_is_not_said_to_be_none(
+    mini: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "not a git checkout" in statement(mini.build())["predicate"]["runDetails"]["builder"]["version"]["checkout"]
+    commit(mini.root)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "git is absent" in statement(mini.build())["predicate"]["runDetails"]["builder"]["version"]["checkout"]
+
+
 def test_it_says_what_was_asked_for(mini: Miniature) -> None:
     assert definition(mini.build())["buildType"] == "urn:sglang-overlay:build:1"
     release = {"release": "1.0", "revision": 3}
