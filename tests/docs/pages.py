@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
+TOPS = (".github", "ci", "overlay", "patches", "tests")
 LANGUAGES = {"sh", "python", "toml", "text", "mermaid"}
 
 
@@ -25,10 +25,9 @@ class Block:
 
 
 def pages() -> list[str]:
-    """Return the paths of all pages that git tracks; an environment in the checkout has pages of others."""
-    words = ["git", "ls-files", "*.md"]
-    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    return sorted(name for name in listed if name and (ROOT / name).is_file())
+    """Return the paths of all pages; an environment in the checkout has pages of others."""
+    pages = [*ROOT.glob("*.md"), *(page for top in TOPS for page in (ROOT / top).rglob("*.md"))]
+    return sorted(page.relative_to(ROOT).as_posix() for page in pages)
 
 
 def tokens(page: str) -> list[Token]:
