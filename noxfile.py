@@ -20,8 +20,15 @@ else:
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "ci"))
+from overlay_tools.errors import OverlayError  # noqa: E402
+from overlay_tools.surroundings import check_place, set_aside  # noqa: E402
 from overlay_tools.upstream.installer_settings import foreign_variables  # noqa: E402
 
+try:
+    check_place(ROOT)
+except OverlayError as _error:
+    sys.exit(f"error: {_error}\n  {_error.hint}")
+set_aside(os.environ)
 for _name in foreign_variables(os.environ):  # an environment of a session holds what the session says, and nowhere else
     del os.environ[_name]
 

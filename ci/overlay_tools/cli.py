@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import keyword
+import os
 import sys
 import textwrap
 import traceback
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 from overlay_tools import __version__
 from overlay_tools.commands import Command
 from overlay_tools.errors import OverlayError, UsageError
+from overlay_tools.surroundings import set_aside
 
 # Each command, for what it is there. Its module in `commands` is what `module_name` makes of its name.
 COMMANDS = {
@@ -50,6 +52,8 @@ Most commands are sessions of nox too, which install what they need; arguments f
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
+    if argv is None:
+        set_aside(os.environ)
     words = list(sys.argv[1:] if argv is None else argv)
     # Options before the command take no value, so the first other word is the command; the rest is for its own parser.
     at = next((n for n, word in enumerate(words) if not word.startswith("-")), len(words))

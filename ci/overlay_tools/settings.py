@@ -16,6 +16,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidName, canonicalize_name
 
 from overlay_tools.errors import OverlayError
+from overlay_tools.surroundings import check_place
 from overlay_tools.user_files import read_text
 
 if sys.version_info >= (3, 11):
@@ -129,8 +130,10 @@ class Project:
 def load_project(root: Path) -> Project:
     """Read `[tool.sglang-overlay]` of the checkout at `root`.
 
-    Raises OverlayError if pyproject.toml is absent, malformed, or lacks a setting or has one of another type.
+    Raises OverlayError if the checkout cannot be used where it lies, or if pyproject.toml is absent, malformed, or
+    lacks a setting or has one of another type.
     """
+    check_place(root)
     path = root / "pyproject.toml"
     try:
         text = read_text(path, hint="Run this in a checkout of sglang-overlay.")

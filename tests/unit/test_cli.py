@@ -52,7 +52,7 @@ def test_help_imports_no_command_and_no_library() -> None:
     loaded = set(done.stderr.split())
     assert "overlay_tools.cli" in loaded
     ours = {name for name in loaded if name.startswith("overlay_tools.")}
-    assert ours == {"overlay_tools.cli", "overlay_tools.commands", "overlay_tools.errors"}
+    assert ours == {f"overlay_tools.{name}" for name in ("cli", "commands", "errors", "surroundings")}
     assert not loaded & {"packaging", "platformdirs", "rich", "tomlkit", "tomllib", "unidiff", "urllib.request", "uv"}
 
 

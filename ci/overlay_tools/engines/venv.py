@@ -119,7 +119,9 @@ def _make(folder: Path, source: str, wheels: Sequence[Path], content: Mapping[st
     overrides = folder / "overrides.txt"
     write_whole(overrides, "".join(f"{name} ; python_version < '3'\n" for name in content["left out"]).encode())
     command: list[str | Path] = [*uv(), "pip", "install", "--quiet", "--prerelease=allow", "--python", interpreter]
-    run([*command, "--overrides", overrides, *wheels, *content["extras"]], env=uv_environment())
+    # In a path that stands by itself uv takes ` #`, `;` and `$NAME` for its own, and decodes `%20` twice in a URL.
+    files = [f"{wheel.name.partition('-')[0]} @ {wheel.absolute().as_uri()}" for wheel in wheels]
+    run([*command, "--overrides", overrides, *files, *content["extras"]], env=uv_environment())
     if changed := [wheel for wheel, sha256 in zip(wheels, content["wheels"], strict=True) if _sha256(wheel) != sha256]:
         raise OverlayError(
             *(f"{wheel} changed while it was installed." for wheel in changed),

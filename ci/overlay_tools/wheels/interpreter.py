@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from overlay_tools.errors import ToolError, VerifyError
 from overlay_tools.subprocesses import run
+from overlay_tools.surroundings import users_python
 
 _NAME = "Name the interpreter of an environment, as .venv/bin/python."
 # It is run without -I, which would hide the user's site-packages and PYTHONPATH; what it imports for itself does not
@@ -34,7 +36,7 @@ print(json.dumps({
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchPath:
-    """What an interpreter says of imports, in the working folder and with the environment variables of this process.
+    """What an interpreter says of imports, in the working folder and with the user's environment variables.
 
     `folders`: those that it looks in, in order; `packages`: where it takes each package from, as far as there is one;
     `kinds`: what some of the folders are.
@@ -58,7 +60,7 @@ def ask(python: str, packages: Collection[str]) -> SearchPath:
     Raises VerifyError if it is none.
     """
     try:
-        done = run([python, "-c", _ASK, *sorted(packages)], check=False)
+        done = run([python, "-c", _ASK, *sorted(packages)], env=users_python(os.environ), check=False)
     except (ToolError, OSError):
         raise VerifyError(f"{python} is not a Python interpreter: it cannot be run.", hint=_NAME) from None
     try:
