@@ -38,6 +38,7 @@ _SHARD = "model-extensions.safetensors"
 _RENAMED = {"model.safetensors": "model-stock.safetensors"}
 _OWN = {"architectures": ["Qwen3NextExtForCausalLM"], "model_type": "qwen3_next_ext"}
 _STOCK = {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"}
+_MOST = 1 << 20  # of experts, and of hidden_size; a damaged number must not take all memory
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _GATE = re.compile(r"((?:model|mtp)\.layers\.\d+\.mlp\.gate)\.\w+")
 
@@ -222,7 +223,7 @@ def new_tensors(config: Mapping[str, Any], stock: Stock) -> dict[str, Tensor]:
     if rank := config.get("head_adapter_rank"):
         hidden = _positive(config, "hidden_size", path)
         dtype = config.get("dtype") or config.get("torch_dtype")
-        if dtype not in _DTYPES:
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
             raise AdoptError(
                 f"{path}: dtype must be one of {', '.join(_DTYPES)} for an adapter, not {json.dumps(dtype)}.",
                 hint="Mend the file.",
@@ -296,7 +297,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         decode(data, path, AdoptError)
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdoptError(f"{path} is not JSON: {error}.", hint="Mend it, or download it again.") from None
     if not isinstance(value, dict):
         raise AdoptError(f"{path} must hold a JSON object.", hint="Mend it, or download it again.")
@@ -305,8 +306,10 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _positive(config: Mapping[str, Any], key: str, path: Path) -> int:
     value = config.get(key)
-    if type(value) is not int or value < 1:
-        raise AdoptError(f"{path}: {key} must be a whole number above 0, not {json.dumps(value)}.", hint="Mend it.")
+    if type(value) is not int or not 0 < value <= _MOST:
+        raise AdoptError(
+            f"{path}: {key} must be a whole number from 1 to {_MOST:,}, not {json.dumps(value)}.", hint="Mend it."
+        )
     return value
 
 

@@ -55,9 +55,12 @@ def takes_pictures(model: Path) -> bool:
     path = model / "config.json"
     text = read_text(path, ServeError, "Mend it, or download it again.")
     try:
-        return "vision_config" in json.loads(text)
-    except ValueError as error:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ServeError(f"{path} is not JSON: {error}.", hint="Mend it, or download it again.") from None
+    if not isinstance(config, dict):
+        raise ServeError(f"{path} must hold a JSON object.", hint="Mend it, or download it again.")
+    return "vision_config" in config
 
 
 def media_environment(folder: Path) -> dict[str, str]:

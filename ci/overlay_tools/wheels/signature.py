@@ -151,12 +151,16 @@ def _check_subject(wheel: Path, statement: bytes, where: str) -> None:
 def _read_envelope(path: Path) -> Envelope:
     data = read_data(path, SignatureError, _SIGN)
     try:
-        return Envelope.from_dict(json.loads(data))
+        envelope = Envelope.from_dict(json.loads(data))
+        # It looks at the types of few of them before it uses them.
+        envelope.pae()
+        sorted(map(short, envelope.signatures))
     except Exception as error:  # securesystemslib says of no damage what it raises
         raise SignatureError(
             f"{path} cannot be read as an envelope of one line: {type(error).__name__}: {_said(error)}.",
             hint=f"Move it away. {_SIGN}",
         ) from None
+    return envelope
 
 
 def _check_scheme(path: Path, key: Key) -> None:
