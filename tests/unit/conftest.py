@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from overlay_tools.archive.mode import is_executable
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project, load_project
@@ -133,7 +134,7 @@ def write_wheel(path: Path, files: Mapping[str, bytes]) -> Path:
         archive.writestr(folder, b"")
         for name, data in files.items():
             info = zipfile.ZipInfo(name, (2026, 1, 2, 3, 4, 6))
-            info.external_attr = (0o100755 if name.endswith(".so") else 0o100664) << 16
+            info.external_attr = (0o100755 if name.endswith(".so") or is_executable(data) else 0o100664) << 16
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, data)
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()

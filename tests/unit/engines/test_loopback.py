@@ -105,4 +105,5 @@ def test_programs_ask_this_machine_directly_and_others_as_before(
     assert asked.paths == ["/picture"]
     assert proxy.paths == ["http://elsewhere.example/picture"]
     assert environment["no_proxy"] == environment["NO_PROXY"]
-    assert set(environment["no_proxy"].split(",")) >= {host.strip() for host in said.split(",") if host}
+    others = {host.strip() for host in said.split(",") if host}
+    assert set(environment["no_proxy"].split(",")) == {*others, "127.0.0.1", "localhost"}

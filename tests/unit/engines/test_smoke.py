@@ -105,7 +105,8 @@ def test_a_completion_and_a_streamed_chat_are_shown(
         0,
         32,
     )
-    assert (chat["stream"], chat["temperature"], chat["stream_options"]) == (True, 0, {"include_usage": True})
+    assert (chat["model"], chat["stream"], chat["temperature"]) == ("tiny", True, 0)
+    assert chat["stream_options"] == {"include_usage": True}
     assert chat["messages"] == [{"role": "user", "content": "The capital of France is"}]
     said = capsys.readouterr().out
     completion, streamed = said.split("streamed chat")

@@ -236,6 +236,11 @@ METHOD = "    def drop(self, key):\n        del self.table[key]\n\n"
             ("def unload(model):\n", "def unload(model):\n    log(1)\n    log(3)\n    start()\n"),
             "67%",
         ),
+        (
+            ("import os\n", "import os\nlog(1)\nlog(2)\nlog(3)\n"),
+            ("    return None\n", "    return None\n\n\nlog(1)\nlog(3)\n"),
+            "67%",
+        ),
     ],
 )  # fmt: skip
 def test_what_stands_unchanged_is_not_settled_where_upstream_has_added_it_too(
@@ -442,6 +447,12 @@ def test_without_a_place_the_target_is_gone(follow: Follow, new: dict[str, str],
     assert (only(placed).outcome, only(placed).proposed, only(placed).line) == ("target gone", False, 0)
     assert note in only(placed).note
     assert placed.files == {}
+
+
+def test_a_function_that_was_there_before_is_not_taken_for_its_own_renamed(follow: Follow) -> None:
+    old = ENGINE + "\n\n" + CHANGED
+    placed = follow_one(follow, [HOOK], (LOAD, ""), old=old)
+    assert (only(placed).outcome, only(placed).note) == ("target gone", "function load is gone")
 
 
 def test_two_places_in_other_files_are_not_a_place(follow: Follow) -> None:

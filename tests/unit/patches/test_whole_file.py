@@ -119,8 +119,13 @@ def outcomes(placed: RelocatedPatch) -> list[str]:
         (Executable(TEXT), OLD, {OLD: CHANGED}, ["exact"], {OLD: Executable(CHANGED)}),
         (Executable(HOOKED), OLD, {}, ["exact", "exact"], {OLD: Executable(HOOKED)}),
         (Executable(TEXT), OLD, {OLD: None}, ["target gone"], {}),
+        (Executable(TEXT), OLD, {OLD: Executable(TEXT)}, ["upstream"], {}),
+        (
+            Executable(HOOKED), NEW, {OLD: Executable(TEXT)},
+            ["half-upstream", "exact"], {OLD: None, NEW: Executable(HOOKED)},
+        ),
     ],
-)
+)  # fmt: skip
 def test_each_change_of_a_whole_file_is_followed(
     hook_that: Callable[..., Patch],
     moved: Callable[[Patch, Files], RelocatedPatch],
@@ -133,6 +138,7 @@ def test_each_change_of_a_whole_file_is_followed(
     placed = moved(hook_that(after, to=to), files)
     assert (outcomes(placed), placed.files) == (found, made)
     assert all(placement.note and "1.0.patch:" in placement.where for placement in placed.placements)
+    assert not placed.placements[0].proposed
 
 
 def test_a_renamed_file_with_lines_that_changed_is_proposed_under_its_new_name(

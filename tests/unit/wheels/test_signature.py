@@ -156,6 +156,11 @@ def test_no_envelope(wheel: Path, failed: Callable[[], str]) -> None:
     assert f"{envelope_of(wheel)}: No such file" in failed()
 
 
+def test_no_wheel(wheel: Path, failed: Callable[[], str]) -> None:
+    wheel.unlink()
+    assert f"{wheel}: No such file" in failed()
+
+
 def test_another_key(wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, other = make_key(tmp_path, "ed25519", "other")
     assert cli.main(["verify", str(wheel), "--key", other]) == 1
