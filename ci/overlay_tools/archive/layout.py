@@ -109,7 +109,7 @@ def _directory_start(file: int, infos: Sequence[zipfile.ZipInfo]) -> int:
     signature, *disks, on_disk, count, length, start, comment = END.unpack(_read(file, end, END.size))
     if signature != b"PK\5\6" or comment:
         raise LayoutError("it has a comment, or bytes after its end")
-    locator = os.pread(file, _LOCATOR.size, end - _LOCATOR.size) if end > _LOCATOR.size + _END64.size else b""
+    locator = os.pread(file, _LOCATOR.size, end - _LOCATOR.size)
     if locator.startswith(b"PK\6\7"):
         end -= _LOCATOR.size + _END64.size
         if _LOCATOR.unpack(locator) != (b"PK\6\7", 0, end, 1):

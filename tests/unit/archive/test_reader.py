@@ -67,10 +67,12 @@ def test_a_damaged_member_is_named(base: Path) -> None:
         wheel.read("sglang/loader.py")
 
 
-def test_a_file_that_is_not_a_wheel_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [["sglang/x.py"], []])
+def test_a_file_that_is_not_a_wheel_is_refused(tmp_path: Path, names: list[str]) -> None:
     path = tmp_path / "plain.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("sglang/x.py", b"")
+        for name in names:
+            archive.writestr(name, b"")
     with pytest.raises(WheelError, match=r"0 \.dist-info folders"):
         WheelReader(path)
     with pytest.raises(WheelError, match=r"There is no file .*absent\.whl\.$"):

@@ -10,7 +10,14 @@ from overlay_tools.errors import WheelError
 
 from unit.conftest import upstream_files, write_wheel
 
-PATHS = ["sglang/b.py", "sglang/a.py", "sglang/übersetzung.txt", 'sglang/a, "b".py', "sglang/two\nlines.py"]
+PATHS = [
+    "sglang/b.py",
+    "sglang/a.py",
+    "sglang/übersetzung.txt",
+    'sglang/a, "b".py',
+    "sglang/two\nlines.py",
+    "sglang/two\r\nlines.py",
+]
 
 
 def test_what_is_written_reads_the_same_and_keeps_its_order() -> None:

@@ -72,7 +72,7 @@ def test_a_member_can_be_renamed_to_a_longer_and_a_shorter_name(base: Path) -> N
         zip64,
         streamed,
         lambda one: streamed(one, wide=True),
-        lambda one: one.but(extra=b"UT\5\0\1\0\0\0\0", version=10),
+        lambda one: one.but(extra=b"UT\5\0\1\0\0\0\0"),
         lambda one: one.but_central(extra=b"UT\5\0\1\0\0\0\0", comment=b"more"),
         lambda one: one.but(version=10),
     ],

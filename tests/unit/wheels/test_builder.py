@@ -294,6 +294,12 @@ def test_a_base_that_gives_its_version_otherwise_is_refused(mini: Miniature, fil
     assert "version" in refused(mini, BuildError)
 
 
+def test_a_base_that_does_not_give_its_version_is_refused(mini: Miniature) -> None:
+    mini.lock_release("1.0", {name: data for name, data in upstream_files("1.0").items() if "_version" not in name})
+    with pytest.raises(WheelError, match=r"has no sglang/_version\.py"):
+        mini.build()
+
+
 def test_it_builds_inside_a_repository_that_ignores_it(mini: Miniature) -> None:
     outside = mini.build().sha256
     subprocess.run(["git", "init", "--quiet"], cwd=mini.root.parent, check=True)

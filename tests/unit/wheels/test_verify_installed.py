@@ -429,12 +429,13 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 """
 
 
-def test_two_installations_in_one_folder_are_one_error(mini: Miniature, ready: Environment) -> None:
-    (ready.site / "sglang-1.0.dist-info").mkdir()
+@pytest.mark.parametrize("name", ["sglang-1.0.dist-info", "sglang-1.0.egg-info", "sglang.egg-link"])
+def test_two_installations_in_one_folder_are_one_error(mini: Miniature, ready: Environment, name: str) -> None:
+    (ready.site / name).mkdir()
     with pytest.raises(VerifyError) as caught:
         verify_environment(ready.python)
     site = ready.site.resolve()
-    assert str(caught.value) == f"{site} has two distributions of sglang: {DIST_INFO} and sglang-1.0.dist-info."
+    assert str(caught.value) == f"{site} has two distributions of sglang: {DIST_INFO} and {name}."
 
 
 @pytest.mark.parametrize("left", ["~glang", "~glang-1.0.dist-info", "~gl_kernel", "~glang_kernel-0.4+cpu.2.dist-info"])
