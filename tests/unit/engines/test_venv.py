@@ -283,6 +283,18 @@ def test_commands_that_change_nothing_run_side_by_side(wheel: BuiltWheel, folder
         assert all(process.poll() is None for process in several)
 
 
+def test_a_command_waits_for_one_that_makes_it(
+    wheel: BuiltWheel, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.parent.mkdir(parents=True)
+    hold = "import sys, time; from filelock import ReadWriteLock; lock = ReadWriteLock(sys.argv[1])"
+    words = [sys.executable, "-c", f"{hold}; lock.acquire_write(); print(flush=True); time.sleep(2)", f"{folder}.lock"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
+        assert read_line(other) == ""
+        assert kernel_of(make(folder, wheel.path)) == "1"
+    assert f"Another command makes {folder}: waiting for it to end." in capsys.readouterr().out
+
+
 def test_one_that_another_command_runs_from_is_not_changed(mini: Miniature, wheel: BuiltWheel, folder: Path) -> None:
     with ExitStack() as stack:
         first = command(stack, folder, wheel.path)
