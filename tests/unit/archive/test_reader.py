@@ -305,6 +305,14 @@ def test_what_the_end_says_must_be_so(tmp_path: Path, options: dict[str, object]
         WheelReader(path).__exit__(None, None, None)
 
 
+def test_a_zip64_record_that_says_another_size_of_itself_is_refused(tmp_path: Path) -> None:
+    path = craft(tmp_path / "odd.whl", upstream(), wide=True)
+    data = bytearray(path.read_bytes())
+    data[-94] += 1  # after its signature, before its locator of 20 bytes and the end of 22
+    path.write_bytes(data)
+    assert refused(path)
+
+
 @pytest.mark.parametrize(
     "change", [lambda data: b"#!/bin/sh\n" + data, lambda data: data + b"\n"], ids=["head", "tail"]
 )
