@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from overlay_tools.settings import load_project
+from overlay_tools.subprocesses import _PATIENCE
 from overlay_tools.upstream.lockfile import dump_lock, load_lock
 
 from bench.kills.victims import COMMANDS, REPOSITORY, Victim, beneath_nox, make_stand_in
@@ -192,7 +193,8 @@ def test_real_servers(request: pytest.FixtureRequest, session: str) -> None:
             running = victim.running()
             tool = victim.named("overlay-tools")[-1]
             beneath = bool(number // 3 % 2)
-            seconds = victim.kill(kind, pid=tool.pid if beneath else None)
+            # Asked to end, the tool lets pytest clear up: what that shows of where it was can take it a while.
+            seconds = victim.kill(kind, pid=tool.pid if beneath else None, patience=_PATIENCE if beneath else 0)
             target = "the tool" if beneath else "nox"
             print(f"\n{kind.name} to {target}, {PHASES[phase]}: {len(running)} processes ended in {seconds:.1f} s")
 

@@ -157,18 +157,23 @@ class Victim:
             assert time.monotonic() < deadline, f"{path} was not made"
             time.sleep(0.02)
 
-    def kill(self, number: int, *, group: bool = False, pid: int | None = None) -> float:
+    def kill(self, number: int, *, group: bool = False, pid: int | None = None, patience: float = 0.0) -> float:
         """Send a signal, and return after how many seconds nothing of the command runs any more.
 
-        Parameters: `group`, whether it goes to all of the command's group; `pid`, the process that it goes to.
-        Fails if something still does after GONE seconds, and ends it.
+        Parameters: `group`, whether it goes to all of the command's group; `pid`, the process that it goes to;
+        `patience`, seconds that this process has to clear up.
+        Fails if something still does GONE seconds after that has ended or should have, and ends it.
         """
         self.look()
+        target = pid or self.process.pid
         began = time.monotonic()
+        ended = began + patience
         if self.process.poll() is None:
-            (os.killpg if group else os.kill)(pid or self.process.pid, number)
+            (os.killpg if group else os.kill)(target, number)
         while left := self.running():
-            if time.monotonic() - began > GONE:
+            if all(process.pid != target for process in left):
+                ended = min(ended, time.monotonic())
+            if time.monotonic() - ended > GONE:
                 names = [" ".join(process.cmdline())[-150:] for process in left if process.is_running()]
                 self.end()
                 raise AssertionError(f"{GONE} s after {signal.Signals(number).name} still running: {names}")
