@@ -74,10 +74,12 @@ def test_server(tmp_path):
         __import__("time").sleep(600)
 """
 NOXFILE = f"""\
-import importlib.util, sys, nox
+import importlib.util, os, sys, nox
 spec = importlib.util.spec_from_file_location("checkout", {str(REPOSITORY / "noxfile.py")!r})
 checkout = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(checkout)
+from overlay_tools.surroundings import users_python
+os.environ.update(users_python(os.environ))  # the stand-ins lie on PYTHONPATH, which a session would not see
 
 @nox.session(venv_backend="none")
 def victim(session):
