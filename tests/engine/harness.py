@@ -23,9 +23,8 @@ from overlay_tools.engines.loopback import open_directly
 from overlay_tools.engines.server import Server
 from packaging.version import Version
 from reference.cases import DATA, Case, cases
-from reference.greedy import Completion, encode, random_prompts
+from reference.greedy import MAX_NEW_TOKENS, PROMPTS, Completion, encode
 
-MAX_NEW_TOKENS = 24
 SAMPLING = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": True}
 
 
@@ -41,11 +40,6 @@ SERVED = [f"{name}, {case.served}" for name, case in OURS.items() if case.served
 # A model of upstream's own.
 STOCK = next(name for name, case in cases().items() if not case.ours and not case.state)
 
-TEXT = "The quick brown fox jumps over"
-QUESTION = "What does the overlay do?"
-# As the checkpoints' chat template writes the question: the tokens 2 and 3 are <|im_start|> and <|im_end|>.
-CHAT = [2, *encode("user\n" + QUESTION), 3, *encode("\n"), 2, *encode("assistant\n")]
-PROMPTS = [*random_prompts(), encode(TEXT), CHAT]
 HELD_OUT = encode((DATA / "heldout.txt").read_text(encoding="utf-8"))  # text that no checkpoint was trained on
 CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
 

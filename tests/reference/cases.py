@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from reference.checkpoints import change_tensors, changed, write_checkpoint, write_config
+from reference.checkpoints import change_tensors, changed, configuration, write_checkpoint, write_config
 
 FOLDER = Path(__file__).parents[1] / "models"
 DATA = Path(__file__).parents[1] / "data"
@@ -73,9 +73,9 @@ class Case:
     Its checkpoint:
 
     - `config`: config.json of a tiny checkpoint.
-    - `weights`: draws the weights of a configuration: tensor name to float32 tensor, the same on every run. Its seed
-      must be one with which no greedy step of the tests is nearly a tie: rounding must not turn it.
-    - `trained`: the folder of a trained checkpoint, in place of `weights`.
+    - `weights`: draws the weights of a configuration, the same from a seed on every run: name to float32 tensor.
+    - `seed`: one with which no greedy step of the tests is nearly a tie: rounding must not turn it; see `seeds.py`.
+    - `trained`: the folder of a trained checkpoint, in place of `weights`; `added`: what it lacks for a configuration.
     - `sets`: changes to config.json that switch parts of the model on and off, by what they are, the whole model last;
       None removes a key.
     - `unused`: parts of the names of tensors that a configuration does not need.
@@ -101,8 +101,10 @@ class Case:
 
     config: Config
     load: Callable[[Path, torch.dtype], Any]
-    weights: Callable[[Config], dict[str, torch.Tensor]] | None = None
+    weights: Callable[[Config, int], dict[str, torch.Tensor]] | None = None
+    seed: int = 0
     trained: Path | None = None
+    added: Callable[[Config], dict[str, torch.Tensor]] = lambda config: {}
     sets: Mapping[str, Config] = field(default_factory=lambda: {"": {}})
     unused: Callable[[Config], list[str]] = lambda config: []
     ask: Callable[..., tuple[Sequence[int], Logits]] = ask_for_text
@@ -134,8 +136,49 @@ def cases() -> dict[str, Case]:
 
 
 def with_transformers(model: type[PreTrainedModel]) -> Callable[[Path, torch.dtype], Any]:
-    """Make a `load` of a class that transformers can load."""
-    return lambda folder, dtype: model.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    """Make a `load` of a class of transformers', or of one derived from it, whatever `model_type` config.json has.
+
+    It raises ValueError unless the checkpoint's tensors are the model's.
+    """
+
+    def load(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401
+        config = configuration(model, read_config(folder))
+        made, found = model.from_pretrained(
+            folder, config=config, dtype=dtype, attn_implementation="eager", output_loading_info=True
+        )
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if found[problem]:
+                raise ValueError(f"{folder}: {problem.replace('_keys', '')} tensors: {sorted(found[problem])}")
+        return made
+
+    return load
+
+
+def usual_faults(module: str, keys: Config | None = None) -> dict[str, Fault]:
+    """Give the faults that any model with a checkpoint of its own can have.
+
+    - `module`: the model's, named as below `sglang.srt`; `keys`: of config.json, with values that are wrong.
+    """
+    unknown = {"hidden_sizes": 64}
+
+    def break_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        first, *_, last = sorted(tensors)
+        wrong = {first: torch.zeros(3, 5), "model.extra.weight": torch.zeros(2)}
+        return {name: tensor for name, tensor in tensors.items() if name != last} | wrong
+
+    return {
+        "import": Fault(
+            broken_import=module, said=["OverlayError: .*cannot import", "no such thing as a broken depend"]
+        ),
+        "tensors": Fault(
+            tensors=break_tensors,
+            said=[r": missing", r"model\.extra\.weight.*: (not a tensor|there twice)", r"its shape is \(3, 5\)"],
+        ),
+        "configuration": Fault(
+            changes={**unknown, **(keys or {})},
+            said=[rf"config\.json: {key} " for key in {**unknown, **(keys or {})}],
+        ),
+    }
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -143,15 +186,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
-def make_checkpoint(name: str, out: Path, changes: Config | None = None) -> None:
-    """Write a checkpoint of a case into the folder `out`; `changes` are applied to config.json, None removes a key."""
+def make_checkpoint(name: str, out: Path, changes: Config | None = None, seed: int | None = None) -> None:
+    """Write a checkpoint of a case into the folder `out`; `changes` are applied to config.json, None removes a key.
+
+    Random weights are drawn from `seed`, or else from the case's own.
+    """
     case = cases()[name]
     config = changed(case.config, changes or {})
     if case.weights is not None:
-        write_checkpoint(out, config, case.weights(config))
+        write_checkpoint(out, config, case.weights(config, case.seed if seed is None else seed))
         return
     assert case.trained is not None
     shutil.copytree(case.trained, out, dirs_exist_ok=True)
     write_config(out, config)
-    unused = case.unused(config)
-    change_tensors(out, lambda tensors: {k: v for k, v in tensors.items() if not any(part in k for part in unused)})
+    unused, added = case.unused(config), case.added(config)
+
+    def fitting(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        kept = {k: v for k, v in tensors.items() if not any(part in k for part in unused)}
+        kept |= added  # to the first shard
+        added.clear()
+        return kept
+
+    change_tensors(out, fitting)

@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 if __name__ == "__main__":
@@ -23,6 +24,7 @@ if __name__ == "__main__":
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedModel
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|begin|>", "<|im_start|>", "<|im_end|>")
 VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
@@ -157,13 +159,18 @@ class Draw:
         `norms`: the mean of vectors. Embeddings and the head have deviations that make greedy answers readable.
         """
         weights = {}
+        # Where embeddings are the head too, each token is likest to itself: they are small, and the last norm is not.
+        tied = "lm_head.weight" not in shapes
         for name, shape in shapes.items():
             if name.endswith("embed_tokens.weight"):
-                weights[name] = self.normal(*shape, std=1.0)
+                vocab, hidden = shape
+                weights[name] = self.head(vocab, hidden, std=0.02) if tied else self.normal(vocab, hidden, std=1.0)
             elif name == "lm_head.weight":
                 weights[name] = self.head(*shape)
             else:
                 weights[name] = self.normal(*shape, mean=norms if len(shape) == 1 else 0.0)
+                if tied and name == "model.norm.weight":
+                    weights[name] += 15
         return weights
 
     def head(self, vocab: int, hidden: int, std: float = 0.5) -> torch.Tensor:
@@ -171,6 +178,30 @@ class Draw:
         head = self.normal(vocab, hidden, std=std)
         head[[i for i in range(vocab) if not 0x20 <= i - len(SPECIAL_TOKENS) < 0x7F]] *= 0.1
         return head
+
+
+def configuration(model: type[PreTrainedModel], config: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Make the configuration that a class of transformers' has for a config.json, whatever its `model_type`."""
+    return model.config_class(
+        **{key: value for key, value in config.items() if key not in ("architectures", "model_type")}
+    )
+
+
+def drawn_for(model: type[PreTrainedModel]) -> Callable[[Mapping[str, Any], int], dict[str, torch.Tensor]]:
+    """Make what draws the weights of a configuration, named and shaped as transformers writes those of a class.
+
+    A vector is near what transformers starts it with: norms near 1 or 0, as they scale, and biases near 0.
+    """
+
+    def weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
+        draw = Draw(seed)
+        with TemporaryDirectory() as folder:
+            model(configuration(model, config)).save_pretrained(folder)
+            started = load_file(Path(folder) / "model.safetensors")
+        drawn = draw.fill({name: tuple(tensor.shape) for name, tensor in started.items()}, norms=0.0)
+        return {name: value + started[name].mean() * (value.ndim == 1) for name, value in drawn.items()}
+
+    return weights
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,24 @@ def random_prompts() -> list[list[int]]:
     return [[stream.randrange(len(SPECIAL_TOKENS), VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
 
 
-def answers(name: str, checkpoint: Path, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Completion]:
-    """Continue prompts with the reference model of a checkpoint of the case `name`, in float32."""
+TEXT = "The quick brown fox jumps over"
+QUESTION = "What does the overlay do?"
+# As the checkpoints' chat template writes the question: the tokens 2 and 3 are <|im_start|> and <|im_end|>.
+CHAT = [2, *encode("user\n" + QUESTION), 3, *encode("\n"), 2, *encode("assistant\n")]
+PROMPTS = [*random_prompts(), encode(TEXT), CHAT]
+MAX_NEW_TOKENS = 24
+
+
+def answers(name: str, checkpoint: Path, prompts: Sequence[Sequence[int]]) -> Iterator[Completion]:
+    """Continue prompts, one by one, with the reference model of a checkpoint of the case `name`, in float32."""
     model = cases()[name].load(checkpoint, torch.float32).eval()
-    return [complete(model, prompt, max_new_tokens) for prompt in prompts]
+    for prompt in prompts:
+        yield complete(model, prompt, MAX_NEW_TOKENS)
+
+
+def all_answers(name: str, checkpoint: Path) -> list[Completion]:
+    """Continue PROMPTS with the reference model of a checkpoint of the case `name`, in float32."""
+    return list(answers(name, checkpoint, PROMPTS))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +91,11 @@ class Verdict:
     prompt_logprobs: list[float]
     margin: float
     router_margin: float
+
+
+def is_decided(answers: Sequence[Completion]) -> bool:
+    """Tell whether rounding turns none of a reference model's answers to random weights."""
+    return min(min(answer.margins) for answer in answers) > 2e-3 and max(answer.spread for answer in answers) < 1e-4
 
 
 Run = tuple[Sequence[int], Sequence[int]] | tuple[Sequence[int], Sequence[bytes], Sequence[int]]

@@ -8,16 +8,12 @@ from typing import Any
 import pytest
 from openai import OpenAI
 from overlay_tools.engines.loopback import openai_client
-from reference.greedy import encode
+from reference.greedy import CHAT, MAX_NEW_TOKENS, QUESTION, TEXT, encode
 
 from engine.harness import (
-    CHAT,
-    MAX_NEW_TOKENS,
-    QUESTION,
     SAMPLING,
     SERVED,
     SPAWN,
-    TEXT,
     Model,
     assert_answers,
     post,

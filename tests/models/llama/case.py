@@ -18,12 +18,12 @@ CONFIG = COMMON | {
 }
 
 
-def weights(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
     """Draw the weights of a Llama."""
     with torch.device("meta"):
         state = LlamaForCausalLM(LlamaConfig(**config)).state_dict()
-    return Draw(seed=SEED).fill({name: tuple(tensor.shape) for name, tensor in state.items()})
+    return Draw(seed).fill({name: tuple(tensor.shape) for name, tensor in state.items()})
 
 
 SEED = 8
-CASE = Case(config=CONFIG, weights=weights, load=with_transformers(LlamaForCausalLM), ours=False)
+CASE = Case(config=CONFIG, weights=weights, seed=SEED, load=with_transformers(LlamaForCausalLM), ours=False)

@@ -9,7 +9,7 @@ import torch
 from reference.cases import Case, Fault, with_transformers
 
 from models.llama.case import CONFIG as LLAMA
-from models.llama.case import weights
+from models.llama.case import SEED, weights
 from models.llama_logit_shaping.reference import LlamaLogitShaping
 
 OWN = {"architectures": ["LlamaLogitShapingForCausalLM"], "logit_transform": "softcap", "logit_softcap": 10.0}
@@ -30,6 +30,7 @@ def written(of: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 CASE = Case(
     config=LLAMA | OWN,
     weights=weights,
+    seed=SEED,
     load=with_transformers(LlamaLogitShaping),
     upstream="llama",
     sets={

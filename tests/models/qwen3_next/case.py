@@ -32,9 +32,9 @@ CONFIG = COMMON | {
 }
 
 
-def weights(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
     """Draw the weights of a Qwen3-Next with its draft, named as in the released checkpoints."""
-    draw, hidden, vocab = Draw(seed=36), config["hidden_size"], config["vocab_size"]
+    draw, hidden, vocab = Draw(seed), config["hidden_size"], config["vocab_size"]
     found = {"model.embed_tokens.weight": draw.normal(vocab, hidden, std=1.0)}
     for i in range(config["num_hidden_layers"]):
         layer = layer_weights(config, i, draw)
@@ -102,4 +102,6 @@ def _mlp(prefix: str, hidden: int, inner: int, draw: Draw) -> dict[str, torch.Te
     }
 
 
-CASE = Case(config=CONFIG, weights=weights, load=with_transformers(Qwen3NextForCausalLM), ours=False, state=True)
+CASE = Case(
+    config=CONFIG, weights=weights, seed=36, load=with_transformers(Qwen3NextForCausalLM), ours=False, state=True
+)

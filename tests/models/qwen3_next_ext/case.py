@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from reference.cases import DATA, Case, Decisions, Fault, make_checkpoint, read_config
-from reference.checkpoints import change_tensors
+from reference.cases import DATA, Case, Config, Decisions, Fault, make_checkpoint, read_config
+from reference.checkpoints import Draw, change_tensors
 from torch.nn import functional
 
 from models.qwen3_next.case import CONFIG as QWEN3_NEXT
-from models.qwen3_next_ext.reference import load
+from models.qwen3_next_ext.reference import Qwen3NextExt, Qwen3NextExtConfig, load
 
 TRAINED = DATA / "qwen3-next-ext"  # its README.md says what it is
 OFF: dict[str, Any] = dict.fromkeys(
@@ -32,6 +32,18 @@ def unused(config: Mapping[str, Any]) -> list[str]:
     """List parts of the names of tensors that only an extension needs that is off."""
     names = [] if config.get("scoring_func") == "sigmoid" else ["e_score_correction_bias"]
     return names + ([] if config.get("head_adapter_rank") else ["head_adapter"])
+
+
+def added_by(model: type[Qwen3NextExt]) -> Callable[[Config], dict[str, torch.Tensor]]:
+    """Make what draws the tensors that a reference model has beside those of Qwen3-Next-Ext, from which it derives."""
+
+    def added(config: Config) -> dict[str, torch.Tensor]:
+        known = Qwen3NextExt(Qwen3NextExtConfig.from_dict(config)).state_dict()
+        own = model(Qwen3NextExtConfig.from_dict(config)).state_dict()
+        draw = Draw(seed=0)
+        return {name: value + draw.normal(*value.shape) for name, value in own.items() if name not in known}
+
+    return added
 
 
 def without_rope(config: Mapping[str, Any]) -> dict[str, Any]:

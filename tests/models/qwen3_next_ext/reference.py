@@ -76,16 +76,17 @@ class Qwen3NextExt(Qwen3NextForCausalLM):  # type: ignore[misc]
         return shape_logits(logits, transform, getattr(self.config, "logit_softcap", None))
 
 
-class RoundedQwen3NextExt(Qwen3NextExt):
+class _Rounded:
     """The model for less than float32: the biases of routers stay in it, as transformers keeps those of DeepSeek-V3."""
 
     _keep_in_fp32_modules_strict = ("e_score_correction_bias",)
 
 
-def load(folder: Path, dtype: torch.dtype) -> Qwen3NextExt:
-    """Load a checkpoint in a dtype."""
-    kind = Qwen3NextExt if dtype == torch.float32 else RoundedQwen3NextExt
-    model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+def load(folder: Path, dtype: torch.dtype, model_class: type[Qwen3NextExt] = Qwen3NextExt) -> Qwen3NextExt:
+    """Load a checkpoint in a dtype; `model_class` is a reference model that derives from this one."""
+    rounded = type(f"Rounded{model_class.__name__}", (_Rounded, model_class), {})
+    kind: Any = model_class if dtype == torch.float32 else rounded
+    model: Qwen3NextExt = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     if dtype == torch.float32:
         # It is the truth then: the kernels of flash-linear-attention, if transformers finds them, would round to tf32.
         for module in model.modules():
