@@ -116,6 +116,11 @@ def _known(keys: Keys) -> frozenset[str]:
     return frozenset((*_READ, *_FIXED, *keys.read, *keys.sizes, *keys.fixed, *keys.parts))
 
 
+def is_of_every_model(key: str) -> bool:
+    """Tell whether a key means the same to every model, or nothing to any."""
+    return key in _known(Keys(read=ROPE)) | _WITHOUT_EFFECT or key.startswith("_")
+
+
 def nearest(key: str, known: Iterable[str]) -> str:
     """Suggest the known key that looks most like another one, if one does."""
     found = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.7)

@@ -6,9 +6,10 @@
 With no more than that, the model is Qwen3-Next.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
-from sglang.srt.configs.config_keys import refuse, written
+from sglang.srt.configs.config_keys import Keys, refuse, written
+from sglang.srt.configs.derived_config import OwnConstructor
 from sglang.srt.configs.qwen3_next import Qwen3NextConfig
 from sglang.srt.configs.qwen3_next_ext_keys import DEFAULTS, KEYS, check, extension_problems, layers_of, settle
 from sglang.srt.overlay_registry import alias
@@ -25,7 +26,7 @@ _ROUNDED = (
 _ROPE = ("rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters")
 
 
-class Qwen3NextExtConfig(Qwen3NextConfig):
+class Qwen3NextExtConfig(OwnConstructor, Qwen3NextConfig):
     """Upstream's configuration, and these keys.
 
     - `nope_layers`: the layers, counted from 0, whose full attention has no rotary positions. By default each
@@ -36,13 +37,16 @@ class Qwen3NextExtConfig(Qwen3NextConfig):
     - `logit_transform`, `logit_softcap`: see `layers/logit_shaping.py`.
 
     `checkpoint_sizes` keeps the sizes of the checkpoint's tensors where upstream may round up those of the model.
+    A class that derives from this one has a `model_type` of its own, and `known_keys` that are these and its own, each
+    of which becomes an attribute.
     Raises ValueError, naming the key, on a key that is unknown and a value that is out of range or has no effect.
     """
 
     model_type = "qwen3_next_ext"
+    known_keys: ClassVar[Keys] = KEYS
 
     def __init__(self, **said) -> None:
-        refuse(check(said))
+        refuse(check(said, self.known_keys))
         rest = {key: value for key, value in said.items() if key not in _ROPE}
         super().__init__(**{"full_attention_interval": 4, **rest})
         self.scoring_func = said.get("scoring_func", "softmax")
@@ -61,7 +65,7 @@ class Qwen3NextExtConfig(Qwen3NextConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Give what `save_pretrained` writes: the model under its own name."""
-        return written(super().to_dict(), KEYS)
+        return written(super().to_dict(), self.known_keys)
 
     @property
     def layers_block_type(self) -> list[str]:

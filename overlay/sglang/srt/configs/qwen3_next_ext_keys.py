@@ -61,9 +61,9 @@ DEFAULTS: Config = {
 }
 
 
-def check(config: Config) -> list[str]:
-    """Check a config.json, or its `text_config`."""
-    if problems := key_problems(config, KEYS):
+def check(config: Config, keys: Keys = KEYS) -> list[str]:
+    """Check a config.json, or its `text_config`; `keys` are those of a model that derives from Qwen3-Next-Ext."""
+    if problems := key_problems(config, keys):
         return problems  # what follows calculates with some of the values
     return extension_problems({**DEFAULTS, **config}) + rope_problems(config)
 
@@ -73,7 +73,7 @@ def settle(config: Any, said: Config) -> None:
 
     Raises ValueError, naming the keys, unless `check` finds it good.
     """
-    refuse(check(said))
+    refuse(check(said, config.known_keys))
     config.layer_types, config.nope_layers = layers_of(said)
     settle_rope(config, rope_of(said, DEFAULTS["partial_rotary_factor"]))
 

@@ -11,6 +11,7 @@ import math
 from typing import Any, ClassVar
 
 from sglang.srt.configs.config_keys import refuse, written
+from sglang.srt.configs.derived_config import OwnConstructor
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
 from sglang.srt.configs.qwen3_next_ext_vl_keys import KEYS, VISION, check, check_vision
 from sglang.srt.overlay_registry import alias
@@ -19,7 +20,7 @@ from transformers import PretrainedConfig
 CHAT_TEMPLATE = "qwen3-next-ext-vl"
 
 
-class Qwen3NextExtVisionConfig(PretrainedConfig):
+class Qwen3NextExtVisionConfig(OwnConstructor, PretrainedConfig):
     """The vision tower's configuration.
 
     - `patch_size`: the side of a patch in pixels; `merge_size` x `merge_size` patches become a token of the text.
@@ -76,7 +77,7 @@ class Qwen3NextExtVisionConfig(PretrainedConfig):
         return rows, columns
 
 
-class Qwen3NextExtVLConfig(PretrainedConfig):
+class Qwen3NextExtVLConfig(OwnConstructor, PretrainedConfig):
     """A text model's and a vision tower's configuration, and `image_token_id`, the token that stands for a picture.
 
     Raises ValueError, naming the key, on a key that is unknown, of the parts too.
