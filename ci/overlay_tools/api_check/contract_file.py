@@ -40,6 +40,7 @@ _MENTION: dict[str, Any] = {
     "reason": None,
     "releases": "",
     "times": 1,
+    "base": "",
 }
 _PATTERNS = {"kind", "what", "problem", "file", "scope"}
 
@@ -49,7 +50,7 @@ class Entry:
     """One line of ci/contract.toml: a problem or a base mention, and why nothing needs to be done.
 
     `patterns`: for each field the patterns of which it must match one; `times`: how many mentions of one release it
-    stands for.
+    stands for; `base`: the architecture without a row of which a mention is not expected.
     """
 
     line: int
@@ -57,6 +58,7 @@ class Entry:
     releases: SpecifierSet
     reason: str
     times: int = 1
+    base: str = ""
 
     @property
     def what(self) -> str:
@@ -154,6 +156,7 @@ def _parse_entry(table: dict[str, Any], keys: dict[str, Any], line: int) -> Entr
         releases=releases,
         reason=fields["reason"],
         times=fields.get("times", 1),
+        base=fields.get("base", ""),
     )
 
 
