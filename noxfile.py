@@ -95,6 +95,12 @@ def serve(session: nox.Session) -> None:
 
 
 @nox.session
+def new(session: nox.Session) -> None:
+    """Start a model of your own: its files, green as they are."""
+    tool(session, "new", "new")
+
+
+@nox.session
 def adopt(session: nox.Session) -> None:
     """Make a Qwen3-Next-Ext checkpoint of a stock Qwen3-Next one."""
     tool(session, "adopt")

@@ -1,0 +1,186 @@
+"""The files of a new model: rendered from templates, written all or none."""
+
+from __future__ import annotations
+
+import keyword
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from overlay_tools import console
+from overlay_tools.downstream.settings_file import with_ranges
+from overlay_tools.errors import UsageError
+from overlay_tools.scaffold.base import Base
+from overlay_tools.settings import Project
+from overlay_tools.subprocesses import run
+from overlay_tools.upstream.lockfile import load_lock
+from overlay_tools.user_files import read_text, write_whole
+
+_TEMPLATES = Path(__file__).with_name("templates")
+_SRT = "overlay/sglang/srt"
+_FILES = {  # of each template: the file that it becomes, and what is in it
+    "model.py": (f"{_SRT}/models/{{}}.py", "the served model"),
+    "draft.py": (f"{_SRT}/models/{{}}_mtp.py", "its draft"),
+    "config.py": (f"{_SRT}/configs/{{}}.py", "its configuration, and the keys of `config.json`"),
+    "row.py": (f"{_SRT}/overlay_models/{{}}.py", "what upstream must know of it"),
+    "init.py": ("tests/models/{}/__init__.py", ""),
+    "case.py": ("tests/models/{}/case.py", "its tiny checkpoint, and what it is tested on"),
+    "reference.py": ("tests/models/{}/reference.py", "the reference model, in plain Transformers"),
+    "notes.md": ("tests/models/{}/README.md", "this page"),
+}
+KINDS = {
+    "text": "a model of text: one of upstream's decoders under a name of its own",
+    "derived": "Qwen3-Next with own layers, own router, own head and own draft, by way of Qwen3-Next-Ext",
+}
+_SEED = "seed=0,"  # what a case with random weights says until a seed is found
+_DERIVED = "Qwen3NextForCausalLM"  # the base of that kind
+_SETTLE = {
+    "text": "sglang.srt.configs.derived_config:settle",
+    "derived": "sglang.srt.configs.qwen3_next_ext_keys:settle",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewModel:
+    """A model that is to be made: its `name` in files, as my_model, its kind, and what it derives from."""
+
+    name: str
+    kind: str
+    base: Base
+
+    @property
+    def title(self) -> str:
+        """Name it as classes do."""
+        return "".join(word.capitalize() for word in self.name.split("_"))
+
+    @property
+    def architecture(self) -> str:
+        """Name the class that is served, as config.json does."""
+        return f"{self.title}ForCausalLM"
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Name the folders of its templates, in which a file is looked for in this order."""
+        return (self.kind, ".")
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless a name can be that of a module."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
+        raise UsageError(f"{name!r} cannot be the name of a module.", hint="Name the model as my_model, for example.")
+
+
+def choose_kind(kind: str | None, base: str | None) -> tuple[str, str]:
+    """Return the kind of a model and its base, where a person names both, one or none.
+
+    Raises UsageError if they do not go together.
+    """
+    kind = kind or ("derived" if base == _DERIVED else "text")
+    base = base or (_DERIVED if kind == "derived" else "LlamaForCausalLM")
+    if (kind == "derived") != (base == _DERIVED):
+        raise UsageError(
+            f"A model of kind {kind!r} cannot derive from {base}.",
+            hint=f"`derived` is for {_DERIVED}, `text` for others.",
+        )
+    return kind, base
+
+
+def make_model(project: Project, new: NewModel, python: Path) -> dict[Path, str]:
+    """Write the files of a model, with a seed for its random weights, all or none; return them by path.
+
+    Parameters: `python`, the interpreter of an engine environment, whose Transformers has the base.
+    Raises UsageError if one of them is there already; ToolError if its tiny checkpoint cannot be made.
+    """
+    files = render(project, new)
+    ranges = _ranges(project, new, files)
+    if there := [path for path in files if (project.root / path).exists()]:
+        raise UsageError(
+            *(f"{path} is there already." for path in there), hint="Take another name, or remove the model."
+        )
+    made: list[Path] = []
+    try:
+        with console.step(f"Write {new.architecture}"):
+            for path, text in files.items():
+                _write(project.root / path, text, made)
+            _format(project, [path for path in files if path.suffix == ".py"])
+        case = project.root / next(path for path in files if path.name == "case.py")
+        if _SEED in read_text(case):
+            with console.step("Look for a seed with which no greedy step is nearly a tie"):
+                seeds = project.root / "tests" / "reference" / "seeds.py"
+                seed = run([python, "-W", "ignore", seeds, new.name.replace("_", "-")]).stdout.strip()
+                write_whole(case, read_text(case).replace(_SEED, f"seed={seed},").encode())
+        if ranges is not None:
+            write_whole(project.settings, ranges.encode())
+    except BaseException:
+        for path in reversed(made):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
+    return {path: read_text(project.root / path) for path in files}
+
+
+def render(project: Project, new: NewModel) -> dict[Path, str]:
+    """Render the files of a model, by their paths in the checkout."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([_TEMPLATES / folder for folder in new.folders]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    there = {name for name in _FILES if any((_TEMPLATES / folder / f"{name}.j2").exists() for folder in new.folders)}
+    paths = {name: Path(path.format(new.name)) for name, (path, _) in _FILES.items() if name in there}
+    values: Mapping[str, Any] = {
+        "name": new.name,
+        "title": new.title,
+        "model": new.architecture,
+        "config": f"{new.title}Config",
+        "base": new.base,
+        "of": "Qwen3-Next-Ext" if new.kind == "derived" else f"upstream's {new.base.architecture}",
+        "draft": "draft.py" in there,
+        "settle": _SETTLE[new.kind],
+        "moe": any("expert" in key for key in new.base.tiny),
+        "default": project.default,
+        "parts": {str(path): _FILES[part][1] for part, path in paths.items() if _FILES[part][1]},
+    }
+    return {path: environment.get_template(f"{part}.j2").render(values) for part, path in paths.items()}
+
+
+def _ranges(project: Project, new: NewModel, files: Iterable[Path]) -> str | None:
+    """Return pyproject.toml with the range of releases that have the base, or None if all locked ones have it."""
+    if not new.base.absent:
+        return None
+    there = [version for version in load_lock(project.lock) if version not in new.base.absent]
+    every = [*load_lock(project.lock)]
+    first, last = there[0], there[-1]
+    if every.index(last) - every.index(first) + 1 != len(there):
+        raise UsageError(
+            f"{new.base.architecture} is missing from {', '.join(new.base.absent)}, between releases that have it.",
+            hint="Take another base, or write the model by hand with ranges in [tool.sglang-overlay.files].",
+        )
+    releases = f">={first}" if last == every[-1] else f">={first},<={last}"
+    own = [str(path.relative_to("overlay")) for path in files if path.parts[0] == "overlay"]
+    held = [str(path.relative_to(project.overlay)) for path in project.overlay.rglob("*.py")]
+    return with_ranges(read_text(project.settings), dict.fromkeys(own, releases), [*held, *own])
+
+
+def _write(path: Path, text: str, made: list[Path]) -> None:
+    """Write a file and the folders that it is in, and add to `made` what was not there."""
+    for folder in reversed(path.parents):
+        if not folder.exists():
+            folder.mkdir()
+            made.append(folder)
+    made.append(path)
+    path.write_text(text, encoding="utf-8")
+
+
+def _format(project: Project, paths: Iterable[Path]) -> None:
+    """Format Python files as `nox -s lint` wants them."""
+    for words in (("check", "--fix-only", "--select", "I"), ("format",)):
+        run([sys.executable, "-m", "ruff", *words, "--quiet", "--no-cache", *paths], cwd=project.root)
