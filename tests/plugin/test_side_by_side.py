@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from engine.harness import (
     OURS,
-    PROMPTS,
     RELEASE,
     SAMPLING,
     SERVED,
@@ -34,6 +33,7 @@ from engine.harness import (
 from overlay_tools.engines import engine_config
 from overlay_tools.errors import ServeError
 from reference.cases import make_checkpoint
+from reference.greedy import PROMPTS
 
 from plugin.names import DISTRIBUTION
 

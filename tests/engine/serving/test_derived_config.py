@@ -1,4 +1,4 @@
-"""A configuration that derives from one of Transformers', or from one of the overlay's, checks its keys as that does."""
+"""A configuration that derives from Transformers', or from one of the overlay's, checks its keys as that does."""
 
 from __future__ import annotations
 
