@@ -114,6 +114,15 @@ def beneath_nox(folder: Path) -> list[str]:
     return ["-m", "nox", "-f", "victim.py", "-s", "victim", "--"]
 
 
+def _take_signals() -> None:
+    """Take signals as a program does that a person has started: those that this one ignores, it would ignore too.
+
+    A shell's background job ignores Ctrl-C, and what nohup has started the end of its terminal.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @dataclass
 class Victim:
     """A command that has been started.
@@ -138,8 +147,7 @@ class Victim:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            # Under nohup, what pytest starts would ignore the end of a terminal as well.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+            preexec_fn=_take_signals,
         )
         return cls(process, mark)
 
