@@ -176,4 +176,5 @@ def test_a_signal_to_the_group_reaches_no_supervisor(tmp_path: Path, interrupt: 
             time.sleep(0.005)
             os.killpg(process.pid, interrupt)
         assert process.wait(30) in (7, 256 - interrupt, -interrupt)  # the last if it comes at its very end
-        assert set(process.stdout.read().split()) == {b"signal"}
+        # The shell says so of its `sleep`, if the signal comes while that is there already.
+        assert set(process.stdout.read().split()) - {b"Terminated"} == {b"signal"}
