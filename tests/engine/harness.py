@@ -32,7 +32,7 @@ SAMPLING = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": Tr
 CHECKPOINTS: dict[str, tuple[str, Mapping[str, Any]]] = {
     f"{name}, {kind}" if kind else name: (name, changes)
     for name, case in cases().items()
-    if case.weights is not None
+    if case.weights is not None and case.vector is None
     for kind, changes in case.sets.items()
 }
 OURS = {name: case for name, case in cases().items() if case.ours}

@@ -83,6 +83,7 @@ class Case:
     Its reference model, in plain Transformers:
 
     - `load`: loads a checkpoint in a dtype; `ask`: puts a prompt to it.
+    - `vector`: of one that generates no text: gives the vector of a prompt, its embedding or its scores.
 
     What the generic tests need to know:
 
@@ -108,6 +109,7 @@ class Case:
     sets: Mapping[str, Config] = field(default_factory=lambda: {"": {}})
     unused: Callable[[Config], list[str]] = lambda config: []
     ask: Callable[..., tuple[Sequence[int], Logits]] = ask_for_text
+    vector: Callable[[Any, Sequence[int]], torch.Tensor] | None = None
     ours: bool = True
     upstream: str = ""
     state: bool = False

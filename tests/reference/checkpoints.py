@@ -187,17 +187,21 @@ def configuration(model: type[PreTrainedModel], config: Mapping[str, Any]) -> An
     )
 
 
-def drawn_for(model: type[PreTrainedModel]) -> Callable[[Mapping[str, Any], int], dict[str, torch.Tensor]]:
+def drawn_for(
+    model: type[PreTrainedModel], prefix: str = ""
+) -> Callable[[Mapping[str, Any], int], dict[str, torch.Tensor]]:
     """Make what draws the weights of a configuration, named and shaped as transformers writes those of a class.
 
-    A vector is near what transformers starts it with: norms near 1 or 0, as they scale, and biases near 0.
+    A vector is near what transformers starts it with: norms near 1 or 0, as they scale, and biases near 0. `prefix`
+    goes before the names of a model without a head.
     """
 
     def weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
         draw = Draw(seed)
         with TemporaryDirectory() as folder:
             model(configuration(model, config)).save_pretrained(folder)
-            started = load_file(Path(folder) / "model.safetensors")
+            saved = load_file(Path(folder) / "model.safetensors")
+        started = {prefix + name: tensor for name, tensor in saved.items()}
         drawn = draw.fill({name: tuple(tensor.shape) for name, tensor in started.items()}, norms=0.0)
         return {name: value + started[name].mean() * (value.ndim == 1) for name, value in drawn.items()}
 

@@ -93,6 +93,15 @@ class Verdict:
     router_margin: float
 
 
+def vectors(name: str, checkpoint: Path) -> list[list[float]]:
+    """Give the vectors of PROMPTS by the reference model of a checkpoint of the case `name`, in float32."""
+    case = cases()[name]
+    assert case.vector is not None
+    model = case.load(checkpoint, torch.float32).eval()
+    with torch.no_grad():
+        return [case.vector(model, prompt).tolist() for prompt in PROMPTS]
+
+
 def is_decided(answers: Sequence[Completion]) -> bool:
     """Tell whether rounding turns none of a reference model's answers to random weights."""
     return min(min(answer.margins) for answer in answers) > 2e-3 and max(answer.spread for answer in answers) < 1e-4

@@ -8,6 +8,7 @@ from overlay_tools import console
 from overlay_tools.checkout import only_writer
 from overlay_tools.commands import Command
 from overlay_tools.commands.shared import open_engine
+from overlay_tools.errors import UsageError
 from overlay_tools.scaffold.base import find_base
 from overlay_tools.scaffold.model import KINDS, NewModel, check_name, choose_kind, make_model
 from overlay_tools.settings import Project
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         choices=KINDS,
-        help=f"{'; '.join(f'{kind}, {what}' for kind, what in KINDS.items())} (default: what --from is for)",
+        help=f"{'; '.join(f'{name}, {kind.about}' for name, kind in KINDS.items())} (default: what --from is for)",
     )
 
 
@@ -35,7 +36,10 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     check_name(arguments.name)
     kind, architecture = choose_kind(arguments.kind, arguments.base)
     with only_writer(project.root), open_engine(project, project.default, None, gpu=False) as python:
-        new = NewModel(name=arguments.name, kind=kind, base=find_base(project, architecture, arguments.name, python))
+        base = find_base(project, architecture, arguments.name, python)
+        if kind == "reward" and base.classifier is None:
+            raise UsageError(f"Transformers has no {architecture} that scores: there is nothing to compare it with.")
+        new = NewModel(name=arguments.name, kind=kind, base=base)
         files = make_model(project, new, python)
     console.table(new.architecture, [(str(path), f"{len(text.splitlines())} lines") for path, text in files.items()])
     console.line(f"Next: nox -s test-{project.default} -- -k {arguments.name.replace('_', '-')}")
@@ -49,6 +53,7 @@ COMMAND = Command(
     examples={
         "my_model": "a Llama under a name of its own",
         "my_model --from Qwen3MoeForCausalLM": "another base",
+        "my_model --from Qwen3ForCausalLM --kind embedding": "one that gives embeddings",
         "my_model --kind derived": "a Qwen3-Next with own extensions, and its draft",
     },
     add_arguments=add_arguments,

@@ -52,6 +52,7 @@ class Base:
 
     - `architecture`, and the `module` of upstream's that has it; `absent`: the locked releases that do not.
     - `config`, `model_type`: Transformers' configuration class, and what config.json calls it.
+    - `backbone`, `classifier`: Transformers' classes without a head, and with one that scores; the last may be absent.
     - `more`: the keys that both read although Transformers' class does not list them.
     - `fixed`: the keys that upstream's model does not read although Transformers' does, with their only values.
     - `layer_kinds`: what `layer_types` may hold, if upstream's model does not read it.
@@ -63,6 +64,8 @@ class Base:
     absent: tuple[str, ...]
     config: str
     model_type: str
+    backbone: str
+    classifier: str | None
     more: tuple[str, ...]
     fixed: Mapping[str, tuple[Any, ...]]
     layer_kinds: tuple[str, ...]
@@ -163,6 +166,8 @@ def _base(
         absent=absent,
         config=described["config"],
         model_type=described["model_type"],
+        backbone=described["backbone"],
+        classifier=described["classifier"],
         more=tuple(more),
         fixed=fixed,
         layer_kinds=("full_attention",) if "layer_types" in ignored else (),

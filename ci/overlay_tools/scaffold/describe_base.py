@@ -21,6 +21,7 @@ def reads(text: str) -> set[str]:
 def describe(architecture: str, config_keys: ModuleType) -> dict[str, object]:
     """Describe an architecture of a language model: its configuration class, and the keys that are its own."""
     import transformers
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
@@ -35,6 +36,8 @@ def describe(architecture: str, config_keys: ModuleType) -> dict[str, object]:
         "config": config.__name__,
         "model_type": config.model_type,
         "defaults": {key: value for key, value in defaults.items() if not config_keys.is_of_every_model(key)},
+        "backbone": MODEL_MAPPING[config].__name__,
+        "classifier": getattr(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(config, None), "__name__", None),
         "tied": bool(made.tie_word_embeddings),
         "aliases": config.attribute_map,
         "reads": sorted(found),

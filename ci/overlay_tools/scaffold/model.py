@@ -34,15 +34,37 @@ _FILES = {  # of each template: the file that it becomes, and what is in it
     "reference.py": ("tests/models/{}/reference.py", "the reference model, in plain Transformers"),
     "notes.md": ("tests/models/{}/README.md", "this page"),
 }
-KINDS = {
-    "text": "a model of text: one of upstream's decoders under a name of its own",
-    "derived": "Qwen3-Next with own layers, own router, own head and own draft, by way of Qwen3-Next-Ext",
-}
 _SEED = "seed=0,"  # what a case with random weights says until a seed is found
-_DERIVED = "Qwen3NextForCausalLM"  # the base of that kind
-_SETTLE = {
-    "text": "sglang.srt.configs.derived_config:settle",
-    "derived": "sglang.srt.configs.qwen3_next_ext_keys:settle",
+_DERIVED = "Qwen3NextForCausalLM"  # the base of the kind `derived`
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """A kind of model.
+
+    `about`: what it is; `folders`: those in which its templates are looked for, in this order; `suffix`: how the name
+    of its class ends; `settle`: what checks its config.json.
+    """
+
+    about: str
+    folders: tuple[str, ...]
+    suffix: str = "ForCausalLM"
+    settle: str = "sglang.srt.configs.derived_config:settle"
+
+
+KINDS = {
+    "text": Kind(about="one of upstream's decoders under a name of its own", folders=("text", ".")),
+    "embedding": Kind(
+        about="one that gives an embedding for each text", folders=("embedding", "text", "."), suffix="EmbeddingModel"
+    ),
+    "reward": Kind(
+        about="one that gives scores for each text", folders=("reward", "text", "."), suffix="ForSequenceClassification"
+    ),
+    "derived": Kind(
+        about="Qwen3-Next with own layers, router, head and draft, by way of Qwen3-Next-Ext",
+        folders=("derived", "."),
+        settle="sglang.srt.configs.qwen3_next_ext_keys:settle",
+    ),
 }
 
 
@@ -62,12 +84,7 @@ class NewModel:
     @property
     def architecture(self) -> str:
         """Name the class that is served, as config.json does."""
-        return f"{self.title}ForCausalLM"
-
-    @property
-    def folders(self) -> tuple[str, ...]:
-        """Name the folders of its templates, in which a file is looked for in this order."""
-        return (self.kind, ".")
+        return f"{self.title}{KINDS[self.kind].suffix}"
 
 
 def check_name(name: str) -> None:
@@ -86,7 +103,7 @@ def choose_kind(kind: str | None, base: str | None) -> tuple[str, str]:
     if (kind == "derived") != (base == _DERIVED):
         raise UsageError(
             f"A model of kind {kind!r} cannot derive from {base}.",
-            hint=f"`derived` is for {_DERIVED}, `text` for others.",
+            hint=f"`derived` is for {_DERIVED}, the others are not.",
         )
     return kind, base
 
@@ -126,25 +143,27 @@ def make_model(project: Project, new: NewModel, python: Path) -> dict[Path, str]
 
 def render(project: Project, new: NewModel) -> dict[Path, str]:
     """Render the files of a model, by their paths in the checkout."""
+    folders = KINDS[new.kind].folders
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([_TEMPLATES / folder for folder in new.folders]),
+        loader=jinja2.FileSystemLoader([_TEMPLATES / folder for folder in folders]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,
     )
-    there = {name for name in _FILES if any((_TEMPLATES / folder / f"{name}.j2").exists() for folder in new.folders)}
+    there = {name for name in _FILES if any((_TEMPLATES / folder / f"{name}.j2").exists() for folder in folders)}
     paths = {name: Path(path.format(new.name)) for name, (path, _) in _FILES.items() if name in there}
     values: Mapping[str, Any] = {
         "name": new.name,
+        "kind": new.kind,
         "title": new.title,
         "model": new.architecture,
         "config": f"{new.title}Config",
         "base": new.base,
         "of": "Qwen3-Next-Ext" if new.kind == "derived" else f"upstream's {new.base.architecture}",
         "draft": "draft.py" in there,
-        "settle": _SETTLE[new.kind],
+        "settle": KINDS[new.kind].settle,
         "moe": any("expert" in key for key in new.base.tiny),
         "default": project.default,
         "parts": {str(path): _FILES[part][1] for part, path in paths.items() if _FILES[part][1]},

@@ -145,8 +145,10 @@ def _check_arguments(row: OverlayModel, model_config: Any) -> None:
         raise OverlayError(f"{name} has no {implementation} implementation; leave --model-impl out")
     if model_config.is_draft_model and row.draft is None:
         raise OverlayError(f"{name} has no draft model; leave --speculative-algorithm out")
-    if not model_config.is_generation:
+    if row.generates and not model_config.is_generation:
         raise OverlayError(f"{name} generates text and has no embeddings; leave --is-embedding out")
+    if not row.generates and model_config.is_generation:
+        raise OverlayError(f"{name} gives a vector for each text and generates none; serve it with --is-embedding")
     if row.config is not None and _reference_to(type(config)) != row.config:
         wanted = _load(name, row.config).model_type
         raise OverlayError(

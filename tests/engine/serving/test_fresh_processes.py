@@ -14,23 +14,24 @@ from reference.cases import make_checkpoint
 from engine.harness import OURS, ours
 
 ACTOR = """\
-def resolve(path):
+def resolve(path, is_embedding):
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.model_loader.utils import get_model_architecture
 
-    config = ModelConfig(path)
+    config = ModelConfig(path, is_embedding=is_embedding)
     model, _ = get_model_architecture(config)
     print(f"{model.__module__}.{model.__name__} of {type(config.hf_config).__module__}")
 """
 UNPICKLE = "import pickle, sys; function, *given = pickle.load(sys.stdin.buffer); function(*given)"
 
 
-def resolved(checkpoint: Path, folder: Path) -> str:
+def resolved(checkpoint: Path, folder: Path, is_embedding: bool = False) -> str:
     """Ask a new Python which class serves a checkpoint, and of which module its configuration is."""
     (folder / "actor.py").write_text(ACTOR, encoding="utf-8")
     path = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
     # A tuple of the function, by its name, and what it is given, as pickle writes it: this process cannot import it.
-    sent = b"(cactor\nresolve\n" + pickle.dumps(str(checkpoint), protocol=0).removesuffix(b".") + b"t."
+    given = b"".join(pickle.dumps(value, protocol=0).removesuffix(b".") for value in (str(checkpoint), is_embedding))
+    sent = b"(cactor\nresolve\n" + given + b"t."
     done = subprocess.run(
         [sys.executable, "-c", UNPICKLE],
         input=sent,
@@ -46,6 +47,6 @@ def test_a_model_of_ours_is_served_by_our_class(name: str, tmp_path: Path) -> No
     row = next(row for row in ours("overlay_registry").MODELS if row.architecture == OURS[name].architecture)
     checkpoint = tmp_path / "checkpoint"
     make_checkpoint(name, checkpoint)
-    model, _, config = resolved(checkpoint, tmp_path).partition(" of ")
+    model, _, config = resolved(checkpoint, tmp_path, not row.generates).partition(" of ")
     assert model == row.model.replace(":", ".")
     assert row.config is None or config == row.config.partition(":")[0]

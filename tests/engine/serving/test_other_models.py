@@ -17,6 +17,7 @@ CONFIGS = {case.architecture: dict(case.config) for case in OURS.values()}
 # Those whose model_type is their own, and those that share it with a model of upstream's.
 OWN_TYPE = [name for name in CONFIGS if ROWS[name].config is not None]
 SHARED_TYPE = [name for name in CONFIGS if ROWS[name].config is None]
+VECTORS = {config["model_type"] for name, config in CONFIGS.items() if not ROWS[name].generates}
 UPSTREAM = {case.architecture: cases()[case.upstream] for case in OURS.values() if case.upstream}
 BASES = {name: case for name, case in UPSTREAM.items() if ROWS[name].base == case.architecture}
 
@@ -24,6 +25,11 @@ BASES = {name: case for name, case in UPSTREAM.items() if ROWS[name].base == cas
 def architecture(case: Case) -> str:
     """Name a case in a test."""
     return case.architecture
+
+
+def another(name: str) -> str:
+    """Name an architecture of upstream's from which a model does not derive."""
+    return next(other for other in ("LlamaForCausalLM", "Qwen2ForCausalLM") if other != ROWS[name].base)
 
 
 def resolve(folder: Path, config: dict[str, Any], **arguments: Any) -> tuple[str, Any] | None:  # noqa: ANN401
@@ -34,7 +40,8 @@ def resolve(folder: Path, config: dict[str, Any], **arguments: Any) -> tuple[str
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     if "overrides" in arguments:
         arguments["model_override_args"] = json.dumps(arguments.pop("overrides"))
-    model_config = ModelConfig(str(folder), **arguments)
+    is_embedding = config["model_type"] in VECTORS
+    model_config = ModelConfig(str(folder), **{"is_embedding": is_embedding, **arguments})
     found = registry.resolve_model(model_config)
     return None if found is None else (found[1], model_config.hf_config)
 
@@ -73,8 +80,8 @@ def test_our_model_type_with_the_architecture_of_the_base_is_ours(name: str, tmp
 
 @pytest.mark.parametrize("name", OWN_TYPE)
 def test_our_model_type_with_another_architecture_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"architectures is \['LlamaForCausalLM'\], and model_type '"):
-        resolve(tmp_path, {**CONFIGS[name], "architectures": ["LlamaForCausalLM"]})
+    with pytest.raises(RuntimeError, match=rf"architectures is \['{another(name)}'\], and model_type '"):
+        resolve(tmp_path, {**CONFIGS[name], "architectures": [another(name)]})
 
 
 @pytest.mark.parametrize("name", [name for name in SHARED_TYPE if name in UPSTREAM])
@@ -98,13 +105,17 @@ def test_our_architecture_with_the_model_type_of_the_base_is_refused(name: str, 
 @pytest.mark.parametrize("name", OWN_TYPE)
 def test_architectures_that_arguments_change_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=f"that of {name}, and --json-model-override-args changes its architectures"):
-        resolve(tmp_path, CONFIGS[name], overrides={"architectures": ["Qwen2ForCausalLM"]})
+        resolve(tmp_path, CONFIGS[name], overrides={"architectures": [another(name)]})
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_embeddings_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=f"{name} generates text and has no embeddings; leave --is-embedding out"):
-        resolve(tmp_path, CONFIGS[name], is_embedding=True)
+def test_embeddings_are_refused_or_asked_for(name: str, tmp_path: Path) -> None:
+    generates = ROWS[name].generates
+    said = "generates text and has no embeddings; leave --is-embedding out"
+    if not generates:
+        said = "gives a vector for each text and generates none; serve it with --is-embedding"
+    with pytest.raises(RuntimeError, match=f"{name} {said}"):
+        resolve(tmp_path, CONFIGS[name], is_embedding=generates)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if ROWS[name].draft is None])

@@ -39,6 +39,8 @@ DESCRIBED: Mapping[str, Any] = {
         "rms_norm_eps": 1e-6,
         "use_sliding_window": False,
     },
+    "backbone": "TinyModel",
+    "classifier": "TinyForSequenceClassification",
     "tied": False,
     "aliases": {"num_experts": "num_local_experts"},
     "reads": ["head_dim", "hidden_size", "layer_types", "mlp_bias", "num_local_experts", "rms_norm_eps"],
@@ -118,6 +120,35 @@ def test_the_files_of_a_derived_model(mini_here: Miniature, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
+    ("kind", "architecture", "reference"),
+    [("embedding", "MyModelEmbeddingModel", "TinyModel"), ("reward", "MyModelForSequenceClassification", None)],
+)
+def test_the_files_of_a_model_that_gives_vectors(
+    mini_base: Miniature, kind: str, architecture: str, reference: str | None
+) -> None:
+    before = mini_base.content()
+    assert cli.main(["new", "my_model", "--from", "TinyForCausalLM", "--kind", kind]) == 0
+    files = written(mini_base, before)
+    assert f"class {architecture}(TinyForCausalLM):" in files[f"{SRT}/models/my_model.py"]
+    row = files[f"{SRT}/overlay_models/my_model.py"]
+    assert "generates=False" in row
+    assert '{"is_embedding": True}' in row
+    reference = reference or "TinyForSequenceClassification"
+    assert f"class MyModel({reference}):" in files["tests/models/my_model/reference.py"]
+    assert "vector=MyModel.vector" in files["tests/models/my_model/case.py"]
+
+
+def test_a_base_without_a_model_that_scores(
+    mini_base: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speak(mini_base, monkeypatch, {**DESCRIBED, "classifier": None})
+    before = mini_base.content()
+    assert cli.main(["new", "my_model", "--from", "TinyForCausalLM", "--kind", "reward"]) == 2
+    assert "Transformers has no TinyForCausalLM that scores" in capsys.readouterr().err
+    assert mini_base.content() == before
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["MyModel"], "'MyModel' cannot be the name of a module"),
@@ -126,6 +157,7 @@ def test_the_files_of_a_derived_model(mini_here: Miniature, monkeypatch: pytest.
         (["my_model", "--from", "NoForCausalLM"], "sglang 1.0 has no model NoForCausalLM"),
         (["my_model", "--from", "TinyForCausalLM", "--kind", "derived"], "cannot derive from TinyForCausalLM"),
         (["tiny", "--from", "TinyForCausalLM"], "sglang 1.0 has a sglang/srt/models/tiny.py"),
+        (["my_model", "--from", "Qwen3NextForCausalLM", "--kind", "reward"], "cannot derive from Qwen3NextForCausalLM"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_is_written(

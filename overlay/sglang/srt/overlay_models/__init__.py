@@ -35,6 +35,8 @@ class OverlayModel:
     - `extensions`: the keys of config.json that no model of upstream's reads. One of upstream's is not served with any
       of them switched on.
     - `multimodal`: whether the architecture takes other inputs than text.
+    - `generates`: whether it generates text. One that does not gives a vector for each text, its embedding or scores;
+      `is_embedding` is among its `arguments`.
     - `reasoning_parser`, `tool_call_parser`: the server's arguments of these names, where the user says nothing: the
       name of one of upstream's parsers, or a class of the overlay, `package.module:name`, which is registered under
       the architecture's name in small letters.
@@ -53,6 +55,7 @@ class OverlayModel:
     settle: str | None = None
     extensions: tuple[str, ...] = ()
     multimodal: bool = False
+    generates: bool = True
     reasoning_parser: str | None = None
     tool_call_parser: str | None = None
     chat_template: str | None = None

@@ -1,0 +1,81 @@
+"""A model that generates no text gives the reference model's vector for each text, alone, in a batch and in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import pytest
+import torch
+from overlay_tools.engines.loopback import openai_client
+from overlay_tools.engines.server import Server
+from overlay_tools.supervisor import end_with_parent
+from reference.cases import cases, make_checkpoint
+from reference.greedy import PROMPTS, TEXT, encode, vectors
+
+from engine.harness import flush, post, server
+
+VECTORS = [
+    (name, kind) for name, case in cases().items() if case.vector is not None for kind in ("as it is", "chunks", "two")
+]
+ARGUMENTS: Mapping[str, Mapping[str, object]] = {
+    "as it is": {},
+    "chunks": {"chunked_prefill_size": 48, "max_total_tokens": 1024, "max_running_requests": 4},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """A running server, and the vectors that its reference model gives for PROMPTS."""
+
+    server: Server
+    wanted: list[list[float]]
+
+    def ask(self, prompts: list[list[int]]) -> list[list[float]]:
+        """Give the vectors of some prompts, sent at once."""
+        answers = post(self.server.url, "/encode", input_ids=prompts)
+        return [answer["embedding"] for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Run one server after the other."""
+    name, kind = request.param
+    folder = tmp_path_factory.mktemp(name)
+    make_checkpoint(name, folder)
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        wanted = pool.submit(vectors, name, folder).result()
+    with server(folder, folder / "log", ARGUMENTS[kind]) as running:
+        yield Served(server=running, wanted=wanted)
+
+
+on_servers = pytest.mark.parametrize(
+    "served", [pair for pair in VECTORS if pair[1] in ARGUMENTS], indirect=True, ids=", ".join, scope="module"
+)
+
+
+def assert_same(got: list[list[float]], wanted: list[list[float]]) -> None:
+    """Assert that vectors are the same but for rounding."""
+    torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted), atol=1e-3, rtol=1e-3)
+
+
+@on_servers
+def test_one_by_one_then_again(served: Served) -> None:
+    for _ in range(2):
+        assert_same([served.ask([prompt])[0] for prompt in PROMPTS], served.wanted)
+
+
+@on_servers
+def test_in_one_batch(served: Served) -> None:
+    flush(served.server)
+    assert_same(served.ask(PROMPTS), served.wanted)
+    assert len({tuple(vector) for vector in served.wanted}) == len(PROMPTS)  # they are not all alike
+
+
+@on_servers
+def test_the_openai_client_asks_for_a_text(served: Served) -> None:
+    client = openai_client(served.server.url, timeout=120)
+    answer = client.embeddings.create(model=str(served.server.model), input=TEXT)
+    assert_same([answer.data[0].embedding], [served.wanted[PROMPTS.index(encode(TEXT))]])
