@@ -17,13 +17,11 @@ from reference.greedy import PROMPTS, TEXT, encode, vectors
 
 from engine.harness import flush, post, server
 
-VECTORS = [
-    (name, kind) for name, case in cases().items() if case.vector is not None for kind in ("as it is", "chunks", "two")
-]
 ARGUMENTS: Mapping[str, Mapping[str, object]] = {
     "as it is": {},
     "chunks": {"chunked_prefill_size": 48, "max_total_tokens": 1024, "max_running_requests": 4},
 }
+SERVERS = [(name, kind) for name, case in cases().items() if case.vector is not None for kind in ARGUMENTS]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,9 +49,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield Served(server=running, wanted=wanted)
 
 
-on_servers = pytest.mark.parametrize(
-    "served", [pair for pair in VECTORS if pair[1] in ARGUMENTS], indirect=True, ids=", ".join, scope="module"
-)
+on_servers = pytest.mark.parametrize("served", SERVERS, indirect=True, ids=", ".join, scope="module")
 
 
 def assert_same(got: list[list[float]], wanted: list[list[float]]) -> None:
