@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from reference.checkpoints import change_tensors, changed, configuration, write_checkpoint, write_config
+from reference.checkpoints import (
+    change_tensors,
+    changed,
+    configuration,
+    require_all,
+    write_checkpoint,
+    write_config,
+)
 
 FOLDER = Path(__file__).parents[1] / "models"
 DATA = Path(__file__).parents[1] / "data"
@@ -148,9 +155,7 @@ def with_transformers(model: type[PreTrainedModel]) -> Callable[[Path, torch.dty
         made, found = model.from_pretrained(
             folder, config=config, dtype=dtype, attn_implementation="eager", output_loading_info=True
         )
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if found[problem]:
-                raise ValueError(f"{folder}: {problem.replace('_keys', '')} tensors: {sorted(found[problem])}")
+        require_all(folder, found)
         return made
 
     return load

@@ -187,6 +187,13 @@ def configuration(model: type[PreTrainedModel], config: Mapping[str, Any]) -> An
     )
 
 
+def require_all(folder: Path | str, found: Mapping[str, Any]) -> None:
+    """Raise ValueError if `found`, what `from_pretrained` says of its loading, names tensors that do not fit."""
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if found[problem]:
+            raise ValueError(f"{folder}: {problem.replace('_keys', '')} tensors: {sorted(found[problem])}")
+
+
 def drawn_for(
     model: type[PreTrainedModel], prefix: str = ""
 ) -> Callable[[Mapping[str, Any], int], dict[str, torch.Tensor]]:

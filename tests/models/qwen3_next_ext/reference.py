@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reference.checkpoints import require_all
 from reference.logits import shape_logits
 from torch import nn
 from torch.nn import functional
@@ -56,9 +57,7 @@ class Qwen3NextExt(Qwen3NextForCausalLM):  # type: ignore[misc]
     def from_pretrained(cls, folder: Path | str, **kwargs: Any) -> Qwen3NextExt:  # noqa: ANN401
         """Load a checkpoint folder. Raises ValueError unless its tensors are the model's, `mtp.*` aside."""
         model, found = super().from_pretrained(folder, output_loading_info=True, **kwargs)
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if found[problem]:
-                raise ValueError(f"{folder}: {problem.replace('_keys', '')} tensors: {sorted(found[problem])}")
+        require_all(folder, found)
         return model  # type: ignore[no-any-return]
 
     def forward(self, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:  # noqa: ANN401  # as the inner model's
