@@ -69,7 +69,8 @@ class DerivedConfig(PretrainedConfig):
     @classmethod
     def known_keys(cls) -> Keys:
         """List the keys of config.json: Transformers' and the class's own."""
-        defaults, names = cls.defaults(), cls.defaults().to_dict()
+        defaults = cls.defaults()
+        names = defaults.to_dict()
         names |= {alias: names.get(name) for alias, name in defaults.attribute_map.items()}
         names |= {name: names.get(alias) for alias, name in defaults.attribute_map.items() if name not in names}
         sizes = {name for name, value in names.items() if name in SIZES or (is_size(name) and value != 0)}
