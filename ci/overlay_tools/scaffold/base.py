@@ -51,7 +51,7 @@ class Base:
     """A model of upstream's that Transformers has as well.
 
     - `architecture`, and the `module` of upstream's that has it; `absent`: the locked releases that do not.
-    - `config`, `model_type`: Transformers' configuration class, and what config.json calls it.
+    - `config`: Transformers' configuration class.
     - `backbone`, `classifier`: Transformers' classes without a head, and with one that scores; the last may be absent.
     - `more`: the keys that both read although Transformers' class does not list them.
     - `fixed`: the keys that upstream's model does not read although Transformers' does, with their only values.
@@ -63,7 +63,6 @@ class Base:
     module: str
     absent: tuple[str, ...]
     config: str
-    model_type: str
     backbone: str
     classifier: str | None
     more: tuple[str, ...]
@@ -78,11 +77,12 @@ def find_base(project: Project, architecture: str, name: str, python: Path) -> B
     Parameters: `name`, of the model's files; `python`, the interpreter of the default release's engine environment.
     Raises UsageError if either has no model of that architecture, or a release has files of that name.
     """
+    lock = load_lock(project.lock)
     modules: dict[str, str] = {}
     upstream_reads: set[str] = set()
     taken: list[str] = []
     with console.step(f"Look for {architecture} in the locked releases"):
-        for version, release in load_lock(project.lock).items():
+        for version, release in lock.items():
             with open_source_tree(release, cache_dir()) as sources:
                 taken += [
                     f"sglang {version} has a {path}."
@@ -113,7 +113,7 @@ def find_base(project: Project, architecture: str, name: str, python: Path) -> B
     return _base(
         architecture,
         modules[project.default],
-        tuple(load_lock(project.lock).keys() - modules),
+        tuple(version for version in lock if version not in modules),
         described,
         upstream_reads,
     )
@@ -165,7 +165,6 @@ def _base(
         module=module,
         absent=absent,
         config=described["config"],
-        model_type=described["model_type"],
         backbone=described["backbone"],
         classifier=described["classifier"],
         more=tuple(more),

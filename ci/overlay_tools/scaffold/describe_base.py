@@ -34,7 +34,6 @@ def describe(architecture: str, config_keys: ModuleType) -> dict[str, object]:
     return {
         "transformers": transformers.__version__,
         "config": config.__name__,
-        "model_type": config.model_type,
         "defaults": {key: value for key, value in defaults.items() if not config_keys.is_of_every_model(key)},
         "backbone": MODEL_MAPPING[config].__name__,
         "classifier": getattr(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(config, None), "__name__", None),

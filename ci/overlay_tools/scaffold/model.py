@@ -55,10 +55,14 @@ class Kind:
 KINDS = {
     "text": Kind(about="one of upstream's decoders under a name of its own", folders=("text", ".")),
     "embedding": Kind(
-        about="one that gives an embedding for each text", folders=("embedding", "text", "."), suffix="EmbeddingModel"
+        about="one that gives an embedding for each text",
+        folders=("embedding", "vectors", "text", "."),
+        suffix="EmbeddingModel",
     ),
     "reward": Kind(
-        about="one that gives scores for each text", folders=("reward", "text", "."), suffix="ForSequenceClassification"
+        about="one that gives scores for each text",
+        folders=("reward", "vectors", "text", "."),
+        suffix="ForSequenceClassification",
     ),
     "derived": Kind(
         about="Qwen3-Next with own layers, router, head and draft, by way of Qwen3-Next-Ext",
@@ -175,8 +179,8 @@ def _ranges(project: Project, new: NewModel, files: Iterable[Path]) -> str | Non
     """Return pyproject.toml with the range of releases that have the base, or None if all locked ones have it."""
     if not new.base.absent:
         return None
-    there = [version for version in load_lock(project.lock) if version not in new.base.absent]
     every = [*load_lock(project.lock)]
+    there = [version for version in every if version not in new.base.absent]
     first, last = there[0], there[-1]
     if every.index(last) - every.index(first) + 1 != len(there):
         raise UsageError(

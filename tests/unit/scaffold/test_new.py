@@ -30,7 +30,6 @@ PARENT = "class Parent:\n    def norm(self, config):\n        return config.rms_
 DESCRIBED: Mapping[str, Any] = {
     "transformers": "5.0",
     "config": "TinyConfig",
-    "model_type": "tiny",
     "defaults": {
         "hidden_size": 4096,
         "layer_types": ["full_attention"],
