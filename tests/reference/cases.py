@@ -91,6 +91,8 @@ class Case:
 
     - `load`: loads a checkpoint in a dtype; `ask`: puts a prompt to it.
     - `vector`: of one that generates no text: gives the vector of a prompt, its embedding or its scores.
+    - `pictures`: whether its prompts may have pictures, whose files `ask` takes as well; `right`: the least share of
+      questions about held-out pictures that it answers as they should be.
 
     What the generic tests need to know:
 
@@ -117,6 +119,8 @@ class Case:
     unused: Callable[[Config], list[str]] = lambda config: []
     ask: Callable[..., tuple[Sequence[int], Logits]] = ask_for_text
     vector: Callable[[Any, Sequence[int]], torch.Tensor] | None = None
+    pictures: bool = False
+    right: float = 0.0
     ours: bool = True
     upstream: str = ""
     state: bool = False

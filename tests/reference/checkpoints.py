@@ -153,6 +153,11 @@ class Draw:
         """Draw the logarithm of a uniform distribution."""
         return torch.empty(*shape).uniform_(low, high, generator=self.generator).log()
 
+    def added(self, known: torch.nn.Module, own: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Draw around their values the tensors that a reference model has beside those of the one it derives from."""
+        beside = known.state_dict()
+        return {k: v + self.normal(*v.shape) for k, v in own.state_dict().items() if k not in beside}
+
     def fill(self, shapes: Mapping[str, tuple[int, ...]], norms: float = 1.0) -> dict[str, torch.Tensor]:
         """Draw the weights of a model, named as in a checkpoint, in the order of `shapes`.
 

@@ -55,6 +55,7 @@ COMMAND = Command(
         "my_model --from Qwen3MoeForCausalLM": "another base",
         "my_model --from Qwen3ForCausalLM --kind embedding": "one that gives embeddings",
         "my_model --kind derived": "a Qwen3-Next with own extensions, and its draft",
+        "my_model --kind multimodal": "a Qwen3-Next that takes pictures",
     },
     add_arguments=add_arguments,
     run=run,

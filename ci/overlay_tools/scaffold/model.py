@@ -27,6 +27,7 @@ _SRT = "overlay/sglang/srt"
 _FILES = {  # of each template: the file that it becomes, and what is in it
     "model.py": (f"{_SRT}/models/{{}}.py", "the served model"),
     "draft.py": (f"{_SRT}/models/{{}}_mtp.py", "its draft"),
+    "processor.py": (f"{_SRT}/multimodal/processors/{{}}.py", "what its pictures go through before it"),
     "config.py": (f"{_SRT}/configs/{{}}.py", "its configuration, and the keys of `config.json`"),
     "row.py": (f"{_SRT}/overlay_models/{{}}.py", "what upstream must know of it"),
     "init.py": ("tests/models/{}/__init__.py", ""),
@@ -35,7 +36,7 @@ _FILES = {  # of each template: the file that it becomes, and what is in it
     "notes.md": ("tests/models/{}/README.md", "this page"),
 }
 _SEED = "seed=0,"  # what a case with random weights says until a seed is found
-_DERIVED = "Qwen3NextForCausalLM"  # the base of the kind `derived`
+_QWEN3_NEXT = "Qwen3NextForCausalLM"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,13 +44,15 @@ class Kind:
     """A kind of model.
 
     `about`: what it is; `folders`: those in which its templates are looked for, in this order; `suffix`: how the name
-    of its class ends; `settle`: what checks its config.json.
+    of its class ends; `settle`: what checks its config.json; `by_way_of`: the model of the overlay from which it
+    derives, and through it from Qwen3-Next alone.
     """
 
     about: str
     folders: tuple[str, ...]
     suffix: str = "ForCausalLM"
     settle: str = "sglang.srt.configs.derived_config:settle"
+    by_way_of: str = ""
 
 
 KINDS = {
@@ -68,6 +71,14 @@ KINDS = {
         about="Qwen3-Next with own layers, router, head and draft, by way of Qwen3-Next-Ext",
         folders=("derived", "."),
         settle="sglang.srt.configs.qwen3_next_ext_keys:settle",
+        by_way_of="Qwen3-Next-Ext",
+    ),
+    "multimodal": Kind(
+        about="Qwen3-Next behind a vision tower, by way of Qwen3-Next-Ext-VL",
+        folders=("multimodal", "."),
+        suffix="ForConditionalGeneration",
+        settle="sglang.srt.configs.qwen3_next_ext_vl_keys:settle",
+        by_way_of="Qwen3-Next-Ext-VL",
     ),
 }
 
@@ -102,12 +113,13 @@ def choose_kind(kind: str | None, base: str | None) -> tuple[str, str]:
 
     Raises UsageError if they do not go together.
     """
-    kind = kind or ("derived" if base == _DERIVED else "text")
-    base = base or (_DERIVED if kind == "derived" else "LlamaForCausalLM")
-    if (kind == "derived") != (base == _DERIVED):
+    kind = kind or ("derived" if base == _QWEN3_NEXT else "text")
+    of_qwen3_next = [name for name, one in KINDS.items() if one.by_way_of]
+    base = base or (_QWEN3_NEXT if kind in of_qwen3_next else "LlamaForCausalLM")
+    if (kind in of_qwen3_next) != (base == _QWEN3_NEXT):
         raise UsageError(
             f"A model of kind {kind!r} cannot derive from {base}.",
-            hint=f"`derived` is for {_DERIVED}, the others are not.",
+            hint=f"{' and '.join(of_qwen3_next)} are for {_QWEN3_NEXT}, the others are not.",
         )
     return kind, base
 
@@ -165,7 +177,7 @@ def render(project: Project, new: NewModel) -> dict[Path, str]:
         "model": new.architecture,
         "config": f"{new.title}Config",
         "base": new.base,
-        "of": "Qwen3-Next-Ext" if new.kind == "derived" else f"upstream's {new.base.architecture}",
+        "of": KINDS[new.kind].by_way_of or f"upstream's {new.base.architecture}",
         "draft": "draft.py" in there,
         "settle": KINDS[new.kind].settle,
         "moe": any("expert" in key for key in new.base.tiny),

@@ -38,10 +38,8 @@ def added_by(model: type[Qwen3NextExt]) -> Callable[[Config], dict[str, torch.Te
     """Make what draws the tensors that a reference model has beside those of Qwen3-Next-Ext, from which it derives."""
 
     def added(config: Config) -> dict[str, torch.Tensor]:
-        known = Qwen3NextExt(Qwen3NextExtConfig.from_dict(config)).state_dict()
-        own = model(Qwen3NextExtConfig.from_dict(config)).state_dict()
-        draw = Draw(seed=0)
-        return {name: value + draw.normal(*value.shape) for name, value in own.items() if name not in known}
+        known, own = (one(Qwen3NextExtConfig.from_dict(config)) for one in (Qwen3NextExt, model))
+        return Draw(seed=0).added(known, own)
 
     return added
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reference.cases import DATA, Case, Logits, read_config
-from reference.checkpoints import PICTURE_VOCAB_SIZE, VOCAB_SIZE
+import torch
+from reference.cases import DATA, Case, Config, Logits, read_config
+from reference.checkpoints import PICTURE_VOCAB_SIZE, VOCAB_SIZE, Draw
 
 from models.qwen3_next.case import CONFIG as QWEN3_NEXT
 from models.qwen3_next_ext.case import without_rope
@@ -59,6 +60,11 @@ CONFIG: dict[str, Any] = {
 }
 
 
+def added_by(model: type[Qwen3NextExtVL]) -> Callable[[Config], dict[str, torch.Tensor]]:
+    """Make what draws the tensors that a reference model has beside those of Qwen3-Next-Ext-VL."""
+    return lambda config: Draw(seed=0).added(Qwen3NextExtVL(config), model(config))
+
+
 def ask(model: Qwen3NextExtVL, prompt: Sequence[int], files: Sequence[bytes] = ()) -> tuple[list[int], Logits]:
     """Put a prompt with pictures to the reference model."""
     pictures = [prepared(file, model.config["vision_config"]) for file in files]
@@ -76,6 +82,8 @@ CASE = Case(
     trained=TRAINED,
     load=lambda folder, dtype: Qwen3NextExtVL.load(folder).to(dtype),
     ask=ask,
+    pictures=True,
+    right=0.95,
     upstream="qwen3-next",
     state=True,
     written=written,

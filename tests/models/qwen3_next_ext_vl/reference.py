@@ -21,61 +21,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from models.qwen3_next_ext.reference import Qwen3NextExt, Qwen3NextExtConfig
 
 
-class Qwen3NextExtVL(nn.Module):  # type: ignore[misc]  # torch has no types
-    """Vision tower and text model of a configuration, as config.json has it."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.config = config
-        text = Qwen3NextExtConfig.from_dict(config["text_config"])
-        text._attn_implementation = "eager"
-        self.visual = VisionTower(config["vision_config"], text.hidden_size)
-        self.language_model = Qwen3NextExt(text)
-
-    @classmethod
-    def load(cls, folder: Path) -> Qwen3NextExtVL:
-        """Load a checkpoint folder in float32. Raises RuntimeError unless its tensors are the model's."""
-        model = cls(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        tensors: dict[str, torch.Tensor] = {}
-        for shard in sorted(folder.glob("*.safetensors")):
-            tensors |= load_file(shard)
-        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-        model.eval()
-        return model
-
-    def expand(self, tokens: Sequence[int], pictures: Sequence[torch.Tensor]) -> list[int]:
-        """Repeat each picture's token as often as the picture has tokens. `pictures` are as in `forward`."""
-        expanded: list[int] = []
-        left = iter(pictures)
-        for token in tokens:
-            times = self.visual.tokens(next(left)) if token == self.config["image_token_id"] else 1
-            expanded += [token] * times
-        if next(left, None) is not None:
-            raise ValueError("more pictures than tokens for them")
-        return expanded
-
-    def forward(self, tokens: torch.Tensor, pictures: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-        """Give the hidden states of every position, [batch, length, hidden], for `language_model.head`.
-
-        - `tokens`: [batch, length], expanded.
-        - `pictures`: of the whole batch in the order of their tokens, each [3, height, width] from -1 to 1, both
-          sides multiples of patch and merge size. A tensor, [pictures, 3, height, width], when all are of one size.
-        """
-        embedded = self.language_model.model.embed_tokens(tokens)
-        if len(pictures):
-            if isinstance(pictures, torch.Tensor):
-                features = self.visual(pictures).flatten(0, 1)
-            else:
-                features = torch.cat([self.visual(picture[None])[0] for picture in pictures])
-            places = (tokens == self.config["image_token_id"])[..., None].expand_as(embedded)
-            embedded = embedded.masked_scatter(places, features.to(embedded.dtype))
-        return self.language_model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-
-    def logits(self, tokens: torch.Tensor, pictures: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-        """Give the logits of every position, [batch, length, vocab]. The arguments are those of `forward`."""
-        return self.language_model.head(self(tokens, pictures))
-
-
 class VisionTower(nn.Module):  # type: ignore[misc]
     """Patches, blocks of full attention with rotary positions in two dimensions, and a merger of patches to tokens."""
 
@@ -161,6 +106,64 @@ class _Merger(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.mlp(self.norm(x).unflatten(1, (-1, self.patches)).flatten(2))
+
+
+class Qwen3NextExtVL(nn.Module):  # type: ignore[misc]  # torch has no types
+    """Vision tower and text model of a configuration, as config.json has it."""
+
+    tower_class = VisionTower
+    text_class = Qwen3NextExt
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        text = Qwen3NextExtConfig.from_dict(config["text_config"])
+        text._attn_implementation = "eager"
+        self.visual = self.tower_class(config["vision_config"], text.hidden_size)
+        self.language_model = self.text_class(text)
+
+    @classmethod
+    def load(cls, folder: Path) -> Qwen3NextExtVL:
+        """Load a checkpoint folder in float32. Raises RuntimeError unless its tensors are the model's."""
+        model = cls(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        tensors: dict[str, torch.Tensor] = {}
+        for shard in sorted(folder.glob("*.safetensors")):
+            tensors |= load_file(shard)
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        model.eval()
+        return model
+
+    def expand(self, tokens: Sequence[int], pictures: Sequence[torch.Tensor]) -> list[int]:
+        """Repeat each picture's token as often as the picture has tokens. `pictures` are as in `forward`."""
+        expanded: list[int] = []
+        left = iter(pictures)
+        for token in tokens:
+            times = self.visual.tokens(next(left)) if token == self.config["image_token_id"] else 1
+            expanded += [token] * times
+        if next(left, None) is not None:
+            raise ValueError("more pictures than tokens for them")
+        return expanded
+
+    def forward(self, tokens: torch.Tensor, pictures: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+        """Give the hidden states of every position, [batch, length, hidden], for `language_model.head`.
+
+        - `tokens`: [batch, length], expanded.
+        - `pictures`: of the whole batch in the order of their tokens, each [3, height, width] from -1 to 1, both
+          sides multiples of patch and merge size. A tensor, [pictures, 3, height, width], when all are of one size.
+        """
+        embedded = self.language_model.model.embed_tokens(tokens)
+        if len(pictures):
+            if isinstance(pictures, torch.Tensor):
+                features = self.visual(pictures).flatten(0, 1)
+            else:
+                features = torch.cat([self.visual(picture[None])[0] for picture in pictures])
+            places = (tokens == self.config["image_token_id"])[..., None].expand_as(embedded)
+            embedded = embedded.masked_scatter(places, features.to(embedded.dtype))
+        return self.language_model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+
+    def logits(self, tokens: torch.Tensor, pictures: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+        """Give the logits of every position, [batch, length, vocab]. The arguments are those of `forward`."""
+        return self.language_model.head(self(tokens, pictures))
 
 
 def fitted(width: int, height: int, config: Mapping[str, Any]) -> tuple[int, int]:

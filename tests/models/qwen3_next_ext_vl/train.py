@@ -1,4 +1,4 @@
-"""Train a tiny byte-level Qwen3-Next-Ext-VL checkpoint on generated pictures (`drawing.py`).
+"""Train a tiny byte-level Qwen3-Next-Ext-VL checkpoint on generated pictures (`tests/reference/drawing.py`).
 
     python tests/models/qwen3_next_ext_vl/train.py OUT_DIR --minutes 7 --device cuda
     python tests/models/qwen3_next_ext_vl/train.py OUT_DIR --steps 300 --batch 16 --kinds name
@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import platform
-import random
 import shutil
 import sys
 import time
@@ -25,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import transformers
-from reference.checkpoints import PICTURE_TOKENS, SPECIAL_TOKENS, VOCAB_SIZE, write_tokenizer
+from reference.checkpoints import write_tokenizer
+from reference.drawing import END, HELD_OUT_SEED, IM_END, KINDS, SIZES, Task, draw, make_tasks, prompt
 from reference.greedy import encode
 from safetensors.torch import save_file
 from torch import nn
@@ -34,32 +34,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from models.qwen3_next_ext.train import LoadBalancer
 from models.qwen3_next_ext_vl.case import CONFIG
-from models.qwen3_next_ext_vl.drawing import Task, draw, make_task
 from models.qwen3_next_ext_vl.reference import Qwen3NextExtVL, fitted
-
-END, BEGIN, IM_START, IM_END = range(len(SPECIAL_TOKENS))
-START, PICTURE, STOP = range(VOCAB_SIZE, VOCAB_SIZE + len(PICTURE_TOKENS))
-KINDS = {"name": 0.15, "count": 0.4, "several": 0.4, "repeat": 0.05}  # and their share of the training
-SIZES = ((64, 64), (80, 48), (48, 80), (96, 64), (64, 96), (57, 71), (90, 75), (48, 48), (112, 96))  # width, height
-HELD_OUT_SEED = 1_000_000  # training draws from seeds below
 
 PEAK_RATE, FINAL_RATE, WARMUP = 2e-3, 2e-5, 0.05
 WEIGHT_DECAY = 0.05
-
-
-def prompt(task: Task, picture_tokens: int = 1) -> list[int]:
-    """Give the tokens of a question as the chat template has them, each picture's token so many times."""
-    pictures = [START, *[PICTURE] * picture_tokens, STOP] * len(task.pictures)
-    question = encode(task.question)
-    content = [*pictures, *question] if task.first else [*question, *pictures]
-    return [IM_START, *encode("user\n"), *content, IM_END, *encode("\n"), IM_START, *encode("assistant\n")]
-
-
-def make_tasks(seed: int, count: int, kinds: Sequence[str]) -> list[Task]:
-    """Draw up tasks, the same for a seed on every run."""
-    stream = random.Random(seed)
-    weights = [KINDS[kind] for kind in kinds]
-    return [make_task(stream, kind) for kind in stream.choices(kinds, weights, k=count)]
 
 
 def render(tasks: Sequence[Task], size: tuple[int, int], seed: int) -> torch.Tensor:

@@ -118,6 +118,23 @@ def test_the_files_of_a_derived_model(mini_here: Miniature, monkeypatch: pytest.
     assert all("{{" not in text and "{%" not in text for name, text in files.items() if name != "python")
 
 
+def test_the_files_of_a_model_with_pictures(mini_here: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = b"class Qwen3NextForCausalLM:\n    pass\nEntryClass = Qwen3NextForCausalLM\n"
+    for version in ("1.0", "1.1"):
+        mini_here.lock_release(version, upstream_files(version) | {"sglang/srt/models/qwen3_next.py": upstream})
+    speak(mini_here, monkeypatch, seed="exit 9")
+    before = mini_here.content()
+    assert cli.main(["new", "my_eyes", "--kind", "multimodal"]) == 0
+    files = written(mini_here, before)
+    assert "class MyEyesForConditionalGeneration(" in files[f"{SRT}/models/my_eyes.py"]
+    assert "models = (MyEyesForConditionalGeneration,)" in files[f"{SRT}/multimodal/processors/my_eyes.py"]
+    assert 'template.name = "my-eyes"' in files[f"{SRT}/configs/my_eyes.py"]
+    row = files[f"{SRT}/overlay_models/my_eyes.py"]
+    assert "multimodal=True" in row
+    assert 'chat_template="sglang.srt.configs.my_eyes:chat_template"' in row
+    assert "pictures=True" in files["tests/models/my_eyes/case.py"]
+
+
 @pytest.mark.parametrize(
     ("kind", "architecture", "reference"),
     [("embedding", "MyModelEmbeddingModel", "TinyModel"), ("reward", "MyModelForSequenceClassification", None)],

@@ -10,7 +10,7 @@
 import math
 from typing import Any, ClassVar
 
-from sglang.srt.configs.config_keys import refuse, written
+from sglang.srt.configs.config_keys import Keys, refuse, written
 from sglang.srt.configs.derived_config import OwnConstructor
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
 from sglang.srt.configs.qwen3_next_ext_vl_keys import KEYS, VISION, check, check_vision
@@ -30,6 +30,7 @@ class Qwen3NextExtVisionConfig(OwnConstructor, PretrainedConfig):
     """
 
     model_type = "qwen3_next_ext_vision"
+    known_keys: ClassVar[Keys] = VISION
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class Qwen3NextExtVisionConfig(OwnConstructor, PretrainedConfig):
         max_pixels=1024 * 1024,
         **kwargs,
     ):
-        refuse(check_vision(kwargs))
+        refuse(check_vision(kwargs, self.known_keys))
         super().__init__(**kwargs)
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -60,7 +61,7 @@ class Qwen3NextExtVisionConfig(OwnConstructor, PretrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Give what `save_pretrained` writes."""
-        return written(super().to_dict(), VISION)
+        return written(super().to_dict(), self.known_keys)
 
     def fitted(self, width: int, height: int) -> tuple[int, int]:
         """Give the rows and columns of tokens that a picture becomes, for its size in pixels.
@@ -80,10 +81,13 @@ class Qwen3NextExtVisionConfig(OwnConstructor, PretrainedConfig):
 class Qwen3NextExtVLConfig(OwnConstructor, PretrainedConfig):
     """A text model's and a vision tower's configuration, and `image_token_id`, the token that stands for a picture.
 
+    A class that derives from this one has a `model_type` of its own, and `known_keys` that are these and its own, each
+    of which becomes an attribute; so has one that derives from a part's and takes its place in `sub_configs`.
     Raises ValueError, naming the key, on a key that is unknown, of the parts too.
     """
 
     model_type = "qwen3_next_ext_vl"
+    known_keys: ClassVar[Keys] = KEYS
     sub_configs: ClassVar = {"text_config": Qwen3NextExtConfig, "vision_config": Qwen3NextExtVisionConfig}
 
     def __init__(self, text_config=None, vision_config=None, image_token_id=None, **kwargs):
@@ -91,13 +95,13 @@ class Qwen3NextExtVLConfig(OwnConstructor, PretrainedConfig):
             made = value if isinstance(value, PretrainedConfig) else self.sub_configs[name](**(value or {}))
             setattr(self, name, made)
         self.image_token_id = image_token_id
-        refuse(check(kwargs))
+        refuse(check(kwargs, self.known_keys))
         super().__init__(**kwargs)
         alias(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Give what `save_pretrained` writes: the model under its own name."""
-        return written(super().to_dict(), KEYS)
+        return written(super().to_dict(), self.known_keys)
 
     def check_pictures(self) -> None:
         """Raise ValueError, naming the key of config.json, on a value out of range of those that concern pictures."""

@@ -22,24 +22,24 @@ KEYS = Keys(
 )
 
 
-def check(config: Config) -> list[str]:
-    """Check a config.json, the parts included."""
-    problems = key_problems(config, KEYS)
+def check(config: Config, keys: Keys = KEYS) -> list[str]:
+    """Check a config.json, the parts included; `keys` are those of a model that derives from Qwen3-Next-Ext-VL."""
+    problems = key_problems(config, keys)
     for name, check_part in (("text_config", check_text), ("vision_config", check_vision)):
         part = config.get(name) or {}
         if isinstance(part, Mapping):
-            problems += [f"{name}.{problem}" for problem in check_part(part)]
+            problems += [f"{name}.{problem}" for problem in check_part(part, keys.parts[name])]
         else:
             problems.append(f"{name} must be an object, not {part!r}")
     return problems
 
 
-def check_vision(config: Config) -> list[str]:
+def check_vision(config: Config, keys: Keys = VISION) -> list[str]:
     """Check the `vision_config` of a config.json."""
-    return key_problems(config, VISION)
+    return key_problems(config, keys)
 
 
 def settle(config: Any, said: Config) -> None:
     """Let the configuration object say what config.json says. Raises ValueError unless `check` finds it good."""
-    refuse(check(said))
+    refuse(check(said, config.known_keys))
     settle_text(config.text_config, said.get("text_config") or {})

@@ -133,32 +133,32 @@ class VisionTower(nn.Module):
         order = [axis.view(rows // merge, merge, columns // merge, merge).transpose(1, 2).flatten() for axis in axes]
         return torch.cat([axis[:, None] / self.theta**steps for axis in order], dim=-1)
 
+    @classmethod
+    def checkpoint_shapes(cls, config: Qwen3NextExtVisionConfig, out_size: int) -> Shapes:
+        """List its tensors in a checkpoint: name to shape, before any sharding."""
+        hidden, inner, merged = config.hidden_size, config.intermediate_size, config.hidden_size * config.merge_size**2
 
-def vision_shapes(config: Qwen3NextExtVisionConfig, out_size: int) -> Shapes:
-    """List the tensors of a vision tower in a checkpoint: name to shape, before any sharding."""
-    hidden, inner, merged = config.hidden_size, config.intermediate_size, config.hidden_size * config.merge_size**2
+        def linear(name: str, out: int, size: int) -> Shapes:
+            return {f"{name}.weight": (out, size), f"{name}.bias": (out,)}
 
-    def linear(name: str, out: int, size: int) -> Shapes:
-        return {f"{name}.weight": (out, size), f"{name}.bias": (out,)}
+        def norm(name: str) -> Shapes:
+            return {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
 
-    def norm(name: str) -> Shapes:
-        return {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
-
-    block = {
-        **norm("norm1"),
-        **norm("norm2"),
-        **linear("attn.qkv_proj", 3 * hidden, hidden),
-        **linear("attn.proj", hidden, hidden),
-        **linear("mlp.fc1", inner, hidden),
-        **linear("mlp.fc2", hidden, inner),
-    }
-    return {
-        **linear("patch_embed", hidden, 3 * config.patch_size**2),
-        **{f"blocks.{i}.{name}": shape for i in range(config.num_hidden_layers) for name, shape in block.items()},
-        **norm("merger.norm"),
-        **linear("merger.mlp.fc1", 2 * out_size, merged),
-        **linear("merger.mlp.fc2", out_size, 2 * out_size),
-    }
+        block = {
+            **norm("norm1"),
+            **norm("norm2"),
+            **linear("attn.qkv_proj", 3 * hidden, hidden),
+            **linear("attn.proj", hidden, hidden),
+            **linear("mlp.fc1", inner, hidden),
+            **linear("mlp.fc2", hidden, inner),
+        }
+        return {
+            **linear("patch_embed", hidden, 3 * config.patch_size**2),
+            **{f"blocks.{i}.{name}": shape for i in range(config.num_hidden_layers) for name, shape in block.items()},
+            **norm("merger.norm"),
+            **linear("merger.mlp.fc1", 2 * out_size, merged),
+            **linear("merger.mlp.fc2", out_size, 2 * out_size),
+        }
 
 
 class TextModel(Qwen3NextExtForCausalLM):
@@ -174,7 +174,10 @@ class TextModel(Qwen3NextExtForCausalLM):
 
 
 class Qwen3NextExtVLForConditionalGeneration(nn.Module):
-    """A vision tower (`visual.*`) before the text model (`language_model.*`)."""
+    """A vision tower (`visual.*`) before the text model (`language_model.*`), each of a class that can be another."""
+
+    tower_class = VisionTower
+    text_class = TextModel
 
     def __init__(
         self, config: Qwen3NextExtVLConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
@@ -187,15 +190,20 @@ class Qwen3NextExtVLForConditionalGeneration(nn.Module):
                 setattr(text, f"{name}_cpu", getattr(config, f"{name}_cpu", getattr(text, name)))
         self.config, self.quant_config = config, quant_config
         self.sharded_by_picture = multimodal_settings().mm_enable_dp_encoder
-        out_size = config.text_config.hidden_size
-        self.visual = VisionTower(
-            config.vision_config, out_size, self.sharded_by_picture, prefix=add_prefix("visual", prefix)
+        self.visual = self.tower_class(
+            config.vision_config, text.hidden_size, self.sharded_by_picture, prefix=add_prefix("visual", prefix)
         )
-        self.language_model = TextModel(config.text_config, quant_config, prefix=add_prefix("language_model", prefix))
-        shapes = {f"visual.{name}": shape for name, shape in vision_shapes(config.vision_config, out_size).items()}
-        of_text = {**self.language_model.checkpoint_shapes(text), **self.language_model.own_shapes}
-        shapes |= {f"language_model.{name}": shape for name, shape in of_text.items()}
-        serve_checked(self, make_check(self, shapes, ("language_model.mtp.",)))
+        self.language_model = self.text_class(text, quant_config, prefix=add_prefix("language_model", prefix))
+        serve_checked(self, make_check(self, self.checkpoint_shapes(config), ("language_model.mtp.",)))
+
+    def checkpoint_shapes(self, config: Qwen3NextExtVLConfig) -> Shapes:
+        """List an unquantised checkpoint's tensors: name to shape, before any sharding."""
+        text = config.text_config
+        of_parts = {
+            "visual": self.visual.checkpoint_shapes(config.vision_config, text.hidden_size),
+            "language_model": {**self.language_model.checkpoint_shapes(text), **self.language_model.own_shapes},
+        }
+        return {f"{part}.{name}": shape for part, shapes in of_parts.items() for name, shape in shapes.items()}
 
     def pad_input_ids(self, input_ids, mm_inputs: MultimodalInputs):
         """Replace each picture's tokens by numbers that stand for its content, by which prefixes are compared."""

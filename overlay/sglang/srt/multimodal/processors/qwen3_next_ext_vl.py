@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy
 import torch
 from PIL import Image
-from sglang.srt.configs.qwen3_next_ext_vl import Qwen3NextExtVisionConfig
 from sglang.srt.managers import schedule_batch
 from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem
 from sglang.srt.models.qwen3_next_ext_vl import Qwen3NextExtVLForConditionalGeneration
@@ -17,19 +16,6 @@ from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProces
 
 # Early releases take a dictionary of the same keys.
 Output = getattr(schedule_batch, "MultimodalProcessorOutput", dict)
-
-
-def patches_of(picture: Image.Image, config: Qwen3NextExtVisionConfig) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Resize a picture and cut it into patches: [patches, values] from -1 to 1, and their rows and columns.
-
-    Patches that become one token stand together, in rows from the top left; tokens likewise.
-    """
-    patch, merge = config.patch_size, config.merge_size
-    rows, columns = config.fitted(*picture.size)
-    resized = picture.resize((columns * merge * patch, rows * merge * patch), Image.Resampling.BICUBIC)
-    values = torch.from_numpy(numpy.array(resized)).float() / 127.5 - 1
-    cut = values.view(rows, merge, patch, columns, merge, patch, 3).permute(0, 3, 1, 4, 6, 2, 5)
-    return cut.reshape(-1, 3 * patch**2).contiguous(), (rows * merge, columns * merge)
 
 
 def content_hash(patches: torch.Tensor, grid: tuple[int, int]) -> int:
@@ -74,13 +60,26 @@ class Qwen3NextExtVLProcessor(BaseMultimodalProcessor):
 
     def _item(self, reader: PictureReader, source: object, name: str) -> MultimodalDataItem:
         with reader.decoded(source, name) as picture:
-            patches, grid = patches_of(picture, self.hf_config.vision_config)
+            patches, grid = self.patches_of(picture)
         return MultimodalDataItem(
             modality=Modality.IMAGE,
             feature=patches,
             hash=content_hash(patches, grid),
             model_specific_data={"grid": list(grid)},
         )
+
+    def patches_of(self, picture: Image.Image) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Resize a picture and cut it into patches: [patches, values] from -1 to 1, and their rows and columns.
+
+        Patches that become one token stand together, in rows from the top left; tokens likewise.
+        """
+        config = self.hf_config.vision_config
+        patch, merge = config.patch_size, config.merge_size
+        rows, columns = config.fitted(*picture.size)
+        resized = picture.resize((columns * merge * patch, rows * merge * patch), Image.Resampling.BICUBIC)
+        values = torch.from_numpy(numpy.array(resized)).float() / 127.5 - 1
+        cut = values.view(rows, merge, patch, columns, merge, patch, 3).permute(0, 3, 1, 4, 6, 2, 5)
+        return cut.reshape(-1, 3 * patch**2).contiguous(), (rows * merge, columns * merge)
 
     def _expand(self, tokens: Sequence[int], items: Sequence[MultimodalDataItem]) -> list[int]:
         """Repeat each picture's token as often as the picture has tokens, and note in its item where they are."""

@@ -1,6 +1,7 @@
 """Generated pictures with questions about them: name a colour and a shape, count squares.
 
-Drawn with torch, many at once, so that training needs nothing else.
+Drawn with torch, many at once, so that training needs nothing else. Questions are written with the tokens that all
+checkpoints with pictures have.
 """
 
 from __future__ import annotations
@@ -10,6 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from reference.checkpoints import PICTURE_TOKENS, SPECIAL_TOKENS, VOCAB_SIZE
+from reference.greedy import encode
+
+END, BEGIN, IM_START, IM_END = range(len(SPECIAL_TOKENS))
+START, PICTURE, STOP = range(VOCAB_SIZE, VOCAB_SIZE + len(PICTURE_TOKENS))
+
+KINDS = {"name": 0.15, "count": 0.4, "several": 0.4, "repeat": 0.05}  # of questions, and their share of the training
+SIZES = ((64, 64), (80, 48), (48, 80), (96, 64), (64, 96), (57, 71), (90, 75), (48, 48), (112, 96))  # width, height
+HELD_OUT_SEED = 1_000_000  # training draws from seeds below
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -66,6 +77,21 @@ def make_task(stream: random.Random, kind: str) -> Task:
     question = "What is this?" if kind == "name" else f"What is picture {asked + 1}?"
     answer = f"{things[asked].colour} {things[asked].shape}"
     return Task(question=question, answer=answer, pictures=[[thing] for thing in things], first=first)
+
+
+def make_tasks(seed: int, count: int, kinds: Sequence[str]) -> list[Task]:
+    """Draw up tasks, the same for a seed on every run."""
+    stream = random.Random(seed)
+    weights = [KINDS[kind] for kind in kinds]
+    return [make_task(stream, kind) for kind in stream.choices(kinds, weights, k=count)]
+
+
+def prompt(task: Task, picture_tokens: int = 1) -> list[int]:
+    """Give the tokens of a question as the chat template has them, each picture's token so many times."""
+    pictures = [START, *[PICTURE] * picture_tokens, STOP] * len(task.pictures)
+    question = encode(task.question)
+    content = [*pictures, *question] if task.first else [*question, *pictures]
+    return [IM_START, *encode("user\n"), *content, IM_END, *encode("\n"), IM_START, *encode("assistant\n")]
 
 
 def _in_cell(stream: random.Random, shape: str, cell: int) -> Thing:
