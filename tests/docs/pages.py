@@ -12,7 +12,7 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
 TOPS = (".github", "ci", "overlay", "patches", "tests")
-LANGUAGES = {"sh", "python", "toml", "text", "mermaid"}
+LANGUAGES = {"sh", "python", "toml", "text", "mermaid", "diff"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +41,12 @@ def command_blocks(page: str) -> Iterator[Block]:
         if token.type == "fence" and token.info == "sh":
             assert token.map is not None
             yield Block(page=page, line=token.map[0] + 1, commands=token.content.splitlines())
+
+
+def diff(page: str) -> str:
+    """Return a page's only diff."""
+    (block,) = (token.content for token in tokens(page) if token.type == "fence" and token.info == "diff")
+    return block
 
 
 def code_spans(page: str) -> Iterator[str]:

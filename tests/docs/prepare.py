@@ -1,4 +1,4 @@
-"""Bring a copy of the checkout to where a page's reader is: python prepare.py unlock VERSION | prove."""
+"""Bring a copy of the checkout to where a page's reader is: python prepare.py unlock VERSION | prove | diff PAGE."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from overlay_tools.proving.results import Result, save_results
 from overlay_tools.proving.stages import STAGES
 from overlay_tools.settings import load_project
 from overlay_tools.upstream.lockfile import dump_lock, load_lock
+
+from docs.pages import diff
 
 
 def unlock(version: str) -> None:
@@ -43,7 +45,10 @@ def prove() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "unlock":
-        unlock(sys.argv[2])
-    else:
-        prove()
+    match sys.argv[1:]:
+        case ["unlock", version]:
+            unlock(version)
+        case ["diff", page]:
+            print(diff(page), end="")
+        case _:
+            prove()

@@ -27,15 +27,16 @@ BLOCKS = [block for page in pages() for block in command_blocks(page)]
 DEFAULT = load_project(ROOT).default
 NEWEST = list(load_lock(ROOT / "upstream.lock"))[-1]
 NEXT = "0.5.24"  # the release that the pages take as their example of one that is not locked yet
-PYTHON = shlex.quote(sys.executable)  # which has the tool
+PREPARE = f"PYTHONPATH=ci:tests {shlex.quote(sys.executable)} tests/docs/prepare.py"
 ELSEWHERE = {"nox -s test": ".ci/run"}
 BEFORE = {
-    f"nox -s port -- {NEXT}": f"PYTHONPATH=ci {PYTHON} tests/docs/prepare.py unlock {NEWEST}",
+    f"nox -s port -- {NEXT}": f"{PREPARE} unlock {NEWEST}",
     "nox -s import -- fix.patch": (
         "printf '%s\\n' 'diff --git a/python/sglang/fix.py b/python/sglang/fix.py' 'new file mode 100644'"
         " '--- /dev/null' '+++ b/python/sglang/fix.py' '@@ -0,0 +1 @@' '+FIXED = True' >fix.patch"
     ),
-    "nox -s matrix": f"PYTHONPATH=ci {PYTHON} tests/docs/prepare.py prove",
+    "git apply residual.diff": f"{PREPARE} diff overlay/README.md >residual.diff",
+    "nox -s matrix": f"{PREPARE} prove",
     "python -m sglang_overlay_plugin doctor": (
         f"nox -s build; pip install --reinstall-package sglang sglang=={DEFAULT}"
         " $(ls -t dist/sglang_kernel-*.whl | head -1); export SGLANG_USE_CPU_ENGINE=1"

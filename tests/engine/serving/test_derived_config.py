@@ -19,7 +19,7 @@ ext_keys = ours("configs.qwen3_next_ext_keys")
 
 class Llama(derived.DerivedConfig, LlamaConfig):  # type: ignore[name-defined, misc]
     model_type = "derived_llama"
-    own = Keys(read=("scale",), fixed={"mlp_bias": (False,)})
+    own = Keys(numbers=("scale",), fixed={"mlp_bias": (False,)})
 
 
 class Moe(derived.DerivedConfig, Qwen3MoeConfig):  # type: ignore[name-defined, misc]
@@ -57,6 +57,7 @@ def test_its_keys_are_those_of_its_base_and_its_own() -> None:
         (Llama, {"hidden_size": 0}, "hidden_size must be a whole number from 1 on, not 0"),
         (Llama, {"hidden_size": None}, "hidden_size must be a whole number from 1 on, not None"),
         (Llama, {"mlp_bias": True}, "mlp_bias must be false, not true"),
+        (Llama, {"scale": "2.5"}, "scale must be a finite number, not '2.5'"),
         (Moe, {"scale": 1.0}, "scale is not a key of this model"),
         (Llama, {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 2e4}}, "drop one"),
         (Llama, {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type must be one of"),

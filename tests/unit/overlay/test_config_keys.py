@@ -60,6 +60,14 @@ def test_what_transformers_writes_is_read_or_refused_by_name(version: str, model
             assert keys.rope_of(config) == keys.rope_of(oldest)
 
 
+@pytest.mark.parametrize("value", ["big", True, math.nan, math.inf, None])
+def test_a_number_is_one(value: object) -> None:
+    own = keys.Keys(numbers=("scale",))
+    assert keys.key_problems({"scale": value}, own) == [f"scale must be a finite number, not {value!r}"]
+    assert keys.key_problems({"scale": -0.5}, own) == keys.key_problems({"scale": 3}, own) == []
+    assert keys.key_problems({"scale": None}, keys.Keys(numbers=("scale",), nullable=("scale",))) == []
+
+
 def test_checkpoints_of_this_project_are_read() -> None:
     assert ext.check(config_json("qwen3-next-ext")) == []
     assert ext_vl.check(config_json("qwen3-next-ext-vl")) == []

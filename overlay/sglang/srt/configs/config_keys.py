@@ -79,13 +79,15 @@ class Keys:
 
     - `read`: of any value.
     - `sizes`: read too; whole numbers above 0.
-    - `nullable`: those of the two that may be null, as if they were left out.
+    - `numbers`: read too; finite numbers.
+    - `nullable`: those of the three that may be null, as if they were left out.
     - `fixed`: those that may have the listed values only.
     - `parts`: keys of objects that have keys of their own.
     """
 
     read: Collection[str] = ()
     sizes: Collection[str] = ()
+    numbers: Collection[str] = ()
     nullable: Collection[str] = ()
     fixed: Mapping[str, Collection[Any]] = field(default_factory=dict)
     parts: Mapping[str, "Keys"] = field(default_factory=dict)
@@ -102,6 +104,9 @@ def key_problems(config: Config, keys: Keys) -> list[str]:
         elif key in keys.sizes:
             if not is_count(value, 1) and not (value is None and key in nullable):
                 problems.append(f"{key} must be a whole number from 1 on, not {value!r}")
+        elif key in keys.numbers:
+            if not is_number(value) and not (value is None and key in nullable):
+                problems.append(f"{key} must be a finite number, not {value!r}")
         elif key not in known:
             if value is not None and key not in _WITHOUT_EFFECT and not key.startswith("_"):
                 home = next((part for part in keys.parts if key in _known(keys.parts[part])), None)
@@ -113,7 +118,7 @@ def key_problems(config: Config, keys: Keys) -> list[str]:
 
 
 def _known(keys: Keys) -> frozenset[str]:
-    return frozenset((*_READ, *_FIXED, *keys.read, *keys.sizes, *keys.fixed, *keys.parts))
+    return frozenset((*_READ, *_FIXED, *keys.read, *keys.sizes, *keys.numbers, *keys.fixed, *keys.parts))
 
 
 def is_of_every_model(key: str) -> bool:

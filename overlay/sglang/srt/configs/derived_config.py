@@ -79,6 +79,7 @@ class DerivedConfig(PretrainedConfig):
         return Keys(
             read=(*names, *rope, *cls.own.read),
             sizes=(*sizes, *cls.own.sizes),
+            numbers=cls.own.numbers,
             nullable=(*optional, _LOCAL, *cls.own.nullable),
             fixed=cls.own.fixed,
             parts=cls.own.parts,
