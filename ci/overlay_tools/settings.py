@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import platformdirs
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidName, canonicalize_name
@@ -266,6 +265,8 @@ def cache_dir() -> Path:
     """
     if moved := os.environ.get("SGLANG_OVERLAY_CACHE"):
         return Path(moved).absolute()
+    import platformdirs  # which an engine environment, where tests read the settings, need not have
+
     folder = platformdirs.user_cache_path("sglang-overlay")
     if folder.is_absolute():
         return folder

@@ -1,7 +1,8 @@
 """One model's case: what the tests must know of a model to run on it.
 
 A folder of `tests/models/` with a `case.py` that has a `CASE` is one; nothing lists them. Each generic test runs on the
-cases that declare what it needs.
+cases that declare what it needs. A release has those of the models that it takes: the case of a model lies in a folder
+of the name that its row's file has.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from overlay_tools.settings import load_project
+from packaging.version import Version
 from transformers import PreTrainedModel
 
 from reference.checkpoints import (
@@ -27,8 +31,8 @@ from reference.checkpoints import (
     write_config,
 )
 
-FOLDER = Path(__file__).parents[1] / "models"
-DATA = Path(__file__).parents[1] / "data"
+ROOT = Path(__file__).parents[2]
+FOLDER, DATA = (ROOT / "tests" / name for name in ("models", "data"))
 
 Config = Mapping[str, Any]
 Logits = Callable[[torch.Tensor], torch.Tensor]
@@ -143,9 +147,25 @@ class Case:
 
 @functools.cache
 def cases() -> dict[str, Case]:
-    """Find all cases, by the names of their folders with hyphens, in their order."""
-    names = sorted(path.parent.name for path in FOLDER.glob("*/case.py"))
+    """Find all cases of this release, by the names of their folders with hyphens, in their order."""
+    names = [name for name in _folders() if name not in left_out()]
     return {name.replace("_", "-"): importlib.import_module(f"models.{name}.case").CASE for name in names}
+
+
+@functools.cache
+def left_out() -> dict[str, str]:
+    """Say of each model's folder that has no case in this release why: the release is built without the model."""
+    project, release = load_project(ROOT), Version(version("sglang")).public
+    rows = {name: f"sglang/srt/overlay_models/{name}.py" for name in _folders()}
+    return {
+        name: f"[tool.sglang-overlay.files] keeps {row} from sglang {release}"
+        for name, row in rows.items()
+        if not project.takes(release, row)
+    }
+
+
+def _folders() -> list[str]:
+    return sorted(path.parent.name for path in FOLDER.glob("*/case.py"))
 
 
 def with_transformers(model: type[PreTrainedModel]) -> Callable[[Path, torch.dtype], Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ _MEND = "Restore the file from git; `nox -s matrix` writes it."
 class Result:
     """One stage of one release: how many tests `passed` and `failed`, why others were `skipped`, seconds taken.
 
+    `left_out`: the models that the release is built without, and why; they have no tests there.
     `python` and `machine` are what it ran on; `date`, when it ended (UTC, ISO 8601); `commit`, of which checkout, with
     a "+" where that had changes not committed; `installed`, what its environment had of torch and kernels; `inputs`,
     what it ran on, by part, nothing where an older tool has recorded it.
@@ -37,6 +38,7 @@ class Result:
     commit: str
     inputs: Mapping[str, str]
     installed: str = ""
+    left_out: Sequence[str] = field(default_factory=list)
 
     @property
     def green(self) -> bool:
@@ -60,11 +62,12 @@ def load_results(path: Path) -> Results:
         why = getattr(error, "strerror", None) or error
         raise OverlayError(f"{path} cannot be read as results: {why}.", hint=_MEND) from None
     for result in results:
-        for field in fields(Result):
-            value = getattr(result, field.name)
-            if type(value) is not _TYPES.get(str(field.type)):
-                raise OverlayError(f"{path}: {result.release} {result.stage}: {field.name} is {value!r}.", hint=_MEND)
-        for name, texts in (("skipped", result.skipped), ("inputs", [*result.inputs.values()])):
+        for each in fields(Result):
+            value = getattr(result, each.name)
+            if type(value) is not _TYPES.get(str(each.type)):
+                raise OverlayError(f"{path}: {result.release} {result.stage}: {each.name} is {value!r}.", hint=_MEND)
+        lists = {"skipped": result.skipped, "left_out": result.left_out, "inputs": [*result.inputs.values()]}
+        for name, texts in lists.items():
             if not all(isinstance(text, str) for text in texts):
                 raise OverlayError(f"{path}: {result.release} {result.stage}: {name} holds {texts!r}.", hint=_MEND)
     by_stage = {(result.release, result.stage): result for result in results}

@@ -130,6 +130,7 @@ def describe(result: Result) -> str:
     """Say in a few words how a stage went."""
     words = [f"{result.passed} passed"] + [f"{result.failed} failed"] * bool(result.failed)
     words += [f"skipped: {reason}" for reason in result.skipped]
+    words += [f"left out: {model}" for model in result.left_out]
     return f"{', '.join(words)} in {result.seconds:.0f} s"
 
 

@@ -61,7 +61,8 @@ def run_stage(
         seconds = time.monotonic() - started
         if not report.exists():
             raise OverlayError(f"pytest ended without a report on {stage} of {version}.", hint=f"See {log}.")
-        cases = list(ET.parse(report).iter("testcase"))
+        found = ET.parse(report)
+    cases = list(found.iter("testcase"))
     failed = sum(any(case.find(kind) is not None for kind in ("failure", "error")) for case in cases)
     skips = [skip.get("message", "") for case in cases for skip in case.findall("skipped")]
     return Result(
@@ -70,6 +71,7 @@ def run_stage(
         passed=len(cases) - failed - len(skips),
         failed=failed,
         skipped=sorted(set(skips)),
+        left_out=sorted({each.get("value", "") for each in found.iter("property") if each.get("name") == "left out"}),
         seconds=round(seconds, 1),
         python=run([interpreter, "-c", "import platform; print(platform.python_version())"]).stdout.strip(),
         machine=platform.machine(),

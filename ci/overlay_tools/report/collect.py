@@ -167,19 +167,22 @@ def _stage_cell(result: Result | None, required: bool, inputs: Inputs, release: 
     counts = [f"{count} {what}" for count, what in figures if count] or ["no test ran"]
     commit = result.commit[:7] + "+" * result.commit.endswith("+")
     when = [f"{result.seconds:.0f} s", result.date[:10], commit]
+    left_out = [f"left out: {model}" for model in result.left_out]
+    when += [f"{len(left_out)} model{'s' * (len(left_out) > 1)} left out"] * bool(left_out)
     ran = f"{', '.join(counts)} on {result.date}, at {result.commit}, with Python {result.python} on {result.machine}"
     ran += f", {result.installed}" * bool(result.installed)
     skipped = [f"skipped: {reason}" for reason in result.skipped]
     if differences := inputs.differences(result, release):
         before = "passed before" if result.green else "failed before" if result.failed else "incomplete before"
         problems = [f"{ran}; {'; '.join(differences)}.", *skipped]
-        return Cell(state=State.OPEN, word=before, notes=when, problems=problems)
+        return Cell(state=State.OPEN, word=before, notes=when, names=left_out, problems=problems)
     if result.green:
-        return Cell(state=State.GREEN, word=counts[0], notes=when)
+        return Cell(state=State.GREEN, word=counts[0], notes=when, names=left_out)
     if skipped and not result.failed:
         counts.insert(0, f"skipped for {len(skipped)} reason{'s' * (len(skipped) > 1)}")
     outcome = State.RED if result.failed else State.OPEN
-    return Cell(state=outcome, word=counts[0], notes=[*counts[1:], *when], problems=[f"{ran}.", *skipped])
+    notes = [*counts[1:], *when]
+    return Cell(state=outcome, word=counts[0], notes=notes, names=left_out, problems=[f"{ran}.", *skipped])
 
 
 def _contract_cell(project: Project, sources: SourceTree) -> Cell:

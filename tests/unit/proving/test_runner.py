@@ -154,6 +154,17 @@ def test_a_skipped_test_is_not_green_and_its_reason_is_kept(project: Miniature) 
     assert (result.passed, result.skipped, result.green) == (1, ["no GPU"], False)
 
 
+def test_a_model_that_a_release_is_built_without_is_named_and_counts_as_nothing(
+    project: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("tests/engine/test_e.py", "def test_a(record_testsuite_property) -> None:\n"
+                  "    record_testsuite_property('left out', 'mine: it is for others')\n")  # fmt: skip
+    assert run(project) == 0
+    result = results(project)["1.0", "engine"]
+    assert (result.passed, result.left_out, result.green) == (1, ["mine: it is for others"], True)
+    assert "1 passed, left out: mine: it is for others" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("code", ["import nothing_of_this_name\n", "", "def test_a(x: int) -> None:\n    pass\n"])
 def test_what_pytest_cannot_run_is_never_green(project: Miniature, code: str) -> None:
     project.write("tests/engine/test_e.py", code)
