@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -18,27 +19,43 @@ from overlay_tools.wheels.plugin import build_plugin
 ROOT = Path(__file__).parents[2]
 DEFAULT = load_project(ROOT).default
 OVERLAY = Path("overlay", "sglang", "srt")
-FILES = ("models/{}.py", "configs/{}_keys.py", "overlay_models/{}.py")
+ADDED = {
+    "models/added.py": """\
+from sglang.srt.models.llama import LlamaForCausalLM
+
+
+class AddedForCausalLM(LlamaForCausalLM):
+    def load_weights(self, weights):
+        return super().load_weights(weights)
+
+
+EntryClass = AddedForCausalLM
+""",
+    "overlay_models/added.py": """\
+from sglang.srt.overlay_models import OverlayModel
+
+ROW = OverlayModel(model="sglang.srt.models.added:AddedForCausalLM")
+""",
+}
 ROWS = "import sglang.srt.overlay_registry as r; print(*[row.architecture for row in r.MODELS])"
 
 
 def files_of(root: Path, model: str) -> list[Path]:
-    """List the files of a model that has a module, keys and a row."""
-    return [root / OVERLAY / name.format(model) for name in FILES]
+    """List the files of a model: those of its name, its keys and its draft."""
+    names = {f"{model}{part}.py" for part in ("", "_keys", "_mtp")}
+    return [path for path in (root / OVERLAY).rglob("*.py") if path.name in names]
 
 
-def alone() -> str:
-    """Find a model that has just these files, and that no other derives from."""
+def removable() -> list[str]:
+    """List the models from which no other derives, by the names of their rows' files."""
     texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / OVERLAY).rglob("*.py")}
+    found = []
     for row in sorted((ROOT / OVERLAY / "overlay_models").glob("[!_]*.py")):
         own = files_of(ROOT, row.stem)
-        users = {path for path, text in texts.items() if f".{row.stem} " in text or f".{row.stem}_keys " in text}
-        if all(path.exists() for path in own) and users <= set(own):
-            return row.stem
-    raise LookupError("there is no model to copy")
-
-
-MODEL = alone()
+        uses = re.compile(rf"\.({'|'.join(path.stem for path in own)}) ")
+        if not any(uses.search(text) for path, text in texts.items() if path not in own):
+            found.append(row.stem)
+    return found
 
 
 @pytest.fixture
@@ -76,15 +93,15 @@ def has_plugin(root: Path) -> bool:
 @pytest.mark.parametrize("version", [DEFAULT])
 def test_a_model_comes_and_goes_with_its_files_alone(copy: Path, version: str) -> None:
     every, plugin = models(copy, version), has_plugin(copy)
-    row = files_of(copy, MODEL)[-1].read_text(encoding="utf-8")
-    (own,) = [name for name in every if f":{name}" in row]
-    for old, new in zip(files_of(copy, MODEL), files_of(copy, "a_copy"), strict=True):
-        text = old.read_text(encoding="utf-8").replace(MODEL, "a_copy").replace(own, "CopiedForCausalLM")
-        new.write_text(text, encoding="utf-8")
-    assert models(copy, version) == ["CopiedForCausalLM", *every]
+    for name, text in ADDED.items():
+        (copy / OVERLAY / name).write_text(text, encoding="utf-8")
+    assert models(copy, version) == ["AddedForCausalLM", *every]
     assert has_plugin(copy) == plugin
-    for file in files_of(copy, MODEL):
-        file.unlink()
-    shutil.rmtree(copy / "tests" / "models" / MODEL)
-    assert models(copy, version) == ["CopiedForCausalLM", *(name for name in every if name != own)]
-    assert has_plugin(copy) == plugin
+    for model in ("added", *removable()):
+        row = (copy / OVERLAY / "overlay_models" / f"{model}.py").read_text(encoding="utf-8")
+        for file in files_of(copy, model):
+            file.unlink()
+        shutil.rmtree(copy / "tests" / "models" / model, ignore_errors=True)
+        every = [name for name in every if f":{name}" not in row]
+        assert models(copy, version) == every
+        assert has_plugin(copy) == plugin

@@ -1,7 +1,7 @@
 """What config.json may say to a model of the overlay: each key is read, changes nothing, or is an error.
 
-What all models share is here. A model has a file of its own beside this one, NAME_keys.py, with its `KEYS`, a `check`
-and a `settle`; llama_logit_shaping_keys.py is the shortest.
+What all models share is here. A model may have a file of its own beside this one, NAME_keys.py, with its `KEYS`, a
+`check` and a `settle`.
 
 A server asks before it reads a checkpoint's weights, and `adopt` before it writes a config.json. So this imports
 neither torch nor transformers. A `check_*` function gives one problem for each key that it finds fault with.
