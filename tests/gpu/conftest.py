@@ -7,25 +7,30 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
-from models.qwen3_next_ext.case import TRAINED
 from overlay_tools.supervisor import end_with_parent
+from reference.cases import make_checkpoint
 from reference.greedy import judge
 from transformers.utils.import_utils import is_flash_linear_attention_available
 
-from gpu.near import ReferenceModel
+from gpu.near import MODELS, ReferenceModel
 
 WORKERS = 4
 
 
-@pytest.fixture(scope="session")
-def reference() -> Iterator[ReferenceModel]:
-    """Start the processes of the reference model; they import what they need while servers start."""
+@pytest.fixture(scope="session", params=MODELS)
+def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReferenceModel]:
+    """Make a model's checkpoint, and start the processes of its reference model.
+
+    They import what they need while servers start.
+    """
     # PyTorch's linear attention is in float32 whatever the model is in: no measure of what bfloat16 costs.
     assert is_flash_linear_attention_available(), "flash-linear-attention is not installed"
+    checkpoint = tmp_path_factory.mktemp(request.param)
+    make_checkpoint(request.param, checkpoint)
     with ProcessPoolExecutor(max_workers=WORKERS, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         for _ in range(WORKERS):
-            pool.submit(judge, "qwen3-next-ext", TRAINED, [])
-        yield ReferenceModel(pool, WORKERS)
+            pool.submit(judge, request.param, checkpoint, [])
+        yield ReferenceModel(request.param, checkpoint, pool, WORKERS)
 
 
 @pytest.fixture

@@ -6,17 +6,25 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from engine.harness import tokens_of
-from models.qwen3_next_ext.case import TRAINED
 from overlay_tools.engines.server import Server
+from reference.cases import cases
 from reference.greedy import Verdict, judge
 
 Runs = Sequence[tuple[Sequence[int], Sequence[int]]]
 Outputs = Sequence[dict[str, Any]]
 Servers = Mapping[str, Server]
+
+# The models that are tested: a trained one's answers are peaked, and these have a state beside the cache, and a draft.
+MODELS = [
+    name
+    for name, case in cases().items()
+    if case.trained is not None and case.widen is not None and case.state and "drafts" in case.servers
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,15 +50,15 @@ def distance(got: Sequence[float], wanted: Sequence[float], same: Sequence[bool]
 
 
 class ReferenceModel:
-    """The reference model in several processes on the GPU: one is mostly waiting for its own Python."""
+    """The reference model of a checkpoint, in several processes on the GPU: one mostly waits for its own Python."""
 
-    def __init__(self, pool: ProcessPoolExecutor, workers: int) -> None:
-        self.pool, self.workers = pool, workers
+    def __init__(self, name: str, checkpoint: Path, pool: ProcessPoolExecutor, workers: int) -> None:
+        self.name, self.checkpoint, self.pool, self.workers = name, checkpoint, pool, workers
 
     def judge(self, runs: Runs, dtype: torch.dtype) -> list[Verdict]:
         """Judge runs as `reference.greedy.judge` does."""
         parts = [runs[i :: self.workers] for i in range(self.workers)]
-        futures = [self.pool.submit(judge, "qwen3-next-ext", TRAINED, part, dtype, "cuda") for part in parts]
+        futures = [self.pool.submit(judge, self.name, self.checkpoint, part, dtype, "cuda") for part in parts]
         verdicts = [future.result() for future in futures]
         return [verdicts[i % self.workers][i // self.workers] for i in range(len(runs))]
 

@@ -1,4 +1,4 @@
-"""Qwen3-Next-Ext in bfloat16 on a GPU with upstream's kernels, against its reference model in float32 and in bfloat16.
+"""A model in bfloat16 on a GPU with upstream's kernels, against its reference model in float32 and in bfloat16.
 
 Rounding decides here where two tokens or two experts are close, so single values prove nothing. Distributions do: the
 engine may be 1.2 times as far from the reference model in float32 as that model in bfloat16 is, in the mean and at the
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from engine.harness import CHUNK, EXTRA_BUFFER, HELD_OUT, cached, generate, post, speculative, tokens_of
-from models.qwen3_next_ext.case import TRAINED, make_wide_heads
+from reference.cases import cases, make_checkpoint
 from reference.greedy import encode
 
 from gpu.near import ReferenceModel, Servers
@@ -40,10 +40,13 @@ PROMPTS = [HELD_OUT[41 * i : 41 * i + length] for i, length in enumerate(LENGTHS
 @pytest.fixture(scope="module")
 def running(reference: ReferenceModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     wide: Path = tmp_path_factory.mktemp("wide-heads")
-    make_wide_heads(wide)
+    make_checkpoint(reference.name, wide)
+    widen = cases()[reference.name].widen
+    assert widen is not None
+    widen(wide)
     models, environments = {"flashinfer": wide}, {"drafts": DRAFTS_ENVIRONMENT}
     wanted = {
-        name: Wanted(models.get(name, TRAINED), arguments, environments.get(name, {}))
+        name: Wanted(models.get(name, reference.checkpoint), arguments, environments.get(name, {}))
         for name, arguments in ARGUMENTS.items()
     }
     with servers(wanted, tmp_path_factory.mktemp("servers")) as started:

@@ -1,4 +1,4 @@
-"""On two GPUs that share its weights or its experts, Qwen3-Next-Ext is as near to its reference model as on one."""
+"""On two GPUs that share its weights or its experts, a model is as near to its reference model as on one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 from engine.harness import EXTRA_BUFFER, generate, post
-from models.qwen3_next_ext.case import TRAINED
 
 from gpu.near import ReferenceModel, Servers
 from gpu.servers import KNOWN, Wanted, servers
@@ -30,9 +29,10 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def running(reference: ReferenceModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     wanted = {
-        name: Wanted(TRAINED, {**COMMON, **POOL, **EXTRA_BUFFER, **ranks}, ENVIRONMENT) for name, ranks in RANKS.items()
+        name: Wanted(reference.checkpoint, {**COMMON, **POOL, **EXTRA_BUFFER, **ranks}, ENVIRONMENT)
+        for name, ranks in RANKS.items()
     }
     with servers(wanted, tmp_path_factory.mktemp("servers")) as started:
         yield started

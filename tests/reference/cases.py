@@ -87,6 +87,8 @@ class Case:
     - `weights`: draws the weights of a configuration, the same from a seed on every run: name to float32 tensor.
     - `seed`: one with which no greedy step of the tests is nearly a tie: rounding must not turn it; see `seeds.py`.
     - `trained`: the folder of a trained checkpoint, in place of `weights`; `added`: what it lacks for a configuration.
+    - `widen`: doubles the width of the heads of a checkpoint of `trained`'s, in its folder, without changing an answer;
+      FlashInfer has no kernels for heads as narrow as those of a tiny model.
     - `sets`: changes to config.json that switch parts of the model on and off, by what they are, the whole model last;
       None removes a key.
     - `unused`: parts of the names of tensors that a configuration does not need.
@@ -119,6 +121,7 @@ class Case:
     seed: int = 0
     trained: Path | None = None
     added: Callable[[Config], dict[str, torch.Tensor]] = lambda config: {}
+    widen: Callable[[Path], None] | None = None
     sets: Mapping[str, Config] = field(default_factory=lambda: {"": {}})
     unused: Callable[[Config], list[str]] = lambda config: []
     ask: Callable[..., tuple[Sequence[int], Logits]] = ask_for_text

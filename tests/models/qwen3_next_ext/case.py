@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reference.cases import DATA, Case, Config, Decisions, Fault, make_checkpoint, read_config
-from reference.checkpoints import Draw, change_tensors
+from reference.cases import DATA, Case, Config, Decisions, Fault, read_config
+from reference.checkpoints import Draw, change_tensors, write_config
 from torch.nn import functional
 
 from models.qwen3_next.case import CONFIG as QWEN3_NEXT
@@ -54,19 +54,17 @@ def written(of: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {**of["qwen3_next"], **without_rope(read_config(TRAINED))}
 
 
-def make_wide_heads(out: Path) -> None:
-    """Write the trained Qwen3-Next-Ext checkpoint into the folder `out`, its attention heads twice as wide.
+def widen(folder: Path) -> None:
+    """Make the attention heads of a trained checkpoint twice as wide, as `widen` of a case.
 
     It answers as before: the added values are 0, and the norm of the queries takes back what they change in scores.
-    FlashInfer has no kernels for heads as narrow as the trained ones.
     """
-    config = read_config(TRAINED)
+    config = read_config(folder)
     size = config["head_dim"]
-    make_checkpoint(
-        "qwen3-next-ext", out, {"head_dim": 2 * size, "partial_rotary_factor": config["partial_rotary_factor"] / 2}
-    )
+    wide = {"head_dim": 2 * size, "partial_rotary_factor": config["partial_rotary_factor"] / 2}
+    write_config(folder, config | wide)
 
-    def widen(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def widened(name: str, tensor: torch.Tensor) -> torch.Tensor:
         kind = name.split(".")[-2]
         if kind in ("q_proj", "k_proj", "v_proj"):  # rows are those of one head after another
             return functional.pad(tensor.unflatten(0, (-1, size)), (0, 0, 0, size)).flatten(0, 1)
@@ -79,7 +77,7 @@ def make_wide_heads(out: Path) -> None:
         return functional.pad(tensor, (0, size))
 
     change_tensors(
-        out, lambda tensors: {k: widen(k, v).contiguous() if ".self_attn." in k else v for k, v in tensors.items()}
+        folder, lambda tensors: {k: widened(k, v).contiguous() if ".self_attn." in k else v for k, v in tensors.items()}
     )
 
 
@@ -178,6 +176,7 @@ FAULTS = {
 CASE = Case(
     config=read_config(TRAINED),
     trained=TRAINED,
+    widen=widen,
     load=load,
     unused=unused,
     upstream="qwen3-next",
