@@ -154,7 +154,12 @@ def load_project(root: Path) -> Project:
     if wrong:
         raise OverlayError(*wrong, hint=f"It takes {', '.join([*_SETTINGS, *_PLUGIN, *_TABLES])}.")
     distribution, package = (table.get(name, default) for name, default in _PLUGIN.items())
-    _check_plugin(path, distribution, package)
+    if faults := check_plugin(distribution, package):
+        raise OverlayError(
+            *(f"{path}: [tool.sglang-overlay] {fault}." for fault in faults),
+            hint='Take a name of your own: plugin-distribution = "acme-sglang-models", plugin-package ='
+            ' "acme_sglang_models".',
+        )
     return Project(
         root=root,
         default=table["default"],
@@ -168,8 +173,8 @@ def load_project(root: Path) -> Project:
     )
 
 
-def _check_plugin(path: Path, distribution: str, package: str) -> None:
-    """Raise OverlayError if the plugin cannot have these names."""
+def check_plugin(distribution: str, package: str) -> list[str]:
+    """Return why a plugin cannot have these names."""
     faults = []
     try:
         if canonicalize_name(distribution, validate=True).replace("-", "_") in _TAKEN:
@@ -180,12 +185,7 @@ def _check_plugin(path: Path, distribution: str, package: str) -> None:
         faults.append(f"plugin-package is {package!r}, which cannot be imported: letters, digits and underscores")
     elif package in _TAKEN:
         faults.append(f"plugin-package is {package!r}, which is the name of something else")
-    if faults:
-        raise OverlayError(
-            *(f"{path}: [tool.sglang-overlay] {fault}." for fault in faults),
-            hint='Take a name of your own: plugin-distribution = "acme-sglang-models", plugin-package ='
-            ' "acme_sglang_models".',
-        )
+    return faults
 
 
 def _read_files(path: Path, text: str, table: dict[str, object]) -> tuple[FileRange, ...]:

@@ -29,6 +29,10 @@ NEWEST = list(load_lock(ROOT / "upstream.lock"))[-1]
 NEXT = "0.5.24"  # the release that the pages take as their example of one that is not locked yet
 PREPARE = f"PYTHONPATH=ci:tests {shlex.quote(sys.executable)} tests/docs/prepare.py"
 ELSEWHERE = {"nox -s test": ".ci/run"}
+UPSTREAM = (  # upstream's own sglang of the default release, with the CPU kernels
+    f"nox -s build; pip install --reinstall-package sglang sglang=={DEFAULT}"
+    " $(ls -t dist/sglang_kernel-*.whl | head -1); export SGLANG_USE_CPU_ENGINE=1"
+)
 BEFORE = {
     f"nox -s port -- {NEXT}": f"{PREPARE} unlock {NEWEST}",
     "nox -s import -- fix.patch": (
@@ -37,10 +41,8 @@ BEFORE = {
     ),
     "git apply residual.diff": f"{PREPARE} diff overlay/README.md >residual.diff",
     "nox -s matrix": f"{PREPARE} prove",
-    "python -m sglang_overlay_plugin doctor": (
-        f"nox -s build; pip install --reinstall-package sglang sglang=={DEFAULT}"
-        " $(ls -t dist/sglang_kernel-*.whl | head -1); export SGLANG_USE_CPU_ENGINE=1"
-    ),
+    "python -m sglang_overlay_plugin doctor": UPSTREAM,
+    "pip install '../acme-models": UPSTREAM,
 }
 PIP = """\
 #!/bin/sh

@@ -37,8 +37,8 @@ CHECKPOINTS: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 OURS = {name: case for name, case in cases().items() if case.ours}
 SERVED = [f"{name}, {case.served}" for name, case in OURS.items() if case.served]  # over HTTP, of CHECKPOINTS
-# A model of upstream's own.
-STOCK = next(name for name, case in cases().items() if not case.ours and not case.state)
+# A model of upstream's own; a project of a plugin may have none.
+STOCK = next((name for name, case in cases().items() if not case.ours and not case.state), "")
 
 HELD_OUT = encode((DATA / "heldout.txt").read_text(encoding="utf-8"))  # text that no checkpoint was trained on
 CHUNK = 64  # the linear attention kernels' chunk: `extra_buffer` keeps states at its multiples
@@ -60,7 +60,8 @@ class Model:
 CORES = sorted(os.sched_getaffinity(0))
 RELEASE = Version(version("sglang"))
 # Where sglang is upstream's own, and the overlay's models are in the plugin beside it: its package is its point's name.
-PLUGIN = next((p for p in entry_points(group="sglang.srt.plugins") if p.value == f"{p.name}.attach:attach"), None)
+POINTS = [p for p in entry_points(group="sglang.srt.plugins") if p.value == f"{p.name}.attach:attach"]
+PLUGIN = next((p for p in POINTS if os.environ.get("SGLANG_PLUGINS", p.name) == p.name), None)
 PACKAGE = PLUGIN.name if PLUGIN else "sglang.srt"
 
 

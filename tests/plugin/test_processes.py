@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -14,7 +13,7 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
-from engine.harness import PACKAGE, RELEASE, SAMPLING, SERVED, STOCK, Model, assert_answers, ours, post, server
+from engine.harness import PACKAGE, RELEASE, SAMPLING, SERVED, STOCK, Model, assert_answers, post, server
 from packaging.version import Version
 
 from plugin.names import DISTRIBUTION, WHEEL
@@ -43,29 +42,6 @@ def test_a_server_of_more_processes_matches_the_reference_model(
             for prompt in prompts
         ]
     assert_answers(outputs, model.answers)
-
-
-def test_the_doctor_finds_nothing_wrong() -> None:
-    status, said = doctor({})
-    assert status == 0, said
-    assert "FAILED" not in said
-    rows = ours("overlay_registry").MODELS
-    for what in [name for row in rows for name in (row.model, row.draft, row.config) if name is not None]:
-        assert sum(line.startswith("ok") and line.endswith(f": {what}") for line in said.splitlines()) == 1
-
-
-def test_the_doctor_says_that_the_plugin_is_left_out() -> None:
-    status, said = doctor(PLUGINS_OFF)
-    assert status == 1
-    (fault,) = (line for line in said.splitlines() if line.startswith("FAILED"))
-    assert "SGLANG_PLUGINS=none leaves" in fault
-
-
-def doctor(environment: dict[str, str]) -> tuple[int, str]:
-    """Ask the doctor in an environment; give its status and what it printed."""
-    words = [sys.executable, "-m", PACKAGE, "doctor"]
-    done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout
 
 
 def test_a_stock_model_starts_as_quickly_as_without_the_plugin(

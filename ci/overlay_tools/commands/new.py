@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from pathlib import Path
 
 from overlay_tools import console
 from overlay_tools.checkout import only_writer
@@ -11,12 +13,18 @@ from overlay_tools.commands.shared import open_engine
 from overlay_tools.errors import UsageError
 from overlay_tools.scaffold.base import find_base
 from overlay_tools.scaffold.model import KINDS, NewModel, check_name, choose_kind, make_model
+from overlay_tools.scaffold.project import make_project, name_project, update_project
 from overlay_tools.settings import Project
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("name", metavar="NAME", help="the model, as my_model: its files and model_type are called so")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="the model, as my_model: its files and model_type are called so (no default; --update takes none)",
+    )
     parser.add_argument(
         "--from",
         dest="base",
@@ -29,33 +37,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=KINDS,
         help=f"{'; '.join(f'{name}, {kind.about}' for name, kind in KINDS.items())} (default: what --from is for)",
     )
+    parser.add_argument(
+        "--project",
+        type=Path,
+        metavar="PATH",
+        help="write it into a new folder outside this checkout, as a plugin project of its own, which is called as that"
+        " folder: pip installs it beside an SGLang as it was published (default: into this checkout)",
+    )
+    parser.add_argument(
+        "--update",
+        type=Path,
+        metavar="PATH",
+        help="in such a project, put this checkout's revision of all that is not the project's own (default: none)",
+    )
 
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Write the model's files and show what they are."""
+    if arguments.update is not None:
+        if any((arguments.name, arguments.base, arguments.kind, arguments.project)):
+            raise UsageError("--update takes the project's path and nothing else.", hint="A new model has a NAME.")
+        table(update_project(project, arguments.update), str(arguments.update))
+        return
+    if arguments.name is None:
+        raise UsageError("Which model?", hint="Name it as my_model, for example.")
     check_name(arguments.name)
+    target = None if arguments.project is None else name_project(project, arguments.project)
     kind, architecture = choose_kind(arguments.kind, arguments.base)
     with only_writer(project.root), open_engine(project, project.default, None, gpu=False) as python:
         base = find_base(project, architecture, arguments.name, python)
         if kind == "reward" and base.classifier is None:
             raise UsageError(f"Transformers has no {architecture} that scores: there is nothing to compare it with.")
         new = NewModel(name=arguments.name, kind=kind, base=base)
+        if target is not None:
+            table(make_project(project, new, target, python), f"{target.distribution}: {new.architecture}")
+            console.line(f"Next: see {target.folder / 'README.md'}")
+            return
         files = make_model(project, new, python)
-    console.table(new.architecture, [(str(path), f"{len(text.splitlines())} lines") for path, text in files.items()])
+    table({str(path): text.encode() for path, text in files.items()}, new.architecture)
     console.line(f"Next: nox -s test-{project.default} -- -k {arguments.name.replace('_', '-')}")
     console.line(f"Then change what TODO marks; tests/models/{arguments.name}/README.md says in which order.")
+
+
+def table(files: Mapping[str, bytes], title: str) -> None:
+    """Show files with their lengths."""
+    console.table(title, [(path, f"{len(data.splitlines())} lines") for path, data in files.items()])
 
 
 COMMAND = Command(
     about="Writes a model of your own, derived from one of upstream's: the served model, its configuration, its row,"
     " its reference model in Transformers, and the case that all tests run on. It is green as it is; TODO marks where"
-    " to change it.",
+    " to change it. With --project, they are a project outside this checkout.",
     examples={
         "my_model": "a Llama under a name of its own",
         "my_model --from Qwen3MoeForCausalLM": "another base",
         "my_model --from Qwen3ForCausalLM --kind embedding": "one that gives embeddings",
         "my_model --kind derived": "a Qwen3-Next with own extensions, and its draft",
         "my_model --kind multimodal": "a Qwen3-Next that takes pictures",
+        "my_model --project ../acme-models": "a plugin project of its own, which pip installs",
     },
     add_arguments=add_arguments,
     run=run,

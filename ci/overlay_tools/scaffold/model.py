@@ -141,13 +141,9 @@ def make_model(project: Project, new: NewModel, python: Path) -> dict[Path, str]
         with console.step(f"Write {new.architecture}"):
             for path, text in files.items():
                 _write(project.root / path, text, made)
-            _format(project, [path for path in files if path.suffix == ".py"])
+            format_files(project, [project.root / path for path in files if path.suffix == ".py"])
         case = project.root / next(path for path in files if path.name == "case.py")
-        if _SEED in read_text(case):
-            with console.step("Look for a seed with which no greedy step is nearly a tie"):
-                seeds = project.root / "tests" / "reference" / "seeds.py"
-                seed = run([python, "-W", "ignore", seeds, new.name.replace("_", "-")]).stdout.strip()
-                write_whole(case, read_text(case).replace(_SEED, f"seed={seed},").encode())
+        find_seed(case, project.root / "tests" / "reference" / "seeds.py", new, python)
         if ranges is not None:
             write_whole(project.settings, ranges.encode())
     except BaseException:
@@ -160,14 +156,7 @@ def make_model(project: Project, new: NewModel, python: Path) -> dict[Path, str]
 def render(project: Project, new: NewModel) -> dict[Path, str]:
     """Render the files of a model, by their paths in the checkout."""
     folders = KINDS[new.kind].folders
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([_TEMPLATES / folder for folder in folders]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    environment = environment_of(folders)
     there = {name for name in _FILES if any((_TEMPLATES / folder / f"{name}.j2").exists() for folder in folders)}
     paths = {name: Path(path.format(new.name)) for name, (path, _) in _FILES.items() if name in there}
     values: Mapping[str, Any] = {
@@ -185,6 +174,34 @@ def render(project: Project, new: NewModel) -> dict[Path, str]:
         "parts": {str(path): _FILES[part][1] for part, path in paths.items() if _FILES[part][1]},
     }
     return {path: environment.get_template(f"{part}.j2").render(values) for part, path in paths.items()}
+
+
+def environment_of(folders: Iterable[str]) -> jinja2.Environment:
+    """Return what renders the templates in some folders; the first that has one counts."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([_TEMPLATES / folder for folder in folders]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def find_seed(case: Path, seeds: Path, new: NewModel, python: Path) -> None:
+    """Write into a case the seed that `seeds`, the program beside it, finds; nothing if its weights are trained."""
+    if _SEED not in read_text(case):
+        return
+    with console.step("Look for a seed with which no greedy step is nearly a tie"):
+        seed = run([python, "-BW", "ignore", seeds, new.name.replace("_", "-")]).stdout.strip()
+        write_whole(case, read_text(case).replace(_SEED, f"seed={seed},").encode())
+
+
+def format_files(project: Project, paths: Iterable[Path]) -> None:
+    """Format Python files as `nox -s lint` wants them, wherever they are."""
+    for words in (("check", "--fix-only", "--select", "I"), ("format",)):
+        settings = ("--config", project.settings, "--quiet", "--no-cache")
+        run([sys.executable, "-m", "ruff", *words, *settings, *paths], cwd=project.root)
 
 
 def _ranges(project: Project, new: NewModel, files: Iterable[Path]) -> str | None:
@@ -213,9 +230,3 @@ def _write(path: Path, text: str, made: list[Path]) -> None:
             made.append(folder)
     made.append(path)
     path.write_text(text, encoding="utf-8")
-
-
-def _format(project: Project, paths: Iterable[Path]) -> None:
-    """Format Python files as `nox -s lint` wants them."""
-    for words in (("check", "--fix-only", "--select", "I"), ("format",)):
-        run([sys.executable, "-m", "ruff", *words, "--quiet", "--no-cache", *paths], cwd=project.root)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
+from types import MappingProxyType
 
 from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.errors import BuildError
@@ -28,6 +29,8 @@ _RUNTIME = (  # what any model needs of overlay/sglang
     "sglang/srt/overlay_*.py",
     "sglang/srt/overlay_models/__init__.py",
 )
+_MODELS = "sglang/srt/models/"
+_MODULE = re.compile(r"\bsglang(?:\.\w+)+")
 _UPSTREAM = ("sglang/srt/", "sglang/")
 _METADATA = """\
 Summary: Models of an overlay for an SGLang as it was published
@@ -92,16 +95,40 @@ def plugin_files(project: Project, files: Mapping[str, bytes]) -> dict[str, byte
     return {**content, f"{project.plugin_package}.pth": _STARTUP.format(project.plugin_package).encode()}
 
 
-def runtime_files(project: Project) -> dict[str, bytes]:
+def runtime_files(project: Project, own: Mapping[str, bytes] = MappingProxyType({})) -> dict[str, bytes]:
     """Return the files of a plugin without a model: what attaches it, the registry, and the strict loading of weights.
 
     They are whole. Beside them a plugin needs its rows and models, in `overlay_models/` and `models/` of its package,
     and in its metadata the entry point of `sglang.srt.plugins` and, as keywords, `sglang==RELEASE` for each release
     that it is proven on.
+
+    Parameters: `own`, files of models, by the paths that they would have in overlay/: they are among those returned,
+    as is what they import of the overlay. Models among that are there to be derived from, and are not served.
+    Raises BuildError if one of them cannot be moved into the plugin's package.
     """
-    files = read_package(project, "sglang", None)
-    chosen = {name for name in files if any(PurePosixPath(name).match(pattern) for pattern in _RUNTIME)}
-    return plugin_files(project, {name: data for name, data in files.items() if name in chosen})
+    return plugin_files(project, with_imports(project, own))
+
+
+def with_imports(project: Project, own: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return `own` with all that a plugin needs beside it of overlay/sglang, by their paths there."""
+    files = {**read_package(project, "sglang", None), **own}
+    found: set[str] = set()
+    wanted = [name for name in files if name in own or any(PurePosixPath(name).match(each) for each in _RUNTIME)]
+    while wanted:
+        name = wanted.pop()
+        found.add(name)
+        named = {f"{module.replace('.', '/')}.py" for module in _MODULE.findall(files[name].decode("utf-8", "replace"))}
+        wanted += (named & files.keys()) - found
+    return {
+        name: _not_served(data) if name.startswith(_MODELS) and name not in own else data
+        for name, data in files.items()
+        if name in found
+    }
+
+
+def _not_served(data: bytes) -> bytes:
+    """Return a model's code without `EntryClass`, by which upstream finds what it serves."""
+    return re.sub(rb"^EntryClass = .*\n", b"", data, flags=re.MULTILINE)
 
 
 def _attaching(project: Project) -> dict[str, bytes]:
