@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ _SERVING = "tests/engine/serving"
 _TESTS = (  # those that run on a case of any kind, each on what the case declares
     "tests/engine/conftest.py",
     f"{_SERVING}/test_http.py",
+    f"{_SERVING}/test_multimodal.py",
     f"{_SERVING}/test_parity.py",
     f"{_SERVING}/test_refusals.py",
     f"{_SERVING}/test_servers.py",
@@ -54,7 +56,7 @@ _TESTS = (  # those that run on a case of any kind, each on what the case declar
     "tests/reference/seeds.py",
     "tests/data/heldout.txt",
 )
-_TRAINED = "tests/data/qwen3-next-ext"  # the weights of what `derived` is derived from
+_DATA = re.compile(rb'\bDATA / "([\w.-]+)"')  # how a case names the folder of its trained weights
 _TESTS_OWN = ("bases", "engine", "models", "plugin", "reference")
 _GROUP = "sglang.srt.plugins"
 _OWN = ("pyproject.toml", "README.md")
@@ -227,8 +229,8 @@ def _tests(project: Project, own: Mapping[str, bytes], more: Iterable[str] = ())
         others.get(name, name): rewrite(data, modules, name) if name.endswith(".py") else data
         for name, data in files.items()
     }
-    if others:
-        data = [path for path in sorted((project.root / _TRAINED).iterdir()) if path.is_file()]
+    for folder in {folder.decode() for name in others for folder in _DATA.findall(files[name])}:
+        data = [path for path in (project.root / "tests" / "data" / folder).iterdir() if path.is_file()]
         placed |= {path.relative_to(project.root).as_posix(): read_data(path) for path in data}
     packages = sorted({PurePosixPath(name).parent for name in placed if name.endswith(".py")})
     return {**{f"{package}/__init__.py": b"" for package in packages}, **placed}

@@ -29,7 +29,7 @@ _RUNTIME = (  # what any model needs of overlay/sglang
     "sglang/srt/overlay_*.py",
     "sglang/srt/overlay_models/__init__.py",
 )
-_MODELS = "sglang/srt/models/"
+_SERVED = ("sglang/srt/models/", "sglang/srt/multimodal/processors/")  # upstream imports every file here
 _MODULE = re.compile(r"\bsglang(?:\.\w+)+")
 _UPSTREAM = ("sglang/srt/", "sglang/")
 _METADATA = """\
@@ -120,15 +120,16 @@ def with_imports(project: Project, own: Mapping[str, bytes]) -> dict[str, bytes]
         named = {f"{module.replace('.', '/')}.py" for module in _MODULE.findall(files[name].decode("utf-8", "replace"))}
         wanted += (named & files.keys()) - found
     return {
-        name: _not_served(data) if name.startswith(_MODELS) and name not in own else data
+        name: _not_served(data) if name.startswith(_SERVED) and name not in own else data
         for name, data in files.items()
         if name in found
     }
 
 
 def _not_served(data: bytes) -> bytes:
-    """Return a model's code without `EntryClass`, by which upstream finds what it serves."""
-    return re.sub(rb"^EntryClass = .*\n", b"", data, flags=re.MULTILINE)
+    """Return the code of a model or a processor without that by which upstream finds what it serves."""
+    unnamed = re.sub(rb"^EntryClass = .*\n", b"", data, flags=re.MULTILINE)
+    return re.sub(rb"^    models = .*", b"    models = ()", unnamed, flags=re.MULTILINE)
 
 
 def _attaching(project: Project) -> dict[str, bytes]:

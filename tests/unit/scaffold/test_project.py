@@ -32,6 +32,7 @@ BASES = {
     "embedding": ("Qwen3ForCausalLM", "qwen3"),
     "reward": ("LlamaForCausalLM", "llama"),
     "derived": ("Qwen3NextForCausalLM", "qwen3_next"),
+    "multimodal": ("Qwen3NextForCausalLM", "qwen3_next"),
 }
 
 
@@ -116,6 +117,21 @@ def test_of_what_a_model_derives_from_nothing_is_served_or_tested(tmp_path: Path
     ]
     assert "tests/data/qwen3-next-ext/config.json" in files
     assert not any("qwen" in name for name in content(make_in(tmp_path / "text")))
+
+
+def test_of_the_processors_only_its_own_names_a_model(tmp_path: Path) -> None:
+    files = content(make(tmp_path, "multimodal"))
+    named = {
+        name.rpartition("/")[2]: line.strip()
+        for name, data in files.items()
+        for line in data.decode("utf-8", "replace").splitlines()
+        if "/multimodal/processors/" in name and line.startswith("    models = ")
+    }
+    assert named == {
+        "my_model.py": "models = (MyModelForConditionalGeneration,)",
+        "qwen3_next_ext_vl.py": "models = ()",
+    }
+    assert "tests/data/qwen3-next-ext-vl/config.json" in files
 
 
 def make_in(folder: Path) -> Path:
@@ -259,7 +275,7 @@ def newer(tmp_path: Path) -> Project:
     return load_project(root)
 
 
-@pytest.mark.parametrize("kind", ["text", "derived"])
+@pytest.mark.parametrize("kind", ["text", "derived", "multimodal"])
 def test_an_update_brings_what_is_ours_and_keeps_what_is_not(kind: str, newer: Project, tmp_path: Path) -> None:
     folder = make(tmp_path, kind)
     mine = folder / f"src/{PACKAGE}/models/my_model.py"
@@ -276,12 +292,12 @@ def test_an_update_brings_what_is_ours_and_keeps_what_is_not(kind: str, newer: P
         f"src/{PACKAGE}/overlay_registry.py",
         "tests/engine/serving/test_http.py",
         LISTED,
-        *(["tests/reference/logits.py", "tests/bases/qwen3_next_ext/reference.py"] if kind == "derived" else []),
+        *(["tests/reference/logits.py", "tests/bases/qwen3_next_ext/reference.py"] if kind != "text" else []),
     }
     subprocess.run(["sha256sum", "--quiet", "--strict", "--check", LISTED], cwd=folder, check=True)
     assert after.keys() - before.keys() == {
         f"src/{PACKAGE}/overlay_added.py",
-        *(["tests/reference/other.py"] if kind == "derived" else []),
+        *(["tests/reference/other.py"] if kind != "text" else []),
     }
 
 
