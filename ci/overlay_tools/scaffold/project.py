@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import os
-import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from overlay_tools import console
 from overlay_tools.engines import engine_config
 from overlay_tools.errors import UsageError
 from overlay_tools.scaffold.model import NewModel, environment_of, find_seed, format_files, render
+from overlay_tools.scaffold.project_tests import COPIED, gather_tests
 from overlay_tools.settings import Project, check_plugin
+from overlay_tools.upstream.lockfile import load_lock
 from overlay_tools.upstream.source_tree import module_name
 from overlay_tools.user_files import read_data, read_text, write_whole
-from overlay_tools.wheels.import_rewriter import rewrite
+from overlay_tools.wheels.dependencies import with_own_kernel
 from overlay_tools.wheels.plugin import plugin_files, with_imports
 
 if sys.version_info >= (3, 11):
@@ -28,35 +28,6 @@ else:
     import tomli as tomllib
 
 LISTED = "overlay.sha256"  # in a project: the files that it has of this checkout, as sha256sum lists them
-_TOOL = "ci/overlay_tools"
-_COPIED = {  # what tests take from elsewhere than tests/, by where a project has it
-    "tests/engine/engine_config.py": f"{_TOOL}/engines/engine_config.py",
-    "tests/engine/loopback.py": f"{_TOOL}/engines/loopback.py",
-    "tests/engine/server.py": f"{_TOOL}/scaffold/project_server.py",
-    "tests/engine/supervisor.py": f"{_TOOL}/supervisor.py",
-}
-_MODULES = {
-    "overlay_tools.engines": "engine",
-    "overlay_tools.engines.loopback": "engine.loopback",
-    "overlay_tools.engines.server": "engine.server",
-    "overlay_tools.errors": "engine.server",
-    "overlay_tools.supervisor": "engine.supervisor",
-}
-_SERVING = "tests/engine/serving"
-_TESTS = (  # those that run on a case of any kind, each on what the case declares
-    "tests/engine/conftest.py",
-    f"{_SERVING}/test_http.py",
-    f"{_SERVING}/test_multimodal.py",
-    f"{_SERVING}/test_parity.py",
-    f"{_SERVING}/test_refusals.py",
-    f"{_SERVING}/test_servers.py",
-    f"{_SERVING}/test_vectors.py",
-    f"{_SERVING}/test_weight_updates.py",
-    "tests/plugin/test_doctor.py",
-    "tests/reference/seeds.py",
-    "tests/data/heldout.txt",
-)
-_DATA = re.compile(rb'\bDATA / "([\w.-]+)"')  # how a case names the folder of its trained weights
 _TESTS_OWN = ("bases", "engine", "models", "plugin", "reference")
 _GROUP = "sglang.srt.plugins"
 _OWN = ("pyproject.toml", "README.md")
@@ -118,7 +89,7 @@ def make_project(project: Project, new: NewModel, target: PluginProject, python:
     tests = {name: data for name, data in made.items() if name.startswith("tests/") and name.endswith(".py")}
     everything = {
         **_runtime(project, target, files),
-        **_tests(project, tests),
+        **gather_tests(project, tests),
         **_beside(project, target),
         **_own_documents(project, new, target, _releases(project, new, files)),
     }
@@ -155,9 +126,9 @@ def update_project(project: Project, folder: Path) -> dict[str, bytes]:
     named = {"": "\n".join(f"sglang.srt{name.removeprefix(target.package)}" for name in modules).encode()}
     files = {name: data for name, data in with_imports(project, named).items() if name}
     tests = [name.replace("/bases/", "/models/", 1) for name in listed if name.startswith("tests/")]
-    tests = [name for name in tests if name in _COPIED or (project.root / name).exists()]
+    tests = [name for name in tests if name in COPIED or (project.root / name).exists()]
     tests = [name for name in tests if not name.endswith("/__init__.py")]
-    ours = {**_runtime(project, target, files), **_tests(project, {}, tests), **_beside(project, target)}
+    ours = {**_runtime(project, target, files), **gather_tests(project, {}, tests), **_beside(project, target)}
     faults += [
         f"{target.folder / name} is the project's own, and revision {project.revision} has a file of this name."
         for name in ours
@@ -210,49 +181,6 @@ def _runtime(project: Project, target: PluginProject, files: Mapping[str, bytes]
     return {target.place(name): data for name, data in plugin_files(named, files).items()}
 
 
-def _tests(project: Project, own: Mapping[str, bytes], more: Iterable[str] = ()) -> dict[str, bytes]:
-    """Return a project's tests: its own, those here that run on any model, some more, and what all these import.
-
-    What a case takes from that of another model is in tests/bases: the project does not serve that, nor test it.
-    """
-    files: dict[str, bytes] = {}
-    wanted = [*own, *_TESTS, *more]
-    while wanted:
-        name = wanted.pop()
-        files[name] = own[name] if name in own else read_data(project.root / _COPIED.get(name, name))
-        if name.endswith(".py"):
-            wanted += [found for found in _imported(project, files[name]) if found not in files]
-    others = {name: name.replace("/models/", "/bases/", 1) for name in files if name.startswith("tests/models/")}
-    others = {name: place for name, place in others.items() if name not in own}
-    modules = _MODULES | {_test_module(name): _test_module(place) for name, place in others.items()}
-    placed = {
-        others.get(name, name): rewrite(data, modules, name) if name.endswith(".py") else data
-        for name, data in files.items()
-    }
-    for folder in {folder.decode() for name in others for folder in _DATA.findall(files[name])}:
-        data = [path for path in (project.root / "tests" / "data" / folder).iterdir() if path.is_file()]
-        placed |= {path.relative_to(project.root).as_posix(): read_data(path) for path in data}
-    packages = sorted({PurePosixPath(name).parent for name in placed if name.endswith(".py")})
-    return {**{f"{package}/__init__.py": b"" for package in packages}, **placed}
-
-
-def _test_module(name: str) -> str:
-    return module_name(name.removeprefix("tests/"))
-
-
-def _imported(project: Project, data: bytes) -> Iterator[str]:
-    """Yield the files that a test imports, by where a project has them."""
-    for node in ast.walk(ast.parse(data)):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-        if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{name}" for name in names] + [str(node.module)]
-        for name in names:
-            package, _, module = name.rpartition(".")
-            path = f"tests/{_MODULES.get(name, f'{_MODULES.get(package, package)}.{module}').replace('.', '/')}.py"
-            if path in _COPIED or (project.root / path).is_file():
-                yield path
-
-
 def _beside(project: Project, target: PluginProject) -> dict[str, bytes]:
     """Return what else of a project is ours: what its tests check first, and the licence of all that is ours."""
     licences = {f"licenses/{name}.sglang-overlay": read_data(project.root / name) for name in ("LICENSE", "NOTICE")}
@@ -261,6 +189,8 @@ def _beside(project: Project, target: PluginProject) -> dict[str, bytes]:
 
 def _own_documents(project: Project, new: NewModel, target: PluginProject, releases: Sequence[str]) -> dict[str, bytes]:
     """Return a project's settings and its page, which are its own from then on."""
+    default = project.default if project.default in releases else releases[-1]
+    kernels = with_own_kernel(project, load_lock(project.lock)[default])
     values = {
         "distribution": target.distribution,
         "package": target.package,
@@ -269,7 +199,8 @@ def _own_documents(project: Project, new: NewModel, target: PluginProject, relea
         "kind": new.kind,
         "base": new.base,
         "releases": releases,
-        "default": project.default if project.default in releases else releases[-1],
+        "default": default,
+        "kernels": f"{kernels.kernel.name.replace('-', '_')}-{kernels.kernel_version}+cpu.{project.revision}",
         "env": engine_config.ENV,
         "flags": engine_config.flags(engine_config.ARGS),
     }
