@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path[:0] = [str(Path(__file__).parents[2] / name) for name in ("tests", "ci")]
 
 import torch
 from safetensors.torch import load_file, save_file

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import transformers
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path[:0] = [str(Path(__file__).parents[2] / name) for name in ("tests", "ci")]
 
 from reference.cases import cases, make_checkpoint
 from reference.greedy import PROMPTS, answers, is_decided

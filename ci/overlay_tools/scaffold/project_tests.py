@@ -17,6 +17,7 @@ COPIED = {  # what tests take from elsewhere than tests/, by where a project has
     "tests/engine/engine_config.py": f"{_TOOL}/engines/engine_config.py",
     "tests/engine/loopback.py": f"{_TOOL}/engines/loopback.py",
     "tests/engine/server.py": f"{_TOOL}/scaffold/project_server.py",
+    "tests/engine/settings.py": f"{_TOOL}/scaffold/project_settings.py",
     "tests/engine/supervisor.py": f"{_TOOL}/supervisor.py",
 }
 _MODULES = {
@@ -24,6 +25,7 @@ _MODULES = {
     "overlay_tools.engines.loopback": "engine.loopback",
     "overlay_tools.engines.server": "engine.server",
     "overlay_tools.errors": "engine.server",
+    "overlay_tools.settings": "engine.settings",
     "overlay_tools.supervisor": "engine.supervisor",
 }
 _SERVING = "tests/engine/serving"

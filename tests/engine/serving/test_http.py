@@ -20,8 +20,6 @@ from engine.harness import (
     server,
 )
 
-__test__ = bool(SERVED)  # without such a model there is nothing to test here
-
 
 @pytest.fixture(scope="module", params=SERVED)
 def served(

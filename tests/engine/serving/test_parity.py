@@ -9,8 +9,6 @@ import pytest
 
 from engine.harness import CHECKPOINTS, SAMPLING, Model, assert_answers, running_engine
 
-__test__ = bool(CHECKPOINTS)  # without such a model there is nothing to test here
-
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
 def served(request: pytest.FixtureRequest, models: dict[str, Model]) -> Iterator[tuple[Any, Model]]:
