@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from overlay_tools import __version__
-from overlay_tools.commands import Command
+from overlay_tools.commands import PASSED_ON, Command
 from overlay_tools.errors import OverlayError, UsageError
 from overlay_tools.surroundings import set_aside
 
@@ -152,12 +152,28 @@ def _add_verbose(parser: argparse.ArgumentParser) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says where the help is when it refuses something, and refuses an option that is given twice."""
+    """A parser that says where the help is when it refuses something, and refuses an option that is given twice.
+
+    What follows a `--` is for another program where an argument `passed_on` is declared: it may begin with hyphens.
+    """
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401
         super().__init__(**settings)
         self.register("action", None, _Once)
         self.register("action", "store", _Once)
+
+    def parse_intermixed_args(  # type: ignore[override]
+        self, args: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse words, and keep those after a `--` for another program as they are."""
+        if not any(action.dest == PASSED_ON for action in self._actions):
+            return super().parse_intermixed_args(args, namespace)
+        own = list(args[: args.index("--")] if "--" in args else args)
+        parsed = super().parse_intermixed_args(own, namespace)
+        if surplus := getattr(parsed, PASSED_ON):
+            self.error(f"unrecognized arguments: {' '.join(surplus)}")
+        setattr(parsed, PASSED_ON, list(args[len(own) + 1 :]))
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Show the usage, what is wrong, and the next step; exit with status 2."""

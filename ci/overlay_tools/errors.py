@@ -53,6 +53,10 @@ class ServeError(OverlayError):
     """Report a server that did not come up, died or answered wrongly."""
 
 
+class CheckpointError(OverlayError):
+    """Report what is named as a checkpoint and is none, or cannot be had or read."""
+
+
 class AdoptError(OverlayError):
     """Report a checkpoint that cannot be adopted, a setting that it cannot be given, or a folder it cannot go to."""
 

@@ -120,6 +120,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["status", "--html", "a", "--html=b"], "argument --html: it is given twice"),
         (["serve", "--port", "70000"], "70000 is not a port, a number from 1 to 65535"),
         (["serve", "--port", "0"], "0 is not a port"),
+        (["serve", "1.0", "1.1", "--", "--tp-size", "2"], "unrecognized arguments: 1.1"),
         (["serve", "--timeout", "-1"], "-1 is not a number of seconds above 0"),
         (["serve", "--timeout", "nan"], "nan is not a number of seconds"),
     ],

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 LOCKED = "an SGLang release, as 0.5.23; `nox -l` and upstream.lock list those that are locked"
 DEFAULT = "the one that pyproject.toml sets as `default`"
 
+PASSED_ON = "passed_on"  # the argument that has what follows a `--`
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from overlay_tools import console
 from overlay_tools.checkout import own_folder
-from overlay_tools.checkpoints.demo_model import make_demo_model
+from overlay_tools.checkpoints import demo_model, named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_python, open_engine
+from overlay_tools.commands.shared import add_passed_on, add_python, engine_folder, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.engines.server import Server, check_free
-from overlay_tools.engines.smoke import ask, media_environment, takes_pictures
+from overlay_tools.engines.smoke import Questions, ask, media_environment
 from overlay_tools.errors import ServeError, UsageError
 from overlay_tools.settings import Project
+
+# Arguments of upstream's, and what says the same here.
+_OURS = {
+    "--model": "Name the checkpoint with --model",
+    "--model-path": "Name the checkpoint with --model",
+    "--port": "Name the port with --port",
+    "--host": "The server listens on this machine alone; start the line that --print shows with another address",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument("version", nargs="?", metavar="VERSION", help=f"{LOCKED} (default: {DEFAULT})")
-    parser.add_argument(
-        "--model",
-        type=Path,
-        metavar="FOLDER",
-        help="checkpoint to serve (default: a tiny one with random weights, made here)",
-    )
+    parser.add_argument("--model", metavar="CHECKPOINT", help=f"{named.HELP} (default: {demo_model.NAME})")
     parser.add_argument(
         "--image", type=Path, metavar="FILE", help="picture to show a model that takes some (default: a red square)"
     )
@@ -38,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="serve until Ctrl-C (default: stop after the first answers)",
     )
     parser.add_argument(
+        "--print",
+        action="store_true",
+        help="print what would be run, and run nothing (default: print it, then run it)",
+    )
+    parser.add_argument(
         "--timeout",
         type=_seconds,
         default=600.0,
@@ -45,41 +54,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long the server may take to come up (default: 600)",
     )
     add_python(parser, "serve with")
+    add_passed_on(parser, "of sglang.launch_server")
 
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Serve a model and ask it."""
-    _check_model(arguments.model, arguments.image)
+    version, flags = arguments.version or project.default, arguments.passed_on
+    _check_flags(flags)
+    if arguments.model is not None:
+        named.check_name(arguments.model)
+    _check_image(arguments.model, arguments.image)
     if arguments.port is not None:
         check_free(arguments.port)
     device = choose_device()
+    if arguments.print:
+        python = engine_folder(project, version, arguments.python, gpu=device.gpu) / "bin" / "python"
+        demo = demo_model.planned(project)
+        model = named.planned(arguments.model) if arguments.model else demo.folder
+        own = [] if arguments.model else demo.flags
+        print(_server(arguments, python, model, [*own, *flags], device, project.root / ".nox" / "servers").for_a_shell)
+        return
     console.line(f"The engine runs on {'a GPU' if device.gpu else 'the CPU'}: {device.why}.")
     with (
-        open_engine(project, arguments.version or project.default, arguments.python, gpu=device.gpu) as python,
+        open_engine(project, version, arguments.python, gpu=device.gpu) as python,
         own_folder(project.root / ".nox" / "servers") as folder,
     ):
-        _serve(project, arguments, python, device, folder)
+        if arguments.model is None:
+            demo = demo_model.prepare(project, python)
+            model, flags = demo.folder, [*demo.flags, *flags]
+            questions = Questions(prompt=demo.prompt, question=demo.question)
+        else:
+            model, questions = named.open_checkpoint(arguments.model, python), Questions()
+        _serve(arguments, _server(arguments, python, model, flags, device, folder), questions, folder)
     console.line("Stopped.")
 
 
-def _serve(project: Project, arguments: argparse.Namespace, python: Path, device: Device, folder: Path) -> None:
-    model = arguments.model or make_demo_model(project.root, python)
-    log, pictures = folder / "server.log", folder / "pictures"
-    server = Server(
+def _server(
+    arguments: argparse.Namespace,
+    python: Path,
+    model: Path,
+    flags: Sequence[str],
+    device: Device,
+    folder: Path,
+) -> Server:
+    """Describe the server; upstream takes the last of a flag that is there twice, so a person's come last."""
+    log = folder / "server.log"
+    return Server(
         python,
         model,
-        [] if device.gpu else engine_config.flags(engine_config.ARGS),
-        env={**({} if device.gpu else engine_config.ENV), **media_environment(pictures)},
+        [*([] if device.gpu else engine_config.flags(engine_config.ARGS)), *flags],
+        env={**({} if device.gpu else engine_config.ENV), **media_environment(folder / "pictures")},
         log=log,
         port=arguments.port,
         timeout=arguments.timeout,
         waiting=lambda seconds: console.line(f"  {seconds} s: {_last_line(log)}") if seconds % 5 == 0 else None,
         stopping=lambda: console.line("Stop the server"),
     )
-    console.line(f"Start sglang.launch_server on {model}")
+
+
+def _serve(arguments: argparse.Namespace, server: Server, questions: Questions, folder: Path) -> None:
+    console.line(f"Start sglang.launch_server on {server.model}")
+    console.line(f"  {server.for_a_shell}")
     with server:
         console.line(f"Serving at {server.url}", style="green")
-        ask(server, pictures, arguments.image)
+        ask(server, questions, folder / "pictures", arguments.image)
         if arguments.keep:
             console.line("Serving until Ctrl-C.")
             while True:
@@ -87,16 +125,22 @@ def _serve(project: Project, arguments: argparse.Namespace, python: Path, device
                 time.sleep(1)
 
 
-def _check_model(model: Path | None, image: Path | None) -> None:
-    """Refuse what cannot be served or shown before anything is built."""
-    if model is not None and not (model / "config.json").is_file():
-        raise ServeError(f"{model} is not a checkpoint: it has no config.json.", hint="Name a folder with --model.")
-    if image is not None and not image.is_file():
+def _check_flags(flags: Sequence[str]) -> None:
+    """Refuse arguments of upstream's that this command has under another name."""
+    for flag in flags:
+        if (name := flag.partition("=")[0]) in _OURS:
+            raise UsageError(f"{name} is set by this command.", hint=f"{_OURS[name]}, before the `--`.")
+
+
+def _check_image(model: str | None, image: Path | None) -> None:
+    """Refuse a picture that cannot be shown, as far as one sees, before anything is built."""
+    if image is None:
+        return
+    if not image.is_file():
         raise ServeError(f"There is no file {image}.", hint="Name a picture with --image, or leave it out.")
-    pictures = model is not None and takes_pictures(model)
-    if image is not None and not pictures:
+    if model is None or named.takes_pictures(model) is False:
         raise UsageError(
-            f"{image} cannot be shown: {model or 'the tiny model that is served by default'} takes no pictures.",
+            f"{image} cannot be shown: {model or demo_model.NAME} takes no pictures.",
             hint="Leave --image out, or name a model that takes pictures with --model.",
         )
 
@@ -124,12 +168,15 @@ def _seconds(text: str) -> float:
 
 COMMAND = Command(
     about="Builds a release's wheels, installs them with all that the release pins into an environment in .nox/engines,"
-    " starts SGLang's server on a checkpoint, asks it for a completion, a streamed chat and, where the model takes"
-    " pictures, what one shows. With a CUDA GPU the server runs on it; without, or where SGLANG_USE_CPU_ENGINE=1 or"
-    " CUDA_VISIBLE_DEVICES= says so, on the CPU.",
+    " starts SGLang's server on a checkpoint, and asks it for a completion, a streamed chat and, where the model takes"
+    " pictures, what one shows, or for the vectors of two texts. What follows a second -- goes to the server. With a"
+    " CUDA GPU it runs there; without one, or where SGLANG_USE_CPU_ENGINE=1 or CUDA_VISIBLE_DEVICES= says so, on the"
+    " CPU.",
     examples={
-        "": "a tiny model on the default release",
+        "": "a small model on the default release",
         "0.5.17 --model ~/Qwen3-Next-Ext --port 30000 --keep": "your checkpoint, until Ctrl-C",
+        "--model Qwen/Qwen3-0.6B": "one of the hub",
+        "--model tests/data/qwen3-next-ext -- --speculative-algorithm NEXTN": "with arguments of upstream's",
     },
     add_arguments=add_arguments,
     run=run,

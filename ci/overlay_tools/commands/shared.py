@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from overlay_tools import console
+from overlay_tools.commands import PASSED_ON
 from overlay_tools.engines.device import choose_device
 from overlay_tools.engines.environment import engine_environment
 from overlay_tools.errors import OverlayError
@@ -24,15 +25,25 @@ def add_python(parser: argparse.ArgumentParser, purpose: str) -> None:
     )
 
 
+def add_passed_on(parser: argparse.ArgumentParser, of: str) -> None:
+    """Add `passed_on`, the words after a `--`, which are arguments `of` another program."""
+    parser.add_argument(PASSED_ON, nargs="*", metavar="-- ARGUMENT", help=f"after --, arguments {of}")
+
+
+def engine_folder(project: Project, version: str, python: str | None, *, gpu: bool, plugin: bool = False) -> Path:
+    """Return the folder of the environment of a release that is kept for the next time, one for each device."""
+    name = f"{version}-py{python or THIS_PYTHON}{'-plugin' if plugin else ''}{'-gpu' if gpu else ''}"
+    return project.root / ".nox" / "engines" / name
+
+
 def open_engine(
     project: Project, version: str, python: str | None, *, gpu: bool, plugin: bool = False
 ) -> AbstractContextManager[Path]:
-    """Make or update the environment of a release that is kept for the next time, one for each device.
+    """Make or update the environment that `engine_folder` names.
 
     Parameters: as of `engine_environment`, whose result this returns.
     """
-    name = f"{version}-py{python or THIS_PYTHON}{'-plugin' if plugin else ''}{'-gpu' if gpu else ''}"
-    folder = project.root / ".nox" / "engines" / name
+    folder = engine_folder(project, version, python, gpu=gpu, plugin=plugin)
     return engine_environment(project, version, python, folder, gpu=gpu, plugin=plugin)
 
 

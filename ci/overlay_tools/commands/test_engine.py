@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from overlay_tools.commands import LOCKED, Command
-from overlay_tools.commands.shared import add_python, open_engine, require_cuda
+from overlay_tools.commands.shared import add_passed_on, add_python, open_engine, require_cuda
 from overlay_tools.engines import engine_config
 from overlay_tools.errors import UsageError
 from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_TESTS
@@ -27,17 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the tests that need a CUDA GPU, with upstream's kernels (default: those for a CPU)",
     )
-    parser.add_argument(
-        "pytest",
-        nargs="*",
-        metavar="ARGUMENT",
-        help="after --, arguments for pytest; those that begin with tests/ take the place of the usual test files",
-    )
+    add_passed_on(parser, "of pytest; those that begin with tests/ take the place of the usual test files")
 
 
 def run(project: Project, arguments: argparse.Namespace) -> int:
     """Run pytest in the release's environment, and return its exit status."""
-    files = [word.partition("::")[0] for word in arguments.pytest if word.startswith("tests/")]
+    files = [word.partition("::")[0] for word in arguments.passed_on if word.startswith("tests/")]
     if absent := [name for name in files if not (project.root / name).exists()]:
         raise UsageError(*(f"There is no {name}." for name in absent), hint="Name tests that are there.")
     if arguments.gpu:
@@ -46,7 +41,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
     if files:
         where = ()
     # An engine environment holds what the release pins, whose warnings are not ours to mend.
-    words = ["-m", "pytest", "-W", "default", *where, *arguments.pytest]
+    words = ["-m", "pytest", "-W", "default", *where, *arguments.passed_on]
     with open_engine(
         project, arguments.version, arguments.python, gpu=arguments.gpu, plugin=arguments.plugin
     ) as python:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ _LAST_LINES = 30
 class Server:
     """A server on this machine's loopback address, for the length of a `with` block.
 
-    Parameters: `python`, the interpreter of its environment; `model`, the checkpoint's folder; `flags`, further flags
+    Parameters: `python`, the interpreter of its environment; `model`, the checkpoint's folder; `flags`, further ones
     of `sglang.launch_server`; `env`, added to this process's environment; `log`, the file that takes its output;
     `port`, the port to listen on, or a free one; `timeout`, seconds it may take to come up; `waiting`, called every
     second until then with the seconds waited; `stopping`, called when it is to stop; `grace`, seconds that it may take
@@ -60,14 +61,25 @@ class Server:
         """Return the address that the server answers on."""
         return f"http://{HOST}:{self.port}"
 
+    @property
+    def command(self) -> list[str]:
+        """Return the words that start it."""
+        words = [self.python, "-m", "sglang.launch_server", "--model-path", self.model]
+        return [*map(str, words), "--host", HOST, "--port", str(self.port), *self.flags]
+
+    @property
+    def for_a_shell(self) -> str:
+        """Return the line that starts it in a shell: what it changes of the environment, and its command."""
+        environment = sorted(without_proxy({**os.environ, **self.env}).items())
+        changed = [f"{name}={shlex.quote(value)}" for name, value in environment if os.environ.get(name) != value]
+        return " ".join([*changed, shlex.join(self.command)])
+
     def __enter__(self) -> Server:
         check_free(self.port)
-        command: list[str | Path] = [self.python, "-m", "sglang.launch_server", "--model-path", self.model]
-        command += ["--host", HOST, "--port", str(self.port), *self.flags]
-        self._shown = Shown(command)
+        self._shown = Shown(self.command)
         with self.log.open("wb") as output:
             self.process = start(
-                command,
+                self.command,
                 env=without_proxy({**os.environ, **self.env}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,

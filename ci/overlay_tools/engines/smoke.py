@@ -8,26 +8,35 @@ import mimetypes
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from overlay_tools import console
-from overlay_tools.engines.loopback import openai_client
+from overlay_tools.engines.loopback import open_directly, openai_client
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import ServeError
-from overlay_tools.user_files import read_text
 
 if TYPE_CHECKING:
     import openai
 
-_PROMPT = "The capital of France is"
-_QUESTION = "What is this?"
 _TOKENS = 32
 _ALLOWED = "SGLANG_OVERLAY_ALLOWED_LOCAL_MEDIA_PATH"  # overlay/sglang/srt/multimodal/pictures.py reads it
 
 
-def ask(server: Server, folder: Path, picture: Path | None = None) -> None:
-    """Send a completion, a streamed chat and, if the model takes them, a picture; show prompt, answer and timings.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Questions:
+    """What a model is asked: to go on with `prompt`, to answer `question`, and `look` of a picture."""
+
+    prompt: str = "The capital of France is"
+    question: str = "What is the capital of France?"
+    look: str = "What is this?"
+
+
+def ask(server: Server, questions: Questions, folder: Path, picture: Path | None = None) -> None:
+    """Ask a model for all that it gives; show prompt, answer and timings.
+
+    That is a completion, a streamed chat and, if it takes some, what a picture shows; or the vectors of two texts.
 
     Parameters: `folder`, where the server may read pictures, which takes a copy of the one that is shown; `picture`,
     its file, None for a red square.
@@ -37,30 +46,24 @@ def ask(server: Server, folder: Path, picture: Path | None = None) -> None:
 
     client = openai_client(server.url, timeout=300)
     try:
+        about = _about(server)
         model = client.models.list().data[0].id
-        _complete(client, model)
-        _chat(client, model)
-        if picture is not None or takes_pictures(server.model):
-            _look(client, model, _picture_in(folder, picture))
-    except openai.OpenAIError as error:
+        if not about.get("is_generation", True):
+            _embed(client, model, questions)
+            return
+        _complete(client, model, questions.prompt)
+        _chat(client, model, questions.question)
+        if picture is not None or about.get("has_image_understanding"):
+            _look(client, model, questions.look, _picture_in(folder, picture))
+    except (openai.OpenAIError, OSError) as error:
         server.check()
         raise server.failure(f"The server answered with an error: {error}") from None
 
 
-def takes_pictures(model: Path) -> bool:
-    """Say whether a checkpoint's configuration has a vision tower.
-
-    Raises ServeError if it cannot be read.
-    """
-    path = model / "config.json"
-    text = read_text(path, ServeError, "Mend it, or download it again.")
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ServeError(f"{path} is not JSON: {error}.", hint="Mend it, or download it again.") from None
-    if not isinstance(config, dict):
-        raise ServeError(f"{path} must hold a JSON object.", hint="Mend it, or download it again.")
-    return "vision_config" in config
+def _about(server: Server) -> dict[str, Any]:
+    """Return what a server says of its model."""
+    with open_directly(f"{server.url}/model_info", timeout=60) as answer:
+        return dict(json.load(answer))
 
 
 def media_environment(folder: Path) -> dict[str, str]:
@@ -84,33 +87,44 @@ def _picture_in(folder: Path, picture: Path | None) -> Path:
     return path
 
 
-def _look(client: openai.OpenAI, model: str, picture: Path) -> None:
+def _embed(client: openai.OpenAI, model: str, questions: Questions) -> None:
+    texts = [questions.prompt, questions.question]
+    started = time.perf_counter()
+    answer = client.embeddings.create(model=model, input=texts, encoding_format="float")
+    seconds = time.perf_counter() - started
+    for text, one in zip(texts, answer.data, strict=True):
+        begin = ", ".join(f"{value:.4f}" for value in one.embedding[:4])
+        shown = f"{begin}{', ...' if len(one.embedding) > 4 else ''} ({len(one.embedding)} values)"
+        console.table("vector", [("text", repr(text)), ("answer", shown), ("timings", f"both in {seconds:.2f} s")])
+
+
+def _look(client: openai.OpenAI, model: str, question: str, picture: Path) -> None:
     data = base64.b64encode(picture.read_bytes()).decode()
     kind, _ = mimetypes.guess_type(picture.name)
     for name, url in {"base64": f"data:{kind};base64,{data}", "path": str(picture.resolve())}.items():
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": _QUESTION}]
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
         started = time.perf_counter()
         answer = client.chat.completions.create(
             model=model, messages=[{"role": "user", "content": content}], max_tokens=_TOKENS, temperature=0
         )
         seconds = time.perf_counter() - started
         text, tokens = answer.choices[0].message.content, answer.usage.completion_tokens
-        _show(f"picture, by {name}", f"{picture.name}: {_QUESTION}", text, tokens, seconds, None)
+        _show(f"picture, by {name}", f"{picture.name}: {question}", text, tokens, seconds, None)
 
 
-def _complete(client: openai.OpenAI, model: str) -> None:
+def _complete(client: openai.OpenAI, model: str, prompt: str) -> None:
     started = time.perf_counter()
-    answer = client.completions.create(model=model, prompt=_PROMPT, max_tokens=_TOKENS, temperature=0)
+    answer = client.completions.create(model=model, prompt=prompt, max_tokens=_TOKENS, temperature=0)
     seconds = time.perf_counter() - started
-    _show("completion", _PROMPT, answer.choices[0].text, answer.usage.completion_tokens, seconds, None)
+    _show("completion", prompt, answer.choices[0].text, answer.usage.completion_tokens, seconds, None)
 
 
-def _chat(client: openai.OpenAI, model: str) -> None:
+def _chat(client: openai.OpenAI, model: str, question: str) -> None:
     started = time.perf_counter()
     first, pieces, tokens = None, [], 0
     for chunk in client.chat.completions.create(
         model=model,
-        messages=[{"role": "user", "content": _PROMPT}],
+        messages=[{"role": "user", "content": question}],
         max_tokens=_TOKENS,
         temperature=0,
         stream=True,
@@ -122,7 +136,7 @@ def _chat(client: openai.OpenAI, model: str) -> None:
             if choice.delta.content:
                 first = first or time.perf_counter() - started
                 pieces.append(choice.delta.content)
-    _show("streamed chat", _PROMPT, "".join(pieces), tokens, time.perf_counter() - started, first)
+    _show("streamed chat", question, "".join(pieces), tokens, time.perf_counter() - started, first)
 
 
 def _show(kind: str, prompt: str, answer: str, tokens: int, seconds: float, first: float | None) -> None:

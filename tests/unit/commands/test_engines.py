@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from overlay_tools import cli
 from overlay_tools.commands import shared
+from overlay_tools.upstream.source_tree import THIS_PYTHON
 
 from unit.conftest import Miniature
 
@@ -39,15 +41,50 @@ def test_what_needs_no_gpu_runs_with_the_cpu_s_settings(
         (["--image", "nothing.png"], "There is no file nothing.png."),
         (
             ["--image", "LICENSE"],
-            "LICENSE cannot be shown: the tiny model that is served by default takes no pictures.",
+            "LICENSE cannot be shown: SmolLM2-135M-Instruct takes no pictures.",
         ),
         (["--image", "LICENSE", "--model", "text"], "LICENSE cannot be shown: text takes no pictures."),
+        (["--model", "none.gguf"], "There is no file none.gguf."),
+        (["--model", "text/config.gguf"], "text/config.gguf is not a GGUF file, whatever its name says."),
+        (["--", "--model-path", "text"], "--model-path is set by this command."),
+        (["1.0", "--", "--tp-size", "2", "--host=0.0.0.0"], "--host is set by this command."),
     ],
 )
 def test_serve_refuses_what_it_cannot_serve_or_show_before_it_builds_anything(
     mini_here: Miniature, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mini_here.write("text/config.json", json.dumps({"model_type": "llama"}))
+    mini_here.write("text/config.gguf", "GGU")
     assert cli.main(["serve", *words]) in (1, 2)
     assert said in capsys.readouterr().err
     assert not (mini_here.root / "dist").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "named"), [("text", "text"), ("Owner/Name-1.5", "Owner/Name-1.5"), (None, "SmolLM2"), ("a.gguf", "gguf")]
+)
+def test_serve_prints_what_it_would_run_and_runs_nothing(
+    mini_here: Miniature,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: str | None,
+    named: str,
+) -> None:
+    monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    mini_here.write("text/config.json", "{}")
+    mini_here.write("a.gguf", "GGUF and more")
+    before = mini_here.content()
+    words = ["1.1", "--port", "31000", "--print", *(["--model", model] if model else [])]
+    assert cli.main(["serve", *words, "--", "--lora-paths", "a b", "--device", "cuda"]) == 0
+    line = capsys.readouterr().out
+    assert mini_here.content() == before
+    variables = [word for word in shlex.split(line) if "=" in word and not word.startswith(("-", "{"))]
+    *_, python, _, module, _, path, _, host, _, port = shlex.split(line)[: len(variables) + 9]
+    assert "NO_PROXY=127.0.0.1,localhost" in variables
+    assert "OMP_NUM_THREADS=1" in variables
+    assert "SGLANG_USE_CPU_ENGINE=1" not in variables  # it is set already
+    assert python == str(mini_here.root / ".nox" / "engines" / f"1.1-py{THIS_PYTHON}" / "bin" / "python")
+    assert (module, host, port) == ("sglang.launch_server", "127.0.0.1", "31000")
+    assert named in path
+    assert line.endswith("--lora-paths 'a b' --device cuda\n")

@@ -91,7 +91,17 @@ def machine(mini: Miniature, tmp_path: Path) -> Machine:
     index = tmp_path / "index"
     index.mkdir()
     publish(index, "pytest", "9.0", {"pytest/__init__.py": "", "pytest/__main__.py": RECORDER})
-    versions = {"pip": "25.0", "psutil": "7.0", "rich": "14.0", "uv": "0.9", "torch": "2.0"}
+    versions = {
+        "accelerate": "1.0",
+        "filelock": "3",
+        "platformdirs": "4",
+        "tomlkit": "0.14",
+        "pip": "25.0",
+        "psutil": "7.0",
+        "rich": "14.0",
+        "uv": "0.9",
+        "torch": "2.0",
+    }
     for name, version in {**versions, "flash-linear-attention": "0.4"}.items():
         publish(index, name, version)
     publish(index, "sglang-kernel", "0.4", {"sgl_kernel/__init__.py": ""})

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from overlay_tools.engines import smoke
 from overlay_tools.engines.server import Server
-from overlay_tools.engines.smoke import ask, media_environment, takes_pictures
+from overlay_tools.engines.smoke import Questions, ask, media_environment
 from overlay_tools.errors import ServeError
 
 ALLOWED = "SGLANG_OVERLAY_ALLOWED_LOCAL_MEDIA_PATH"
@@ -27,13 +27,13 @@ class Answering(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.text: str | None = "Paris"
+        self.about: dict[str, Any] = {"is_generation": True, "has_image_understanding": False}
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.answer(
-                    {"object": "list", "data": [{"id": "tiny", "object": "model", "created": 1, "owned_by": "us"}]}
-                )
+                models = [{"id": "tiny", "object": "model", "created": 1, "owned_by": "us"}]
+                self.answer(outer.about if self.path == "/model_info" else {"object": "list", "data": models})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -42,6 +42,9 @@ class Answering(http.server.ThreadingHTTPServer):
                 message = {"role": "assistant", "content": outer.text}
                 if outer.text is None:
                     self.send_error(500)
+                elif "input" in body:
+                    vectors = [{"object": "embedding", "index": n, "embedding": [n, 0.5, 2, 3, 4]} for n in range(2)]
+                    self.answer({"object": "list", "data": vectors, "model": "tiny", "usage": usage})
                 elif body.get("stream"):
                     chunks = [{"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in outer.text]
                     self.answer_lines([*chunks, {"choices": [], "usage": usage}])
@@ -96,18 +99,18 @@ def test_a_completion_and_a_streamed_chat_are_shown(
 ) -> None:
     ticks = itertools.count(0, 0.25)
     monkeypatch.setattr(smoke, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    ask(server, tmp_path)
+    ask(server, Questions(prompt="Once upon", question="Who?"), tmp_path)
     (path, body), (chat_path, chat) = answering.asked
     assert (path, chat_path) == ("/v1/completions", "/v1/chat/completions")
     assert (body["model"], body["prompt"], body["temperature"], body["max_tokens"]) == (
         "tiny",
-        "The capital of France is",
+        "Once upon",
         0,
         32,
     )
     assert (chat["model"], chat["stream"], chat["temperature"]) == ("tiny", True, 0)
     assert chat["stream_options"] == {"include_usage": True}
-    assert chat["messages"] == [{"role": "user", "content": "The capital of France is"}]
+    assert chat["messages"] == [{"role": "user", "content": "Who?"}]
     said = capsys.readouterr().out
     completion, streamed = said.split("streamed chat")
     assert completion.splitlines()[-2:] == ["  answer   'Paris'", "  timings  7 tokens in 0.25 s, 28 tokens/s"]
@@ -122,11 +125,11 @@ def test_a_completion_and_a_streamed_chat_are_shown(
 def test_a_picture_is_shown_by_its_data_and_by_its_path(
     server: Server, answering: Answering, tmp_path: Path, named: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (server.model / "config.json").write_text('{"vision_config": {}}')
+    answering.about["has_image_understanding"] = True
     picture, folder = tmp_path / "cat.png", tmp_path / "pictures"
     picture.write_bytes(b"a picture")
     folder.mkdir()
-    ask(server, folder, picture if named else None)
+    ask(server, Questions(), folder, picture if named else None)
     messages = [message for _, body in answering.asked[2:] for message in body["messages"]]
     urls = [message["content"][0]["image_url"]["url"] for message in messages]
     assert {message["role"] for message in messages} == {"user"}
@@ -138,17 +141,29 @@ def test_a_picture_is_shown_by_its_data_and_by_its_path(
     assert "picture, by path\n" in said
 
 
+def test_a_model_that_gives_vectors_is_asked_for_two(
+    server: Server, answering: Answering, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering.about["is_generation"] = False
+    ask(server, Questions(), tmp_path)
+    [(path, body)] = answering.asked
+    assert (path, body["input"]) == ("/v1/embeddings", [Questions().prompt, Questions().question])
+    said = capsys.readouterr().out
+    assert "  answer   0.0000, 0.5000, 2.0000, 3.0000, ... (5 values)" in said
+    assert "  answer   1.0000, 0.5000, 2.0000, 3.0000, ... (5 values)" in said
+
+
 def test_an_empty_answer_is_an_error(server: Server, answering: Answering, tmp_path: Path) -> None:
     answering.text = ""
     with pytest.raises(ServeError, match=r"The completion came back empty\.") as caught:
-        ask(server, tmp_path)
+        ask(server, Questions(), tmp_path)
     assert caught.value.hint
 
 
 def test_an_error_shows_the_server_s_last_lines(server: Server, answering: Answering, tmp_path: Path) -> None:
     answering.text = None
     with pytest.raises(ServeError, match=r"answered with an error: (.|\n)*the last line"):
-        ask(server, tmp_path)
+        ask(server, Questions(), tmp_path)
 
 
 def test_a_server_that_has_died_is_said_to(
@@ -161,7 +176,7 @@ def test_a_server_that_has_died_is_said_to(
 
     monkeypatch.setattr(Server, "check", died)
     with pytest.raises(ServeError, match="It has died"):
-        ask(server, tmp_path)
+        ask(server, Questions(), tmp_path)
 
 
 def test_a_server_may_read_its_pictures_beside_what_it_might_before(
@@ -173,9 +188,3 @@ def test_a_server_may_read_its_pictures_beside_what_it_might_before(
     assert folder.is_dir()
     monkeypatch.setenv(ALLOWED, "/srv/pictures")
     assert media_environment(folder) == {ALLOWED: f"/srv/pictures:{folder}"}
-
-
-def test_a_model_with_a_vision_tower_takes_pictures(server: Server) -> None:
-    assert not takes_pictures(server.model)
-    (server.model / "config.json").write_text('{"vision_config": {}}')
-    assert takes_pictures(server.model)

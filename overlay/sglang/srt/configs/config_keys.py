@@ -38,7 +38,7 @@ WITHOUT_EFFECT: Mapping[str, Collection[str]] = {
     ),
     "other programs": (
         "auto_map", "is_decoder", "name_or_path", "tokenizer_class", "transformers.js_config", "transformers_version",
-        "unsloth_fixed", "unsloth_version",
+        "unk_token_id", "unsloth_fixed", "unsloth_version",
     ),
     "the window of other Qwen models, which `use_sliding_window` would switch on": (
         "max_window_layers", "sliding_window",

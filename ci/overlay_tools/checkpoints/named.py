@@ -1,0 +1,62 @@
+"""What a person names as a checkpoint: a folder, a GGUF file, or a name on the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from overlay_tools.checkpoints import gguf, hub
+from overlay_tools.errors import CheckpointError
+from overlay_tools.settings import cache_dir
+from overlay_tools.user_files import read_text
+
+HELP = "a checkpoint: its folder, a GGUF file, or its name on the Hugging Face hub"
+
+
+def check_name(name: str) -> None:
+    """Raise CheckpointError, before anything is built, if nothing can be served under a name."""
+    path = Path(name)
+    if gguf.is_gguf(path):
+        gguf.converted(path, cache_dir())
+    elif not (path / "config.json").is_file() and (path.exists() or not hub.is_hub_name(name)):
+        raise CheckpointError(f"{name} is not a checkpoint: it has no config.json.", hint=f"Name {HELP}.")
+
+
+def planned(name: str) -> Path:
+    """Return what a server can be given for a name: a folder, which may not be there yet, or the name on the hub."""
+    path = Path(name)
+    return gguf.converted(path, cache_dir()) if gguf.is_gguf(path) else path
+
+
+def open_checkpoint(name: str, python: Path) -> Path:
+    """Return the folder of a checkpoint, made or downloaded first if that is needed.
+
+    Parameters: `python`, the interpreter of an engine's environment.
+    Raises CheckpointError if it cannot be had.
+    """
+    path = Path(name)
+    if gguf.is_gguf(path):
+        return gguf.convert(path, python, cache_dir())
+    return path if path.exists() or not hub.is_hub_name(name) else hub.download(name, python)
+
+
+def takes_pictures(name: str) -> bool | None:
+    """Tell whether a checkpoint's configuration has a vision tower, None where it is not in a folder here.
+
+    Raises CheckpointError if it cannot be read.
+    """
+    path = Path(name) / "config.json"
+    return "vision_config" in read_config(path) if path.exists() else None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a config.json. Raises CheckpointError if it cannot be read, or is no JSON object."""
+    again = "Mend it, or download it again."
+    try:
+        config = json.loads(read_text(path, CheckpointError, again))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}.", hint=again) from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} must hold a JSON object.", hint=again)
+    return config
