@@ -395,8 +395,9 @@ def test_a_conversation_continues_from_the_cache(served: Served) -> None:
         turn = prompt + tokens_of(first) + encode("\n\nSee also")
         [second] = served.generate([turn], tokens=24)
         served.assert_right([prompt, turn], [first, second])
-        # The state is kept at the end of a request; the last token it gave was never computed.
-        assert cached([second]) == [len(prompt) + 24 - 1]
+        # The state is kept at the end of a request, whose last token was never computed; without a state, some releases
+        # have computed that one ahead.
+        assert cached([second])[0] - (len(prompt) + 24) in ((-1,) if served.case.state else (-1, 0))
 
 
 @on_servers("small pool")
