@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "ci"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "ci"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
