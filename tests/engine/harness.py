@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 import time
@@ -18,8 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from overlay_tools.engines import engine_config
-from overlay_tools.engines.loopback import open_directly
+from overlay_tools.engines import engine_config, loopback
 from overlay_tools.engines.server import Server
 from packaging.version import Version
 from reference.cases import DATA, Case, cases
@@ -91,21 +89,12 @@ def server(
     return Server(Path(sys.executable), path, flags, env={**engine_config.ENV, **(env or {})}, log=log, grace=0)
 
 
-EXTRA_BUFFER = {
-    "mamba_scheduler_strategy" if Version("0.5.14") > RELEASE else "mamba_radix_cache_strategy": "extra_buffer"
-}
+EXTRA_BUFFER = engine_config.extra_buffer(str(RELEASE))
 
 
 def speculative(steps: int) -> tuple[dict[str, object], dict[str, str]]:
-    """Give the arguments and the environment for drafts of `steps` tokens by the model's own head.
-
-    Up to 0.5.9, the second version of speculative decoding never commits Qwen3-Next's state: it stays off there.
-    """
-    arguments = {"speculative_algorithm": "NEXTN", "speculative_num_steps": steps, "speculative_eagle_topk": 1}
-    arguments |= {"speculative_num_draft_tokens": steps + 1}
-    if Version("0.5.10") > RELEASE:
-        return arguments, {}
-    return arguments | EXTRA_BUFFER, {"SGLANG_ENABLE_SPEC_V2": "1"}
+    """Give the arguments and the environment for drafts of `steps` tokens by the model's own head."""
+    return engine_config.drafts(str(RELEASE), steps)
 
 
 TWO_RANKS: tuple[dict[str, object], dict[str, str]] = (
@@ -165,15 +154,12 @@ def flush(server: Server) -> None:
 
 def post_request(address: str, path: str, body: Mapping[str, object]) -> urllib.request.Request:
     """Make the request that sends JSON to a server."""
-    headers = {"Content-Type": "application/json"}
-    return urllib.request.Request(address + path, data=json.dumps(body).encode(), headers=headers)
+    return loopback.post_request(address + path, body)
 
 
 def post(address: str, path: str, **body: object) -> Any:  # noqa: ANN401  # whatever JSON comes back
     """Send JSON to a server and read what it answers, JSON or nothing."""
-    with open_directly(post_request(address, path, body), timeout=300) as response:
-        text = response.read()
-        return json.loads(text) if response.headers.get_content_type() == "application/json" else text.decode()
+    return loopback.post(address + path, body, timeout=300)
 
 
 def generate(server: Server, prompts: Sequence[list[int]], tokens: int, **options: object) -> list[dict[str, Any]]:

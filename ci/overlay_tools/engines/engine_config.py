@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 ENV: dict[str, str] = {
     "SGLANG_USE_CPU_ENGINE": "1",
@@ -32,6 +33,28 @@ ARGS: dict[str, object] = {
 # What a release pins and the package index has only as a placeholder, which fetches the real thing from its vendor when
 # it is installed. The engine never imports it without a GPU, so it is left out of a CPU environment.
 LEFT_OUT = {">=0.5.18,<0.5.23": ("cuda-tile",)}
+
+
+def extra_buffer(version: str) -> dict[str, object]:
+    """Return the argument with which a release keeps states of linear attention at the ends of chunks."""
+    old = Version(version) < Version("0.5.14")
+    return {"mamba_scheduler_strategy" if old else "mamba_radix_cache_strategy": "extra_buffer"}
+
+
+def drafts(version: str, steps: int) -> tuple[dict[str, object], dict[str, str]]:
+    """Return a release's arguments and environment for drafts of `steps` tokens by the model's own head.
+
+    Up to 0.5.9, the second version of speculative decoding never commits Qwen3-Next's state: it stays off there.
+    """
+    arguments: dict[str, object] = {
+        "speculative_algorithm": "NEXTN",
+        "speculative_num_steps": steps,
+        "speculative_eagle_topk": 1,
+        "speculative_num_draft_tokens": steps + 1,
+    }
+    if Version(version) < Version("0.5.10"):
+        return arguments, {}
+    return arguments | extra_buffer(version), {"SGLANG_ENABLE_SPEC_V2": "1"}
 
 
 def of_release(table: Mapping[str, tuple[str, ...]], version: str) -> tuple[str, ...]:

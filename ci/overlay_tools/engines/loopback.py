@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPResponse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import openai
@@ -21,6 +22,21 @@ def open_directly(request: urllib.request.Request | str, *, timeout: float) -> H
     """
     answer: HTTPResponse = _DIRECT.open(request, timeout=timeout)
     return answer
+
+
+def post_request(url: str, body: Mapping[str, object]) -> urllib.request.Request:
+    """Return the request that sends JSON to an address."""
+    return urllib.request.Request(url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+
+
+def post(url: str, body: Mapping[str, object], *, timeout: float) -> Any:  # noqa: ANN401  # whatever JSON comes back
+    """Send JSON to an address of this machine, and return what is answered, JSON or text.
+
+    Raises urllib.error.URLError as `urllib.request.urlopen` does.
+    """
+    with open_directly(post_request(url, body), timeout=timeout) as response:
+        text = response.read()
+        return json.loads(text) if response.headers.get_content_type() == "application/json" else text.decode()
 
 
 def openai_client(url: str, *, timeout: float) -> openai.OpenAI:
