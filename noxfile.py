@@ -95,6 +95,12 @@ def serve(session: nox.Session) -> None:
 
 
 @nox.session
+def compare(session: nox.Session) -> None:
+    """Compare what a checkpoint answers with what Transformers computes."""
+    tool(session, "compare", "serve")
+
+
+@nox.session
 def new(session: nox.Session) -> None:
     """Start a model of your own: its files, green as they are."""
     tool(session, "new", "new")

@@ -61,6 +61,10 @@ class AdoptError(OverlayError):
     """Report a checkpoint that cannot be adopted, a setting that it cannot be given, or a folder it cannot go to."""
 
 
+class CompareError(OverlayError):
+    """Report a checkpoint that cannot be compared with a reference model."""
+
+
 class ContractError(OverlayError):
     """Report a fault of ci/contract.toml, or code of the overlay that its contract cannot be read from."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,29 @@ class Tensor(NamedTuple):
 def read_shard(path: Path) -> tuple[list[str], int]:
     """Return the names of a shard's tensors and how many bytes they hold, from its header.
 
+    Raises ValueError if the file is cut short or in another format.
+    """
+    tensors, held = _read_header(path)
+    return list(tensors), held
+
+
+def count_values(path: Path) -> dict[str, int]:
+    """Return how many values each tensor of a shard has, from its header.
+
+    Raises ValueError if the file is cut short or in another format.
+    """
+    tensors, _ = _read_header(path)
+    try:
+        return {name: math.prod(map(int, tensor["shape"])) for name, tensor in tensors.items()}
+    except (TypeError, LookupError, ValueError):
+        raise ValueError("its header is broken") from None
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return what a shard's header says of each tensor, and how many bytes they hold.
+
     The format is that of https://github.com/huggingface/safetensors#format; that package opens files only where
     torch or numpy is installed.
-    Raises ValueError if the file is cut short or in another format.
     """
     size = path.stat().st_size - 8
     with path.open("rb") as stream:
@@ -40,7 +61,7 @@ def read_shard(path: Path) -> tuple[list[str], int]:
         raise ValueError("its header is broken") from None
     if held != size - length:
         raise ValueError(f"it holds {size - length:,} bytes of tensors, and its header says {held:,}")
-    return list(tensors), held
+    return tensors, held
 
 
 def dump_shard(tensors: Mapping[str, Tensor]) -> bytes:

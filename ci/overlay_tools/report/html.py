@@ -13,7 +13,6 @@ from overlay_tools.report.model import State, Status
 from overlay_tools.user_files import hint_of, write_whole
 
 _FOLDER = Path(__file__).parent
-_ELSEWHERE = "Name a file to write with --html."
 _LEGEND = {
     State.GREEN: "holds for what this checkout builds",
     State.OPEN: "open: not run, run in part, or run before what it runs on changed",
@@ -27,33 +26,47 @@ def write_page(status: Status, path: Path) -> None:
 
     Raises OverlayError if the file cannot be written.
     """
+    write_text(render_page(status), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a page, whole or not at all.
+
+    Raises OverlayError if the file cannot be written.
+    """
     check_place(path)
-    data = render_page(status).encode("utf-8", "backslashreplace")
     try:
-        write_whole(path, data)
+        write_whole(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OverlayError(f"{path}: {error.strerror}.", hint=hint_of(error)) from None
 
 
-def check_place(path: Path) -> None:
-    """Make the folder that the page is to be in.
+def check_place(path: Path, option: str = "--html") -> None:
+    """Make the folder that a file is to be in, whose path `option` names.
 
-    Raises OverlayError if the page cannot be written there, as far as can be seen before it is.
+    Raises OverlayError if it cannot be written there, as far as can be seen before it is.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         what = f"{path} cannot be written: {path.parent} is not a folder."
-        raise OverlayError(what, hint="Remove that file, or name another place with --html.") from None
+        raise OverlayError(what, hint=f"Remove that file, or name another place with {option}.") from None
     except OSError as error:
-        raise OverlayError(f"{error.filename}: {error.strerror}.", hint=_ELSEWHERE) from None
+        raise OverlayError(
+            f"{error.filename}: {error.strerror}.", hint=f"Name a file to write with {option}."
+        ) from None
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         why = "it is a folder" if path.is_dir() else f"{path.parent} is not yours to write to"
-        raise OverlayError(f"{path} cannot be written: {why}.", hint=_ELSEWHERE)
+        raise OverlayError(f"{path} cannot be written: {why}.", hint=f"Name a file to write with {option}.")
 
 
 def render_page(status: Status) -> str:
     """Return the page; the same status always gives the same page."""
+    return render("page.html.j2", status=status, legend=_LEGEND)
+
+
+def render(template: str, **values: object) -> str:
+    """Return a page that a template of this folder makes of values, in the style that all pages have."""
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -65,7 +78,7 @@ def render_page(status: Status) -> str:
     environment.globals["anchor"] = _anchor
     environment.filters["css_class"] = _css_class
     css = (_FOLDER / "page.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html.j2").render(status=status, legend=_LEGEND, css=css)
+    return environment.get_template(template).render(css=css, **values)
 
 
 def _anchor(*parts: str) -> str:

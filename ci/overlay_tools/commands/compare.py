@@ -1,0 +1,162 @@
+"""Compare what a checkpoint answers with what Transformers computes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from overlay_tools import console
+from overlay_tools.checkout import own_folder
+from overlay_tools.checkpoints import named
+from overlay_tools.commands import DEFAULT, LOCKED, Command
+from overlay_tools.commands.shared import add_passed_on, add_python, open_engine
+from overlay_tools.engines.device import Device, choose_device
+from overlay_tools.errors import CompareError, UsageError
+from overlay_tools.proving.compare.comparison import Comparison, Engine, ask_engine, judge, locate
+from overlay_tools.proving.compare.memory import choose_reference_device, count_tensors
+from overlay_tools.proving.compare.reference import Reference
+from overlay_tools.report.comparison import print_comparison, render_comparison
+from overlay_tools.report.html import check_place, write_text
+from overlay_tools.settings import Project
+from overlay_tools.upstream.lockfile import get_release, load_lock
+from overlay_tools.user_files import read_text
+
+_TEXT = "tests/data/heldout.txt"  # from which prompts are cut where none are given
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=named.HELP)
+    parser.add_argument("version", nargs="?", metavar="VERSION", help=f"{LOCKED} (default: {DEFAULT})")
+    parser.add_argument(
+        "--reference",
+        metavar="MODULE:CLASS",
+        help="a model in plain PyTorch to compare with, from tests/ or this folder (default: that of tests/models/ or"
+        " Transformers' own)",
+    )
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help=f"prompts, one a line (default: some are cut from {_TEXT})"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file to write all figures to (default: none)")
+    parser.add_argument("--html", type=Path, metavar="PATH", help="page to write (default: none)")
+    add_python(parser, "run the engine with")
+    add_passed_on(parser, "of sglang.launch_server")
+
+
+def run(project: Project, arguments: argparse.Namespace) -> int:
+    """Compare, show the table, and return 1 if the two part."""
+    version = arguments.version or project.default
+    get_release(load_lock(project.lock), version, project.lock)
+    named.check_name(arguments.checkpoint)
+    texts = _read_prompts(arguments.prompts)
+    _check_class(arguments.reference)
+    for option, path in {"--json": arguments.json, "--html": arguments.html}.items():
+        if path is not None:
+            check_place(path, option)
+    device = choose_device()
+    here = Path(arguments.checkpoint)
+    if (here / "config.json").is_file():
+        _plan(here, arguments.passed_on, device)  # what does not fit is refused before anything is built
+    console.line(f"The engine runs on {'a GPU' if device.gpu else 'the CPU'}: {device.why}.")
+    with (
+        open_engine(project, version, arguments.python, gpu=device.gpu) as python,
+        own_folder(project.root / ".nox" / "servers") as folder,
+    ):
+        checkpoint = named.open_checkpoint(arguments.checkpoint, python)
+        dtype, where, drafts = _plan(checkpoint, arguments.passed_on, device)
+        reference = Reference(python, project.root, folder, checkpoint, arguments.reference, where)
+        engine = Engine(
+            python=python, version=version, gpu=device.gpu, dtype=dtype, flags=arguments.passed_on, folder=folder
+        )
+        comparison = _compare(engine, reference, checkpoint, texts, project.root / _TEXT, device, drafts)
+    print_comparison(comparison)
+    for path, text in {arguments.json: comparison.to_json(), arguments.html: render_comparison(comparison)}.items():
+        if path is not None:
+            write_text(text, path)
+            console.line(f"All figures are in {path}.")
+    return 0 if comparison.same else 1
+
+
+def _plan(checkpoint: Path, flags: Sequence[str], device: Device) -> tuple[str, str, bool]:
+    """Return in what dtype the engine computes, where the reference model does, and whether there are drafts.
+
+    Raises an OverlayError if memory does not take them.
+    """
+    dtype = _dtype(named.read_config(checkpoint / "config.json"), flags, device.gpu)
+    tensors = count_tensors(checkpoint)
+    return dtype, choose_reference_device(tensors, dtype, device.gpu), any(name.startswith("mtp.") for name in tensors)
+
+
+def _compare(
+    engine: Engine,
+    reference: Reference,
+    checkpoint: Path,
+    texts: Sequence[str],
+    text: Path,
+    device: Device,
+    drafts: bool,
+) -> Comparison:
+    with console.step("Describe the reference model"):
+        described = reference.describe(texts, read_text(text))
+    answers = ask_engine(engine, checkpoint, described.prompts, drafts)
+    comparison = Comparison(
+        checkpoint=str(checkpoint),
+        release=engine.version,
+        device="GPU" if device.gpu else "CPU",
+        dtype=engine.dtype,
+        described=described,
+        rows=judge(answers, reference, engine.dtype),
+    )
+    if comparison.same:
+        return comparison
+    found = locate(engine, checkpoint, reference, described.prompts, answers, comparison.rows)
+    return replace(comparison, **({"not_located": found} if isinstance(found, str) else {"difference": found}))
+
+
+def _dtype(config: dict[str, Any], flags: Sequence[str], gpu: bool) -> str:
+    """Return in what the engine computes: what upstream's argument says, or else as it does by default here."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dtype", default="auto" if gpu else "float32")
+    named: str = parser.parse_known_args(flags)[0].dtype
+    if named != "auto":
+        return {"half": "float16", "float": "float32"}.get(named, named)
+    text = config.get("text_config")
+    for of in (config, text if isinstance(text, dict) else {}):
+        if isinstance(found := of.get("dtype") or of.get("torch_dtype"), str):
+            return found
+    return "bfloat16"
+
+
+def _read_prompts(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    texts = [line for line in read_text(path, CompareError).splitlines() if line.strip()]
+    if not texts:
+        raise CompareError(f"{path} has no prompt.", hint="Write one a line.")
+    return texts
+
+
+def _check_class(name: str | None) -> None:
+    module, colon, kind = (name or "a:b").partition(":")
+    if not (colon and kind.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise UsageError(
+            f"--reference {name} is not MODULE:CLASS.", hint="As models.qwen3_next_ext.reference:Qwen3NextExt."
+        )
+
+
+COMMAND = Command(
+    about="Serves a checkpoint, asks for greedy answers with logprobs, and compares them with what Transformers"
+    " computes in float32: at once, token by token, from the prefix cache, in a batch, in chunks, and with drafts if"
+    " the checkpoint has some. Where the two part it names the first layer and module that differs, and ends with"
+    " status 1.",
+    examples={
+        "tests/data/qwen3-next-ext": "a checkpoint of ours",
+        "~/Llama 0.5.17 --prompts prompts.txt": "with a release and prompts of your own",
+        "~/My --reference my_model:MyModel -- --trust-remote-code": "with a reference model, and an upstream argument",
+    },
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,163 @@
+"""A comparison: servers are asked, the reference model judges, and where they part their modules are compared."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from overlay_tools import console
+from overlay_tools.engines import engine_config
+from overlay_tools.engines.server import Server
+from overlay_tools.proving.compare.engine import Answer, ask_at_once, ask_one_by_one, ask_plainly
+from overlay_tools.proving.compare.modules import Difference, first_difference
+from overlay_tools.proving.compare.reference import Described, Reference
+from overlay_tools.proving.compare.statistics import Row, compare, runs_of
+
+_TOKENS = 24  # that each answer has
+_CHUNK = 64  # the chunk of linear attention, the least that all releases take
+_STEPS = 3  # tokens of a draft
+CAPTURE = Path(__file__).with_name("capture_script.py")
+_TOGETHER = ("in a batch", "with drafts")  # passes have rows of several prompts, or of drafts that are given up
+_CACHED = ("from the cache", "further turn")  # the prompt itself has been asked before
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """The engine of a comparison.
+
+    `python`, of its environment; `version`, of the release; `gpu`, whether it runs on one; `dtype`, in which it
+    computes; `flags`, upstream's arguments that a person has given; `folder`, for its logs.
+    """
+
+    python: Path
+    version: str
+    gpu: bool
+    dtype: str
+    flags: Sequence[str]
+    folder: Path
+
+    @contextmanager
+    def serving(
+        self,
+        checkpoint: Path,
+        way: str,
+        arguments: Mapping[str, object] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Iterator[Server]:
+        """Run a server on a checkpoint, and show that; `way` is what is asked of it."""
+        given = {**({} if self.gpu else engine_config.ARGS), **(arguments or {})}
+        server = Server(
+            self.python,
+            checkpoint,
+            [*engine_config.flags(given), *self.flags],
+            env={**({} if self.gpu else engine_config.ENV), **(env or {})},
+            log=self.folder / f"{way}.log",
+            grace=0,
+        )
+        with console.step(f"Ask the engine: {way}"), server:
+            yield server
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What came of a comparison.
+
+    `checkpoint`, `release`, `device`, `dtype`: what was compared; `described`: with what; `rows`: a way of computing
+    each; `difference`: where the two part, if they do and it was looked for; `not_located`: why it was not.
+    """
+
+    checkpoint: str
+    release: str
+    device: str
+    dtype: str
+    described: Described
+    rows: list[Row]
+    difference: Difference | None = None
+    not_located: str = ""
+
+    @property
+    def same(self) -> bool:
+        """Tell whether the engine serves what the reference model computes."""
+        return not any(row.problems for row in self.rows)
+
+    def to_json(self) -> str:
+        """Return it as JSON, where what is no finite number is a text."""
+        return json.dumps(_finite({"same": self.same, **asdict(self)}), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def ask_engine(engine: Engine, checkpoint: Path, prompts: Sequence[list[int]], drafts: bool) -> dict[str, list[Answer]]:
+    """Let the engine answer prompts greedily in every way: at once, from the cache, in chunks, with drafts."""
+    answers: dict[str, list[Answer]] = {}
+    with engine.serving(checkpoint, "as it is") as server:
+        answers |= dict(ask_plainly(server, prompts, _TOKENS))
+    with engine.serving(checkpoint, "in chunks", {"chunked_prefill_size": _CHUNK}) as server:
+        answers["in chunks"] = ask_one_by_one(server, prompts, _TOKENS)
+    if drafts:
+        with engine.serving(checkpoint, "with drafts", *engine_config.drafts(engine.version, _STEPS)) as server:
+            # Some releases give no distributions with drafts.
+            answers["with drafts"] = ask_at_once(server, prompts, _TOKENS, distributions=False)
+    return answers
+
+
+def judge(answers: Mapping[str, Sequence[Answer]], reference: Reference, dtype: str) -> list[Row]:
+    """Compare all answers with what the reference model says of them: a row for each way of computing.
+
+    Parameters: `dtype`, in which the engine has computed.
+    """
+    runs = [run for of_way in answers.values() for run in runs_of(of_way)]
+    verdicts = []
+    for kind in dict.fromkeys(["float32", dtype]):
+        with console.step(f"Ask the reference model in {kind}"):
+            verdicts.append(reference.judge(runs, kind))
+    rows, at = [], 0
+    for way, of_way in answers.items():
+        exact, *rounded = ([*judged[at : at + len(of_way)]] for judged in verdicts)
+        rows.append(compare(way, of_way, exact, rounded[0] if rounded else None))
+        at += len(of_way)
+    return rows
+
+
+def locate(
+    engine: Engine,
+    checkpoint: Path,
+    reference: Reference,
+    prompts: Sequence[list[int]],
+    answers: Mapping[str, Sequence[Answer]],
+    rows: Sequence[Row],
+) -> Difference | str:
+    """Find the first module that differs, in the first way of computing that does; or say why it cannot be found."""
+    row = next(row for row in rows if row.problems and row.worst is not None)
+    assert row.worst is not None
+    if row.way in _TOGETHER:
+        return f"The first way that differs is {row.way}, and modules are compared where a pass is of one prompt alone."
+    answer = answers[row.way][row.worst.prompt]
+    asked = answer.tokens if row.way == "answer as prompt" else answer.tokens[: answer.chosen]
+    folder = engine.folder / "captured"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    shutil.copy(CAPTURE, folder / "sitecustomize.py")
+    env = {"PYTHONPATH": str(folder), "SGLANG_OVERLAY_CAPTURE": str(folder)}
+    arguments: dict[str, object] = {"disable_cuda_graph": True}
+    if row.way == "in chunks":
+        arguments["chunked_prefill_size"] = _CHUNK
+    with engine.serving(checkpoint, "each module", arguments, env) as server:
+        if row.way in _CACHED:
+            ask_one_by_one(server, [prompts[row.worst.prompt]], _TOKENS)
+        (folder / "on").touch()
+        [again] = ask_one_by_one(server, [asked], len(answer.tokens) - len(asked) or 1)
+        (folder / "on").unlink()
+    with console.step("Ask the reference model for each module"):
+        return first_difference(reference.locate(again.tokens[:-1], folder, engine.dtype))

@@ -1,0 +1,143 @@
+"""Ask an engine for greedy answers with logprobs, in the ways in which it computes one and the same thing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.error import HTTPError
+
+from overlay_tools.engines.loopback import post
+from overlay_tools.engines.server import Server
+from overlay_tools.errors import CompareError
+
+TOP = 20  # of the likeliest tokens at each place
+_LONGEST = 3600.0  # seconds that an answer may take
+_LOOKS = 100  # at whether a server is idle
+
+Top = list[tuple[int, float]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """Tokens, of which the engine has given logprobs from the place `start` on.
+
+    - `tokens`: a prompt, and what the engine has added.
+    - `start`: the place of the first token with a logprob; `logprobs` and `top`, the likeliest tokens there with
+      theirs, are of this place and those after it.
+    - `chosen`: the place of the first token that the engine has chosen itself.
+    - `cached`: how many tokens came from the cache; `drafted`: tokens a step, where drafts were made.
+    """
+
+    tokens: list[int]
+    start: int
+    chosen: int
+    logprobs: list[float]
+    top: list[Top]
+    cached: int = 0
+    drafted: float | None = None
+
+
+def ask_plainly(server: Server, prompts: Sequence[list[int]], tokens: int) -> Iterator[tuple[str, list[Answer]]]:
+    """Ask for each prompt alone, then from the cache, at once, and as the prompt that prompt and answer make."""
+    whole = [_generate(server, [prompt], tokens, logprob_start_len=0)[0] for prompt in prompts]
+    yield "prefill", [_of_prompt(prompt, output) for prompt, output in zip(prompts, whole, strict=True)]
+    decoded = [_of_answer(prompt, output) for prompt, output in zip(prompts, whole, strict=True)]
+    yield "decode", decoded
+    again = [_generate(server, [prompt], tokens)[0] for prompt in prompts]
+    yield "from the cache", [_of_answer(prompt, output) for prompt, output in zip(prompts, again, strict=True)]
+    turns = [answer.tokens for answer in decoded]
+    further = [_generate(server, [turn], tokens)[0] for turn in turns]
+    yield "further turn", [_of_answer(turn, output) for turn, output in zip(turns, further, strict=True)]
+    outputs = _generate(server, turns, 1, logprob_start_len=0)
+    read = [_of_prompt(turn, output) for turn, output in zip(turns, outputs, strict=True)]
+    yield "answer as prompt", [_from(answer, of.chosen) for answer, of in zip(read, decoded, strict=True)]
+    _flush(server)
+    yield "in a batch", ask_at_once(server, prompts, tokens)
+
+
+def ask_at_once(
+    server: Server, prompts: Sequence[list[int]], tokens: int, *, distributions: bool = True
+) -> list[Answer]:
+    """Ask for all prompts in one request; `distributions`, whether for the likeliest tokens too, `top`."""
+    outputs = _generate(server, prompts, tokens, top_logprobs_num=TOP if distributions else 0)
+    return [_of_answer(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
+
+
+def ask_one_by_one(server: Server, prompts: Sequence[list[int]], tokens: int) -> list[Answer]:
+    """Ask for the prompts one after another."""
+    return [ask_at_once(server, [prompt], tokens)[0] for prompt in prompts]
+
+
+def _generate(server: Server, prompts: Sequence[list[int]], tokens: int, **options: object) -> list[dict[str, Any]]:
+    sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+    body = {"input_ids": prompts, "sampling_params": sampling, "return_logprob": True, "top_logprobs_num": TOP}
+    return list(_post(server, "/generate", {**body, **options}))
+
+
+def _post(server: Server, path: str, body: Mapping[str, object]) -> Any:  # noqa: ANN401  # whatever JSON comes back
+    try:
+        return post(server.url + path, body, timeout=_LONGEST)
+    except HTTPError as error:
+        said = error.read().decode("utf-8", "replace").strip()
+        raise CompareError(f"The server refuses a request: {said or error}", hint=f"See {server.log}.") from None
+    except OSError as error:
+        server.check()
+        raise server.failure(f"The server does not answer: {error}") from None
+
+
+def _flush(server: Server) -> None:
+    """Empty the caches, as soon as the server is idle: it refuses to before."""
+    for _ in range(_LOOKS):
+        try:
+            post(f"{server.url}/flush_cache", {}, timeout=60)
+        except HTTPError:
+            time.sleep(0.1)
+        else:
+            return
+    raise server.failure("The server does not flush its cache")
+
+
+def _of_prompt(prompt: list[int], output: Mapping[str, Any]) -> Answer:
+    """Read the logprobs of a prompt: the first token has none."""
+    meta = output["meta_info"]
+    return Answer(
+        tokens=prompt,
+        start=1,
+        chosen=len(prompt),
+        logprobs=[logprob for logprob, *_ in meta["input_token_logprobs"][1:]],
+        top=[_top(one) for one in meta["input_top_logprobs"][1:]],
+        cached=meta["cached_tokens"],
+    )
+
+
+def _of_answer(prompt: list[int], output: Mapping[str, Any]) -> Answer:
+    meta = output["meta_info"]
+    verified = meta.get("spec_verify_ct")
+    return Answer(
+        tokens=prompt + [token for _, token, *_ in meta["output_token_logprobs"]],
+        start=len(prompt),
+        chosen=len(prompt),
+        logprobs=[logprob for logprob, *_ in meta["output_token_logprobs"]],
+        top=[_top(one) for one in meta.get("output_top_logprobs") or [None] * len(meta["output_token_logprobs"])],
+        cached=meta["cached_tokens"],
+        drafted=meta["completion_tokens"] / verified if verified else None,
+    )
+
+
+def _top(rows: Sequence[Sequence[Any]] | None) -> Top:
+    return [(token, logprob) for logprob, token, *_ in rows or []]
+
+
+def _from(answer: Answer, place: int) -> Answer:
+    """Leave out the logprobs before a place."""
+    left = place - answer.start
+    return Answer(
+        tokens=answer.tokens,
+        start=place,
+        chosen=answer.chosen,
+        logprobs=answer.logprobs[left:],
+        top=answer.top[left:],
+        cached=answer.cached,
+    )

@@ -1,0 +1,82 @@
+"""Whether a comparison fits into memory, from the headers of a checkpoint's shards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from overlay_tools.checkpoints.safetensors_header import count_values
+from overlay_tools.errors import CompareError
+from overlay_tools.subprocesses import run
+
+_GIB = 1 << 30
+_PROCESSES = 3 * _GIB  # what the engine's processes or the reference model's take with the smallest of checkpoints
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMORY = Path("/proc/meminfo")
+
+
+def count_tensors(checkpoint: Path) -> dict[str, int]:
+    """Return how many values each tensor of a checkpoint has.
+
+    Raises CompareError if it has no whole shards.
+    """
+    shards = sorted(checkpoint.glob("*.safetensors"))
+    if not shards:
+        raise CompareError(
+            f"{checkpoint} has no weight shards (*.safetensors).", hint="Download or convert its weights."
+        )
+    counts: dict[str, int] = {}
+    for shard in shards:
+        try:
+            counts |= count_values(shard)
+        except (OSError, ValueError) as error:
+            raise CompareError(
+                f"{shard} is not a whole safetensors file: {error}.", hint="Download it again."
+            ) from None
+    return counts
+
+
+def choose_reference_device(tensors: Mapping[str, int], dtype: str, gpu: bool) -> str:
+    """Return where the reference model is to run, as torch names it.
+
+    Parameters: `dtype`, the engine's. The engine and the reference model run one after the other; the latter has its
+    weights in float32.
+    Raises CompareError if one of them does not fit.
+    """
+    values = sum(tensors.values())
+    exact = 4 * values + _PROCESSES
+    if not gpu:
+        _require(exact, free_memory(), "memory", f"{values:,} values in float32")
+        return "cpu"
+    there = _gpu_memory()
+    _require(_BYTES.get(dtype, 2) * values * 10 // 9, there, "GPU memory", f"{values:,} values in {dtype}")
+    if exact <= there:
+        return "cuda"
+    _require(exact, free_memory(), "memory", f"{values:,} values in float32, more than the GPU takes")
+    return "cpu"
+
+
+def free_memory(meminfo: Path = _MEMORY, cgroup: Path = _CGROUP) -> int:
+    """Return how many bytes of memory are free, to this machine or to this container of it."""
+    lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number, and there may be no such limit
+        most, used = (int((cgroup / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text(encoding="utf-8").splitlines())
+        free = min(free, most - used + int(stat.get("inactive_file", 0)))
+    return free
+
+
+def _gpu_memory() -> int:
+    words = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    return int(run(words).stdout.split()[0]) * 1024 * 1024
+
+
+def _require(needed: int, there: int, what: str, why: str) -> None:
+    if needed > there:
+        raise CompareError(
+            f"This needs about {needed / _GIB:.1f} GiB of {what} ({why}), and {max(there, 0) / _GIB:.1f} GiB are free.",
+            hint="Run it on a machine that has more, or compare a checkpoint with fewer layers.",
+        )

@@ -1,0 +1,90 @@
+"""Call the reference model in an engine's environment: reference_script.py does the work there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overlay_tools.errors import CompareError
+from overlay_tools.subprocesses import run
+
+_SCRIPT = Path(__file__).with_name("reference_script.py")
+_LENGTHS = (1, 2, 5, 17, 33, 63, 64, 65, 100, 130, 200, 300)  # of prompts, around where engines cut
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Described:
+    """A reference model by its name, what it runs in, and the prompts as its tokenizer has them."""
+
+    reference: str
+    runs_in: str
+    prompts: list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What a reference model says of tokens, at each place but the first.
+
+    - `logprobs`: of the token there. `best`: its own choice; `gaps`: how many nats likelier that is.
+    - `top`: logprobs of the tokens that were likeliest to the engine.
+    - `undecided`: the place from which on rounding has chosen an expert, None if nowhere.
+    """
+
+    logprobs: list[float]
+    best: list[int]
+    gaps: list[float]
+    top: list[list[float]]
+    undecided: int | None
+
+
+class Reference:
+    """The reference model of a checkpoint.
+
+    Parameters: `python`, of an engine's environment; `root`, of the checkout, where `tests/` has the reference models
+    of its own models; `folder`, where jobs are written; `named`, a class as `module:Class`, found in `tests/` and in
+    the working folder, None for Transformers' own; `device`, as torch names it.
+    Raises CompareError if there is none, or it does not load the checkpoint.
+    """
+
+    def __init__(
+        self, python: Path, root: Path, folder: Path, checkpoint: Path, named: str | None, device: str
+    ) -> None:
+        self.python, self.folder = python, folder
+        paths = [str(root / "tests"), str(root / "ci"), str(Path.cwd())]  # those of tests/ import this package
+        self.job = {"checkpoint": str(checkpoint.resolve()), "reference": named, "device": device, "paths": paths}
+        self.env = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+
+    def describe(self, texts: Sequence[str], text: str) -> Described:
+        """Name the model, and turn `texts` into prompts, or cut some from the long `text` if there are none."""
+        found = self._ask("describe", texts=list(texts), text="" if texts else text, lengths=_LENGTHS)
+        prompts = [prompt for prompt in found["prompts"] if prompt]
+        if not prompts:
+            raise CompareError(
+                "There is no prompt: the tokenizer makes no tokens of them.", hint="Name others with --prompts."
+            )
+        runs_in = f"transformers {found['transformers']}, torch {found['torch']}"
+        return Described(reference=found["reference"], runs_in=runs_in, prompts=prompts)
+
+    def judge(self, runs: Sequence[Mapping[str, Any]], dtype: str) -> list[Verdict]:
+        """Judge runs in a dtype: each has `tokens`, and `top`, tokens to be looked up at each place but the first."""
+        return [Verdict(**verdict) for verdict in self._ask("judge", runs=list(runs), dtype=dtype)["runs"]]
+
+    def locate(self, tokens: Sequence[int], captured: Path, dtype: str) -> list[dict[str, Any]]:
+        """Compare what an engine's modules gave for tokens; see `modules.first_difference`."""
+        rows: list[dict[str, Any]] = self._ask("locate", tokens=tokens, captured=str(captured), dtype=dtype)["rows"]
+        return rows
+
+    def _ask(self, what: str, **more: object) -> dict[str, Any]:
+        path = self.folder / f"{what}.json"
+        path.write_text(json.dumps({**self.job, **more}), encoding="utf-8")
+        done = run([self.python, "-IW", "ignore", _SCRIPT, what, path], env=self.env)
+        found: dict[str, Any] = json.loads(done.stdout)
+        if "problem" in found:
+            raise CompareError(
+                f"{found['problem']}.",
+                hint="Name a model that computes the same in plain PyTorch with --reference module:Class.",
+            )
+        return found

@@ -1,0 +1,329 @@
+"""Ask a reference model, in Transformers, about a checkpoint. It runs by itself, in an engine's environment.
+
+    python reference_script.py describe|judge|locate JOB
+
+JOB is a file of JSON, and so is what is printed; `overlay_tools.proving.compare.reference` says what is in both.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+Job = Mapping[str, Any]
+Logits = Callable[[torch.Tensor], torch.Tensor]
+TIED_EXPERTS = 2e-6  # between the scores of two experts: rounding decides which is taken
+MOST_PROBLEMS = 8
+
+
+class ReferenceProblem(Exception):  # noqa: N818  # it is not an error of this script
+    """There is no reference model, or it is not this checkpoint's."""
+
+
+def main() -> None:
+    """Do what the command line says, and print its result or the problem that a person can mend."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    job = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    sys.path += job["paths"]
+    printed, sys.stdout = sys.stdout, sys.stderr  # what a model's own code prints is no result
+    try:
+        result = {"describe": describe, "judge": judge, "locate": locate}[sys.argv[1]](job)
+    except ReferenceProblem as problem:
+        result = {"problem": str(problem)}
+    json.dump(result, printed)
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """Name the reference model and what it is in, and turn texts into tokens.
+
+    The tokens of `texts` are whole; those of `text` are cut into one prompt for each of `lengths`.
+    """
+    folder = Path(job["checkpoint"])
+    name, _, _ = find(job)
+    tokenizer = _try(transformers.AutoTokenizer.from_pretrained, folder, what=f"{folder} has no tokenizer to read")
+    texts = [list(tokenizer(text)["input_ids"]) for text in job["texts"]]
+    tokens = list(tokenizer(job["text"], add_special_tokens=False)["input_ids"]) if job["text"] else []
+    step = len(tokens) // (len(job["lengths"]) + 1)
+    texts += [tokens[i * step : i * step + length] for i, length in enumerate(job["lengths"]) if step]
+    return {"reference": name, "transformers": transformers.__version__, "torch": torch.__version__, "prompts": texts}
+
+
+def find(job: Job) -> tuple[str, Callable[[], Any], Callable[[Any], Logits]]:
+    """Find the reference model of a checkpoint: its name, what loads it, and what gives its logits of tokens."""
+    folder, dtype = Path(job["checkpoint"]), getattr(torch, job.get("dtype", "float32"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if job["reference"]:
+        model = _named(job["reference"])
+        if not hasattr(model, "from_pretrained"):
+            return job["reference"], lambda: model.load(folder).to(dtype), _logits_of
+        return job["reference"], lambda: _load(model, folder, dtype), _logits_of
+    architecture = (config.get("architectures") or [""])[0]
+    ours = {name: case for name, case in _cases().items() if case.ours and case.architecture == architecture}
+    if ours:
+        [(name, case)] = ours.items()
+        if case.vector is not None:
+            raise ReferenceProblem(f"{architecture} gives a vector for each text: only generated text is compared")
+        name = f"the reference model of tests/models/{name.replace('-', '_')}"
+        return name, lambda: case.load(folder, dtype), lambda model: case.ask(model, [])[1]
+    found = getattr(transformers, architecture, None) if architecture else None
+    if found is None:
+        raise ReferenceProblem(
+            f"{folder / 'config.json'}: transformers {transformers.__version__} has no model {architecture or 'there'}"
+        )
+    if not found.can_generate():
+        raise ReferenceProblem(f"{architecture} generates no text, and only that is compared")
+    return f"transformers.{architecture}", lambda: _load(found, folder, dtype), _logits_of
+
+
+def _named(name: str) -> Any:  # noqa: ANN401  # a class of the user's
+    module, _, kind = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError) as error:
+        raise ReferenceProblem(f"--reference {name}: {error}") from None
+
+
+def _cases() -> Mapping[str, Any]:
+    try:
+        cases: Mapping[str, Any] = importlib.import_module("reference.cases").cases()
+    except ModuleNotFoundError as error:
+        if error.name != "reference":
+            raise
+        return {}
+    return cases
+
+
+def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401  # a model of Transformers
+    own = kind.from_pretrained.__func__ is not transformers.PreTrainedModel.from_pretrained.__func__
+    # One of its own says itself what does not fit; Transformers' names no tensor where it raises for its shape.
+    told = {} if own else {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    given = {"dtype": dtype, "attn_implementation": "eager", **told}
+    loaded = _try(kind.from_pretrained, folder, **given, what=f"{kind.__name__} does not load {folder}")
+    if own:
+        return loaded
+    model, found = loaded
+    problems = [f"{name} is not in the checkpoint" for name in sorted(found["missing_keys"])]
+    problems += [f"{name[0]} has another shape" for name in sorted(found["mismatched_keys"])]
+    if problems:
+        more = f", and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+        raise ReferenceProblem(f"{folder}: {'; '.join(problems[:MOST_PROBLEMS])}{more} ({kind.__name__})")
+    return model
+
+
+def _try(call: Callable[..., Any], *args: object, what: str, **kwargs: object) -> Any:  # noqa: ANN401
+    try:
+        return call(*args, **kwargs)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ReferenceProblem(f"{what}: {' '.join(lines[:3]) or type(error).__name__}") from None
+
+
+def _logits_of(model: Any) -> Logits:  # noqa: ANN401
+    if callable(getattr(model, "logits", None)):
+        return lambda tokens: model.logits(tokens, [])
+    return lambda tokens: model(tokens, use_cache=False).logits
+
+
+def load(job: Job) -> tuple[Any, Logits]:
+    """Load the reference model in the job's dtype on its device."""
+    torch.backends.cudnn.allow_tf32 = False
+    _, loaded, logits_of = find(job)
+    model = loaded().eval().to(job["device"])
+    if job["dtype"] == "float32":
+        # It is the truth then: the kernels of flash-linear-attention, if transformers finds them, round to tf32.
+        for module in model.modules():
+            plain = getattr(sys.modules[type(module).__module__], "torch_chunk_gated_delta_rule", None)
+            if plain is not None and hasattr(module, "chunk_gated_delta_rule"):
+                module.chunk_gated_delta_rule = plain
+    return model, logits_of(model)
+
+
+def judge(job: Job) -> dict[str, Any]:
+    """Say of each run, tokens with those that were likeliest to the engine at each place, what the model says of them.
+
+    `logprobs`: of each token but the first; `best`: the model's own choice there, `gaps`: how much likelier it is, in
+    nats; `top`: the logprobs of the engine's likeliest; `undecided`: from which place on rounding has chosen an
+    expert, None for nowhere.
+    """
+    model, logits_of = load(job)
+    verdicts = []
+    with torch.no_grad(), _watched_routers(model) as undecided:
+        for run in job["runs"]:
+            undecided.clear()
+            tokens = torch.tensor([run["tokens"]], device=job["device"])
+            logprobs = logits_of(tokens)[0, :-1].float().log_softmax(dim=-1).cpu()
+            given = logprobs.gather(-1, torch.tensor(run["tokens"][1:]).view(-1, 1))[:, 0]
+            best = logprobs.max(dim=-1)
+            verdicts.append(
+                {
+                    "logprobs": given.tolist(),
+                    "best": best.indices.tolist(),
+                    "gaps": (best.values - given).tolist(),
+                    "top": [
+                        row[torch.tensor(ids)].tolist() if ids else []
+                        for row, ids in zip(logprobs, run["top"], strict=True)
+                    ],
+                    "undecided": min(undecided, default=None),
+                }
+            )
+    return {"runs": verdicts}
+
+
+@contextmanager
+def _watched_routers(model: nn.Module) -> Iterator[list[int]]:
+    """Note at which places two experts' scores are tied, in routers that give the scores of all of them."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else None
+    experts = next((n for n in (getattr(text, k, None) for k in ("num_experts", "num_local_experts")) if n), None)
+    chosen = getattr(text, "num_experts_per_tok", None) or 0
+    undecided: list[int] = []
+    routers = [module for module in model.modules() if hasattr(module, "margin")]
+
+    def before(*_: object) -> None:
+        for router in routers:
+            router.margin = torch.inf
+
+    def after(*_: object) -> None:
+        undecided.extend(0 for router in routers if router.margin < TIED_EXPERTS)
+
+    def note(_: nn.Module, __: object, output: Any) -> None:  # noqa: ANN401
+        scores = (output[0] if isinstance(output, tuple) else output).float()
+        if scores.shape[-1] != experts:
+            return
+        scores = scores.flatten(0, -2)
+        if (scores >= 0).all():
+            scores = scores.log()
+        best = scores.topk(chosen + 1, dim=-1).values
+        near = best[:, -2] - best[:, -1] < TIED_EXPERTS
+        undecided.extend(near.nonzero()[:1, 0].tolist())
+
+    handles = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
+    if not routers and experts and 0 < chosen < experts:
+        names = ("gate", "router")
+        found = [module for name, module in model.named_modules() if name.rpartition(".")[2] in names]
+        handles += [module.register_forward_hook(note) for module in found]
+    try:
+        yield undecided
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def locate(job: Job) -> dict[str, Any]:
+    """Compare what each module of an engine gave for tokens with what the reference model's module of that name gives.
+
+    The engine's are in the files of `captured`, one for each pass, as capture_script.py writes them; their rows are
+    those of the last of the `tokens`.
+    """
+    engine = _join([torch.load(path) for path in sorted(Path(job["captured"]).glob("*.pt"))])
+    exact = _outputs({**job, "dtype": "float32"})
+    rounded = _outputs(job) if job["dtype"] != "float32" else {}
+    rows = []
+    for name, wanted in exact.items():
+        counterpart = _counterpart(name, engine, exact)
+        row: dict[str, Any] = {"name": name, "engine": counterpart, "error": None, "own": None}
+        if counterpart is not None:
+            scaled = name == "embed_tokens"  # some multiply it there, some afterwards
+            row["error"] = _error(engine[counterpart], wanted, scaled)
+            if name in rounded:
+                row["own"] = _error(rounded[name], wanted, scaled)
+        rows.append(row)
+    return {"rows": rows}
+
+
+def _outputs(job: Job) -> dict[str, torch.Tensor]:
+    """Give what each module of the reference model gives for the job's tokens, in the order in which they finish."""
+    model, logits_of = load(job)
+    outputs: dict[str, torch.Tensor] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(_: nn.Module, __: object, output: Any) -> None:  # noqa: ANN401
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, torch.Tensor) and first.is_floating_point():
+                outputs.pop(name, None)
+                outputs[name] = first.float().cpu().clone()
+
+        return keep
+
+    for full, module in model.named_modules():
+        if name := short_name(full):
+            module.register_forward_hook(hook(name))
+    with torch.no_grad():
+        logits = logits_of(torch.tensor([job["tokens"]], device=job["device"]))
+    outputs["logits"] = logits[0, -1:].float().cpu()
+    return outputs
+
+
+def short_name(full: str) -> str:
+    """Name a module as both sides call it: from `layers` on, or by its own name outside; empty for what is neither."""
+    parts = full.split(".")
+    if {"visual", "vision_tower", "vision_model", "audio_tower", "mtp"} & {*parts}:
+        return ""
+    if "layers" in parts:
+        inside = parts[parts.index("layers") :]
+        return ".".join(inside) if len(inside) > 1 else ""
+    return parts[-1] if parts[-1] in ("embed_tokens", "norm", "logits") and len(parts) < 5 else ""
+
+
+def _join(passes: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Put the rows of several passes one after another; the logits are those of the last.
+
+    Where a layer's output is not one tensor, it is what its last part adds to a residual. The norm that comes after the
+    layer does that, and gives the sum as its second tensor; some releases hand it on beside the modules until then.
+    """
+    joined: dict[str, list[torch.Tensor]] = {}
+    for one in passes:
+        outputs: dict[str, torch.Tensor] = {}
+        found = {short_name(full): [tensor.float() for tensor in tensors] for full, tensors in one.items()}
+        last = max((int(name.split(".")[1]) for name in found if name.startswith("layers.")), default=0)
+        for name, (first, *more) in found.items():
+            both = more and more[0].shape == first.shape
+            outputs.setdefault(name, first + more[0] if both and name.count(".") == 1 else first)
+        for name, (first, *more) in found.items():
+            if more and more[0].shape == first.shape and name.rpartition(".")[2] in ("input_layernorm", "norm"):
+                before = last if name == "norm" else int(name.split(".")[1]) - 1
+                outputs[f"layers.{before}"] = more[0]
+        for name, rows in outputs.items():
+            joined.setdefault(name, []).append(rows)
+    joined.pop("", None)
+    return {name: rows[-1][-1:] if name == "logits" else torch.cat(rows) for name, rows in joined.items()}
+
+
+def _counterpart(name: str, engine: Mapping[str, Any], exact: Mapping[str, Any]) -> str | None:
+    """Find the engine's module that does what one of the reference model does: of the same name, or in the same layer.
+
+    Upstream's hybrid layers have what is in `self_attn` elsewhere one level higher.
+    """
+    if name in engine:
+        return name
+    parts = name.split(".")
+    higher = ".".join([*parts[:2], *parts[3:]])
+    return higher if len(parts) > 3 and higher in engine and higher not in exact else None
+
+
+def _error(got: torch.Tensor, wanted: torch.Tensor, scaled: bool) -> float | None:
+    """Give the largest difference of a row, relative to the size of the rows; None where they cannot be compared."""
+    width = wanted.shape[-1]
+    if got.numel() % width or got.numel() > wanted.numel():
+        return None
+    got = got.reshape(-1, width)
+    wanted = wanted.reshape(-1, width)[-len(got) :]
+    if scaled:
+        wanted = wanted * ((got * wanted).sum() / (wanted * wanted).sum().clamp_min(1e-30))
+    size = wanted.norm(dim=-1).mean().clamp_min(1e-30)
+    error = ((got - wanted).norm(dim=-1).max() / size).item()
+    return error if error == error else float("inf")
+
+
+if __name__ == "__main__":
+    main()

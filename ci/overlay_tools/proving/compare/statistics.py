@@ -1,0 +1,199 @@
+"""How far an engine's answers are from a reference model's, beside how far they may be."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from overlay_tools.proving.compare.engine import Answer
+from overlay_tools.proving.compare.reference import Verdict
+
+_FAR = 1e-3  # nats that logprobs in float32 may differ by
+_FAR_KL = 1e-5  # nats that distributions in float32 may diverge by
+_TIMES = 1.2  # the error of Transformers that an engine may have in another dtype
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distance:
+    """How far answers are from the reference model's.
+
+    - `values`: how many logprobs are compared; `mean`, `p99`, `maximum`: of their differences, in nats.
+    - `kl`, `most_kl`: the mean and the largest Kullback-Leibler divergence of the engine's distribution from the
+      reference model's, in nats: over the engine's likeliest tokens, and all others as one. None where it was not asked
+      for any.
+    - `tokens`: how many tokens were chosen; `same`: how many of them are the reference model's own choice; `decided`
+      and `tied`: the others, by whether the reference model is decided there.
+    """
+
+    values: int
+    mean: float
+    p99: float
+    maximum: float
+    kl: float | None
+    most_kl: float | None
+    tokens: int
+    same: int
+    decided: int
+    tied: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Worst:
+    """Where an answer is farthest: the number of its prompt, the place in its tokens, both logprobs of the token."""
+
+    prompt: int
+    place: int
+    engine: float
+    reference: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One way in which the engine has computed the answers.
+
+    - `own`: how far Transformers itself is in the dtype of the engine, None in float32.
+    - `left_out`: logprobs behind a place where rounding chooses an expert; no one can say which is right there.
+    - `cached`: tokens from the cache; `drafted`: tokens a step, where drafts were made.
+    - `problems`: what is out of bounds, in words.
+    """
+
+    way: str
+    distance: Distance
+    own: Distance | None
+    left_out: int
+    worst: Worst | None
+    cached: int
+    drafted: float | None
+    problems: list[str] = field(default_factory=list)
+
+
+def compare(way: str, answers: Sequence[Answer], exact: Sequence[Verdict], rounded: Sequence[Verdict] | None) -> Row:
+    """Compare the engine's answers with what the reference model says of them.
+
+    Parameters: `exact`, what it says in float32; `rounded`, in the dtype of the engine if that is another.
+    """
+    own = None
+    tie = 2 * _FAR  # two logprobs may each be off by so much
+    if rounded is not None:
+        theirs = [_as_answer(answer, verdict) for answer, verdict in zip(answers, rounded, strict=True)]
+        own = _distance(theirs, exact, 0.0)[0]
+        tie = 2 * own.maximum
+    distance, worst, left_out = _distance(answers, exact, tie)
+    steps = [answer.drafted for answer in answers if answer.drafted is not None]
+    return Row(
+        way=way,
+        distance=distance,
+        own=own,
+        left_out=left_out,
+        worst=worst,
+        cached=sum(answer.cached for answer in answers),
+        drafted=statistics.fmean(steps) if steps else None,
+        problems=_problems(distance, own),
+    )
+
+
+def _problems(of: Distance, own: Distance | None) -> list[str]:
+    """Say what is out of bounds: fixed ones in float32, and else those of Transformers' own error."""
+    if own is None:
+        limits = {"maximum": _FAR, "most_kl": _FAR_KL}
+        most = 0
+    else:
+        limits = {name: _TIMES * (getattr(own, name) or 0.0) for name in ("mean", "p99", "kl")}
+        most = max(of.tokens // 100, own.tokens - own.same)
+    words = {
+        "maximum": "a logprob differs by",
+        "most_kl": "a distribution diverges by",
+        "mean": "logprobs differ in the mean by",
+        "p99": "one in a hundred logprobs differs by",
+        "kl": "distributions diverge in the mean by",
+    }
+    problems = [
+        f"{words[name]} {getattr(of, name):.2g}, which may be {limit:.2g}"
+        for name, limit in limits.items()
+        if getattr(of, name) is not None and not getattr(of, name) <= limit
+    ]
+    if of.decided > most:
+        problems.append(f"{of.decided} of {of.tokens} tokens are others than the decided choice of the reference model")
+    return problems
+
+
+def _as_answer(answer: Answer, verdict: Verdict) -> Answer:
+    """Take a reference model's word for the engine's: its logprobs of the same tokens."""
+    places = range(answer.start - 1, len(answer.tokens) - 1)
+    return Answer(
+        tokens=answer.tokens,
+        start=answer.start,
+        chosen=answer.chosen,
+        logprobs=[verdict.logprobs[place] for place in places],
+        top=[
+            [(token, logprob) for (token, _), logprob in zip(top, verdict.top[place], strict=True)]
+            for place, top in zip(places, answer.top, strict=True)
+        ],
+    )
+
+
+def _distance(answers: Sequence[Answer], exact: Sequence[Verdict], tie: float) -> tuple[Distance, Worst | None, int]:
+    differences: list[float] = []
+    divergences: list[float] = []
+    worst, farthest, left_out, tokens, same, decided = None, -1.0, 0, 0, 0, 0
+    for number, (answer, verdict) in enumerate(zip(answers, exact, strict=True)):
+        for at, got in enumerate(answer.logprobs):
+            place = answer.start + at
+            if verdict.undecided is not None and place > verdict.undecided:
+                left_out += 1
+                continue
+            wanted = verdict.logprobs[place - 1]
+            difference = abs(got - wanted) if math.isfinite(got) else math.inf
+            if difference > farthest:
+                worst, farthest = Worst(prompt=number, place=place, engine=got, reference=wanted), difference
+            differences.append(difference)
+            if answer.top[at]:
+                divergences.append(divergence(answer.top[at], verdict.top[place - 1]))
+            if place >= answer.chosen:
+                tokens += 1
+                same += answer.tokens[place] == verdict.best[place - 1]
+                decided += verdict.gaps[place - 1] > tie
+    differences.sort()
+    distance = Distance(
+        values=len(differences),
+        mean=statistics.fmean(differences) if differences else 0.0,
+        p99=differences[len(differences) * 99 // 100] if differences else 0.0,
+        maximum=differences[-1] if differences else 0.0,
+        kl=statistics.fmean(divergences) if divergences else None,
+        most_kl=max(divergences, default=None),
+        tokens=tokens,
+        same=same,
+        decided=decided,
+        tied=tokens - same - decided,
+    )
+    return distance, worst, left_out
+
+
+def divergence(engine: Sequence[tuple[int, float]], reference: Sequence[float]) -> float:
+    """Return the divergence of the engine's distribution from the reference model's, over what is known of both.
+
+    sum p log(p / q) over the engine's likeliest tokens, with p the reference model's and q the engine's, and all
+    other tokens as one. That is at most the divergence of the whole distributions (the data processing inequality).
+    Parameters: the tokens with the engine's logprobs, and the reference model's, in nats.
+    """
+    pairs = [(math.exp(wanted), wanted - got) for (_, got), wanted in zip(engine, reference, strict=True)]
+    total = sum(p * log_ratio for p, log_ratio in pairs if p > 0)
+    rest_p = 1 - math.fsum(p for p, _ in pairs)
+    rest_q = 1 - math.fsum(math.exp(got) for _, got in engine)
+    if rest_p > 1e-6 and rest_q > 1e-6:  # less is what rounding leaves
+        total += rest_p * math.log(rest_p / rest_q)
+    return max(total, 0.0) if total == total else math.inf
+
+
+def runs_of(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Return what a reference model is to judge: the tokens, and at each place the tokens that were likeliest."""
+    return [
+        {
+            "tokens": answer.tokens,
+            "top": [[] for _ in range(answer.start - 1)] + [[token for token, _ in top] for top in answer.top],
+        }
+        for answer in answers
+    ]

@@ -1,0 +1,50 @@
+"""`compare`, with an engine: the same model is the same, and a fault is found in the module that it is in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from reference.cases import make_checkpoint
+
+from engine.mutations import MUTATIONS, Models, Served, reference_models, serving
+
+NAME = "qwen3-next-ext"
+SOME = ("the rotary base", "a router's bias", "the adapter's sign")
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[Models]:
+    with reference_models() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    checkpoint = tmp_path_factory.mktemp("checkpoint")
+    make_checkpoint(NAME, checkpoint)
+    with serving(checkpoint, tmp_path_factory.mktemp("captured")) as running:
+        yield running
+
+
+def test_the_same_model_is_the_same(served: Served, models: Models) -> None:
+    rows = models.rows(served, served.server.model)
+    assert {way: row.problems for way, row in rows.items() if row.problems} == {}
+    assert rows["from the cache"].cached > 0
+    assert rows["decode"].distance.same > 0
+    found = models.locate(served, served.server.model, served.capture("prefill"))
+    assert found.module is None
+    compared = {module.name for module in found.modules if module.error is not None}
+    assert compared >= {"embed_tokens", "norm", "logits"}
+    assert compared >= {f"layers.{n}{part}" for n in range(6) for part in ("", ".input_layernorm", ".mlp")}
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_fault_is_found_in_its_module(name: str, served: Served, models: Models, tmp_path: Path) -> None:
+    mutation = MUTATIONS[name]
+    checkpoint = mutation.apply(NAME, tmp_path)
+    assert models.rows(served, checkpoint)["prefill"].problems
+    found = models.locate(served, checkpoint, served.capture("prefill"))
+    assert found.module is not None
+    assert f"{found.module.name}.".startswith(f"{mutation.module}.")

@@ -1,0 +1,60 @@
+"""`compare`, as it is called: what it refuses before anything is built."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from overlay_tools import cli
+from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard
+from overlay_tools.proving.compare import memory
+
+from unit.conftest import Miniature
+
+
+@pytest.fixture
+def checkpoint(mini_here: Miniature) -> Path:
+    """Return a checkpoint that nothing is wrong with, in the working folder."""
+    mini_here.write("model/config.json", json.dumps({"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}))
+    shard = Path("model/model.safetensors")
+    shard.write_bytes(dump_shard({"lm_head.weight": Tensor("BF16", [2, 3], bytes(12))}))
+    Path("empty.txt").write_text("\n \n")
+    return Path("model")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["overlay"], "overlay is not a checkpoint: it has no config.json."),
+        (["model", "--prompts", "nothing.txt"], "nothing.txt: No such file or directory."),
+        (["model", "--prompts", "empty.txt"], "empty.txt has no prompt."),
+        (["model", "--reference", "my_model"], "--reference my_model is not MODULE:CLASS."),
+        (["model", "--reference", "my-model:Model"], "--reference my-model:Model is not MODULE:CLASS."),
+        (["model", "9.9"], "9.9"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_built(
+    checkpoint: Path, mini_here: Miniature, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["compare", *words]) in (1, 2)
+    assert said in capsys.readouterr().err
+    assert not (mini_here.root / "dist").exists()
+
+
+def test_a_checkpoint_that_memory_does_not_take_is_refused(
+    checkpoint: Path, mini_here: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 1 << 30)
+    assert cli.main(["compare", "model", "--", "--trust-remote-code"]) == 1
+    assert "This needs about 3.0 GiB of memory (6 values in float32), and 1.0 GiB are free." in capsys.readouterr().err
+    assert not (mini_here.root / "dist").exists()
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", "{"])
+def test_a_configuration_that_cannot_be_read_is_named(
+    checkpoint: Path, damaged: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint / "config.json").write_text(damaged)
+    assert cli.main(["compare", "model"]) == 1
+    assert "model/config.json" in capsys.readouterr().err

@@ -1,0 +1,135 @@
+"""A comparison from its questions to its rows, with stand-ins for the engine and the reference model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from overlay_tools.engines.server import Server
+from overlay_tools.proving.compare.comparison import Engine, ask_engine, judge, locate
+from overlay_tools.proving.compare.modules import Difference
+from overlay_tools.proving.compare.reference import Reference, Verdict
+
+from unit.proving.compare.stand_in import StandIn
+
+PROMPTS = [[10, 20], [30]]
+
+
+class Engines:
+    """Gives the stand-in as every server, and notes with which arguments."""
+
+    version, dtype = "0.5.23", "float32"
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server, self.folder = server, folder
+        self.started: list[tuple[str, dict[str, object]]] = []
+        self.capturing: list[bool] = []
+
+    @contextmanager
+    def serving(
+        self,
+        checkpoint: Path,
+        way: str,
+        arguments: Mapping[str, object] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Iterator[Server]:
+        self.started.append((way, dict(arguments or {})))
+        if env and "SGLANG_OVERLAY_CAPTURE" in env:
+            assert (Path(env["PYTHONPATH"]) / "sitecustomize.py").is_file()
+        yield self.server
+
+
+class Says:
+    """A reference model whose logprob of token t at place p is -(t + p / 100), but for one token."""
+
+    def __init__(self, but: int | None = None) -> None:
+        self.but = but
+        self.located: list[list[int]] = []
+
+    def judge(self, runs: Sequence[Mapping[str, Any]], dtype: str) -> list[Verdict]:
+        return [self.verdict(run["tokens"], run["top"]) for run in runs]
+
+    def verdict(self, tokens: list[int], top: list[list[int]]) -> Verdict:
+        given = [self.of(t, place) for place, t in enumerate(tokens)]
+        return Verdict(
+            logprobs=given[1:],
+            best=tokens[1:],
+            gaps=[0.0] * (len(tokens) - 1),
+            top=[[self.of(t, place + 1) for t in ids] for place, ids in enumerate(top)],
+            undecided=None,
+        )
+
+    def of(self, token: int, place: int) -> float:
+        return -(token + place / 100) - (token == self.but)
+
+    def locate(self, tokens: list[int], captured: Path, dtype: str) -> list[dict[str, Any]]:
+        self.located.append(tokens)
+        return [{"name": "norm", "engine": "norm", "error": 1.0, "own": None}]
+
+
+@pytest.fixture
+def engines(stand_in: StandIn, server: Server, tmp_path: Path) -> Engines:
+    return Engines(server, tmp_path)
+
+
+def test_chunks_and_drafts_have_a_server_of_their_own(engines: Engines, stand_in: StandIn) -> None:
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=True)
+    assert [way for way, _ in engines.started] == ["as it is", "in chunks", "with drafts"]
+    assert engines.started[1][1] == {"chunked_prefill_size": 64}
+    assert engines.started[2][1]["speculative_algorithm"] == "NEXTN"
+    assert [*answers][-2:] == ["in chunks", "with drafts"]
+    assert "with drafts" not in ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False)
+
+
+def test_each_way_is_judged_by_itself(engines: Engines) -> None:
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False)
+    rows = judge(answers, cast(Reference, Says()), "float32")
+    assert [row.way for row in rows] == [*answers]
+    assert all(row.distance.values for row in rows)
+    assert all(row.problems == [] and row.own is None for row in rows)
+    of_prompt = {row.way: bool(row.problems) for row in judge(answers, cast(Reference, Says(but=20)), "float32")}
+    assert [way for way, wrong in of_prompt.items() if wrong] == ["prefill"]
+
+
+def test_in_another_dtype_the_reference_model_is_asked_twice(engines: Engines) -> None:
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False)
+    assert all(row.own is not None for row in judge(answers, cast(Reference, Says()), "bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("way", "but", "asked", "passes"),
+    [
+        ("prefill", 20, [[10, 20]], [10, 20]),
+        ("decode", 44, [[10, 20]], [10, 20, *range(21, 44)]),
+        ("from the cache", 44, [[10, 20], [10, 20]], [10, 20, *range(21, 44)]),
+        ("further turn", 67, [[10, 20], [10, 20, *range(21, 45)]], [10, 20, *range(21, 68)]),
+        ("answer as prompt", 44, [[10, 20, *range(21, 45)]], [10, 20, *range(21, 45)]),
+        ("in chunks", 44, [[10, 20]], [10, 20, *range(21, 44)]),
+    ],
+)
+def test_the_way_that_differs_is_gone_again(
+    way: str, but: int, asked: list[list[int]], passes: list[int], engines: Engines, stand_in: StandIn
+) -> None:
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS[:1], drafts=False)
+    says = Says(but=but)
+    rows = [row for row in judge(answers, cast(Reference, says), "float32") if row.way == way]
+    assert rows[0].problems
+    stand_in.asked.clear()
+    found = locate(cast(Engine, engines), Path("model"), cast(Reference, says), PROMPTS[:1], answers, rows)
+    assert isinstance(found, Difference)
+    assert [body["input_ids"][0] for _, body in stand_in.asked] == asked
+    assert says.located[0][: len(passes)] == passes
+    assert engines.started[-1][1]["disable_cuda_graph"] is True
+    assert ("chunked_prefill_size" in engines.started[-1][1]) == (way == "in chunks")
+    assert not (engines.folder / "captured" / "on").exists()
+
+
+def test_what_is_computed_together_is_not_looked_into(engines: Engines) -> None:
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False)
+    says = Says(but=44)
+    rows = [row for row in judge(answers, cast(Reference, says), "float32") if row.way == "in a batch"]
+    found = locate(cast(Engine, engines), Path("model"), cast(Reference, says), PROMPTS, answers, rows)
+    assert "in a batch" in str(found)

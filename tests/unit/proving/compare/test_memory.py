@@ -1,0 +1,68 @@
+"""Whether a comparison fits into memory, from the headers of shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard
+from overlay_tools.errors import CompareError
+from overlay_tools.proving.compare import memory
+from overlay_tools.proving.compare.memory import choose_reference_device, count_tensors, free_memory
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    for number in (1, 2):
+        tensor = Tensor("BF16", [number, 5], bytes(2 * number * 5))
+        (tmp_path / f"model-{number}.safetensors").write_bytes(dump_shard({f"t{number}": tensor}))
+    return tmp_path
+
+
+def test_the_values_of_all_shards_are_counted(checkpoint: Path) -> None:
+    assert count_tensors(checkpoint) == {"t1": 5, "t2": 10}
+
+
+def test_a_checkpoint_without_whole_shards_is_refused(
+    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with pytest.raises(CompareError, match="has no weight shards"):
+        count_tensors(tmp_path_factory.mktemp("empty"))
+    shard = checkpoint / "model-2.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CompareError, match=r"model-2\.safetensors is not a whole safetensors file: it holds 19 bytes"):
+        count_tensors(checkpoint)
+
+
+def test_what_does_not_fit_is_refused_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 7 * GIB)
+    assert choose_reference_device({"t": GIB}, "float32", gpu=False) == "cpu"
+    with pytest.raises(CompareError, match=r"needs about 11\.0 GiB of memory .*, and 7\.0 GiB are free") as caught:
+        choose_reference_device({"t": 2 * GIB}, "float32", gpu=False)
+    assert "machine that has more" in caught.value.hint
+
+
+def test_a_reference_model_that_a_gpu_does_not_take_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_gpu_memory", lambda: 8 * GIB)
+    monkeypatch.setattr(memory, "free_memory", lambda: 16 * GIB)
+    assert choose_reference_device({"t": GIB}, "bfloat16", gpu=True) == "cuda"
+    assert choose_reference_device({"t": 3 * GIB}, "bfloat16", gpu=True) == "cpu"
+    with pytest.raises(CompareError, match="of GPU memory"):
+        choose_reference_device({"t": 4 * GIB}, "bfloat16", gpu=True)
+    monkeypatch.setattr(memory, "free_memory", lambda: 14 * GIB)
+    with pytest.raises(CompareError, match="more than the GPU takes"):
+        choose_reference_device({"t": 3 * GIB}, "bfloat16", gpu=True)
+
+
+def test_a_container_has_the_memory_that_it_is_given(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")
+    assert free_memory(meminfo, tmp_path) == 8 * GIB
+    (tmp_path / "memory.max").write_text(f"{4 * GIB}\n")
+    (tmp_path / "memory.current").write_text(f"{3 * GIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {GIB}\n")  # caches, which make room
+    assert free_memory(meminfo, tmp_path) == 2 * GIB
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(meminfo, tmp_path) == 8 * GIB

@@ -1,0 +1,113 @@
+"""How far answers are from the reference model's, and whether that is too far."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from overlay_tools.proving.compare.engine import Answer
+from overlay_tools.proving.compare.reference import Verdict
+from overlay_tools.proving.compare.statistics import compare, divergence, runs_of
+
+LOGPROBS = [math.log(p) for p in (0.5, 0.3, 0.2)]
+
+
+def answer(logprobs: list[float], tokens: list[int] | None = None, chosen: int = 2) -> Answer:
+    """Return an answer to two tokens, which were 0 with all of LOGPROBS likeliest."""
+    top = [list(enumerate(LOGPROBS))] * len(logprobs)
+    return Answer(tokens=tokens or [0] * (2 + len(logprobs)), start=2, chosen=chosen, logprobs=logprobs, top=top)
+
+
+def verdict(
+    logprobs: list[float],
+    best: list[int] | None = None,
+    gaps: list[float] | None = None,
+    top: list[float] | None = None,
+    undecided: int | None = None,
+) -> Verdict:
+    """Return what the reference model says of the places 2 and later; nothing is asked of place 1."""
+    count = len(logprobs)
+    return Verdict(
+        logprobs=[-9.0, *logprobs],
+        best=[7, *(best or [0] * count)],
+        gaps=[9.0, *(gaps or [0.0] * count)],
+        top=[[], *[top or LOGPROBS] * count],
+        undecided=undecided,
+    )
+
+
+def test_the_same_answers_are_the_same() -> None:
+    row = compare("decode", [answer([-1.0, -2.0])], [verdict([-1.0, -2.0])], None)
+    assert row.problems == []
+    assert (row.distance.values, row.distance.maximum, row.distance.kl) == (2, 0.0, 0.0)
+    assert (row.distance.tokens, row.distance.same) == (2, 2)
+
+
+def test_mean_percentile_and_maximum_are_of_the_differences() -> None:
+    wanted = [-1.0] * 200
+    got = [-1.0 + (1e-4 if n % 2 else -1e-4) for n in range(197)] + [-1.0002, -1.0003, -1.0004]
+    of = compare("decode", [answer(got)], [verdict(wanted)], None).distance
+    assert of.mean == pytest.approx((197e-4 + 9e-4) / 200)
+    assert of.p99 == pytest.approx(3e-4)
+    assert of.maximum == pytest.approx(4e-4)
+
+
+@pytest.mark.parametrize(("off", "too_far"), [(9e-4, False), (1.1e-3, True), (math.nan, True), (-math.inf, True)])
+def test_a_logprob_in_float32_may_differ_by_a_thousandth(off: float, too_far: bool) -> None:
+    row = compare("decode", [answer([-1.0, -2.0 + off])], [verdict([-1.0, -2.0])], None)
+    assert any(problem.startswith("a logprob differs by") for problem in row.problems) == too_far
+    if too_far:
+        assert row.worst is not None
+        assert (row.worst.prompt, row.worst.place) == (0, 3)
+
+
+@pytest.mark.parametrize(("gap", "decided"), [(1.9e-3, 0), (2.1e-3, 1)])
+def test_another_token_counts_where_the_reference_model_is_decided(gap: float, decided: int) -> None:
+    row = compare("decode", [answer([-1.0, -2.0])], [verdict([-1.0, -2.0], best=[0, 1], gaps=[0, gap])], None)
+    assert (row.distance.same, row.distance.decided, row.distance.tied) == (1, decided, 1 - decided)
+    assert bool(row.problems) == bool(decided)
+
+
+def test_tokens_of_a_prompt_are_no_choice() -> None:
+    row = compare("prefill", [answer([-1.0], chosen=3)], [verdict([-1.0], best=[1], gaps=[5.0])], None)
+    assert row.distance.tokens == 0
+    assert row.problems == []
+
+
+def test_what_is_behind_tied_experts_is_left_out() -> None:
+    got = [answer([-1.0, -2.0, -5.0]), answer([-1.0])]
+    row = compare("decode", got, [verdict([-1.0, -2.0, -9.0], undecided=3), verdict([-1.0])], None)
+    assert (row.left_out, row.distance.values, row.problems) == (1, 3, [])
+
+
+def test_a_distribution_that_differs_where_no_token_was_taken_is_found() -> None:
+    other = [math.log(p) for p in (0.5, 0.25, 0.25)]
+    row = compare("decode", [answer([-1.0])], [verdict([-1.0], top=other)], None)
+    assert [problem for problem in row.problems if problem.startswith("a distribution diverges by")]
+
+
+def test_the_divergence_is_that_of_the_definition() -> None:
+    p, q = (0.6, 0.3, 0.1), (0.5, 0.25, 0.25)
+    whole = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert divergence([(n, math.log(b)) for n, b in enumerate(q)], [math.log(a) for a in p]) == pytest.approx(whole)
+    # Of two tokens, the third is all others.
+    known = divergence([(n, math.log(b)) for n, b in enumerate(q[:2])], [math.log(a) for a in p[:2]])
+    assert known == pytest.approx(whole)
+    assert divergence([(0, math.log(0.5))], [-math.inf]) == pytest.approx(math.log(2))
+
+
+def test_in_another_dtype_the_bound_is_the_error_of_transformers() -> None:
+    exact = [verdict([-1.0] * 100)]
+    rounded = [verdict([-1.0 + (0.01 if n % 2 else -0.01) for n in range(100)], best=[0] * 98 + [1, 1])]
+    for far, same in ((0.011, True), (0.013, False)):
+        row = compare("decode", [answer([-1.0 - far] * 100)], exact, rounded)
+        assert row.own is not None
+        assert row.own.mean == pytest.approx(0.01)
+        assert (row.problems == []) == same
+    away = verdict([-1.0] * 100, best=[0] * 97 + [1] * 3, gaps=[0.0] * 97 + [0.5, 0.5, 0.015])
+    row = compare("decode", [answer([-1.0] * 100)], [away], rounded)
+    assert (row.distance.decided, row.distance.tied) == (2, 1)
+
+
+def test_the_reference_model_is_asked_for_what_the_engine_found_likeliest() -> None:
+    assert runs_of([answer([-1.0], tokens=[4, 5, 6])]) == [{"tokens": [4, 5, 6], "top": [[], [0, 1, 2]]}]
