@@ -155,11 +155,12 @@ def _check_arguments(row: OverlayModel, model_config: Any) -> None:
             f"{name} needs model_type {wanted!r}, and config.json has {config.model_type!r}; adopt the checkpoint, or"
             " take the architecture out of config.json and --json-model-override-args"
         )
-    # Upstream renames the base of a draft.
-    if row.base is not None and not model_config.is_draft_model and config.architectures != _shown(row):
+    # Not those of the configuration: upstream renames them for a draft, whose configuration may be the same object.
+    changed = model_config.model_override_args.get("architectures")
+    if row.base is not None and changed not in (None, _shown(row)):
         raise OverlayError(
             f"config.json is that of {name}, and --json-model-override-args changes its architectures to"
-            f" {config.architectures}; leave them out"
+            f" {changed}; leave them out"
         )
 
 

@@ -292,12 +292,22 @@ def test_a_configuration_with_the_name_of_another_model(upstream: Upstream) -> N
 def test_architectures_that_arguments_have_changed(upstream: Upstream) -> None:
     upstream.model("ExtForCausalLM", "ext")
     module = registry(CONFIGURED)
-    model_config = asked()
+    model_config = asked(overrides={"architectures": ["LlamaForCausalLM"]})
     model_config.hf_config = configuration(upstream, "ExtForCausalLM")
     module.alias(model_config.hf_config)
     model_config.hf_config.architectures = ["LlamaForCausalLM"]
     with pytest.raises(module.OverlayError, match=r"--json-model-override-args changes its architectures to \['Llama"):
         module.resolve_model(model_config)
+
+
+def test_architectures_that_upstream_changes_for_a_draft_leave_the_model_as_it_is(upstream: Upstream) -> None:
+    upstream.model("ExtForCausalLM", "ext")
+    module = registry(CONFIGURED)
+    model_config = asked()
+    model_config.hf_config = configuration(upstream, "ExtForCausalLM")  # of the model and of its draft
+    module.alias(model_config.hf_config)
+    model_config.hf_config.architectures[0] = "BaseForCausalLMMTP"
+    assert module.resolve_model(model_config)[1] == "ExtForCausalLM"
 
 
 def test_our_architecture_with_the_configuration_of_another(upstream: Upstream) -> None:
