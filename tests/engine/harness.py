@@ -23,6 +23,8 @@ from packaging.version import Version
 from reference.cases import DATA, Case, cases
 from reference.greedy import MAX_NEW_TOKENS, PROMPTS, Completion, encode
 
+from engine.forked import ForkedServer
+
 SAMPLING = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": True}
 
 
@@ -86,7 +88,7 @@ def server(
     """Describe a server of a checkpoint, its output in the file `log`, to be started by `with`."""
     flags = engine_config.flags({**engine_config.ARGS, **(arguments or {})})
     # Left to end by itself, a server takes 4 to 6 seconds, nearly all of them asleep.
-    return Server(Path(sys.executable), path, flags, env={**engine_config.ENV, **(env or {})}, log=log, grace=0)
+    return ForkedServer(Path(sys.executable), path, flags, env={**engine_config.ENV, **(env or {})}, log=log, grace=0)
 
 
 EXTRA_BUFFER = engine_config.extra_buffer(str(RELEASE))
@@ -103,7 +105,7 @@ TWO_RANKS: tuple[dict[str, object], dict[str, str]] = (
 )
 
 # A server started with this starts its processes as it does for users: each imports everything anew. Once for each kind
-# of model is enough; elsewhere they are forks of the first, and a start takes half the time.
+# of model is enough; elsewhere all are forks of one that has (forked.py), and a start takes 2 s, not 15.
 SPAWN = {"SPAWN": "1"}
 
 # A start makes a million objects, nearly all to stay: looking for garbage among them takes an eighth of its time.

@@ -77,14 +77,7 @@ class Server:
     def __enter__(self) -> Server:
         check_free(self.port)
         self._shown = Shown(self.command)
-        with self.log.open("wb") as output:
-            self.process = start(
-                self.command,
-                env=without_proxy({**os.environ, **self.env}),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
+        self.process = self._start(without_proxy({**os.environ, **self.env}))
         try:
             self._wait()
         except BaseException:
@@ -117,6 +110,10 @@ class Server:
         finally:
             end(self.process, signal.SIGTERM, self.grace)
             self._shown.ended(self.process.returncode)
+
+    def _start(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        with self.log.open("wb") as output:
+            return start(self.command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
     def _wait(self) -> None:
         started = time.monotonic()

@@ -1,0 +1,101 @@
+"""Servers that are forks of a process which has imported SGLang already: see zygote.py."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from overlay_tools.engines.server import Server
+from overlay_tools.subprocesses import end, start
+from overlay_tools.supervisor import END_NOW
+
+# What a server reads of its environment when it starts, not when its modules are imported.
+_AT_START = {
+    "NO_PROXY",
+    "SGLANG_CPU_OMP_THREADS_BIND",
+    "SGLANG_ENABLE_SPEC_V2",
+    "SGLANG_OVERLAY_ALLOWED_LOCAL_MEDIA_PATH",
+    "no_proxy",
+}
+
+
+class ForkedServer(Server):
+    """A server that is forked, unless what is imported may depend on its environment."""
+
+    def _start(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        if any(os.environ.get(name) != environment.get(name) for name in {*os.environ, *environment} - _AT_START):
+            return super()._start(environment)
+        self.log.write_bytes(b"")
+        return Forked(self.command[3:], environment, self.log)  # type: ignore[return-value]  # as far as it is used
+
+
+class Forked:
+    """A forked server, used as `subprocess.Popen` is; its processes are in one group."""
+
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+        self.returncode: int | None = None
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(str(_zygote()))
+        self._lines = self._connection.makefile()
+        asked = {"arguments": arguments, "environment": dict(environment), "log": str(log.resolve())}
+        self._connection.sendall(json.dumps(asked).encode() + b"\n")
+        self.pid = int(self._lines.readline())
+
+    def poll(self) -> int | None:
+        """Tell how it has ended, None if it has not."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended. Raises subprocess.TimeoutExpired if it has not in time."""
+        if self.returncode is None:
+            self._connection.settimeout(timeout or 1e-3)
+            try:
+                self.returncode = int(self._lines.readline())
+            except (TimeoutError, OSError):  # a file of a socket that has timed out once says so in its own way
+                self._lines = self._connection.makefile()
+                raise subprocess.TimeoutExpired("a forked server", timeout or 0) from None
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to it; where a supervisor would end all of it, end all that is in its group."""
+        if number != END_NOW:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+            return
+        while True:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+            self.poll()
+            time.sleep(0.01)
+
+
+@functools.cache
+def _zygote() -> Path:
+    """Start the process of which servers are forked; it ends with this one. Return its socket."""
+    folder = Path(tempfile.mkdtemp(prefix="zygote"))
+    path = folder / "socket"
+    process = start([sys.executable, Path(__file__).with_name("zygote.py"), path], env=os.environ)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(end, process, signal.SIGTERM, 5)
+    while not path.exists():
+        if process.poll() is not None:
+            raise RuntimeError(f"the process to be forked ended with status {process.returncode}")
+        time.sleep(0.1)
+    return path

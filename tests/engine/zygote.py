@@ -1,0 +1,105 @@
+"""A process that has imported what a server imports, of which servers are forked: to import it takes 15 s of CPU.
+
+    python zygote.py SOCKET
+
+Each connection to the socket is one server. It sends a line of JSON: `arguments`, `environment` and the file `log`. The
+answers are two lines: the server's process, and how it has ended, as of `subprocess.Popen.returncode`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).parents[2] / "ci")
+from overlay_tools.supervisor import end_with_parent  # noqa: E402
+
+sys.path[0] = ""  # as it is where a module is run
+
+MODULE = "sglang.launch_server"
+
+
+def import_all() -> None:
+    """Import what the processes of a server import."""
+    import sglang.launch_server
+    import sglang.srt.entrypoints.http_server
+    import sglang.srt.managers.detokenizer_manager
+    import sglang.srt.managers.scheduler
+    import sglang.srt.models.registry  # noqa: F401  # which imports all models
+
+    gc.collect()
+    gc.freeze()
+
+
+def serve(path: Path) -> None:
+    """Fork a server for each connection, and tell how it ends."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is listener:
+                connection, _ = listener.accept()
+                asked = json.loads(connection.makefile().readline())
+                pid = os.fork()
+                if pid == 0:
+                    become(asked)
+                connection.sendall(f"{pid}\n".encode())
+                selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, connection))
+            else:
+                handle = int(key.fd)
+                selector.unregister(handle)
+                os.close(handle)
+                pid, connection = key.data
+                tell(connection, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def tell(connection: socket.socket, status: int) -> None:
+    """Send how a server has ended to who asked for it, if it is still there."""
+    try:
+        connection.sendall(f"{status}\n".encode())
+    except OSError:
+        pass
+    finally:
+        connection.close()
+
+
+def become(asked: dict[str, Any]) -> None:
+    """Turn this process, which has just been forked, into a server."""
+    end_with_parent()
+    os.setsid()
+    os.closerange(3, 64)
+    with Path(asked["log"]).open("ab", buffering=0) as log, Path(os.devnull).open("rb") as nothing:
+        for source, target in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(source.fileno(), target)
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    sys.argv = [MODULE, *asked["arguments"]]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    status = 1
+    try:
+        runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    import_all()
+    serve(Path(sys.argv[1]))
