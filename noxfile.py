@@ -101,6 +101,12 @@ def compare(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure how fast a checkpoint is served, beside Transformers."""
+    tool(session, "bench", "serve")
+
+
+@nox.session
 def new(session: nox.Session) -> None:
     """Start a model of your own: its files, green as they are."""
     tool(session, "new", "new")

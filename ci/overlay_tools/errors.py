@@ -57,6 +57,10 @@ class CheckpointError(OverlayError):
     """Report what is named as a checkpoint and is none, or cannot be had or read."""
 
 
+class BenchError(OverlayError):
+    """Report a checkpoint whose speed cannot be measured."""
+
+
 class AdoptError(OverlayError):
     """Report a checkpoint that cannot be adopted, a setting that it cannot be given, or a folder it cannot go to."""
 

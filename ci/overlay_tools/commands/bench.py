@@ -1,0 +1,177 @@
+"""Measure how fast a checkpoint is served, beside Transformers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from overlay_tools import console
+from overlay_tools.checkout import own_folder
+from overlay_tools.checkpoints import named
+from overlay_tools.commands import DEFAULT, LOCKED, Command
+from overlay_tools.commands.shared import add_passed_on, add_python, open_engine
+from overlay_tools.engines import engine_config
+from overlay_tools.engines.device import Device, choose_device
+from overlay_tools.engines.server import Server
+from overlay_tools.proving.bench.rounds import Figure, Load, Reference, Speed, measure_engine, open_reference
+from overlay_tools.proving.compare.reference import Reference as Model
+from overlay_tools.settings import Project
+from overlay_tools.user_files import write_whole
+
+_METRICS: dict[
+    str, tuple[str, Callable[[float], str], bool]
+] = {  # of a Speed: what it is called, and how it is shown; whether less is better
+    "first": ("time to first token", lambda value: f"{value * 1000:.0f} ms", True),
+    "between": ("time between tokens", lambda value: f"{value * 1000:.1f} ms", True),
+    "second": ("tokens a second", lambda value: f"{value:.1f}", False),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=named.HELP)
+    parser.add_argument("version", nargs="?", metavar="VERSION", help=f"{LOCKED} (default: {DEFAULT})")
+    for name, default, what in (
+        ("input", 128, "tokens of a prompt"),
+        ("output", 64, "tokens of an answer"),
+        ("rounds", 3, "rounds, of the engine and of Transformers in turns"),
+    ):
+        parser.add_argument(f"--{name}", type=_count, default=default, metavar="N", help=f"{what} (default: {default})")
+    parser.add_argument(
+        "--concurrency",
+        type=_count,
+        nargs="+",
+        default=[1, 8],
+        metavar="N",
+        help="requests at the same time, some numbers (default: 1 8)",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="MODULE:CLASS",
+        help="a model in Transformers to measure beside it (default: that of tests/models/, or Transformers' own)",
+    )
+    parser.add_argument("--alone", action="store_true", help="measure the engine alone (default: beside Transformers)")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="PATH", help="file for the table, for a pull request (default: none)"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for what each round gave (default: none)")
+    add_python(parser, "serve with")
+    add_passed_on(parser, "of sglang.launch_server")
+
+
+def run(project: Project, arguments: argparse.Namespace) -> None:
+    """Measure, show the table, and write it where that is asked for."""
+    named.check_name(arguments.checkpoint)
+    version, device = arguments.version or project.default, choose_device()
+    console.line(f"The engine runs on {'a GPU' if device.gpu else 'the CPU'}: {device.why}.")
+    loads = [Load(at_once=n, read=arguments.input, written=arguments.output) for n in arguments.concurrency]
+    with ExitStack() as stack:
+        python = stack.enter_context(open_engine(project, version, arguments.python, gpu=device.gpu))
+        folder = stack.enter_context(own_folder(project.root / ".nox" / "servers"))
+        checkpoint = named.open_checkpoint(arguments.checkpoint, python)
+        reference = None
+        if not arguments.alone:
+            with console.step("Load the reference model"):
+                of = Model(
+                    python, project.root, folder, checkpoint, arguments.reference, "cuda" if device.gpu else "cpu"
+                )
+                job = {**of.job, "dtype": _dtype(checkpoint) if device.gpu else "float32"}
+                reference = stack.enter_context(open_reference(python, job, of.env, folder))
+        server = _server(python, checkpoint, arguments.passed_on, device, folder)
+        with console.step(f"Start sglang {version}"):
+            stack.enter_context(server)
+        speeds = _measure(server, reference, loads, arguments.rounds, _vocabulary(checkpoint), folder)
+    title = f"{arguments.checkpoint}, {arguments.input} tokens read and {arguments.output} written, sglang {version}"
+    other = f"{reference.said['reference']}, Transformers {reference.said['transformers']}" if reference else ""
+    rows = _rows(speeds)
+    console.line(title + (f" beside {other}" if other else ""), style="bold")
+    heads = ["at once", "", "engine", "reference", "engine is"] if reference else ["at once", "", "engine"]
+    console.grid(heads, rows)
+    if arguments.markdown is not None:
+        write_whole(arguments.markdown, _markdown(title, other, heads, rows).encode())
+    if arguments.json is not None:
+        found = [
+            {"load": asdict(load), **{who: [asdict(one) for one in of] for who, of in by.items()}}
+            for load, by in speeds
+        ]
+        write_whole(arguments.json, (json.dumps(found, indent=1) + "\n").encode())
+    console.line("Medians of the rounds, in brackets the least and the most.")
+
+
+def _measure(
+    server: Server, reference: Reference | None, loads: Sequence[Load], rounds: int, vocabulary: int, folder: Path
+) -> list[tuple[Load, dict[str, list[Speed]]]]:
+    """Measure each load in rounds, the engine and the reference model in turns, after one that warms up."""
+    found = []
+    for load in loads:
+        speeds: dict[str, list[Speed]] = {"engine": [], **({"reference": []} if reference else {})}
+        for number in range(rounds + 1):
+            with console.step(f"{load.at_once} at once, {f'round {number} of {rounds}' if number else 'to warm up'}"):
+                speeds["engine"].append(measure_engine(server, load, number, folder))
+                if reference is not None:
+                    speeds["reference"].append(reference.measure(load, number, vocabulary))
+        found.append((load, {who: of[1:] for who, of in speeds.items()}))
+    return found
+
+
+def _rows(speeds: Sequence[tuple[Load, dict[str, list[Speed]]]]) -> list[list[str]]:
+    rows = []
+    for load, by in speeds:
+        for metric, (name, shown, less) in _METRICS.items():
+            figures = {who: Figure.of([getattr(one, metric) for one in of]) for who, of in by.items()}
+            row = [str(load.at_once), name]
+            row += [f"{shown(of.median)} ({shown(of.least)} to {shown(of.most)})" for of in figures.values()]
+            if "reference" in figures:
+                ratios = [
+                    getattr(a, metric) / getattr(b, metric) for a, b in zip(by["engine"], by["reference"], strict=True)
+                ]
+                ratio = Figure.of([1 / value if less else value for value in ratios]).median
+                row.append(f"{ratio:.2f} times as fast")
+            rows.append(row)
+    return rows
+
+
+def _markdown(title: str, other: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [title + (f", beside {other}" if other else "") + ":", ""]
+    lines += [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+    return "\n".join([*lines, "", "Medians of the rounds, in brackets the least and the most.", ""])
+
+
+def _server(python: Path, checkpoint: Path, flags: Sequence[str], device: Device, folder: Path) -> Server:
+    own = [] if device.gpu else engine_config.flags(engine_config.ARGS)
+    environment = {} if device.gpu else engine_config.ENV
+    return Server(python, checkpoint, [*own, *flags], env=environment, log=folder / "server.log")
+
+
+def _dtype(checkpoint: Path) -> str:
+    config = named.read_config(checkpoint / "config.json")
+    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+
+
+def _vocabulary(checkpoint: Path) -> int:
+    config = named.read_config(checkpoint / "config.json")
+    return int({**config, **(config.get("text_config") or {})}["vocab_size"])
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
+    return int(text)
+
+
+COMMAND = Command(
+    about="Serves a checkpoint, and measures the time to the first token, the time between tokens and the throughput"
+    " with upstream's own serving benchmark; beside it what Transformers' `generate` takes for as many prompts in one"
+    " batch, in alternating rounds. What follows a second -- goes to the server.",
+    examples={
+        "tests/data/qwen3-next-ext": "a checkpoint of ours",
+        "model.gguf 0.5.17 --input 512 --output 128 --concurrency 1 16": "with a load of your own",
+        "~/My --markdown table.md -- --speculative-algorithm NEXTN": "with arguments of upstream's, for a pull request",
+    },
+    add_arguments=add_arguments,
+    run=run,
+)

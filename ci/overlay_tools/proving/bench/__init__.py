@@ -1,0 +1,1 @@
+"""How fast a checkpoint is served, beside Transformers."""
