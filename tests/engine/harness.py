@@ -17,7 +17,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from overlay_tools.engines import engine_config, loopback
+from overlay_tools.engines import engine_config
+from overlay_tools.engines.loopback import post as post_to
+from overlay_tools.engines.loopback import post_request as request_to
 from overlay_tools.engines.server import Server
 from packaging.version import Version
 from reference.cases import DATA, Case, cases
@@ -156,12 +158,12 @@ def flush(server: Server) -> None:
 
 def post_request(address: str, path: str, body: Mapping[str, object]) -> urllib.request.Request:
     """Make the request that sends JSON to a server."""
-    return loopback.post_request(address + path, body)
+    return request_to(address + path, body)
 
 
 def post(address: str, path: str, **body: object) -> Any:  # noqa: ANN401  # whatever JSON comes back
     """Send JSON to a server and read what it answers, JSON or nothing."""
-    return loopback.post(address + path, body, timeout=300)
+    return post_to(address + path, body, timeout=300)
 
 
 def generate(server: Server, prompts: Sequence[list[int]], tokens: int, **options: object) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def download(name: str, python: Path) -> Path:
         said = out.read_text(encoding="utf-8") if out.exists() else f"it ended with status {status}"
     if status:
         raise CheckpointError(
-            f"{name} is no folder here, and cannot be had from the hub: {said}",
+            f"There is no folder {name} here, and it cannot be had from the hub: {said}",
             hint="Name a folder, or OWNER/NAME as the hub does; HF_TOKEN opens what is not for all.",
         )
     return Path(said)

@@ -30,7 +30,11 @@ else:
 
 _TOOL = "ci/overlay_tools"
 # Packages of the tool that a stage's tests import, beside those that make wheels.
-_PACKAGES = {"static": ("api_check",), "decisions": ("api_check", "engines")}
+_PACKAGES = {
+    "static": ("api_check",),
+    "decisions": ("api_check", "engines"),
+    "engine": ("checkpoints", "engines", "proving/compare"),
+}
 _NAMED = 3  # of the files that changed, so many are named
 
 

@@ -154,7 +154,8 @@ def _read(folder: Path) -> tuple[PluginProject, dict[str, str]]:
         listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (UsageError, KeyError, ValueError) as error:
         raise UsageError(
-            f"{folder} is no plugin project: {error}.", hint="`new NAME --project PATH` makes one."
+            f"{folder} is not a plugin project that `new` has made: {error}.",
+            hint="`new NAME --project PATH` makes one.",
         ) from None
     return PluginProject(folder=folder, distribution=table["name"], package=package), listed
 

@@ -15,6 +15,7 @@ from overlay_tools.wheels.import_rewriter import rewrite
 _TOOL = "ci/overlay_tools"
 COPIED = {  # what tests take from elsewhere than tests/, by where a project has it
     "tests/engine/engine_config.py": f"{_TOOL}/engines/engine_config.py",
+    "tests/engine/forked.py": f"{_TOOL}/scaffold/project_forked.py",
     "tests/engine/loopback.py": f"{_TOOL}/engines/loopback.py",
     "tests/engine/server.py": f"{_TOOL}/scaffold/project_server.py",
     "tests/engine/settings.py": f"{_TOOL}/scaffold/project_settings.py",

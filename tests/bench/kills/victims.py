@@ -56,7 +56,7 @@ python = Path.cwd() / "environment" / "bin" / "python"
 serve.open_engine = test_engine.open_engine = lambda *arguments, **options: nullcontext(python)
 serve.ask = lambda *arguments: None
 subprocesses._PATIENCE = server.Server.__init__.__kwdefaults__["grace"] = 2.0
-serve.make_demo_model = lambda *arguments: subprocesses.run([python, "-m", "sglang.launch_server"])
+serve.demo_model.prepare = lambda *arguments: subprocesses.run([python, "-m", "sglang.launch_server"])
 def check_for_ever(*arguments):
     Path("up").touch()
     time.sleep(600)

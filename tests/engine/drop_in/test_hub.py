@@ -79,6 +79,6 @@ def test_what_a_server_reads_of_a_checkpoint_is_downloaded() -> None:
 
 
 def test_what_the_hub_does_not_have_is_said() -> None:
-    with pytest.raises(CheckpointError, match="owner/other is no folder here, and cannot") as caught:
+    with pytest.raises(CheckpointError, match="There is no folder owner/other here, and it cannot") as caught:
         download("owner/other", Path(sys.executable))
     assert "404" in str(caught.value)

@@ -45,7 +45,7 @@ def test_a_folder_is_served_as_it_is_whatever_the_hub_has(mini_here: Miniature, 
 def test_a_name_of_the_hub_is_downloaded(mini_here: Miniature, python: Path) -> None:
     check_name("Good/one")
     assert open_checkpoint("Good/one", python) == Path("/cache/snapshot")
-    with pytest.raises(CheckpointError, match=r"Bad/one is no folder here.* RepositoryNotFoundError: 404"):
+    with pytest.raises(CheckpointError, match=r"There is no folder Bad/one here.* RepositoryNotFoundError: 404"):
         open_checkpoint("Bad/one", python)
 
 

@@ -312,10 +312,10 @@ def listed(folder: Path) -> Mapping[str, str]:
         (f"src/{PACKAGE}/checks.py", "mine\n", "is not as it was written"),
         (f"start/{PACKAGE}_start.py", None, "is not as it was written"),
         (f"src/{PACKAGE}/overlay_added.py", "mine\n", "is the project's own"),
-        (LISTED, None, "is no plugin project"),
-        (LISTED, "mine\n", "is no plugin project"),
-        ("pyproject.toml", "[project]\nname = 'x'\n", "is no plugin project"),
-        ("pyproject.toml", "[", "is no plugin project"),
+        (LISTED, None, "is not a plugin project that `new` has made"),
+        (LISTED, "mine\n", "is not a plugin project that `new` has made"),
+        ("pyproject.toml", "[project]\nname = 'x'\n", "is not a plugin project that `new` has made"),
+        ("pyproject.toml", "[", "is not a plugin project that `new` has made"),
     ],
 )
 def test_an_update_that_would_lose_something_changes_nothing(
