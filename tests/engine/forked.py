@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -86,9 +85,16 @@ class Forked:
             time.sleep(0.01)
 
 
-@functools.cache
+_zygotes: list[tuple[subprocess.Popen[bytes], Path]] = []  # those of this process; the last may run
+
+
 def _zygote() -> Path:
-    """Start the process of which servers are forked; it ends with this one. Return its socket."""
+    """Return the socket of the process of which servers are forked, started first if it does not run.
+
+    It ends with this process; an engine of this process that is shut down ends it too, with all others.
+    """
+    if _zygotes and _zygotes[-1][0].poll() is None:
+        return _zygotes[-1][1]
     folder = Path(tempfile.mkdtemp(prefix="zygote"))
     path = folder / "socket"
     process = start([sys.executable, Path(__file__).with_name("zygote.py"), path], env=os.environ)
@@ -98,4 +104,5 @@ def _zygote() -> Path:
         if process.poll() is not None:
             raise RuntimeError(f"the process to be forked ended with status {process.returncode}")
         time.sleep(0.1)
+    _zygotes.append((process, path))
     return path
