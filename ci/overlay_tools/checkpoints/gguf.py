@@ -21,18 +21,23 @@ def is_gguf(path: Path) -> bool:
     return path.suffix.lower() == ".gguf"
 
 
-def converted(file: Path, cache: Path) -> Path:
-    """Return the folder of the checkpoint that a GGUF file becomes, which may not be there yet.
-
-    Raises CheckpointError if it is no GGUF file.
-    """
+def check(file: Path) -> None:
+    """Raise CheckpointError if there is no such file, or it begins as no GGUF file does."""
     if not file.is_file():
         raise CheckpointError(f"There is no file {file}.", hint="Name a GGUF file, or a checkpoint's folder.")
     with naming(file), file.open("rb") as stream:
         if stream.read(len(_MAGIC)) != _MAGIC:
             raise CheckpointError(f"{file} is not a GGUF file, whatever its name says.", hint="Download it again.")
-        stream.seek(0)
-        digest = hashlib.sha256()
+
+
+def converted(file: Path, cache: Path) -> Path:
+    """Return the folder of the checkpoint that a GGUF file becomes, which may not be there yet.
+
+    Raises CheckpointError if it is no GGUF file.
+    """
+    check(file)
+    digest = hashlib.sha256()
+    with naming(file), file.open("rb") as stream:
         while block := stream.read(1 << 22):
             digest.update(block)
     return cache / "gguf" / digest.hexdigest()[:32]

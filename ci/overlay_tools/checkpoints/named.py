@@ -18,7 +18,7 @@ def check_name(name: str) -> None:
     """Raise CheckpointError, before anything is built, if nothing can be served under a name."""
     path = Path(name)
     if gguf.is_gguf(path):
-        gguf.converted(path, cache_dir())
+        gguf.check(path)
     elif not (path / "config.json").is_file() and (path.exists() or not hub.is_hub_name(name)):
         raise CheckpointError(f"{name} is not a checkpoint: it has no config.json.", hint=f"Name {HELP}.")
 

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, open_engine
+from overlay_tools.commands.shared import add_passed_on, add_python, check_class, engine_dtype, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.engines.server import Server
 from overlay_tools.proving.bench.rounds import Figure, Load, Reference, Speed, measure_engine, open_reference
 from overlay_tools.proving.compare.reference import Reference as Model
+from overlay_tools.report.html import check_place, write_text
 from overlay_tools.settings import Project
-from overlay_tools.user_files import write_whole
 
-_METRICS: dict[
-    str, tuple[str, Callable[[float], str], bool]
-] = {  # of a Speed: what it is called, and how it is shown; whether less is better
+# Of a Speed: what it is called, how it is shown, and whether less is better.
+_METRICS: dict[str, tuple[str, Callable[[float], str], bool]] = {
     "first": ("time to first token", lambda value: f"{value * 1000:.0f} ms", True),
     "between": ("time between tokens", lambda value: f"{value * 1000:.1f} ms", True),
     "second": ("tokens a second", lambda value: f"{value:.1f}", False),
@@ -66,6 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Measure, show the table, and write it where that is asked for."""
     named.check_name(arguments.checkpoint)
+    check_class(arguments.reference)
+    for option, path in {"--markdown": arguments.markdown, "--json": arguments.json}.items():
+        if path is not None:
+            check_place(path, option)
     version, device = arguments.version or project.default, choose_device()
     console.line(f"The engine runs on {'a GPU' if device.gpu else 'the CPU'}: {device.why}.")
     loads = [Load(at_once=n, read=arguments.input, written=arguments.output) for n in arguments.concurrency]
@@ -73,18 +77,24 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
         python = stack.enter_context(open_engine(project, version, arguments.python, gpu=device.gpu))
         folder = stack.enter_context(own_folder(project.root / ".nox" / "servers"))
         checkpoint = named.open_checkpoint(arguments.checkpoint, python)
+        config = named.read_config(checkpoint / "config.json")
         reference = None
         if not arguments.alone:
             with console.step("Load the reference model"):
                 of = Model(
                     python, project.root, folder, checkpoint, arguments.reference, "cuda" if device.gpu else "cpu"
                 )
-                job = {**of.job, "dtype": _dtype(checkpoint) if device.gpu else "float32"}
+                job = {
+                    **of.job,
+                    "dtype": engine_dtype(
+                        named.read_config(checkpoint / "config.json"), arguments.passed_on, device.gpu
+                    ),
+                }
                 reference = stack.enter_context(open_reference(python, job, of.env, folder))
         server = _server(python, checkpoint, arguments.passed_on, device, folder)
         with console.step(f"Start sglang {version}"):
             stack.enter_context(server)
-        speeds = _measure(server, reference, loads, arguments.rounds, _vocabulary(checkpoint), folder)
+        speeds = _measure(server, reference, loads, arguments.rounds, _vocabulary(config), folder)
     title = f"{arguments.checkpoint}, {arguments.input} tokens read and {arguments.output} written, sglang {version}"
     other = f"{reference.said['reference']}, Transformers {reference.said['transformers']}" if reference else ""
     rows = _rows(speeds)
@@ -92,13 +102,13 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     heads = ["at once", "", "engine", "reference", "engine is"] if reference else ["at once", "", "engine"]
     console.grid(heads, rows)
     if arguments.markdown is not None:
-        write_whole(arguments.markdown, _markdown(title, other, heads, rows).encode())
+        write_text(_markdown(title, other, heads, rows), arguments.markdown)
     if arguments.json is not None:
         found = [
             {"load": asdict(load), **{who: [asdict(one) for one in of] for who, of in by.items()}}
             for load, by in speeds
         ]
-        write_whole(arguments.json, (json.dumps(found, indent=1) + "\n").encode())
+        write_text(json.dumps(found, indent=1) + "\n", arguments.json)
     console.line("Medians of the rounds, in brackets the least and the most.")
 
 
@@ -142,18 +152,11 @@ def _markdown(title: str, other: str, heads: Sequence[str], rows: Sequence[Seque
 
 
 def _server(python: Path, checkpoint: Path, flags: Sequence[str], device: Device, folder: Path) -> Server:
-    own = [] if device.gpu else engine_config.flags(engine_config.ARGS)
-    environment = {} if device.gpu else engine_config.ENV
-    return Server(python, checkpoint, [*own, *flags], env=environment, log=folder / "server.log")
+    usual, environment = engine_config.usual(gpu=device.gpu)
+    return Server(python, checkpoint, [*engine_config.flags(usual), *flags], env=environment, log=folder / "server.log")
 
 
-def _dtype(checkpoint: Path) -> str:
-    config = named.read_config(checkpoint / "config.json")
-    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
-
-
-def _vocabulary(checkpoint: Path) -> int:
-    config = named.read_config(checkpoint / "config.json")
+def _vocabulary(config: Mapping[str, Any]) -> int:
     return int({**config, **(config.get("text_config") or {})}["vocab_size"])
 
 

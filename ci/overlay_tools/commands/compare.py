@@ -6,15 +6,14 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, open_engine
+from overlay_tools.commands.shared import add_passed_on, add_python, check_class, engine_dtype, open_engine
 from overlay_tools.engines.device import Device, choose_device
-from overlay_tools.errors import CompareError, UsageError
+from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.comparison import Comparison, Engine, ask_engine, judge, locate
 from overlay_tools.proving.compare.memory import choose_reference_device, count_tensors
 from overlay_tools.proving.compare.reference import Reference
@@ -52,7 +51,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
     get_release(load_lock(project.lock), version, project.lock)
     named.check_name(arguments.checkpoint)
     texts = _read_prompts(arguments.prompts)
-    _check_class(arguments.reference)
+    check_class(arguments.reference)
     for option, path in {"--json": arguments.json, "--html": arguments.html}.items():
         if path is not None:
             check_place(path, option)
@@ -85,7 +84,7 @@ def _plan(checkpoint: Path, flags: Sequence[str], device: Device) -> tuple[str, 
 
     Raises an OverlayError if memory does not take them.
     """
-    dtype = _dtype(named.read_config(checkpoint / "config.json"), flags, device.gpu)
+    dtype = engine_dtype(named.read_config(checkpoint / "config.json"), flags, device.gpu)
     tensors = count_tensors(checkpoint)
     return dtype, choose_reference_device(tensors, dtype, device.gpu), any(name.startswith("mtp.") for name in tensors)
 
@@ -116,20 +115,6 @@ def _compare(
     return replace(comparison, **({"not_located": found} if isinstance(found, str) else {"difference": found}))
 
 
-def _dtype(config: dict[str, Any], flags: Sequence[str], gpu: bool) -> str:
-    """Return in what the engine computes: what upstream's argument says, or else as it does by default here."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--dtype", default="auto" if gpu else "float32")
-    named: str = parser.parse_known_args(flags)[0].dtype
-    if named != "auto":
-        return {"half": "float16", "float": "float32"}.get(named, named)
-    text = config.get("text_config")
-    for of in (config, text if isinstance(text, dict) else {}):
-        if isinstance(found := of.get("dtype") or of.get("torch_dtype"), str):
-            return found
-    return "bfloat16"
-
-
 def _read_prompts(path: Path | None) -> list[str]:
     if path is None:
         return []
@@ -137,14 +122,6 @@ def _read_prompts(path: Path | None) -> list[str]:
     if not texts:
         raise CompareError(f"{path} has no prompt.", hint="Write one a line.")
     return texts
-
-
-def _check_class(name: str | None) -> None:
-    module, colon, kind = (name or "a:b").partition(":")
-    if not (colon and kind.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise UsageError(
-            f"--reference {name} is not MODULE:CLASS.", hint="As models.qwen3_next_ext.reference:Qwen3NextExt."
-        )
 
 
 COMMAND = Command(

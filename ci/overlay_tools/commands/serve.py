@@ -99,11 +99,12 @@ def _server(
 ) -> Server:
     """Describe the server; upstream takes the last of a flag that is there twice, so a person's come last."""
     log = folder / "server.log"
+    usual, environment = engine_config.usual(gpu=device.gpu)
     return Server(
         python,
         model,
-        [*([] if device.gpu else engine_config.flags(engine_config.ARGS)), *flags],
-        env={**({} if device.gpu else engine_config.ENV), **media_environment(folder / "pictures")},
+        [*engine_config.flags(usual), *flags],
+        env={**environment, **media_environment(folder / "pictures")},
         log=log,
         port=arguments.port,
         timeout=arguments.timeout,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from overlay_tools import console
 from overlay_tools.commands import PASSED_ON
 from overlay_tools.engines.device import choose_device
 from overlay_tools.engines.environment import engine_environment
-from overlay_tools.errors import OverlayError
+from overlay_tools.errors import OverlayError, UsageError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import PYTHONS
 from overlay_tools.upstream.source_tree import THIS_PYTHON
@@ -45,6 +47,29 @@ def open_engine(
     """
     folder = engine_folder(project, version, python, gpu=gpu, plugin=plugin)
     return engine_environment(project, version, python, folder, gpu=gpu, plugin=plugin)
+
+
+def engine_dtype(config: dict[str, Any], flags: Sequence[str], gpu: bool) -> str:
+    """Return in what the engine computes: what upstream's argument says, or else as it does by default here."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dtype", default="auto" if gpu else "float32")
+    named: str = parser.parse_known_args(flags)[0].dtype
+    if named != "auto":
+        return {"half": "float16", "float": "float32"}.get(named, named)
+    text = config.get("text_config")
+    for of in (config, text if isinstance(text, dict) else {}):
+        if isinstance(found := of.get("dtype") or of.get("torch_dtype"), str):
+            return found
+    return "bfloat16"
+
+
+def check_class(name: str | None) -> None:
+    """Raise UsageError if the name of a reference model is not that of a class in a module."""
+    module, colon, kind = (name or "a:b").partition(":")
+    if not (colon and kind.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise UsageError(
+            f"--reference {name} is not MODULE:CLASS.", hint="As models.qwen3_next_ext.reference:Qwen3NextExt."
+        )
 
 
 def require_cuda() -> None:

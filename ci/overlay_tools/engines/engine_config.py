@@ -35,6 +35,11 @@ ARGS: dict[str, object] = {
 LEFT_OUT = {">=0.5.18,<0.5.23": ("cuda-tile",)}
 
 
+def usual(*, gpu: bool) -> tuple[Mapping[str, object], Mapping[str, str]]:
+    """Return the arguments and the environment that an engine is given here; on a GPU, upstream's own are right."""
+    return ({}, {}) if gpu else (ARGS, ENV)
+
+
 def extra_buffer(version: str) -> dict[str, object]:
     """Return the argument with which a release keeps states of linear attention at the ends of chunks."""
     old = Version(version) < Version("0.5.14")

@@ -80,7 +80,12 @@ def test_the_engine_can_be_measured_alone(measured: list[tuple[Load, int]], caps
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["nothing"], "nothing is not a checkpoint"), (["model", "--input", "0"], "0 is not a number from 1 on")],
+    [
+        (["nothing"], "nothing is not a checkpoint"),
+        (["model", "--input", "0"], "0 is not a number from 1 on"),
+        (["model", "--reference", "my-model:Model"], "--reference my-model:Model is not MODULE:CLASS."),
+        (["model", "--json", "model"], "model cannot be written: it is a folder."),
+    ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is_built(
     mini_here: Miniature, words: list[str], said: str, capsys: pytest.CaptureFixture[str]

@@ -50,12 +50,13 @@ class Engine:
         env: Mapping[str, str] | None = None,
     ) -> Iterator[Server]:
         """Run a server on a checkpoint, and show that; `way` is what is asked of it."""
-        given = {**({} if self.gpu else engine_config.ARGS), **(arguments or {})}
+        usual, environment = engine_config.usual(gpu=self.gpu)
+        given = {**usual, **(arguments or {})}
         server = Server(
             self.python,
             checkpoint,
             [*engine_config.flags(given), *self.flags],
-            env={**({} if self.gpu else engine_config.ENV), **(env or {})},
+            env={**environment, **(env or {})},
             log=self.folder / f"{way}.log",
             grace=0,
         )
