@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,6 +87,7 @@ class Forked:
 
 
 _zygotes: list[tuple[subprocess.Popen[bytes], Path]] = []  # those of this process; the last may run
+_one_at_a_time = threading.Lock()  # servers are started by several threads
 
 
 def _zygote() -> Path:
@@ -93,8 +95,13 @@ def _zygote() -> Path:
 
     It ends with this process; an engine of this process that is shut down ends it too, with all others.
     """
-    if _zygotes and _zygotes[-1][0].poll() is None:
+    with _one_at_a_time:
+        if not _zygotes or _zygotes[-1][0].poll() is not None:
+            _zygotes.append(_start_zygote())
         return _zygotes[-1][1]
+
+
+def _start_zygote() -> tuple[subprocess.Popen[bytes], Path]:
     folder = Path(tempfile.mkdtemp(prefix="zygote"))
     path = folder / "socket"
     process = start([sys.executable, Path(__file__).with_name("zygote.py"), path], env=os.environ)
@@ -104,5 +111,4 @@ def _zygote() -> Path:
         if process.poll() is not None:
             raise RuntimeError(f"the process to be forked ended with status {process.returncode}")
         time.sleep(0.1)
-    _zygotes.append((process, path))
-    return path
+    return process, path
