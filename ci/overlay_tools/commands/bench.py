@@ -152,7 +152,7 @@ def _markdown(title: str, other: str, heads: Sequence[str], rows: Sequence[Seque
 
 
 def _server(python: Path, checkpoint: Path, flags: Sequence[str], device: Device, folder: Path) -> Server:
-    usual, environment = engine_config.usual(gpu=device.gpu)
+    usual, environment = engine_config.usual(checkpoint, gpu=device.gpu)
     return Server(python, checkpoint, [*engine_config.flags(usual), *flags], env=environment, log=folder / "server.log")
 
 

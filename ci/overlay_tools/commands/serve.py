@@ -99,7 +99,7 @@ def _server(
 ) -> Server:
     """Describe the server; upstream takes the last of a flag that is there twice, so a person's come last."""
     log = folder / "server.log"
-    usual, environment = engine_config.usual(gpu=device.gpu)
+    usual, environment = engine_config.usual(model, gpu=device.gpu)
     return Server(
         python,
         model,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -13,7 +15,7 @@ ENV: dict[str, str] = {
     "SGLANG_MAMBA_CONV_DTYPE": "float32",  # bfloat16 otherwise, whatever dtype the model has
     "SGLANG_DISABLE_CUDNN_CHECK": "1",  # to 0.5.9, multimodal models ask for a newer cuDNN, for which a CPU has no use
     "TORCHDYNAMO_DISABLE": "1",  # compiling takes minutes and gains nothing on models of this size
-    "OMP_NUM_THREADS": "1",  # tiny matrices: more threads only wait for each other
+    "OMP_NUM_THREADS": "1",  # of tiny matrices: more threads only wait for each other
     "PYTHONDONTWRITEBYTECODE": "",  # each start imports 10,000 modules in three processes: minutes without .pyc files
 }
 
@@ -35,9 +37,23 @@ ARGS: dict[str, object] = {
 LEFT_OUT = {">=0.5.18,<0.5.23": ("cuda-tile",)}
 
 
-def usual(*, gpu: bool) -> tuple[Mapping[str, object], Mapping[str, str]]:
-    """Return the arguments and the environment that an engine is given here; on a GPU, upstream's own are right."""
-    return ({}, {}) if gpu else (ARGS, ENV)
+_TINY = 64 << 20  # bytes of weights, below which matrices are too small to be shared by threads
+
+
+def usual(checkpoint: Path, *, gpu: bool) -> tuple[Mapping[str, object], Mapping[str, str]]:
+    """Return the arguments and the environment that an engine is given here; on a GPU, upstream's own are right.
+
+    Parameters: `checkpoint`, the folder to be served, which need not be there yet.
+    """
+    if gpu:
+        return {}, {}
+    return ARGS, {**ENV, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or _threads(checkpoint)}
+
+
+def _threads(checkpoint: Path) -> str:
+    """Return how many threads compute: one a core, unless a checkpoint is known to be tiny."""
+    sizes = [path.stat().st_size for path in checkpoint.glob("*.safetensors")]
+    return ENV["OMP_NUM_THREADS"] if sizes and sum(sizes) < _TINY else str(len(os.sched_getaffinity(0)))
 
 
 def extra_buffer(version: str) -> dict[str, object]:

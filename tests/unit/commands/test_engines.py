@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
@@ -72,7 +73,9 @@ def test_serve_prints_what_it_would_run_and_runs_nothing(
 ) -> None:
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
     monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     mini_here.write("text/config.json", "{}")
+    mini_here.write("text/model.safetensors", "tiny")
     mini_here.write("a.gguf", "GGUF and more")
     before = mini_here.content()
     words = ["1.1", "--port", "31000", "--print", *(["--model", model] if model else [])]
@@ -82,7 +85,7 @@ def test_serve_prints_what_it_would_run_and_runs_nothing(
     variables = [word for word in shlex.split(line) if "=" in word and not word.startswith(("-", "{"))]
     *_, python, _, module, _, path, _, host, _, port = shlex.split(line)[: len(variables) + 9]
     assert "NO_PROXY=127.0.0.1,localhost" in variables
-    assert "OMP_NUM_THREADS=1" in variables
+    assert f"OMP_NUM_THREADS={1 if model == 'text' else len(os.sched_getaffinity(0))}" in variables
     assert "SGLANG_USE_CPU_ENGINE=1" not in variables  # it is set already
     assert python == str(mini_here.root / ".nox" / "engines" / f"1.1-py{THIS_PYTHON}" / "bin" / "python")
     assert (module, host, port) == ("sglang.launch_server", "127.0.0.1", "31000")

@@ -50,7 +50,7 @@ class Engine:
         env: Mapping[str, str] | None = None,
     ) -> Iterator[Server]:
         """Run a server on a checkpoint, and show that; `way` is what is asked of it."""
-        usual, environment = engine_config.usual(gpu=self.gpu)
+        usual, environment = engine_config.usual(checkpoint, gpu=self.gpu)
         given = {**usual, **(arguments or {})}
         server = Server(
             self.python,
