@@ -23,7 +23,7 @@ import torch
 import torch.utils._device
 from packaging.specifiers import SpecifierSet
 
-from sgl_kernel import conv, gated_delta, gating, native_draft, speculative, state_pool
+from sgl_kernel import conv, gated_delta, gating, linear, native_attention, native_draft, speculative, state_pool
 from sgl_kernel.import_hook import ImportHook
 
 ENVIRONMENT = {
@@ -276,6 +276,11 @@ FIXUPS: tuple[Fixup, ...] = (
     ),
     _replace(">=0.5.19", f"{_OPS}.elementwise.elementwise", "fused_gate_sigmoid_mul", _NO_CPU,
              _with(gating.fused_gate_sigmoid_mul)),
+    # Attention.
+    _replace("", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend._run_sdpa_forward_decode",
+             "walks through the requests in each layer", native_attention.decode_at_once),
+    _replace("", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend._run_sdpa_forward_extend",
+             "computes what is in the cache already, and drops it", native_attention.extend_what_is_new),
     # Linear attention.
     _replace("<0.5.9", f"{_ATTENTION}.fla.chunk", "chunk_gated_delta_rule", _NO_CPU,
              _with(gated_delta.chunk_gated_delta_rule_cpu)),
@@ -367,10 +372,12 @@ TORCH_FIXUPS: tuple[Fixup, ...] = (
     _replace("", "torch", "Tensor.pin_memory", "needs a CUDA driver", _with(lambda self, *args, **kwargs: self)),
     _replace("", "torch", "Tensor.record_stream", "needs a CUDA driver", _with(lambda self, *args, **kwargs: None)),
     _replace("", "torch.cuda", "synchronize", "needs a CUDA driver", _with(lambda *args, **kwargs: None)),
+    _replace("", "torch.nn.functional", "linear", "takes MKL, slow on what is not Intel's", linear.linear_by_onednn),
+    _replace("", "torch", "matmul", "takes MKL, slow on what is not Intel's", linear.matmul_by_onednn),
     _replace("", "torch", "get_device_module", "since torch 2.12 a CUDA build answers torch.cuda without a device",
              _cpu_by_default),
 )  # fmt: skip
-"""The changes to torch, applied only where CUDA does not work."""
+"""The changes to torch, applied only where CUDA does not work: what it needs there, and what makes it faster."""
 
 
 def install() -> None:

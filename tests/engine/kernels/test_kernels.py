@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import sgl_kernel
 import torch
-from sgl_kernel import gated_delta, gating, native_draft, speculative, state_pool
+from sgl_kernel import gated_delta, gating, linear, native_attention, native_draft, speculative, state_pool
 from sgl_kernel.conv import causal_conv1d_fn_cpu, causal_conv1d_update_cpu
 from sgl_kernel.gated_delta import CHUNK_SIZE
 
@@ -818,3 +818,118 @@ def test_kernels_that_upstream_can_do_without_stay_missing() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"sgl_kernel\.flash_attn has no CPU implementation"):
         import sgl_kernel.flash_attn  # noqa: F401
     assert not hasattr(torch.ops.sgl_kernel, "convert_weight_packed")  # else upstream takes the host for one with AMX
+
+
+# Attention
+
+
+def torchs_own(*_: object) -> None:
+    """Stand in for the function that is wrapped: it gives nothing where it is called."""
+
+
+class Cached:
+    """Random keys and values of requests of some lengths, in a cache whose other slots hold what is no number."""
+
+    def __init__(
+        self, rng: torch.Generator, lengths: list[int], heads: int = 4, kv_heads: int = 2, size: int = 16
+    ) -> None:
+        self.lengths, self.heads, self.size, self.value_size = lengths, heads, size, size + 8
+        slots = torch.randperm(sum(lengths) + 50, generator=rng)
+        self.keys = torch.full((len(slots), kv_heads, size), torch.nan)
+        self.values = torch.full((len(slots), kv_heads, self.value_size), torch.nan)
+        self.table = slots[-1].repeat(len(lengths) + 3, max(lengths) + 5).int()  # of which no request has it
+        self.requests = torch.randperm(len(lengths) + 3, generator=rng)[: len(lengths)]
+        for request, own in zip(self.requests, slots.split([*lengths, 50]), strict=False):
+            self.table[request, : len(own)] = own.int()
+            self.keys[own] = torch.randn(len(own), kv_heads, size, generator=rng)
+            self.values[own] = torch.randn(len(own), kv_heads, self.value_size, generator=rng)
+
+    def given(self) -> tuple[torch.Tensor, ...]:
+        """Return what upstream's methods take after the query and the output."""
+        return self.keys, self.values, self.table, self.requests, torch.tensor(self.lengths)
+
+    def truth(self, number: int, query: torch.Tensor, window: int | None) -> torch.Tensor:
+        """Compute attention for the last tokens of a request in float64, one by one."""
+        own, length = self.table[self.requests[number]].long(), self.lengths[number]
+        rows = []
+        for row, at in zip(query, range(length - len(query), length), strict=True):
+            seen = own[0 if window is None else max(0, at - window) : at + 1]
+            keys, values = (cache[seen].double().repeat_interleave(2, dim=1) for cache in (self.keys, self.values))
+            weights = (torch.einsum("hd,khd->hk", row.double(), keys) * 0.3).softmax(-1)
+            rows.append(torch.einsum("hk,khd->hd", weights, values))
+        return torch.stack(rows)
+
+
+@pytest.mark.parametrize("lengths", [[7], [5, 5, 6], [1, 90, 3], [64, 1, 33, 40]], ids=str)
+@pytest.mark.parametrize("window", [None, 0, 4])
+def test_attention_of_a_decode_step_is_right(lengths: list[int], window: int | None, rng: torch.Generator) -> None:
+    cached = Cached(rng, lengths)
+    query = torch.randn(len(lengths), cached.heads, cached.size, generator=rng)
+    output = torch.empty(len(lengths), cached.heads, cached.value_size)
+    options = {"scaling": 0.3, "enable_gqa": True, "causal": False, "sliding_window_size": window}
+    native_attention.decode_at_once(torchs_own)(None, query, output, *cached.given(), **options)
+    wanted = [cached.truth(number, query[number : number + 1], window) for number in range(len(lengths))]
+    close(output, torch.cat(wanted), torch.float32)
+
+
+@pytest.mark.parametrize("prefixes", [[0, 0, 0], [0, 64, 3], [8, 1, 39]], ids=str)
+@pytest.mark.parametrize("window", [None, -1, 4, 500])
+def test_attention_of_what_is_new_is_right(prefixes: list[int], window: int | None, rng: torch.Generator) -> None:
+    cached = Cached(rng, [9, 65, 40])
+    new = [length - prefix for length, prefix in zip(cached.lengths, prefixes, strict=True)]
+    query = torch.randn(sum(new), cached.heads, cached.size, generator=rng)
+    output = torch.empty(sum(new), cached.heads, cached.value_size)
+    options = {"scaling": 0.3, "enable_gqa": True, "causal": True, "sliding_window_size": window}
+    lengths = torch.tensor(prefixes), torch.tensor(new)
+    native_attention.extend_what_is_new(torchs_own)(None, query, output, *cached.given(), *lengths, **options)
+    seen = window if window is not None and window > -1 else None
+    wanted = [cached.truth(number, rows, seen) for number, rows in enumerate(query.split(new))]
+    close(output, torch.cat(wanted), torch.float32)
+
+
+def test_attention_to_an_encoder_is_upstreams() -> None:
+    def upstream(*args: object, **options: object) -> tuple[object, ...]:
+        return args
+
+    decode, extend = native_attention.decode_at_once(upstream), native_attention.extend_what_is_new(upstream)
+    assert decode(0, 1, 2, 3, 4, 5, 6, 7, 8) == tuple(range(9))
+    assert extend(*range(11), causal=True) == tuple(range(11))
+    assert extend(*range(10), causal=False) == tuple(range(10))
+
+
+# Products with weights
+
+
+@pytest.mark.parametrize("rows", [(8,), (2, 5), (64,)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_large_product_is_onednns_and_right(rows: tuple[int, ...], biased: bool, rng: torch.Generator) -> None:
+    x, weight = torch.randn(*rows, 600, generator=rng), torch.randn(700, 600, generator=rng)
+    bias = torch.randn(700, generator=rng) if biased else None
+    call = linear.linear_by_onednn(torchs_own)
+    with torch.inference_mode():
+        wanted = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+        torch.testing.assert_close(call(x, weight, bias).double(), wanted, rtol=1e-5, atol=1e-3)
+        weight.mul_(2)  # as an update of weights does, in place
+        wanted = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+        torch.testing.assert_close(call(x, weight, bias).double(), wanted, rtol=1e-5, atol=1e-3)
+        if not biased:
+            got = linear.matmul_by_onednn(torchs_own)(x, weight.t())
+            torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (torch.ones(8, 64), torch.ones(64, 64)),  # too small
+        (torch.ones(600), torch.ones(7000, 600)),  # a vector
+        (torch.ones(0, 600), torch.ones(7000, 600)),  # nothing
+        (torch.ones(8, 600).bfloat16(), torch.ones(700, 600).bfloat16()),  # torch itself takes oneDNN
+        (torch.ones(8, 600).double(), torch.ones(700, 600).double()),
+        (torch.ones(8, 600), torch.ones(600, 700).t()),  # not one row after another
+        (torch.ones(8, 600, requires_grad=True), torch.ones(700, 600)),
+    ],
+    ids=["small", "vector", "empty", "bfloat16", "float64", "transposed", "gradient"],
+)
+def test_other_products_are_torchs_own(x: torch.Tensor, weight: torch.Tensor) -> None:
+    assert linear.linear_by_onednn(torchs_own)(x, weight) is None
+    assert linear.matmul_by_onednn(torchs_own)(x, weight.t()) is None
