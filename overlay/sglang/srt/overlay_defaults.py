@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
 from sglang.srt.overlay_claims import claim
 from sglang.srt.overlay_models import OverlayError, OverlayModel
 
@@ -69,8 +70,15 @@ def set_defaults(row: OverlayModel, server_args: Any, load: Callable[[str], Any]
 
 
 def _values(row: OverlayModel, server_args: Any, load: Callable[[str], Any]) -> dict[str, Any]:
-    """Give what a row says, each by the name of an argument."""
+    """Give what a row says, or is, each by the name of an argument."""
     values = dict(row.arguments)
+    if not row.generates:
+        from sglang.version import __version__
+
+        if Version(__version__) < Version("0.5.11"):
+            # Texts that wait because as many as may run at once do so would wait for ever: that they have ended is seen
+            # one step late, and there is no further one.
+            values["disable_overlap_schedule"] = True
     for kind in _KINDS:
         name = getattr(row, kind)
         if name is not None and ":" not in name and name not in _parsers(kind):

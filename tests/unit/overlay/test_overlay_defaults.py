@@ -163,6 +163,16 @@ def test_a_chat_template_is_for_checkpoints_without_one(
     assert resolved(row).chat_template is None  # it is not known what a checkpoint elsewhere has
 
 
+@pytest.mark.parametrize(("release", "off"), [("0.5.7", True), ("0.5.10.post1", True), ("0.5.11", False)])
+@pytest.mark.parametrize("generates", [True, False])
+def test_waiting_texts_of_a_model_of_vectors_do_not_wait_for_ever(
+    parsers: object, upstream: Upstream, release: str, off: bool, generates: bool
+) -> None:
+    upstream.module("sglang.version", __version__=f"{release}+overlay.4")
+    row = {"generates": generates, "arguments": {"page_size": 64}}
+    assert resolved(row).disable_overlap_schedule == (off and not generates)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
