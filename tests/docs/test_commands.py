@@ -55,7 +55,11 @@ exec "{python}" -m uv pip install --quiet --prerelease=allow --python "{environm
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of what git has or would have of the checkout, sharing its engine environments."""
+    """Return a copy of what git has or would have of the checkout.
+
+    The first of several test processes shares the checkout's engine environments. Others have their own: commands that
+    build from two overlays would wait for each other.
+    """
     copy = tmp_path_factory.mktemp("docs") / "checkout"
     subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", ROOT, copy], check=True)
     words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate"]
@@ -67,7 +71,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy2(ROOT / name, copy / name)
     (ROOT / ".nox" / "engines").mkdir(parents=True, exist_ok=True)
     (copy / ".nox").mkdir()
-    (copy / ".nox" / "engines").symlink_to(ROOT / ".nox" / "engines")
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
+        (copy / ".nox" / "engines").symlink_to(ROOT / ".nox" / "engines")
     return copy
 
 
