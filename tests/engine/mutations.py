@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from overlay_tools.engines.server import Server
 from overlay_tools.proving.compare import comparison, reference_script
-from overlay_tools.proving.compare.engine import Answer, ask_one_by_one, ask_plainly
+from overlay_tools.proving.compare.engine import Answer, ask_for_vectors, ask_one_by_one, ask_plainly, embed
 from overlay_tools.proving.compare.modules import Difference, first_difference
 from overlay_tools.proving.compare.reference import Verdict
-from overlay_tools.proving.compare.statistics import Row, compare, runs_of
+from overlay_tools.proving.compare.statistics import Row, compare, compare_vectors, runs_of
 from overlay_tools.supervisor import end_with_parent
 from reference.cases import make_checkpoint
 from reference.checkpoints import change_tensors
@@ -86,11 +86,15 @@ MUTATIONS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Served:
-    """A server whose modules can be captured, in `folder`, and its answers by the way in which it computed them."""
+    """A server whose modules can be captured, in `folder`, and what it gave by the way in which it computed that.
+
+    It has given `answers`, or `vectors`.
+    """
 
     server: Server
     folder: Path
-    answers: Mapping[str, Sequence[Answer]]
+    answers: Mapping[str, Sequence[Answer]] = field(default_factory=dict)
+    vectors: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
 
     def capture(self, way: str) -> list[int]:
         """Compute the longest prompt in a way, note what each module gives, and return the tokens."""
@@ -99,6 +103,10 @@ class Served:
         if way == "from the cache":
             ask_one_by_one(self.server, PROMPTS[-1:], TOKENS)
         (self.folder / "on").touch()
+        if self.vectors:
+            embed(self.server, PROMPTS[-1:])
+            (self.folder / "on").unlink()
+            return PROMPTS[-1]
         [answer] = ask_one_by_one(self.server, PROMPTS[-1:], TOKENS if way == "decode" else 1)
         (self.folder / "on").unlink()
         return answer.tokens[:-1]
@@ -106,13 +114,24 @@ class Served:
 
 @contextmanager
 def serving(
-    checkpoint: Path, folder: Path, first: str = "", environment: Mapping[str, str] | None = None
+    checkpoint: Path,
+    folder: Path,
+    first: str = "",
+    environment: Mapping[str, str] | None = None,
+    *,
+    vectors: bool = False,
 ) -> Iterator[Served]:
-    """Serve a checkpoint and ask for answers in all ways that one server has; its processes run `first` before all."""
+    """Serve a checkpoint and ask for answers, or vectors, in all ways that one server has.
+
+    Its processes run `first` before all.
+    """
     capture = f"import runpy; runpy.run_path({str(comparison.CAPTURE)!r}, run_name='sitecustomize')\n"
     env = {**run_first(first + capture, folder), "SGLANG_OVERLAY_CAPTURE": str(folder), **(environment or {})}
     with server(checkpoint, folder / "log", {"chunked_prefill_size": CHUNK}, env) as running:
-        yield Served(server=running, folder=folder, answers=dict(ask_plainly(running, PROMPTS, TOKENS)))
+        if vectors:
+            yield Served(server=running, folder=folder, vectors=dict(ask_for_vectors(running, PROMPTS)))
+        else:
+            yield Served(server=running, folder=folder, answers=dict(ask_plainly(running, PROMPTS, TOKENS)))
 
 
 class Models:
@@ -122,7 +141,11 @@ class Models:
         self.pool = pool
 
     def rows(self, served: Served, checkpoint: Path) -> dict[str, Row]:
-        """Compare all answers with what the reference model of a checkpoint says of them."""
+        """Compare all that was given with what the reference model of a checkpoint says of it."""
+        if served.vectors:
+            job = {**_job(checkpoint), "prompts": PROMPTS}
+            wanted = self.pool.submit(reference_script.embed, job).result()["vectors"]
+            return {way: compare_vectors(way, of, wanted, None) for way, of in served.vectors.items()}
         runs = [run for answers in served.answers.values() for run in runs_of(answers)]
         found = iter(self.pool.submit(reference_script.judge, {**_job(checkpoint), "runs": runs}).result()["runs"])
         return {
@@ -137,7 +160,13 @@ class Models:
 
 
 def _job(checkpoint: Path) -> dict[str, Any]:
-    return {"checkpoint": str(checkpoint), "reference": None, "device": "cpu", "dtype": "float32"}
+    return {
+        "checkpoint": str(checkpoint),
+        "reference": None,
+        "device": "cpu",
+        "dtype": "float32",
+        "embedding": False,
+    }
 
 
 @contextmanager

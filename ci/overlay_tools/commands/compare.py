@@ -14,7 +14,16 @@ from overlay_tools.commands import DEFAULT, LOCKED, Command
 from overlay_tools.commands.shared import add_passed_on, add_python, check_class, engine_dtype, open_engine
 from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.errors import CompareError
-from overlay_tools.proving.compare.comparison import Comparison, Engine, ask_engine, judge, locate
+from overlay_tools.proving.compare.comparison import (
+    Comparison,
+    Engine,
+    ask_engine,
+    ask_engine_for_vectors,
+    judge,
+    judge_vectors,
+    locate,
+)
+from overlay_tools.proving.compare.engine import Answer
 from overlay_tools.proving.compare.memory import choose_reference_device, count_tensors
 from overlay_tools.proving.compare.reference import Reference
 from overlay_tools.report.comparison import print_comparison, render_comparison
@@ -66,7 +75,15 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
     ):
         checkpoint = named.open_checkpoint(arguments.checkpoint, python)
         dtype, where, drafts = _plan(checkpoint, arguments.passed_on, device)
-        reference = Reference(python, project.root, folder, checkpoint, arguments.reference, where)
+        reference = Reference(
+            python,
+            project.root,
+            folder,
+            checkpoint,
+            arguments.reference,
+            where,
+            embedding="--is-embedding" in arguments.passed_on,
+        )
         engine = Engine(
             python=python, version=version, gpu=device.gpu, dtype=dtype, flags=arguments.passed_on, folder=folder
         )
@@ -100,14 +117,20 @@ def _compare(
 ) -> Comparison:
     with console.step("Describe the reference model"):
         described = reference.describe(texts, read_text(text))
-    answers = ask_engine(engine, checkpoint, described.prompts, drafts)
+    answers: dict[str, list[Answer]] = {}
+    if described.vectors:
+        vectors = ask_engine_for_vectors(engine, checkpoint, described.prompts)
+        rows = judge_vectors(vectors, described.prompts, reference, engine.dtype)
+    else:
+        answers = ask_engine(engine, checkpoint, described.prompts, drafts)
+        rows = judge(answers, reference, engine.dtype)
     comparison = Comparison(
         checkpoint=str(checkpoint),
         release=engine.version,
         device="GPU" if device.gpu else "CPU",
         dtype=engine.dtype,
         described=described,
-        rows=judge(answers, reference, engine.dtype),
+        rows=rows,
     )
     if comparison.same:
         return comparison

@@ -12,15 +12,18 @@ from overlay_tools.proving.compare.modules import Module
 from overlay_tools.proving.compare.statistics import Row
 from overlay_tools.report.html import render
 
-_HEADS = ("computed", "logprobs", "mean", "p99", "max", "KL", "max KL", "same tokens", "decided", "tied", "notes")
-_ABOUT = f"Differences of logprobs and KL in nats; KL over the {TOP} likeliest tokens and all others as one."
+_HEADS = ("computed", "values", "mean", "p99", "max", "KL", "max KL", "same tokens", "decided", "tied", "notes")
+_ABOUT = {
+    False: f"Differences of logprobs and KL in nats; KL over the {TOP} likeliest tokens and all others as one.",
+    True: "Differences of the values of vectors, as parts of a vector's length.",
+}
 
 
 def print_comparison(comparison: Comparison) -> None:
     """Print what was compared, a line for each way of computing, and where the two part."""
     console.table(comparison.checkpoint, facts(comparison))
     console.grid(_HEADS, [line for row in comparison.rows for line in lines(row)])
-    console.line(f"  {_ABOUT}")
+    console.line(f"  {_ABOUT[comparison.described.vectors]}")
     for sentence in faults(comparison):
         console.line(sentence, style="red")
     console.line(verdict(comparison), style="green" if comparison.same else "bold red")
@@ -34,7 +37,7 @@ def render_comparison(comparison: Comparison) -> str:
         verdict=verdict(comparison),
         facts=facts(comparison),
         heads=_HEADS,
-        about=_ABOUT,
+        about=_ABOUT[comparison.described.vectors],
         rows=[(bool(row.problems), lines(row)) for row in comparison.rows],
         faults=faults(comparison),
         modules=[(module, module_cells(module)) for module in _compared(comparison)],
@@ -95,4 +98,4 @@ def _cells(row: Row) -> list[str]:
 def _notes(row: Row) -> list[str]:
     notes = [f"{row.cached} tokens cached"] if row.cached else []
     notes += [f"{row.drafted:.2f} tokens a step"] if row.drafted is not None else []
-    return notes + ([f"{row.left_out} left out, behind tied experts"] if row.left_out else [])
+    return notes + ([f"{row.left_out} left out, where experts are tied"] if row.left_out else [])

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from reference.cases import make_checkpoint
+from reference.cases import cases, make_checkpoint
 
-from engine.mutations import MUTATIONS, Models, Served, reference_models, serving
+from engine.mutations import MUTATIONS, Models, Mutation, Served, reference_models, serving
 
 NAME = "qwen3-next-ext"
+VECTORS = [name for name, case in cases().items() if case.vector is not None]
 SOME = ("the rotary base", "a router's bias", "the adapter's sign")
 
 
@@ -48,3 +49,22 @@ def test_a_fault_is_found_in_its_module(name: str, served: Served, models: Model
     found = models.locate(served, checkpoint, served.capture("prefill"))
     assert found.module is not None
     assert f"{found.module.name}.".startswith(f"{mutation.module}.")
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_vectors_of_the_same_model_are_the_same(name: str, models: Models, tmp_path: Path) -> None:
+    checkpoint, folder = tmp_path / "checkpoint", tmp_path / "captured"
+    folder.mkdir()
+    make_checkpoint(name, checkpoint)
+    with serving(checkpoint, folder, vectors=True) as running:
+        rows = models.rows(running, checkpoint)
+        assert [*rows] == ["alone", "from the cache", "in a batch"]
+        assert {way: row.problems for way, row in rows.items() if row.problems} == {}
+        found = models.locate(running, checkpoint, running.capture("alone"))
+        assert found.module is None
+        assert {module.name for module in found.modules if module.error is not None} >= {"embed_tokens", "vector"}
+        faulty = Mutation(module="norm", tensors="model.norm").apply(name, tmp_path / "faulty")
+        assert models.rows(running, faulty)["alone"].problems
+        found = models.locate(running, faulty, running.capture("alone"))
+        assert found.module is not None
+        assert found.module.name == "norm"

@@ -60,9 +60,17 @@ def test_a_line_has_all_figures_of_a_way(capsys: pytest.CaptureFixture[str]) -> 
         "2.50 tokens a step",
     ):
         assert figure in line
-    assert "3 left out, behind tied experts" in line
+    assert "3 left out, where experts are tied" in line
+    assert "in nats" in said
     assert "2, of 1 to 2 tokens" in said
     assert "The engine serves what the reference model computes." in said
+
+
+def test_vectors_are_said_to_be_compared_by_their_length(capsys: pytest.CaptureFixture[str]) -> None:
+    described = replace(SAME.described, vectors=True)
+    print_comparison(replace(SAME, described=described))
+    assert "parts of a vector's length" in capsys.readouterr().out
+    assert "parts of a vector" in render_comparison(replace(SAME, described=described))
 
 
 def test_where_the_two_part_is_said(capsys: pytest.CaptureFixture[str]) -> None:

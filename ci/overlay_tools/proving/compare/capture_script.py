@@ -26,7 +26,7 @@ class Capture:
         self.folder, self.passes = folder, 0
         self.kept: dict[str, list[Any]] = {}
         for name, module in model.named_modules():
-            if any(kind.__name__ == "LogitsProcessor" for kind in type(module).__mro__):
+            if any(kind.__name__ in ("LogitsProcessor", "Pooler") for kind in type(module).__mro__):
                 module.register_forward_hook(self.finish)
             elif name:
                 module.register_forward_hook(self.hook(name))
@@ -44,11 +44,15 @@ class Capture:
         return keep
 
     def finish(self, _: object, __: object, output: Any) -> None:  # noqa: ANN401
-        """Write what a pass has given, once its logits are there."""
+        """Write what a pass has given, once its logits are there, or the vectors of its texts."""
         if self.kept:
             import torch
 
-            self.kept["logits"] = [_copy(output.next_token_logits)]
+            vectors = getattr(output, "embeddings", None)
+            if vectors is None:
+                self.kept["logits"] = [_copy(output.next_token_logits)]
+            else:
+                self.kept["vector"] = [_copy(vectors if hasattr(vectors, "detach") else torch.stack(vectors))]
             path = self.folder / f"pass-{self.passes:05}.pt"
             torch.save(self.kept, path.with_suffix(".part"))
             path.with_suffix(".part").replace(path)

@@ -13,10 +13,17 @@ from pathlib import Path
 from overlay_tools import console
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.server import Server
-from overlay_tools.proving.compare.engine import Answer, ask_at_once, ask_one_by_one, ask_plainly
+from overlay_tools.proving.compare.engine import (
+    Answer,
+    ask_at_once,
+    ask_for_vectors,
+    ask_one_by_one,
+    ask_plainly,
+    embed,
+)
 from overlay_tools.proving.compare.modules import Difference, first_difference
 from overlay_tools.proving.compare.reference import Described, Reference
-from overlay_tools.proving.compare.statistics import Row, compare, runs_of
+from overlay_tools.proving.compare.statistics import Row, compare, compare_vectors, runs_of
 
 _TOKENS = 24  # that each answer has
 _CHUNK = 64  # the chunk of linear attention, the least that all releases take
@@ -113,6 +120,32 @@ def ask_engine(engine: Engine, checkpoint: Path, prompts: Sequence[list[int]], d
     return answers
 
 
+def ask_engine_for_vectors(
+    engine: Engine, checkpoint: Path, prompts: Sequence[list[int]]
+) -> dict[str, list[list[float]]]:
+    """Let the engine give the vectors of prompts in every way: alone, from the cache, at once, in chunks."""
+    with engine.serving(checkpoint, "as it is") as server:
+        vectors = dict(ask_for_vectors(server, prompts))
+    with engine.serving(checkpoint, "in chunks", {"chunked_prefill_size": _CHUNK}) as server:
+        vectors["in chunks"] = [embed(server, [prompt])[0] for prompt in prompts]
+    return vectors
+
+
+def judge_vectors(
+    vectors: Mapping[str, Sequence[Sequence[float]]],
+    prompts: Sequence[list[int]],
+    reference: Reference,
+    dtype: str,
+) -> list[Row]:
+    """Compare all vectors with the reference model's, as `judge` does answers."""
+    own = {}
+    for kind in dict.fromkeys(["float32", dtype]):
+        with console.step(f"Ask the reference model in {kind}"):
+            own[kind] = reference.embed(prompts, kind)
+    rounded = own[dtype] if dtype != "float32" else None
+    return [compare_vectors(way, of_way, own["float32"], rounded) for way, of_way in vectors.items()]
+
+
 def judge(answers: Mapping[str, Sequence[Answer]], reference: Reference, dtype: str) -> list[Row]:
     """Compare all answers with what the reference model says of them: a row for each way of computing.
 
@@ -139,13 +172,19 @@ def locate(
     answers: Mapping[str, Sequence[Answer]],
     rows: Sequence[Row],
 ) -> Difference | str:
-    """Find the first module that differs, in the first way of computing that does; or say why it cannot be found."""
+    """Find the first module that differs, in the first way of computing that does; or say why it cannot be found.
+
+    Parameters: `answers`, none where the model gives vectors.
+    """
     row = next(row for row in rows if row.problems and row.worst is not None)
     assert row.worst is not None
     if row.way in _TOGETHER:
         return f"The first way that differs is {row.way}, and modules are compared where a pass is of one prompt alone."
-    answer = answers[row.way][row.worst.prompt]
-    asked = answer.tokens if row.way == "answer as prompt" else answer.tokens[: answer.chosen]
+    asked, more = prompts[row.worst.prompt], 0
+    if answers:
+        answer = answers[row.way][row.worst.prompt]
+        asked = answer.tokens if row.way == "answer as prompt" else answer.tokens[: answer.chosen]
+        more = len(answer.tokens) - len(asked) or 1
     folder = engine.folder / "captured"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -156,9 +195,17 @@ def locate(
         arguments["chunked_prefill_size"] = _CHUNK
     with engine.serving(checkpoint, "each module", arguments, env) as server:
         if row.way in _CACHED:
-            ask_one_by_one(server, [prompts[row.worst.prompt]], _TOKENS)
+            _ask_once(server, prompts[row.worst.prompt], _TOKENS if answers else 0)
         (folder / "on").touch()
-        [again] = ask_one_by_one(server, [asked], len(answer.tokens) - len(asked) or 1)
+        read = _ask_once(server, asked, more)
         (folder / "on").unlink()
     with console.step("Ask the reference model for each module"):
-        return first_difference(reference.locate(again.tokens[:-1], folder, engine.dtype))
+        return first_difference(reference.locate(read, folder, engine.dtype))
+
+
+def _ask_once(server: Server, prompt: list[int], tokens: int) -> list[int]:
+    """Ask for the answer to a prompt, or its vector if there are to be no tokens; return what the engine has read."""
+    if tokens:
+        return ask_one_by_one(server, [prompt], tokens)[0].tokens[:-1]
+    embed(server, [prompt])
+    return prompt

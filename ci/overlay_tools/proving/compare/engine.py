@@ -65,6 +65,19 @@ def ask_at_once(
     return [_of_answer(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
 
 
+def ask_for_vectors(server: Server, prompts: Sequence[list[int]]) -> Iterator[tuple[str, list[list[float]]]]:
+    """Ask for the vector of each prompt alone, then from the cache, and of all at once."""
+    for way in ("alone", "from the cache"):
+        yield way, [embed(server, [prompt])[0] for prompt in prompts]
+    _flush(server)
+    yield "in a batch", embed(server, prompts)
+
+
+def embed(server: Server, prompts: Sequence[list[int]]) -> list[list[float]]:
+    """Ask for the vectors of prompts in one request."""
+    return [answer["embedding"] for answer in _post(server, "/encode", {"input_ids": list(prompts)})]
+
+
 def ask_one_by_one(server: Server, prompts: Sequence[list[int]], tokens: int) -> list[Answer]:
     """Ask for the prompts one after another."""
     return [ask_at_once(server, [prompt], tokens)[0] for prompt in prompts]

@@ -17,11 +17,12 @@ _LENGTHS = (1, 2, 5, 17, 33, 63, 64, 65, 100, 130, 200, 300)  # of prompts, arou
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Described:
-    """A reference model by its name, what it runs in, and the prompts as its tokenizer has them."""
+    """A reference model: its name, what it runs in, the prompts in tokens; `vectors`, whether it gives one of each."""
 
     reference: str
     runs_in: str
     prompts: list[list[int]]
+    vectors: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,16 +46,31 @@ class Reference:
 
     Parameters: `python`, of an engine's environment; `root`, of the checkout, where `tests/` has the reference models
     of its own models; `folder`, where jobs are written; `named`, a class as `module:Class`, found in `tests/` and in
-    the working folder, None for Transformers' own; `device`, as torch names it.
+    the working folder, None for Transformers' own; `device`, as torch names it; `embedding`, whether a model that could
+    generate is served for its hidden states.
     Raises CompareError if there is none, or it does not load the checkpoint.
     """
 
     def __init__(
-        self, python: Path, root: Path, folder: Path, checkpoint: Path, named: str | None, device: str
+        self,
+        python: Path,
+        root: Path,
+        folder: Path,
+        checkpoint: Path,
+        named: str | None,
+        device: str,
+        *,
+        embedding: bool = False,
     ) -> None:
         self.python, self.folder = python, folder
         paths = [str(root / "tests"), str(root / "ci"), str(Path.cwd())]  # those of tests/ import this package
-        self.job = {"checkpoint": str(checkpoint.resolve()), "reference": named, "device": device, "paths": paths}
+        self.job = {
+            "checkpoint": str(checkpoint.resolve()),
+            "reference": named,
+            "device": device,
+            "paths": paths,
+            "embedding": embedding,
+        }
         self.env = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
 
     def describe(self, texts: Sequence[str], text: str) -> Described:
@@ -66,11 +82,16 @@ class Reference:
                 "There is no prompt: the tokenizer makes no tokens of them.", hint="Name others with --prompts."
             )
         runs_in = f"transformers {found['transformers']}, torch {found['torch']}"
-        return Described(reference=found["reference"], runs_in=runs_in, prompts=prompts)
+        return Described(reference=found["reference"], runs_in=runs_in, prompts=prompts, vectors=found["vectors"])
 
     def judge(self, runs: Sequence[Mapping[str, Any]], dtype: str) -> list[Verdict]:
         """Judge runs in a dtype: each has `tokens`, and `top`, tokens to be looked up at each place but the first."""
         return [Verdict(**verdict) for verdict in self._ask("judge", runs=list(runs), dtype=dtype)["runs"]]
+
+    def embed(self, prompts: Sequence[list[int]], dtype: str) -> list[list[float] | None]:
+        """Give the vectors of prompts in a dtype; None of one for which rounding chooses an expert."""
+        vectors: list[list[float] | None] = self._ask("embed", prompts=list(prompts), dtype=dtype)["vectors"]
+        return vectors
 
     def locate(self, tokens: Sequence[int], captured: Path, dtype: str) -> list[dict[str, Any]]:
         """Compare what an engine's modules gave for tokens; see `modules.first_difference`."""

@@ -1,6 +1,6 @@
 """Ask a reference model, in Transformers, about a checkpoint. It runs by itself, in an engine's environment.
 
-    python reference_script.py describe|judge|locate JOB
+    python reference_script.py describe|judge|embed|locate JOB
 
 JOB is a file of JSON, and so is what is printed; `overlay_tools.proving.compare.reference` says what is in both.
 """
@@ -20,9 +20,10 @@ import transformers
 from torch import nn
 
 Job = Mapping[str, Any]
-Logits = Callable[[torch.Tensor], torch.Tensor]
+Compute = Callable[[torch.Tensor], torch.Tensor]  # of tokens [1, length]: logits of each, or one vector of all
 TIED_EXPERTS = 2e-6  # between the scores of two experts: rounding decides which is taken
 MOST_PROBLEMS = 8
+_LAST = ("logits", "vector")  # what a pass gives in the end
 
 
 class ReferenceProblem(Exception):  # noqa: N818  # it is not an error of this script
@@ -37,43 +38,43 @@ def main() -> None:
     sys.path += job["paths"]
     printed, sys.stdout = sys.stdout, sys.stderr  # what a model's own code prints is no result
     try:
-        result = {"describe": describe, "judge": judge, "locate": locate}[sys.argv[1]](job)
+        result = {"describe": describe, "judge": judge, "embed": embed, "locate": locate}[sys.argv[1]](job)
     except ReferenceProblem as problem:
         result = {"problem": str(problem)}
     json.dump(result, printed)
 
 
 def describe(job: Job) -> dict[str, Any]:
-    """Name the reference model and what it is in, and turn texts into tokens.
+    """Name the reference model and what it is in, say whether it gives vectors, and turn texts into tokens.
 
     The tokens of `texts` are whole; those of `text` are cut into one prompt for each of `lengths`.
     """
     folder = Path(job["checkpoint"])
-    name, _, _ = find(job)
+    vectors = find_vectors(job)
+    name, _, _ = vectors or find(job)
     tokenizer = _try(transformers.AutoTokenizer.from_pretrained, folder, what=f"{folder} has no tokenizer to read")
     texts = [list(tokenizer(text)["input_ids"]) for text in job["texts"]]
     tokens = list(tokenizer(job["text"], add_special_tokens=False)["input_ids"]) if job["text"] else []
     step = len(tokens) // (len(job["lengths"]) + 1)
     texts += [tokens[i * step : i * step + length] for i, length in enumerate(job["lengths"]) if step]
-    return {"reference": name, "transformers": transformers.__version__, "torch": torch.__version__, "prompts": texts}
+    return {
+        "reference": name,
+        "vectors": vectors is not None,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "prompts": texts,
+    }
 
 
-def find(job: Job) -> tuple[str, Callable[[], Any], Callable[[Any], Logits]]:
+def find(job: Job) -> tuple[str, Callable[[], Any], Callable[[Any], Compute]]:
     """Find the reference model of a checkpoint: its name, what loads it, and what gives its logits of tokens."""
-    folder, dtype = Path(job["checkpoint"]), getattr(torch, job.get("dtype", "float32"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    folder, dtype, architecture = _read(job)
     if job["reference"]:
-        model = _named(job["reference"])
-        if not hasattr(model, "from_pretrained"):
-            return job["reference"], lambda: model.load(folder).to(dtype), _logits_of
-        return job["reference"], lambda: _load(model, folder, dtype), _logits_of
-    architecture = (config.get("architectures") or [""])[0]
-    ours = {name: case for name, case in _cases().items() if case.ours and case.architecture == architecture}
-    if ours:
-        [(name, case)] = ours.items()
+        return job["reference"], _loader(job["reference"], folder, dtype), _logits_of
+    if ours := _case(architecture):
+        name, case = ours
         if case.vector is not None:
-            raise ReferenceProblem(f"{architecture} gives a vector for each text: only generated text is compared")
-        name = f"the reference model of tests/models/{name.replace('-', '_')}"
+            raise ReferenceProblem(f"{architecture} gives a vector for each text, and generates none")
         return name, lambda: case.load(folder, dtype), lambda model: case.ask(model, [])[1]
     found = getattr(transformers, architecture, None) if architecture else None
     if found is None:
@@ -81,8 +82,71 @@ def find(job: Job) -> tuple[str, Callable[[], Any], Callable[[Any], Logits]]:
             f"{folder / 'config.json'}: transformers {transformers.__version__} has no model {architecture or 'there'}"
         )
     if not found.can_generate():
-        raise ReferenceProblem(f"{architecture} generates no text, and only that is compared")
+        raise ReferenceProblem(f"{architecture} generates no text")
     return f"transformers.{architecture}", lambda: _load(found, folder, dtype), _logits_of
+
+
+def find_vectors(job: Job) -> tuple[str, Callable[[], Any], Callable[[Any], Compute]] | None:
+    """Find the reference model of a checkpoint that gives a vector for each text, None if that generates text.
+
+    A sequence classification gives its scores. With `--is-embedding`, in the job as `embedding`, a model that could
+    generate gives its last hidden state of the last token, of length 1, as upstream pools it.
+    """
+    folder, dtype, architecture = _read(job)
+    if job["reference"]:
+        if not hasattr(_named(job["reference"]), "vector"):
+            return None
+        loader = _loader(job["reference"], folder, dtype)
+        return job["reference"], loader, lambda model: lambda tokens: model.vector(tokens[0].tolist())
+    if ours := _case(architecture):
+        name, case = ours
+        if case.vector is None:
+            return None
+        return (
+            name,
+            lambda: case.load(folder, dtype),
+            lambda model: lambda tokens: case.vector(model, tokens[0].tolist()),
+        )
+    found = getattr(transformers, architecture, None) if architecture else None
+    if found is None:
+        return None
+    if architecture.endswith("ForSequenceClassification"):
+        name, compute_of = "scores", lambda model: lambda tokens: model(tokens).logits[0]
+    elif job["embedding"]:
+        name, compute_of = (
+            "last hidden state",
+            lambda model: (
+                lambda tokens: nn.functional.normalize(
+                    model.base_model(tokens, use_cache=False).last_hidden_state[0, -1].float(), dim=-1
+                )
+            ),
+        )
+    else:
+        return None
+    return f"transformers.{architecture}, its {name}", lambda: _load(found, folder, dtype), compute_of
+
+
+def _read(job: Job) -> tuple[Path, torch.dtype, str]:
+    """Give a job's folder and dtype, and the architecture of its config.json."""
+    folder = Path(job["checkpoint"])
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return folder, getattr(torch, job.get("dtype", "float32")), (config.get("architectures") or [""])[0]
+
+
+def _case(architecture: str) -> tuple[str, Any] | None:
+    """Give the case of a model of the overlay, in words and itself."""
+    for name, case in _cases().items():
+        if case.ours and case.architecture == architecture:
+            return f"the reference model of tests/models/{name.replace('-', '_')}", case
+    return None
+
+
+def _loader(name: str, folder: Path, dtype: torch.dtype) -> Callable[[], Any]:
+    """Make what loads a model that a person has named."""
+    model = _named(name)
+    if not hasattr(model, "from_pretrained"):
+        return lambda: model.load(folder).to(dtype)
+    return lambda: _load(model, folder, dtype)
 
 
 def _named(name: str) -> Any:  # noqa: ANN401  # a class of the user's
@@ -128,16 +192,16 @@ def _try(call: Callable[..., Any], *args: object, what: str, **kwargs: object) -
         raise ReferenceProblem(f"{what}: {' '.join(lines[:3]) or type(error).__name__}") from None
 
 
-def _logits_of(model: Any) -> Logits:  # noqa: ANN401
+def _logits_of(model: Any) -> Compute:  # noqa: ANN401
     if callable(getattr(model, "logits", None)):
         return lambda tokens: model.logits(tokens, [])
     return lambda tokens: model(tokens, use_cache=False).logits
 
 
-def load(job: Job) -> tuple[Any, Logits]:
-    """Load the reference model in the job's dtype on its device."""
+def load(job: Job) -> tuple[Any, Compute]:
+    """Load the reference model in the job's dtype on its device; give it, and what computes with it."""
     torch.backends.cudnn.allow_tf32 = False
-    _, loaded, logits_of = find(job)
+    _, loaded, compute_of = find_vectors(job) or find(job)
     model = loaded().eval().to(job["device"])
     if job["dtype"] == "float32":
         # It is the truth then: the kernels of flash-linear-attention, if transformers finds them, round to tf32.
@@ -145,7 +209,7 @@ def load(job: Job) -> tuple[Any, Logits]:
             plain = getattr(sys.modules[type(module).__module__], "torch_chunk_gated_delta_rule", None)
             if plain is not None and hasattr(module, "chunk_gated_delta_rule"):
                 module.chunk_gated_delta_rule = plain
-    return model, logits_of(model)
+    return model, compute_of(model)
 
 
 def judge(job: Job) -> dict[str, Any]:
@@ -177,6 +241,19 @@ def judge(job: Job) -> dict[str, Any]:
                 }
             )
     return {"runs": verdicts}
+
+
+def embed(job: Job) -> dict[str, Any]:
+    """Give the vector of each of the job's prompts."""
+    model, vector_of = load(job)
+    with torch.no_grad(), _watched_routers(model) as undecided:
+        vectors = []
+        for prompt in job["prompts"]:
+            undecided.clear()
+            vectors.append(vector_of(torch.tensor([prompt], device=job["device"])).float().flatten().tolist())
+            if undecided:
+                vectors[-1] = None  # rounding has chosen an expert
+    return {"vectors": vectors}
 
 
 @contextmanager
@@ -243,7 +320,7 @@ def locate(job: Job) -> dict[str, Any]:
 
 def _outputs(job: Job) -> dict[str, torch.Tensor]:
     """Give what each module of the reference model gives for the job's tokens, in the order in which they finish."""
-    model, logits_of = load(job)
+    model, compute = load(job)
     outputs: dict[str, torch.Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:
@@ -259,8 +336,8 @@ def _outputs(job: Job) -> dict[str, torch.Tensor]:
         if name := short_name(full):
             module.register_forward_hook(hook(name))
     with torch.no_grad():
-        logits = logits_of(torch.tensor([job["tokens"]], device=job["device"]))
-    outputs["logits"] = logits[0, -1:].float().cpu()
+        last = compute(torch.tensor([job["tokens"]], device=job["device"])).float().cpu()
+    outputs.update({"vector": last.flatten()[None]} if last.dim() < 3 else {"logits": last[0, -1:]})
     return outputs
 
 
@@ -272,11 +349,11 @@ def short_name(full: str) -> str:
     if "layers" in parts:
         inside = parts[parts.index("layers") :]
         return ".".join(inside) if len(inside) > 1 else ""
-    return parts[-1] if parts[-1] in ("embed_tokens", "norm", "logits") and len(parts) < 5 else ""
+    return parts[-1] if parts[-1] in ("embed_tokens", "norm", *_LAST) and len(parts) < 5 else ""
 
 
 def _join(passes: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Put the rows of several passes one after another; the logits are those of the last.
+    """Put the rows of several passes one after another; logits, or the vector, are those of the last.
 
     Where a layer's output is not one tensor, it is what its last part adds to a residual. The norm that comes after the
     layer does that, and gives the sum as its second tensor; some releases hand it on beside the modules until then.
@@ -296,7 +373,7 @@ def _join(passes: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         for name, rows in outputs.items():
             joined.setdefault(name, []).append(rows)
     joined.pop("", None)
-    return {name: rows[-1][-1:] if name == "logits" else torch.cat(rows) for name, rows in joined.items()}
+    return {name: rows[-1][-1:] if name in _LAST else torch.cat(rows) for name, rows in joined.items()}
 
 
 def _counterpart(name: str, engine: Mapping[str, Any], exact: Mapping[str, Any]) -> str | None:

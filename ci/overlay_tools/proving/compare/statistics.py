@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.engine import Answer
 from overlay_tools.proving.compare.reference import Verdict
 
@@ -96,7 +97,64 @@ def compare(way: str, answers: Sequence[Answer], exact: Sequence[Verdict], round
     )
 
 
-def _problems(of: Distance, own: Distance | None) -> list[str]:
+def compare_vectors(
+    way: str,
+    vectors: Sequence[Sequence[float]],
+    exact: Sequence[Sequence[float] | None],
+    rounded: Sequence[Sequence[float] | None] | None,
+) -> Row:
+    """Compare the engine's vectors with those of the reference model, each value as a part of a vector's length.
+
+    Parameters: `exact`, the reference model's in float32, None where rounding chooses an expert; `rounded`, in the
+    dtype of the engine if that is another.
+    """
+    distance, worst = _distance_of_vectors(vectors, exact)
+    own = _distance_of_vectors([row or [] for row in rounded], exact)[0] if rounded is not None else None
+    return Row(
+        way=way,
+        distance=distance,
+        own=own,
+        left_out=exact.count(None),
+        worst=worst,
+        cached=0,
+        drafted=None,
+        problems=_problems(distance, own, "value"),
+    )
+
+
+def _distance_of_vectors(
+    vectors: Sequence[Sequence[float]], exact: Sequence[Sequence[float] | None]
+) -> tuple[Distance, Worst | None]:
+    differences: list[float] = []
+    worst, farthest = None, -1.0
+    for number, (got, wanted) in enumerate(zip(vectors, exact, strict=True)):
+        if wanted is None or not got:
+            continue
+        if len(got) != len(wanted):
+            raise CompareError(f"The engine gives {len(got)} values for a text, the reference model {len(wanted)}.")
+        length = math.hypot(*wanted) or 1.0
+        for place, (a, b) in enumerate(zip(got, wanted, strict=True)):
+            difference = abs(a - b) / length if math.isfinite(a) else math.inf
+            if difference > farthest:
+                worst, farthest = Worst(prompt=number, place=place, engine=a, reference=b), difference
+            differences.append(difference)
+    return _summary(differences), worst
+
+
+def _summary(differences: list[float], **more: Any) -> Distance:  # noqa: ANN401
+    """Sum up differences, and what `more` there is to say."""
+    differences.sort()
+    found: dict[str, Any] = {"kl": None, "most_kl": None, "tokens": 0, "same": 0, "decided": 0, "tied": 0, **more}
+    return Distance(
+        values=len(differences),
+        mean=statistics.fmean(differences) if differences else 0.0,
+        p99=differences[len(differences) * 99 // 100] if differences else 0.0,
+        maximum=differences[-1] if differences else 0.0,
+        **found,
+    )
+
+
+def _problems(of: Distance, own: Distance | None, value: str = "logprob") -> list[str]:
     """Say what is out of bounds: fixed ones in float32, and else those of Transformers' own error."""
     if own is None:
         limits = {"maximum": _FAR, "most_kl": _FAR_KL}
@@ -106,10 +164,10 @@ def _problems(of: Distance, own: Distance | None) -> list[str]:
         limits = {name: times * (getattr(own, name) or 0.0) for name in ("mean", "p99", "kl")}
         most = max(of.tokens // 100, own.tokens - own.same)
     words = {
-        "maximum": "a logprob differs by",
+        "maximum": f"a {value} differs by",
         "most_kl": "a distribution diverges by",
-        "mean": "logprobs differ in the mean by",
-        "p99": "one in a hundred logprobs differs by",
+        "mean": f"{value}s differ in the mean by",
+        "p99": f"one in a hundred {value}s differs by",
         "kl": "distributions diverge in the mean by",
     }
     problems = [
@@ -158,12 +216,8 @@ def _distance(answers: Sequence[Answer], exact: Sequence[Verdict], tie: float) -
                 tokens += 1
                 same += answer.tokens[place] == verdict.best[place - 1]
                 decided += verdict.gaps[place - 1] > tie
-    differences.sort()
-    distance = Distance(
-        values=len(differences),
-        mean=statistics.fmean(differences) if differences else 0.0,
-        p99=differences[len(differences) * 99 // 100] if differences else 0.0,
-        maximum=differences[-1] if differences else 0.0,
+    distance = _summary(
+        differences,
         kl=statistics.fmean(divergences) if divergences else None,
         most_kl=max(divergences, default=None),
         tokens=tokens,

@@ -9,7 +9,14 @@ from typing import Any, cast
 
 import pytest
 from overlay_tools.engines.server import Server
-from overlay_tools.proving.compare.comparison import Engine, ask_engine, judge, locate
+from overlay_tools.proving.compare.comparison import (
+    Engine,
+    ask_engine,
+    ask_engine_for_vectors,
+    judge,
+    judge_vectors,
+    locate,
+)
 from overlay_tools.proving.compare.modules import Difference
 from overlay_tools.proving.compare.reference import Reference, Verdict
 
@@ -61,6 +68,9 @@ class Says:
             top=[[self.of(t, place + 1) for t in ids] for place, ids in enumerate(top)],
             undecided=None,
         )
+
+    def embed(self, prompts: Sequence[list[int]], dtype: str) -> list[list[float] | None]:
+        return [[3.0 * len(prompt) + 0.01 * (self.but in prompt), 4.0 * len(prompt)] for prompt in prompts]
 
     def of(self, token: int, place: int) -> float:
         return -(token + place / 100) - (token == self.but)
@@ -133,3 +143,30 @@ def test_what_is_computed_together_is_not_looked_into(engines: Engines) -> None:
     rows = [row for row in judge(answers, cast(Reference, says), "float32") if row.way == "in a batch"]
     found = locate(cast(Engine, engines), Path("model"), cast(Reference, says), PROMPTS, answers, rows)
     assert "in a batch" in str(found)
+
+
+def test_vectors_are_asked_for_alone_again_at_once_and_in_chunks(engines: Engines, stand_in: StandIn) -> None:
+    vectors = ask_engine_for_vectors(cast(Engine, engines), Path("model"), PROMPTS)
+    assert [*vectors] == ["alone", "from the cache", "in a batch", "in chunks"]
+    assert [way for way, _ in engines.started] == ["as it is", "in chunks"]
+    assert engines.started[1][1] == {"chunked_prefill_size": 64}
+    asked = [body.get("input_ids") for path, body in stand_in.asked if path == "encode"]
+    assert asked == [*([prompt] for prompt in PROMPTS * 2), PROMPTS, *([prompt] for prompt in PROMPTS)]
+    assert ("flush_cache", {}) in stand_in.asked
+    rows = judge_vectors(vectors, PROMPTS, cast(Reference, Says()), "float32")
+    assert [(row.way, row.distance.values, row.problems) for row in rows] == [(way, 4, []) for way in vectors]
+    assert all(row.own is not None for row in judge_vectors(vectors, PROMPTS, cast(Reference, Says()), "bfloat16"))
+
+
+def test_a_vector_that_differs_is_looked_into(engines: Engines, stand_in: StandIn) -> None:
+    vectors = ask_engine_for_vectors(cast(Engine, engines), Path("model"), PROMPTS)
+    says = Says(but=30)
+    rows = judge_vectors(vectors, PROMPTS, cast(Reference, says), "float32")
+    assert ["a value differs by 0.002, which may be 0.001" in row.problems for row in rows] == [True] * 4
+    for row in (rows[0], rows[1], rows[3]):
+        stand_in.asked.clear()
+        found = locate(cast(Engine, engines), Path("model"), cast(Reference, says), PROMPTS, {}, [row])
+        assert isinstance(found, Difference)
+        assert says.located[-1] == [30]
+        times = 2 if row.way == "from the cache" else 1
+        assert [body["input_ids"] for _, body in stand_in.asked] == [[[30]]] * times

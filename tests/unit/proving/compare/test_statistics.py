@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.engine import Answer
 from overlay_tools.proving.compare.reference import Verdict
-from overlay_tools.proving.compare.statistics import compare, divergence, runs_of
+from overlay_tools.proving.compare.statistics import Worst, compare, compare_vectors, divergence, runs_of
 
 LOGPROBS = [math.log(p) for p in (0.5, 0.3, 0.2)]
 
@@ -110,6 +111,29 @@ def test_in_another_dtype_the_bound_is_the_error_of_transformers() -> None:
     away = verdict([-1.0] * 100, best=[0] * 97 + [1] * 3, gaps=[0.0] * 97 + [0.5, 0.5, 0.015])
     row = compare("decode", [answer([-1.0] * 100)], [away], rounded)
     assert (row.distance.decided, row.distance.tied) == (2, 1)
+
+
+def test_values_of_vectors_are_parts_of_its_length() -> None:
+    exact = [[3.0, 4.0], None, [0.0, 0.0]]
+    row = compare_vectors("alone", [[3.004, 4.0], [9.0, 9.0], [0.0, 0.0]], exact, None)
+    assert (row.distance.values, row.left_out, row.problems) == (4, 1, [])
+    assert row.distance.maximum == pytest.approx(0.0008)
+    assert row.worst == Worst(prompt=0, place=0, engine=3.004, reference=3.0)
+    [problem] = compare_vectors("alone", [[3.0, 4.006], [0.0] * 2, [0.0] * 2], exact, None).problems
+    assert problem == "a value differs by 0.0012, which may be 0.001"
+    assert compare_vectors("alone", [[math.nan, 4.0], [0.0] * 2, [0.0] * 2], exact, None).problems
+
+
+def test_a_vector_of_another_length_is_an_error() -> None:
+    with pytest.raises(CompareError, match="The engine gives 1 values for a text, the reference model 2"):
+        compare_vectors("alone", [[3.0]], [[3.0, 4.0]], None)
+
+
+def test_in_another_dtype_a_vector_may_be_as_far_as_transformers() -> None:
+    exact: list[list[float] | None] = [[1.0] * 1000]
+    rounded: list[list[float] | None] = [[1.01] * 1000]
+    assert compare_vectors("alone", [[1.013] * 1000], exact, rounded).problems == []
+    assert compare_vectors("alone", [[1.02] * 1000], exact, rounded).problems
 
 
 def test_the_reference_model_is_asked_for_what_the_engine_found_likeliest() -> None:
