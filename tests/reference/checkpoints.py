@@ -224,8 +224,8 @@ def main() -> None:
     """Read the command line."""
     from reference.cases import cases, make_checkpoint
 
-    made = {name: case.ours for name, case in cases().items() if case.weights is not None}
-    parser = argparse.ArgumentParser(description="Write a tiny random checkpoint.")
+    made = {name: case.ours for name, case in cases().items()}
+    parser = argparse.ArgumentParser(description="Write the tiny checkpoint of a case.")
     parser.add_argument("name", nargs="?", choices=made, default=max(made, key=lambda name: made[name]))
     parser.add_argument("out_dir", type=Path)
     arguments = parser.parse_args()
