@@ -25,8 +25,7 @@ from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project, cache_dir, load_project
 from overlay_tools.subprocesses import git, run
 from overlay_tools.upstream.download import check, fetch
-from overlay_tools.upstream.lockfile import LockedWheel, Release, load_lock
-from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.upstream.lockfile import THIS_PYTHON, LockedWheel, Release, load_lock
 from overlay_tools.wheels.builder import BuiltWheel, build_sglang
 from overlay_tools.wheels.overlay_files import read_package
 

@@ -11,8 +11,7 @@ from overlay_tools.engines.environment import build_release
 from overlay_tools.errors import UsageError
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
-from overlay_tools.upstream.lockfile import PLATFORMS, get_release, load_lock
-from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.upstream.lockfile import PLATFORMS, THIS_PYTHON, get_release, load_lock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,7 @@ from overlay_tools.engines.device import choose_device
 from overlay_tools.engines.environment import engine_environment
 from overlay_tools.errors import OverlayError, UsageError
 from overlay_tools.settings import Project
-from overlay_tools.upstream.lockfile import PYTHONS
-from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.upstream.lockfile import PYTHONS, THIS_PYTHON
 from overlay_tools.wheels.builder import BuiltWheel
 from overlay_tools.wheels.provenance import statement_of
 

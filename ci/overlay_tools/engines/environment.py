@@ -14,8 +14,7 @@ from overlay_tools.patches.model import Hook
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project, cache_dir
 from overlay_tools.upstream.download import fetch
-from overlay_tools.upstream.lockfile import Release, get_release, load_lock
-from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.upstream.lockfile import THIS_PYTHON, Release, get_release, load_lock
 from overlay_tools.wheels.builder import BuiltWheel, build_kernel, build_sglang
 from overlay_tools.wheels.dependencies import with_own_kernel
 from overlay_tools.wheels.overlay_files import check_ranges

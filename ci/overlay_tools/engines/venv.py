@@ -19,7 +19,7 @@ from overlay_tools import console
 from overlay_tools.errors import OverlayError
 from overlay_tools.subprocesses import held_by_what_is_started, run
 from overlay_tools.upstream.installers import uv, uv_environment
-from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.upstream.lockfile import THIS_PYTHON
 from overlay_tools.user_files import write_whole
 
 _PATIENCE = 600.0  # seconds that a command waits for others

@@ -18,8 +18,7 @@ from overlay_tools.proving.results import Result
 from overlay_tools.proving.stages import STAGES
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import git
-from overlay_tools.upstream.lockfile import Release, dump_lock
-from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.upstream.lockfile import THIS_PYTHON, Release, dump_lock
 from overlay_tools.wheels.dependencies import rules_for
 from overlay_tools.wheels.overlay_files import read_file, read_package
 

@@ -26,6 +26,7 @@ else:
     import tomli as tomllib
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PLATFORMS = ("x86_64", "aarch64")
 SCHEMA = 1
 REWRITE = "Restore the file from git, or write the release anew with `nox -s lock -- VERSION`."

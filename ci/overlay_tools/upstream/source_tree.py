@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import gc
 import platform
-import sys
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,8 @@ from types import MappingProxyType
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.errors import LockError, WheelError
 from overlay_tools.upstream.download import fetch
-from overlay_tools.upstream.lockfile import LockedWheel, Release
+from overlay_tools.upstream.lockfile import THIS_PYTHON, LockedWheel, Release
 
-THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _HELD: dict[tuple[bytes, ...], dict[tuple[int, int], bool]] = {}  # by CRC and size: releases share most files
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from overlay_tools import cli
 from overlay_tools.commands import shared
-from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.upstream.lockfile import THIS_PYTHON
 
 from unit.conftest import Miniature
 

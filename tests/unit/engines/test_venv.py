@@ -18,7 +18,7 @@ from overlay_tools import subprocesses
 from overlay_tools.engines import venv
 from overlay_tools.engines.venv import open_environment
 from overlay_tools.errors import OverlayError, ToolError
-from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.upstream.lockfile import THIS_PYTHON
 from overlay_tools.wheels.builder import BuiltWheel, build_kernel
 
 from unit.conftest import REPOSITORY, Miniature, write_wheel

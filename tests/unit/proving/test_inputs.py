@@ -13,7 +13,7 @@ from overlay_tools.patches.series import load_series
 from overlay_tools.proving.inputs import Inputs, stage_tests, stage_tool
 from overlay_tools.proving.results import Result
 from overlay_tools.proving.stages import STAGES
-from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.upstream.lockfile import THIS_PYTHON
 
 from unit.conftest import LOADER, PATCH, REPOSITORY, Miniature, upstream_files
 from unit.proving.test_results import GREEN, committed

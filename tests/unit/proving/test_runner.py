@@ -15,7 +15,7 @@ from overlay_tools.errors import MatrixError, OverlayError, ToolError
 from overlay_tools.proving import inputs, runner, stages
 from overlay_tools.proving.results import Result, load_results
 from overlay_tools.settings import Project
-from overlay_tools.upstream.source_tree import THIS_PYTHON
+from overlay_tools.upstream.lockfile import THIS_PYTHON
 
 from unit.conftest import Miniature
 

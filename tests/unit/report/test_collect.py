@@ -21,7 +21,8 @@ from overlay_tools.report.collect import collect_status
 from overlay_tools.report.model import Cell, State, Status
 from overlay_tools.report.terminal import print_status
 from overlay_tools.settings import Project
-from overlay_tools.upstream.source_tree import THIS_PYTHON, SourceTree
+from overlay_tools.upstream.lockfile import THIS_PYTHON
+from overlay_tools.upstream.source_tree import SourceTree
 from rich.console import Console
 
 from unit.conftest import LOADER, PATCH, Miniature, upstream_files
