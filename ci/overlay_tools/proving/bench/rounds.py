@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import statistics
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +15,10 @@ from typing import Any
 from overlay_tools.engines.loopback import HOST, without_proxy
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import BenchError
-from overlay_tools.subprocesses import end, run, start
+from overlay_tools.proving.script import Script, open_script
+from overlay_tools.subprocesses import run
 
 _SCRIPT = Path(__file__).with_name("generate_script.py")
-_PATIENCE = 10.0  # seconds that the reference model's process has to end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,19 +89,16 @@ def measure_engine(server: Server, load: Load, seed: int, folder: Path) -> Speed
 
 
 class Reference:
-    """A reference model that generates, in a process of its own.
+    """A reference model that generates, in a process of its own."""
 
-    Parameters: `job`, as of `compare.reference`; `said`, what the process has said of it.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes], said: Mapping[str, Any]) -> None:
-        self._process, self.said = process, said
+    def __init__(self, script: Script) -> None:
+        self._script, self.said = script, script.said
 
     def measure(self, load: Load, seed: int, vocabulary: int) -> Speed:
         """Let it generate a load, prompts of random tokens in one batch."""
         stream = random.Random(seed)
         prompts = [[stream.randrange(vocabulary) for _ in range(load.read)] for _ in range(load.at_once)]
-        found = _ask(self._process, {"prompts": prompts, "tokens": load.written})
+        found = self._script.ask(prompts=prompts, tokens=load.written)
         return Speed(
             first=found["first"], between=found["between"], second=load.at_once * load.written / found["total"]
         )
@@ -115,37 +110,9 @@ def open_reference(python: Path, job: Mapping[str, Any], env: Mapping[str, str],
 
     Raises BenchError if there is none, or it cannot generate.
     """
-    path, log = folder / "generate.json", folder / "generate.log"
-    path.write_text(json.dumps(job), encoding="utf-8")
-    with log.open("wb") as errors:
-        process = start(
-            [python, "-IW", "ignore", _SCRIPT, path],
-            env={**os.environ, **env},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-    try:
-        said = _line(process, log)
-        if "problem" in said:
-            raise BenchError(f"There is nothing to compare with: {said['problem']}.", hint="--alone does without.")
-        yield Reference(process, said)
-    finally:
-        end(process, signal.SIGTERM, _PATIENCE)
-
-
-def _ask(process: subprocess.Popen[bytes], asked: Mapping[str, Any]) -> dict[str, float]:
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(asked).encode() + b"\n")
-    process.stdin.flush()
-    return _line(process, None)
-
-
-def _line(process: subprocess.Popen[bytes], log: Path | None) -> dict[str, Any]:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:] if log else []
-        raise BenchError(f"The reference model's process ended: {' '.join(said) or 'it said nothing'}.")
-    found: dict[str, Any] = json.loads(line)
-    return found
+    with open_script(python, _SCRIPT, job, env=env, folder=folder, failed=BenchError) as script:
+        if "problem" in script.said:
+            raise BenchError(
+                f"There is nothing to compare with: {script.said['problem']}.", hint="--alone does without."
+            )
+        yield Reference(script)
