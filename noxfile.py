@@ -101,6 +101,12 @@ def compare(session: nox.Session) -> None:
 
 
 @nox.session
+def accuracy(session: nox.Session) -> None:
+    """Measure how well a checkpoint does on tasks, beside Transformers."""
+    tool(session, "accuracy", "serve")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure how fast a checkpoint is served, beside Transformers."""
     tool(session, "bench", "serve")

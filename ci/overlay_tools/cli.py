@@ -26,6 +26,7 @@ COMMANDS = {
     "sign": "sign wheels of dist/ with a key",
     "serve": "build, install and serve a model, and ask it a few questions",
     "compare": "compare what a checkpoint answers with what Transformers computes",
+    "accuracy": "measure how well a checkpoint does on tasks, beside Transformers",
     "bench": "measure how fast a checkpoint is served, beside Transformers",
     "new": "start a model of your own: its files, green as they are",
     "adopt": "make a Qwen3-Next-Ext checkpoint of a stock Qwen3-Next one",

@@ -61,6 +61,10 @@ class BenchError(OverlayError):
     """Report a checkpoint whose speed cannot be measured."""
 
 
+class AccuracyError(OverlayError):
+    """Report tasks that cannot be read or had, or a model that cannot be asked them."""
+
+
 class AdoptError(OverlayError):
     """Report a checkpoint that cannot be adopted, a setting that it cannot be given, or a folder it cannot go to."""
 

@@ -32,7 +32,7 @@ _TOOL = "ci/overlay_tools"
 _PACKAGES = {
     "static": ("api_check",),
     "decisions": ("api_check", "engines"),
-    "engine": ("checkpoints", "engines", "proving/compare"),
+    "engine": ("checkpoints", "engines", "proving/accuracy", "proving/compare", "proving/script.py"),
 }
 _NAMED = 3  # of the files that changed, so many are named
 

@@ -38,23 +38,22 @@ def count_tensors(checkpoint: Path) -> dict[str, int]:
     return counts
 
 
-def choose_reference_device(tensors: Mapping[str, int], dtype: str, gpu: bool) -> str:
+def choose_reference_device(tensors: Mapping[str, int], dtype: str, gpu: bool, reference: str = "float32") -> str:
     """Return where the reference model is to run, as torch names it.
 
-    Parameters: `dtype`, the engine's. The engine and the reference model run one after the other; the latter has its
-    weights in float32.
+    Parameters: `dtype`, the engine's; `reference`, that of the reference model. They run one after the other.
     Raises CompareError if one of them does not fit.
     """
     values = sum(tensors.values())
-    exact = 4 * values + _PROCESSES
+    exact = _BYTES.get(reference, 4) * values + _PROCESSES
     if not gpu:
-        _require(exact, free_memory(), "memory", f"{values:,} values in float32")
+        _require(exact, free_memory(), "memory", f"{values:,} values in {reference}")
         return "cpu"
     there = _gpu_memory()
     _require(_BYTES.get(dtype, 2) * values * 10 // 9, there, "GPU memory", f"{values:,} values in {dtype}")
     if exact <= there:
         return "cuda"
-    _require(exact, free_memory(), "memory", f"{values:,} values in float32, more than the GPU takes")
+    _require(exact, free_memory(), "memory", f"{values:,} values in {reference}, more than the GPU takes")
     return "cpu"
 
 

@@ -71,7 +71,7 @@ def find(job: Job) -> tuple[str, Callable[[], Any], Callable[[Any], Compute]]:
     folder, dtype, architecture = _read(job)
     if job["reference"]:
         return job["reference"], _loader(job["reference"], folder, dtype), _logits_of
-    if ours := _case(architecture):
+    if ours := find_case(architecture):
         name, case = ours
         if case.vector is not None:
             raise ReferenceProblem(f"{architecture} gives a vector for each text, and generates none")
@@ -98,7 +98,7 @@ def find_vectors(job: Job) -> tuple[str, Callable[[], Any], Callable[[Any], Comp
             return None
         loader = _loader(job["reference"], folder, dtype)
         return job["reference"], loader, lambda model: lambda tokens: model.vector(tokens[0].tolist())
-    if ours := _case(architecture):
+    if ours := find_case(architecture):
         name, case = ours
         if case.vector is None:
             return None
@@ -126,19 +126,19 @@ def find_vectors(job: Job) -> tuple[str, Callable[[], Any], Callable[[Any], Comp
     return f"transformers.{architecture}, its {name}", lambda: _load(found, folder, dtype), compute_of
 
 
-def _read(job: Job) -> tuple[Path, torch.dtype, str]:
-    """Give a job's folder and dtype, and the architecture of its config.json."""
-    folder = Path(job["checkpoint"])
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return folder, getattr(torch, job.get("dtype", "float32")), (config.get("architectures") or [""])[0]
-
-
-def _case(architecture: str) -> tuple[str, Any] | None:
+def find_case(architecture: str) -> tuple[str, Any] | None:
     """Give the case of a model of the overlay, in words and itself."""
     for name, case in _cases().items():
         if case.ours and case.architecture == architecture:
             return f"the reference model of tests/models/{name.replace('-', '_')}", case
     return None
+
+
+def _read(job: Job) -> tuple[Path, torch.dtype, str]:
+    """Give a job's folder and dtype, and the architecture of its config.json."""
+    folder = Path(job["checkpoint"])
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return folder, getattr(torch, job.get("dtype", "float32")), (config.get("architectures") or [""])[0]
 
 
 def _loader(name: str, folder: Path, dtype: torch.dtype) -> Callable[[], Any]:

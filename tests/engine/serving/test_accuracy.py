@@ -1,0 +1,228 @@
+"""`accuracy`, with an engine: lm-eval finds the scores that are known, here and in Transformers, and sees a damage."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from overlay_tools.errors import AccuracyError
+from overlay_tools.proving.accuracy.harness import Harness, open_harness, open_lm_eval
+from overlay_tools.proving.accuracy.scores import Pair, Score
+from overlay_tools.proving.accuracy.tasks import Task, open_tasks
+from overlay_tools.proving.compare.reference import Reference
+from PIL import Image
+from reference.cases import DATA, make_checkpoint
+from reference.drawing import HELD_OUT_SEED, draw, make_tasks
+
+from engine.harness import server
+from engine.mutations import MUTATIONS
+from engine.serving.dataset_hub import data_set, serving
+
+NAME, PICTURED = "qwen3-next-ext", "qwen3-next-ext-vl"
+ROOT = Path(__file__).parents[3]
+TASKS = {kind: str(DATA / f"heldout-{kind}.jsonl") for kind in ("choices", "lines")}
+KNOWN = {"choices": 34, "lines": 30}  # of 40 documents, those that the trained checkpoint answers rightly
+
+
+@pytest.fixture(scope="module")
+def packages() -> Iterator[Path]:
+    with open_lm_eval(Path(sys.executable), None) as found:
+        yield found
+
+
+@contextmanager
+def asking(
+    packages: Path, checkpoint: Path, folder: Path, tasks: list[Task], limit: int | None = None
+) -> Iterator[Harness]:
+    """Open tasks for a checkpoint of ours."""
+    reference = Reference(Path(sys.executable), ROOT, folder, checkpoint, None, "cpu")
+    job = {**reference.job, "dtype": "float32", "beside": True}
+    with open_harness(Path(sys.executable), packages, job, reference.env, folder, tasks, limit) as harness:
+        yield harness
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_checkpoint(NAME, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def harness(packages: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
+    with asking(packages, checkpoint, tmp_path_factory.mktemp("asking"), open_tasks([*TASKS.values()])) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def engine(harness: Harness, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Score]:
+    return served(harness, checkpoint, tmp_path_factory.mktemp("engine") / "log")
+
+
+def served(harness: Harness, checkpoint: Path, log: Path) -> Mapping[str, Score]:
+    """Ask an engine."""
+    with server(checkpoint, log) as running:
+        return harness.ask_server(running, 8)
+
+
+def test_the_score_is_what_is_known_and_what_transformers_has(harness: Harness, engine: Mapping[str, Score]) -> None:
+    assert harness.ask_reference(engine) == engine  # right on the very same documents
+    assert {kind: sum(engine[name].right) for kind, name in TASKS.items()} == KNOWN
+    assert {kind: (engine[name].metric, len(engine[name].right)) for kind, name in TASKS.items()} == {
+        "choices": ("acc", 40),
+        "lines": ("exact_match", 40),
+    }
+
+
+def test_a_damaged_checkpoint_is_worse(harness: Harness, engine: Mapping[str, Score], tmp_path: Path) -> None:
+    damaged = MUTATIONS["the adapter's sign"].apply(NAME, tmp_path)
+    found = served(harness, damaged, tmp_path / "log")
+    assert all(found[name].matches(score) for name, score in engine.items())
+    pairs = {kind: Pair(engine=found[name], other=engine[name]) for kind, name in TASKS.items()}
+    assert {kind: pair.is_worse(0.0) for kind, pair in pairs.items()} == {"choices": True, "lines": True}
+    assert not any(Pair(engine=pair.other, other=pair.engine).is_worse(0.0) for pair in pairs.values())
+
+
+def test_pictures_are_seen_by_both(packages: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    make_checkpoint(PICTURED, checkpoint)
+    name = questions(tmp_path, 12)
+    with asking(packages, checkpoint, tmp_path, open_tasks([name])) as harness:
+        found = served(harness, checkpoint, tmp_path / "log")
+        assert harness.ask_reference(found) == found
+    assert sum(found[name].right) == 12
+
+
+def questions(folder: Path, count: int) -> str:
+    """Draw pictures that the checkpoint was not trained on, and write questions about them."""
+    lines = []
+    for n, task in enumerate(make_tasks(HELD_OUT_SEED, count, ["name", "count", "several"])):
+        drawn = draw(task.pictures, 64, 48, torch.Generator().manual_seed(HELD_OUT_SEED + n))
+        files = [folder / f"{n}-{m}.png" for m in range(len(task.pictures))]
+        for file, one in zip(files, drawn.permute(0, 2, 3, 1).to(torch.uint8), strict=True):
+            Image.frombytes("RGB", (64, 48), bytes(one.flatten().tolist())).save(file)
+        shown = "<image>" * len(files)
+        prompt = shown + task.question if task.first else task.question + shown
+        lines.append({"prompt": prompt, "images": [file.name for file in files], "answer": task.answer})
+    (folder / "pictures.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return str(folder / "pictures.jsonl")
+
+
+def test_a_prompt_that_is_too_long_is_not_cut(packages: Path, checkpoint: Path, tmp_path: Path) -> None:
+    task = Task(name="long", documents=[{"prompt": "a" * 4090, "answer": "b"}])
+    with (
+        asking(packages, checkpoint, tmp_path, [task]) as harness,
+        pytest.raises(AccuracyError, match="and its answer take 4107 tokens, and 4096 are too many"),
+    ):
+        harness.ask_reference({})
+
+
+def of_lm_eval(packages: Path, task: str) -> list[str]:
+    """Find the configurations of a data set that a group of lm-eval's asks for."""
+    files = (packages / "lm_eval/tasks" / task).glob("*.yaml")
+    found = re.findall(r'^"?dataset_name"?: *"?(\w+)', "\n".join(path.read_text() for path in files), re.MULTILINE)
+    return sorted({*found})
+
+
+def rows(*documents: Mapping[str, object]) -> bytes:
+    return "\n".join(json.dumps(document) for document in documents).encode()
+
+
+def gsm8k(packages: Path, folder: Path) -> dict[str, Mapping[str, bytes]]:
+    sums = [{"question": f"What is {n} and {n}?", "answer": f"It is the sum.\n#### {2 * n}"} for n in range(12)]
+    return {"openai/gsm8k": data_set(["main"], {"train": rows(*sums[:8]), "test": rows(*sums[8:])}, "jsonl")}
+
+
+def mmlu(packages: Path, folder: Path) -> dict[str, Mapping[str, bytes]]:
+    sums = [
+        {"question": f"What is {n} and {n}?", "subject": "sums", "choices": ["0", "1", "2", str(n)], "answer": n % 4}
+        for n in range(3, 9)
+    ]
+    splits = {"dev": rows(*sums[:5]), "test": rows(*sums[5:])}
+    return {"cais/mmlu": data_set(of_lm_eval(packages, "mmlu/default"), splits, "jsonl")}
+
+
+def mmmu(packages: Path, folder: Path) -> dict[str, Mapping[str, bytes]]:
+    import datasets
+
+    [first, *_] = [json.loads(line) for line in Path(questions(folder, 1)).read_text().splitlines()]
+    whole = {
+        "id": "1",
+        "question": first["prompt"].replace("<image>", "<image 1>"),
+        "options": "[]",
+        "answer": first["answer"],
+        "question_type": "open",
+        **dict.fromkeys([f"image_{n}" for n in range(2, 8)]),
+        "image_1": {"bytes": (folder / first["images"][0]).read_bytes(), "path": None},
+    }
+    features = datasets.Features(
+        {key: datasets.Image() if "image" in key else datasets.Value("string") for key in whole}
+    )
+    datasets.Dataset.from_list([whole], features=features).to_parquet(folder / "mmmu.parquet")
+    splits = {"validation": (folder / "mmmu.parquet").read_bytes()}
+    return {"MMMU/MMMU": data_set(of_lm_eval(packages, "mmmu"), splits, "parquet")}
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "of", "metric", "count"),
+    [
+        ("gsm8k", gsm8k, NAME, "exact_match, strict-match", 1),
+        ("mmlu", mmlu, NAME, "acc", 57),
+        ("mmmu_val_accounting", mmmu, PICTURED, "acc", 1),  # one of the 30 of mmmu: the reference model takes its time
+    ],
+)
+def test_a_task_of_the_hub_is_asked_by_its_name(
+    packages: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    made: Callable[[Path, Path], Mapping[str, Mapping[str, bytes]]],
+    of: str,
+    metric: str,
+    count: int,
+) -> None:
+    """All of a group count together, each with as many documents as the limit says."""
+    checkpoint = tmp_path / "checkpoint"
+    make_checkpoint(of, checkpoint)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    with serving(made(packages, tmp_path)) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with asking(packages, checkpoint, tmp_path, open_tasks([name]), limit=1) as harness:
+            found = served(harness, checkpoint, tmp_path / "log")
+            assert harness.ask_reference(found) == found
+    [score] = found.values()
+    assert (score.metric, len(score.right)) == (metric, count)
+
+
+def test_a_model_that_generates_nothing_is_refused_before_anything_is_asked(
+    packages: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"]}))
+    with (
+        pytest.raises(AccuracyError, match="gives a vector for each text, and generates none"),
+        asking(packages, tmp_path, tmp_path, open_tasks([TASKS["lines"]])),
+    ):
+        pass
+
+
+def test_without_the_hub_a_name_is_an_error_that_says_so(
+    packages: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    with (
+        pytest.raises(AccuracyError, match=r"gsm8k cannot be had from the Hugging Face hub: .* --task FILE"),
+        asking(packages, checkpoint, tmp_path, [Task(name="gsm8k", known="gsm8k")]),
+    ):
+        pass
+    with (
+        pytest.raises(AccuracyError, match=r"lm-eval .* knows no task gsm8q, and there is no such file"),
+        asking(packages, checkpoint, tmp_path, [Task(name="gsm8q", known="gsm8q")]),
+    ):
+        pass
