@@ -96,6 +96,7 @@ class Case:
     Its reference model, in plain Transformers:
 
     - `load`: loads a checkpoint in a dtype; `ask`: puts a prompt to it.
+    - `draft`: loads its draft beside it from a checkpoint; that and the model are used as `steps_with_drafts` does.
     - `vector`: of one that generates no text: gives the vector of a prompt, its embedding or its scores.
     - `pictures`: whether its prompts may have pictures, whose files `ask` takes as well; `right`: the least share of
       questions about held-out pictures that it answers as they should be.
@@ -125,6 +126,7 @@ class Case:
     sets: Mapping[str, Config] = field(default_factory=lambda: {"": {}})
     unused: Callable[[Config], list[str]] = lambda config: []
     ask: Callable[..., tuple[Sequence[int], Logits]] = ask_for_text
+    draft: Callable[[Any, Path], Any] | None = None
     vector: Callable[[Any, Sequence[int]], torch.Tensor] | None = None
     pictures: bool = False
     right: float = 0.0

@@ -132,6 +132,30 @@ def judge(
     return verdicts
 
 
+def steps_with_drafts(name: str, checkpoint: Path, runs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[int]:
+    """Say for prompts and their continuations how many steps these take with the draft's next token in each.
+
+    The first token of a continuation comes with the prompt; a step gives one more, or two where the draft is right.
+    """
+    torch.set_num_threads(1)
+    case = cases()[name]
+    assert case.draft is not None
+    model = case.load(checkpoint, torch.float32).eval()
+    draft = case.draft(model, checkpoint).eval()
+    found = []
+    for prompt, continuation in runs:
+        tokens = torch.tensor([[*prompt, *continuation]])
+        with torch.no_grad():
+            hidden = model(tokens[:, :-1], use_cache=False).hidden_states
+            proposed = model.head(draft(model, hidden, tokens[:, 1:]))[0, :-1].argmax(-1)
+        right = [False, False, *(proposed == tokens[0, 2:]).tolist()]
+        steps, given = 0, 1
+        while given < len(continuation):
+            steps, given = steps + 1, given + 1 + right[len(prompt) + given]
+        found.append(steps)
+    return found
+
+
 def _on(device: str, logits_of: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
     return logits_of(tokens.to(device)).cpu()
 

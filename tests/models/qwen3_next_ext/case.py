@@ -14,7 +14,7 @@ from reference.checkpoints import Draw, change_tensors, write_config
 from torch.nn import functional
 
 from models.qwen3_next.case import CONFIG as QWEN3_NEXT
-from models.qwen3_next_ext.reference import Qwen3NextExt, Qwen3NextExtConfig, load
+from models.qwen3_next_ext.reference import Qwen3NextExt, Qwen3NextExtConfig, load, load_draft
 
 TRAINED = DATA / "qwen3-next-ext"  # its README.md says what it is
 OFF: dict[str, Any] = dict.fromkeys(
@@ -178,6 +178,7 @@ CASE = Case(
     trained=TRAINED,
     widen=widen,
     load=load,
+    draft=load_draft,
     unused=unused,
     upstream="qwen3-next",
     sets={

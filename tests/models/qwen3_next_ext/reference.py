@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from reference.checkpoints import require_all
 from reference.logits import shape_logits
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
@@ -125,6 +126,14 @@ class Qwen3NextExtMTP(nn.Module):  # type: ignore[misc]
         positions = torch.arange(length, device=x.device)[None]
         rotary = model.model.rotary_emb(x, positions)
         return self.norm(self.layers[0](x, position_embeddings=rotary, attention_mask=future, position_ids=positions))
+
+
+def load_draft(model: Qwen3NextExt, folder: Path) -> Qwen3NextExtMTP:
+    """Load a checkpoint's draft beside its model. Raises RuntimeError unless the `mtp.*` tensors are the draft's."""
+    tensors = {name: tensor for shard in folder.glob("*.safetensors") for name, tensor in load_file(shard).items()}
+    draft = Qwen3NextExtMTP(model.config)
+    draft.load_state_dict({k.removeprefix("mtp."): v for k, v in tensors.items() if k.startswith("mtp.")})
+    return draft
 
 
 class _HeadAdapter(nn.Module):  # type: ignore[misc]
