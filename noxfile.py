@@ -187,6 +187,13 @@ def bench_kills(session: nox.Session) -> None:
     run(session, "pytest", "-s", "tests/bench/kills", *session.posargs)
 
 
+@nox.session(name="bench-mutations")
+def bench_mutations(session: nox.Session) -> None:
+    """Break models that `new` has written in many ways, and see that their tests find it."""
+    session.install("-e", ".[test,new,bench]")
+    run(session, "pytest", "-s", "tests/bench/mutations", *session.posargs)
+
+
 @nox.session(name="bench-gpu")
 def bench_gpu(session: nox.Session) -> None:
     """Measure kernels, overhead and speed on a CUDA GPU."""
