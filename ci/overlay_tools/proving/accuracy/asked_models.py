@@ -203,8 +203,10 @@ class InTransformers(Alike, HFLM):  # type: ignore[misc]
     def _look(self, seen: Sequence[Seen]) -> Iterable[tuple[int, str]]:
         for one in seen:
             chat = one.message(lambda picture: {"type": "image", "image": picture})
+            # A server writes chats with the tokenizer's template, where the processor has none of its own.
+            template = getattr(self._processor, "chat_template", None) or self.tokenizer.chat_template
             whole = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-            asked = self._processor.apply_chat_template(chat, **whole).to(self.device, self.model.dtype)
+            asked = self._processor.apply_chat_template(chat, template, **whole).to(self.device, self.model.dtype)
             length = asked["input_ids"].shape[1]
             given = self.model.generate(
                 **asked, max_new_tokens=one.tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id
