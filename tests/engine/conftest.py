@@ -23,8 +23,12 @@ from engine.harness import CHECKPOINTS, Model, run_first
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--updates N`: how many updates the storm of test_weight_updates.py has."""
+    """Add `--updates N`, how many updates the storm of test_weight_updates.py has, and `--whole`.
+
+    With that, what is otherwise run in part runs whole: the faults of test_compare.py, and test_stock_models.py.
+    """
     parser.addoption("--updates", type=int, default=0, metavar="N", help="how many updates of weights the storm has")
+    parser.addoption("--whole", action="store_true", help="each fault and each of upstream's models, not some of them")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,12 @@ VECTORS = [name for name, case in cases().items() if case.vector is not None]
 SOME = ("the rotary base", "a router's bias", "the adapter's sign")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run on some faults, or on all with `--whole`."""
+    if "fault" in metafunc.fixturenames:
+        metafunc.parametrize("fault", MUTATIONS if metafunc.config.getoption("--whole") else SOME)
+
+
 @pytest.fixture(scope="module")
 def models() -> Iterator[Models]:
     with reference_models() as started:
@@ -41,9 +47,8 @@ def test_the_same_model_is_the_same(served: Served, models: Models) -> None:
     assert compared >= {f"layers.{n}{part}" for n in range(6) for part in ("", ".input_layernorm", ".mlp")}
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_a_fault_is_found_in_its_module(name: str, served: Served, models: Models, tmp_path: Path) -> None:
-    mutation = MUTATIONS[name]
+def test_a_fault_is_found_in_its_module(fault: str, served: Served, models: Models, tmp_path: Path) -> None:
+    mutation = MUTATIONS[fault]
     checkpoint = mutation.apply(NAME, tmp_path)
     assert models.rows(served, checkpoint)["prefill"].problems
     found = models.locate(served, checkpoint, served.capture("prefill"))

@@ -398,9 +398,10 @@ def test_a_conversation_continues_from_the_cache(served: Served) -> None:
         turn = prompt + tokens_of(first) + encode("\n\nSee also")
         [second] = served.generate([turn], tokens=24)
         served.assert_right([prompt, turn], [first, second])
-        # The state is kept at the end of a request, whose last token was never computed; without a state, some releases
-        # have computed that one ahead.
-        assert cached([second])[0] - (len(prompt) + 24) in ((-1,) if served.case.state else (-1, 0))
+        # The state is kept at the end of a request, whose last token was never computed. Without a state, some releases
+        # have computed that one ahead, and before 0.5.9 upstream keeps nothing of the answer.
+        kept = (23,) if served.case.state else (0,) if Version("0.5.9") > RELEASE else (23, 24)
+        assert cached([second])[0] - len(prompt) in kept
 
 
 @on_servers("small pool")

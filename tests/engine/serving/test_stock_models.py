@@ -1,0 +1,116 @@
+"""Upstream's own models on the CPU engine give what Transformers' classes of their names give.
+
+Each is a tiny checkpoint with random weights in the layout that Transformers writes. A release has those that both it
+and its Transformers know. Not here are models of which upstream's torch_native attention computes something else, as
+those with latent attention, those that ask for other backends, and Gemma, whose activation upstream computes without
+the approximation by a tanh that Transformers takes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sglang
+import torch
+import transformers
+from overlay_tools.proving.compare.engine import ask_plainly
+from reference.checkpoints import COMMON, drawn_for, write_checkpoint
+
+from engine.harness import CHUNK, server
+from engine.mutations import PROMPTS, TOKENS, Models, Served, reference_models
+
+LAYERS = {"num_hidden_layers": 3}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True, "decoder_sparse_step": 1}
+WINDOW = {"sliding_window": 24, "num_hidden_layers": 4}
+GELU = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
+SOME = ("Qwen2ForCausalLM", "MixtralForCausalLM", "Gemma2ForCausalLM")
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "LlamaForCausalLM": {},
+    "MistralForCausalLM": {"sliding_window": None},
+    "Qwen2ForCausalLM": {},
+    "Qwen3ForCausalLM": {},
+    "Qwen2MoeForCausalLM": EXPERTS | {"num_experts": 8, "shared_expert_intermediate_size": 64},
+    "Qwen3MoeForCausalLM": EXPERTS | {"num_experts": 8},
+    "MixtralForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "OlmoeForCausalLM": {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": False, "num_key_value_heads": 4},
+    # torch_native attention leaves the soft cap of scores out.
+    "Gemma2ForCausalLM": WINDOW | GELU | {"query_pre_attn_scalar": 32, "attn_logit_softcapping": None},
+    "Gemma3ForCausalLM": WINDOW | GELU | {"query_pre_attn_scalar": 32},
+    "Phi3ForCausalLM": {},
+    "OlmoForCausalLM": {"num_key_value_heads": 4},
+    "Olmo2ForCausalLM": {},
+    "GraniteForCausalLM": {"logits_scaling": 2.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    "GlmForCausalLM": {"partial_rotary_factor": 0.5},
+    "Glm4ForCausalLM": {"partial_rotary_factor": 0.5},
+    "StableLmForCausalLM": {"partial_rotary_factor": 0.25},
+    "CohereForCausalLM": {"tie_word_embeddings": True, "logit_scale": 0.5},
+    "GPT2LMHeadModel": {
+        "n_embd": 128,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 512,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+    },
+    "GPTNeoXForCausalLM": {"rotary_pct": 0.25},
+    "Starcoder2ForCausalLM": {"sliding_window": None, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
+    "ArceeForCausalLM": {"hidden_act": "relu2"},
+    "SeedOssForCausalLM": {},
+    "Ernie4_5ForCausalLM": {},
+    "SmolLM3ForCausalLM": {},
+    "NemotronForCausalLM": {"hidden_act": "relu2"},
+    "PhimoeForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+@functools.cache
+def known() -> list[str]:
+    """List the families that this release and its Transformers have."""
+    folder = Path(str(sglang.__file__)).parent / "srt" / "models"
+    sources = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
+    served = {name for name in FAMILIES if any(f"class {name}(" in source for source in sources)}
+    return [name for name in FAMILIES if name in served and hasattr(transformers, name)]
+
+
+def write(name: str, folder: Path) -> None:
+    """Write the checkpoint of a family."""
+    model = getattr(transformers, name)
+    config = {
+        **COMMON,
+        **LAYERS,
+        **FAMILIES[name],
+        "architectures": [name],
+        "model_type": model.config_class.model_type,
+    }
+    read = model.config_class(**config).to_dict()  # with the keys that upstream's model expects, not ours alone
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        write_checkpoint(folder, {**read, **config}, drawn_for(model)(config, 5))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run on some families, or on all with `--whole`."""
+    if "family" in metafunc.fixturenames:
+        whole = metafunc.config.getoption("--whole")
+        metafunc.parametrize("family", [name for name in known() if whole or name in SOME])
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[Models]:
+    with reference_models() as started:
+        yield started
+
+
+def test_a_stock_model_is_transformers(family: str, models: Models, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    models.pool.submit(write, family, checkpoint).result()
+    with server(checkpoint, tmp_path / "log", {"chunked_prefill_size": CHUNK}) as running:
+        answers = dict(ask_plainly(running, PROMPTS, TOKENS))
+        rows = models.rows(Served(server=running, folder=tmp_path, answers=answers), checkpoint)
+    assert {way: row.problems for way, row in rows.items() if row.problems} == {}
+    assert rows["from the cache"].cached > 0
+    assert rows["decode"].distance.values > 50
