@@ -181,10 +181,11 @@ class InTransformers(Alike, HFLM):  # type: ignore[misc]
     """The reference model. It generates one answer after another, so that nothing comes before a prompt."""
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401  # of Transformers
-        ends = getattr(model.generation_config, "eos_token_id", None)
-        model.generation_config = transformers.GenerationConfig(eos_token_id=ends)  # greedy, as the server is asked
+        known = tokenizer()
+        # Greedy, as the server is asked, and no longer than there.
+        model.generation_config = transformers.GenerationConfig(eos_token_id=ends(known) or None)
         self.limit = context()
-        super().__init__(pretrained=model, tokenizer=tokenizer(), batch_size=1, max_length=self.limit)
+        super().__init__(pretrained=model, tokenizer=known, batch_size=1, max_length=self.limit)
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: object) -> list[tuple[float, bool]]:  # noqa: ANN401
         longest = max(len(before) + len(tokens) for _, before, tokens in requests)
@@ -224,8 +225,7 @@ class Steps(TemplateLM):  # type: ignore[misc]
         super().__init__()
         self.tokenizer, self.limit = tokenizer(), context()
         self.model, self.logits = model, logits
-        ends = configuration().get("eos_token_id")
-        self._ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
+        self._ends = ends(self.tokenizer)
 
     @property
     def eot_token_id(self) -> int:
@@ -306,10 +306,20 @@ def tokenizer() -> Any:  # noqa: ANN401
         raise Problem(f"{JOB['checkpoint']} has no tokenizer to read: {first_line(error)}") from None
 
 
-def configuration() -> dict[str, Any]:
-    """Read the checkpoint's config.json."""
-    found: dict[str, Any] = json.loads((Path(JOB["checkpoint"]) / "config.json").read_text(encoding="utf-8"))
+def configuration(name: str = "config.json") -> dict[str, Any]:
+    """Read a JSON file of the checkpoint."""
+    found: dict[str, Any] = json.loads((Path(JOB["checkpoint"]) / name).read_text(encoding="utf-8"))
     return found
+
+
+def ends(known: Any) -> list[int]:  # noqa: ANN401
+    """Return the tokens that end an answer, as a server takes them: from both files, and from the tokenizer."""
+    found = [known.eos_token_id]
+    for name in ("config.json", "generation_config.json"):
+        if (Path(JOB["checkpoint"]) / name).exists():
+            said = configuration(name).get("eos_token_id")
+            found += said if isinstance(said, list) else [said]
+    return sorted({token for token in found if token is not None})
 
 
 def context() -> int:
