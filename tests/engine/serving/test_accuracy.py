@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from overlay_tools.engines.server import Server
 from overlay_tools.errors import AccuracyError
 from overlay_tools.proving.accuracy.harness import Harness, open_harness, open_lm_eval
 from overlay_tools.proving.accuracy.scores import Pair, Score
@@ -200,6 +204,44 @@ def test_a_task_of_the_hub_is_asked_by_its_name(
             assert harness.ask_reference(found) == found
     [score] = found.values()
     assert (score.metric, len(score.right)) == (metric, count)
+
+
+class Recorded(http.server.BaseHTTPRequestHandler):
+    """Answers each question with a number, and keeps it."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        answer = json.dumps({"choices": [{"index": 0, "text": " The answer is 16."}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+def test_answers_are_greedy_whatever_a_task_says(
+    packages: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    stand_in = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorded)
+    threading.Thread(target=stand_in.serve_forever, daemon=True).start()
+    running = Server(Path(sys.executable), checkpoint, [], env={}, log=tmp_path / "log", port=stand_in.server_port)
+    with serving(gsm8k(packages, tmp_path)) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        # It asks 64 times with a temperature of 0.2.
+        tasks = open_tasks(["gsm8k_cot_self_consistency"])
+        with asking(packages, checkpoint, tmp_path, tasks, limit=1) as harness:
+            [found] = harness.ask_server(running, 8).values()
+    stand_in.shutdown()
+    stand_in.server_close()
+    assert found.right == [1]
+    assert {asked["temperature"] for asked in Recorded.asked} == {0.0}
+    assert not any("top_p" in asked for asked in Recorded.asked)
 
 
 def test_a_model_that_generates_nothing_is_refused_before_anything_is_asked(

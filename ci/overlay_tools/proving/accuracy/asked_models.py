@@ -20,7 +20,7 @@ import transformers
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.openai_completions import LocalCompletionsAPI
-from lm_eval.models.utils import postprocess_generated_text
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from reference_script import Compute, ReferenceProblem, find, find_case, find_vectors, load  # type: ignore[import-not-found]  # sys.path has it
 
 JOB: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -38,9 +38,7 @@ class Seen:
     """A question about pictures, as lm-eval has it."""
 
     def __init__(self, prompt: str, options: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
-        self.prompt, self.tokens = prompt, int(options.get("max_gen_toks", GENERATED))
-        stops = options.get("until") or []
-        self.stops = [stops] if isinstance(stops, str) else [*stops]
+        self.prompt, self.tokens, self.stops = prompt, options["max_gen_toks"], options["until"]
         self.pictures: list[Any] = shown.get("visual") or []
         self.texts = prompt.split("<image>")
         if len(self.texts) != len(self.pictures) + 1:
@@ -89,11 +87,14 @@ class Alike:
         return found
 
     def generate_until(self, requests: Any, **kwargs: object) -> list[str]:  # noqa: ANN401
-        """Go on with prompts, or answer chats of one message where there are pictures."""
+        """Go on with prompts, greedily whatever a task says; or answer chats of a message where there are pictures."""
+        for request in requests:
+            prompt, options, *shown = request.args
+            request.arguments = (prompt, greedy(options), *shown)
         if requests and len(requests[0].args) > 2:
             return self._tell([Seen(*request.args) for request in requests])
         for prompt, options in (request.args for request in requests):
-            self._take(prompt, self.tok_encode(prompt), options.get("max_gen_toks", GENERATED))
+            self._take(prompt, self.tok_encode(prompt), options["max_gen_toks"])
         found: list[str] = super().generate_until(requests, **kwargs)  # type: ignore[misc]
         return found
 
@@ -327,6 +328,13 @@ def context() -> int:
     config = configuration()
     config = {**config, **(config.get("text_config") or {})}
     return int(config.get("max_position_embeddings") or sys.maxsize)
+
+
+def greedy(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep of a task's options what ends an answer. Lm-eval's kinds of models each read the options in another way."""
+    found = normalize_gen_kwargs(options, GENERATED)
+    stops = [stop for stop in found["until"] if stop]
+    return {"until": stops, "max_gen_toks": found["max_gen_toks"], "do_sample": False, "temperature": 0.0}
 
 
 def png(picture: Any) -> bytes:  # noqa: ANN401  # PIL's
