@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from overlay_tools import console
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.server import Server
+from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.engine import (
     Answer,
     ask_at_once,
@@ -142,6 +143,7 @@ def judge_vectors(
     for kind in dict.fromkeys(["float32", dtype]):
         with console.step(f"Ask the reference model in {kind}"):
             own[kind] = reference.embed(prompts, kind)
+            _require_numbers((value for vector in own[kind] for value in vector or []), kind)
     rounded = own[dtype] if dtype != "float32" else None
     return [compare_vectors(way, of_way, own["float32"], rounded) for way, of_way in vectors.items()]
 
@@ -156,12 +158,22 @@ def judge(answers: Mapping[str, Sequence[Answer]], reference: Reference, dtype: 
     for kind in dict.fromkeys(["float32", dtype]):
         with console.step(f"Ask the reference model in {kind}"):
             verdicts.append(reference.judge(runs, kind))
+            _require_numbers((logprob for verdict in verdicts[-1] for logprob in verdict.logprobs), kind)
     rows, at = [], 0
     for way, of_way in answers.items():
         exact, *rounded = ([*judged[at : at + len(of_way)]] for judged in verdicts)
         rows.append(compare(way, of_way, exact, rounded[0] if rounded else None))
         at += len(of_way)
     return rows
+
+
+def _require_numbers(values: Iterable[float], dtype: str) -> None:
+    """Raise CompareError if a reference model gives what is no number: all would be as near to it, or nothing."""
+    if not all(map(math.isfinite, values)):
+        raise CompareError(
+            f"The reference model gives what is no finite number, in {dtype}.",
+            hint="See whether the checkpoint is whole, or compare in another dtype with `-- --dtype`.",
+        )
 
 
 def locate(

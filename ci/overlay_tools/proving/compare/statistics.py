@@ -76,6 +76,7 @@ def compare(way: str, answers: Sequence[Answer], exact: Sequence[Verdict], round
     """Compare the engine's answers with what the reference model says of them.
 
     Parameters: `exact`, what it says in float32; `rounded`, in the dtype of the engine if that is another.
+    Raises CompareError if nothing is left to compare.
     """
     own = None
     tie = 2 * _FAR  # two logprobs may each be off by so much
@@ -84,6 +85,8 @@ def compare(way: str, answers: Sequence[Answer], exact: Sequence[Verdict], round
         own = _distance(theirs, exact, 0.0)[0]
         tie = 2 * own.maximum
     distance, worst, left_out = _distance(answers, exact, tie)
+    if left_out and not distance.values:
+        raise _nothing(way)
     steps = [answer.drafted for answer in answers if answer.drafted is not None]
     return Row(
         way=way,
@@ -107,9 +110,12 @@ def compare_vectors(
 
     Parameters: `exact`, the reference model's in float32, None where rounding chooses an expert; `rounded`, in the
     dtype of the engine if that is another.
+    Raises CompareError if nothing is left to compare, or a vector has another length.
     """
     distance, worst = _distance_of_vectors(vectors, exact)
-    own = _distance_of_vectors([row or [] for row in rounded], exact)[0] if rounded is not None else None
+    own = _distance_of_vectors(rounded, exact)[0] if rounded is not None else None
+    if not distance.values or (own and not own.values):
+        raise _nothing(way)
     return Row(
         way=way,
         distance=distance,
@@ -122,13 +128,20 @@ def compare_vectors(
     )
 
 
+def _nothing(way: str) -> CompareError:
+    return CompareError(
+        f"{way}: two experts are tied in each prompt, so that nothing is compared.",
+        hint="Name other prompts with --prompts.",
+    )
+
+
 def _distance_of_vectors(
-    vectors: Sequence[Sequence[float]], exact: Sequence[Sequence[float] | None]
+    vectors: Sequence[Sequence[float] | None], exact: Sequence[Sequence[float] | None]
 ) -> tuple[Distance, Worst | None]:
     differences: list[float] = []
     worst, farthest = None, -1.0
     for number, (got, wanted) in enumerate(zip(vectors, exact, strict=True)):
-        if wanted is None or not got:
+        if wanted is None or got is None:
             continue
         if len(got) != len(wanted):
             raise CompareError(f"The engine gives {len(got)} values for a text, the reference model {len(wanted)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from overlay_tools.engines.server import Server
+from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.comparison import (
     Engine,
     ask_engine,
@@ -50,10 +52,10 @@ class Engines:
 
 
 class Says:
-    """A reference model whose logprob of token t at place p is -(t + p / 100), but for one token."""
+    """A reference model whose logprob of token t at place p is -(t + p / 100), but for one token, `off` more."""
 
-    def __init__(self, but: int | None = None) -> None:
-        self.but = but
+    def __init__(self, but: int | None = None, off: float = 1.0) -> None:
+        self.but, self.off = but, off
         self.located: list[list[int]] = []
 
     def judge(self, runs: Sequence[Mapping[str, Any]], dtype: str) -> list[Verdict]:
@@ -70,10 +72,10 @@ class Says:
         )
 
     def embed(self, prompts: Sequence[list[int]], dtype: str) -> list[list[float] | None]:
-        return [[3.0 * len(prompt) + 0.01 * (self.but in prompt), 4.0 * len(prompt)] for prompt in prompts]
+        return [[3.0 * len(p) + (0.01 * self.off if self.but in p else 0.0), 4.0 * len(p)] for p in prompts]
 
     def of(self, token: int, place: int) -> float:
-        return -(token + place / 100) - (token == self.but)
+        return -(token + place / 100) - (self.off if token == self.but else 0.0)
 
     def locate(self, tokens: list[int], captured: Path, dtype: str) -> list[dict[str, Any]]:
         self.located.append(tokens)
@@ -170,3 +172,15 @@ def test_a_vector_that_differs_is_looked_into(engines: Engines, stand_in: StandI
         assert says.located[-1] == [30]
         times = 2 if row.way == "from the cache" else 1
         assert [body["input_ids"] for _, body in stand_in.asked] == [[[30]]] * times
+
+
+@pytest.mark.parametrize("off", [math.nan, math.inf])
+def test_nothing_is_held_against_what_is_no_number(engines: Engines, off: float) -> None:
+    """In float16, Transformers' own error would be infinite, and any engine as good."""
+    says = cast(Reference, Says(but=20, off=off))
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False)
+    with pytest.raises(CompareError, match=r"The reference model gives what is no finite number, in float32\."):
+        judge(answers, says, "float16")
+    vectors = ask_engine_for_vectors(cast(Engine, engines), Path("model"), PROMPTS)
+    with pytest.raises(CompareError, match=r"The reference model gives what is no finite number, in float32\."):
+        judge_vectors(vectors, PROMPTS, says, "float32")

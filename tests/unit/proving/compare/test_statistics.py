@@ -81,6 +81,15 @@ def test_what_is_behind_tied_experts_is_left_out() -> None:
     assert (row.left_out, row.distance.values, row.problems) == (1, 3, [])
 
 
+def test_where_all_is_left_out_nothing_is_right() -> None:
+    with pytest.raises(CompareError, match="decode: two experts are tied in each prompt, so that nothing is compared"):
+        compare("decode", [answer([-1.0])], [verdict([-9.0], undecided=0)], None)
+    with pytest.raises(CompareError, match="alone: two experts are tied in each prompt"):
+        compare_vectors("alone", [[1.0]], [None], None)
+    with pytest.raises(CompareError, match="alone: two experts are tied in each prompt"):
+        compare_vectors("alone", [[1.0]], [[1.0]], [None])
+
+
 def test_a_distribution_that_differs_where_no_token_was_taken_is_found() -> None:
     other = [math.log(p) for p in (0.5, 0.25, 0.25)]
     row = compare("decode", [answer([-1.0])], [verdict([-1.0], top=other)], None)
@@ -124,9 +133,10 @@ def test_values_of_vectors_are_parts_of_its_length() -> None:
     assert compare_vectors("alone", [[math.nan, 4.0], [0.0] * 2, [0.0] * 2], exact, None).problems
 
 
-def test_a_vector_of_another_length_is_an_error() -> None:
-    with pytest.raises(CompareError, match="The engine gives 1 values for a text, the reference model 2"):
-        compare_vectors("alone", [[3.0]], [[3.0, 4.0]], None)
+@pytest.mark.parametrize("got", [[], [3.0]])
+def test_a_vector_of_another_length_is_an_error(got: list[float]) -> None:
+    with pytest.raises(CompareError, match=f"The engine gives {len(got)} values for a text, the reference model 2"):
+        compare_vectors("alone", [got, [3.0, 4.0]], [[3.0, 4.0]] * 2, None)
 
 
 def test_in_another_dtype_a_vector_may_be_as_far_as_transformers() -> None:
