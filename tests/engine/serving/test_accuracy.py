@@ -255,6 +255,18 @@ def test_a_model_that_generates_nothing_is_refused_before_anything_is_asked(
         pass
 
 
+def test_a_file_that_is_no_picture_is_refused_before_anything_is_asked(
+    packages: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_text("no picture")
+    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "<image>", "images": ["a.png"], "answer": "a"}))
+    with (
+        pytest.raises(AccuracyError, match=r"^\S+/a\.png is no picture to read: "),
+        asking(packages, checkpoint, tmp_path, open_tasks([str(tmp_path / "own.jsonl")])),
+    ):
+        pass
+
+
 def test_without_the_hub_a_name_is_an_error_that_says_so(
     packages: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,7 +79,13 @@ def own_task(name: str, documents: Documents) -> Any:  # noqa: ANN401  # a task 
         }
         return ConfigurableTask(config={**common, **kind})
     if "images" in documents[0]:
-        common["doc_to_image"] = lambda document: [open_picture(Path(path)) for path in document["images"]]
+
+        def pictures(document: Mapping[str, Any]) -> list[Any]:
+            return [open_picture(Path(path)) for path in document["images"]]
+
+        for document in documents:
+            pictures(document)  # what is none is said before anything is asked
+        common["doc_to_image"] = pictures
     encode = tokenizer().encode
     longest = max(len(encode(document["answer"], add_special_tokens=False)) for document in documents)
     kind = {

@@ -14,6 +14,7 @@ from overlay_tools.user_files import read_text
 _ALIASES = {"mmmu": "mmmu_val"}  # by what people call it, and lm-eval does not
 _PICTURE = "<image>"  # stands for a picture in a prompt, as in lm-eval's
 _KEYS = ("choices", "images")
+_ENDINGS = (".json", ".jsonl")  # that no task of lm-eval's has, though some have a dot
 HINT = (
     'A line is {"prompt": TEXT, "answer": TEXT} or {"prompt": TEXT, "choices": [TEXT, ...], "answer": NUMBER}; the'
     f' first may have {{"images": [PATH, ...]}} for each {_PICTURE} of its prompt.'
@@ -43,7 +44,7 @@ def open_tasks(names: Sequence[str]) -> list[Task]:
 
 def _open(name: str) -> Task:
     path = Path(name)
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    if path.is_file() or path.suffix in _ENDINGS or len(path.parts) > 1:
         return Task(name=name, documents=_read(path))
     return Task(name=name, known=_ALIASES.get(name, name))
 
@@ -79,6 +80,10 @@ def _problem(document: object) -> str:
     """Say what is wrong with what a line holds; nothing if it is a document."""
     if not isinstance(document, dict):
         return "this is no JSON object"
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return f"`{ascii(error.object[error.start])[1:-1]}` is half of a character"
     for key in ("prompt", "answer"):
         if key not in document:
             return f"there is no `{key}`"

@@ -19,10 +19,13 @@ def write(path: Path, *lines: object) -> str:
     return str(path)
 
 
-def test_a_name_is_one_of_lm_evals() -> None:
-    assert open_tasks(["gsm8k", "mmmu", "gsm8k"]) == [
+def test_a_name_is_one_of_lm_evals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("gsm8k").mkdir()
+    assert open_tasks(["gsm8k", "mmmu", "gsm8k", "longproc_countdown_0.5k"]) == [
         Task(name="gsm8k", known="gsm8k"),
         Task(name="mmmu", known="mmmu_val"),
+        Task(name="longproc_countdown_0.5k", known="longproc_countdown_0.5k"),
     ]
 
 
@@ -48,6 +51,8 @@ def test_a_file_needs_no_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"prompt": "One"}, "there is no `answer`"),
         ({**GENERATED, "anwser": "three"}, "`anwser` is not known"),
         ({**GENERATED, "prompt": ""}, "`prompt` must be a text that is not empty"),
+        ({**GENERATED, "prompt": "a\ud800"}, "`\\ud800` is half of a character"),
+        ({**CHOSEN, "choices": [" two", "\udc00"]}, "`\\udc00` is half of a character"),
         ({**GENERATED, "prompt": 1}, "`prompt` must be a text that is not empty"),
         ({**GENERATED, "answer": 2}, "`answer` must be a text of one line, as there are no `choices`"),
         ({**GENERATED, "answer": " "}, "`answer` must be a text of one line"),
