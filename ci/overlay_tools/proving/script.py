@@ -42,6 +42,11 @@ class Script:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_PATIENCE)
+            if self._process.returncode == -signal.SIGKILL:
+                what = "Its process was ended by SIGKILL, as where memory is short."
+                raise self._failed(what, hint=f"See {self.log}.")
             said = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
             raise self._failed(f"Its process ended: {' '.join(said) or 'it said nothing'}.", hint=f"See {self.log}.")
         found: dict[str, Any] = json.loads(line)

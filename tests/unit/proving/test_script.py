@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,9 @@ job = json.loads(pathlib.Path(sys.argv[1]).read_text())
 print(json.dumps({"job": job, "variable": os.environ["OF_THE_SCRIPT"], "pid": os.getpid()}), flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
+    if asked.get("kill"):
+        print("Asking:  45%", file=sys.stderr)
+        os.kill(os.getpid(), asked["kill"])
     if asked.get("end"):
         sys.exit("out of memory")
     print(json.dumps({"twice": asked["n"] * 2}), flush=True)
@@ -50,6 +54,18 @@ def test_where_it_ends_its_last_words_are_said(tmp_path: Path) -> None:
             with pytest.raises(BenchError, match=r"Its process ended: out of memory\.") as caught:
                 script.ask(end=True)
         assert str(tmp_path / "twice.log") in caught.value.hint
+
+
+def test_where_it_is_killed_that_is_said(tmp_path: Path) -> None:
+    """As by the system, where memory is short: its last words are about something else then."""
+    path = tmp_path / "twice.py"
+    path.write_text(ANSWERS)
+    env = {"OF_THE_SCRIPT": "1"}
+    with (
+        open_script(Path(sys.executable), path, {}, env=env, folder=tmp_path, failed=BenchError) as script,
+        pytest.raises(BenchError, match=r"Its process was ended by SIGKILL, as where memory is short\."),
+    ):
+        script.ask(kill=signal.SIGKILL)
 
 
 def test_a_script_that_does_not_start_is_said(tmp_path: Path) -> None:
