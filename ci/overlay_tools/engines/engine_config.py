@@ -78,6 +78,15 @@ def drafts(version: str, steps: int) -> tuple[dict[str, object], dict[str, str]]
     return arguments | extra_buffer(version), {"SGLANG_ENABLE_SPEC_V2": "1"}
 
 
+def vectors(version: str) -> dict[str, object]:
+    """Return a release's arguments for a model that gives vectors.
+
+    Before 0.5.11, where more texts are asked for at once than may run, the others wait for ever with overlapped
+    scheduling. Models of the overlay are served without it there in any case.
+    """
+    return {"disable_overlap_schedule": True} if Version(version) < Version("0.5.11") else {}
+
+
 def of_release(table: Mapping[str, tuple[str, ...]], version: str) -> tuple[str, ...]:
     """Return what a table, whose keys are ranges of releases, has for one release."""
     found = (value for range_, value in table.items() if SpecifierSet(range_).contains(version, prereleases=True))

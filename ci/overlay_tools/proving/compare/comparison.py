@@ -125,9 +125,10 @@ def ask_engine_for_vectors(
     engine: Engine, checkpoint: Path, prompts: Sequence[list[int]]
 ) -> dict[str, list[list[float]]]:
     """Let the engine give the vectors of prompts in every way: alone, from the cache, at once, in chunks."""
-    with engine.serving(checkpoint, "as it is") as server:
+    arguments = engine_config.vectors(engine.version)
+    with engine.serving(checkpoint, "as it is", arguments) as server:
         vectors = dict(ask_for_vectors(server, prompts))
-    with engine.serving(checkpoint, "in chunks", {"chunked_prefill_size": _CHUNK}) as server:
+    with engine.serving(checkpoint, "in chunks", {**arguments, "chunked_prefill_size": _CHUNK}) as server:
         vectors["in chunks"] = [embed(server, [prompt])[0] for prompt in prompts]
     return vectors
 

@@ -160,6 +160,13 @@ def test_vectors_are_asked_for_alone_again_at_once_and_in_chunks(engines: Engine
     assert all(row.own is not None for row in judge_vectors(vectors, PROMPTS, cast(Reference, Says()), "bfloat16"))
 
 
+def test_texts_do_not_wait_for_ever(engines: Engines) -> None:
+    """Before 0.5.11, those of upstream's own models would: more are asked at once than may run."""
+    engines.version = "0.5.10.post1"
+    ask_engine_for_vectors(cast(Engine, engines), Path("model"), PROMPTS)
+    assert [arguments["disable_overlap_schedule"] for _, arguments in engines.started] == [True, True]
+
+
 def test_a_vector_that_differs_is_looked_into(engines: Engines, stand_in: StandIn) -> None:
     vectors = ask_engine_for_vectors(cast(Engine, engines), Path("model"), PROMPTS)
     says = Says(but=30)
