@@ -12,7 +12,7 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, check_class, engine_dtype, open_engine
+from overlay_tools.commands.shared import add_passed_on, add_python, check_class, count, engine_dtype, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.engines.server import Server
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE:CLASS",
         help="a model in Transformers to ask beside it (default: that of tests/models/, or Transformers' own)",
     )
-    parser.add_argument("--limit", type=_count, metavar="N", help="ask the first N documents of a task (default: all)")
+    parser.add_argument("--limit", type=count, metavar="N", help="ask the first N documents of a task (default: all)")
     parser.add_argument(
         "--bound",
         type=_points,
@@ -185,12 +185,6 @@ def _with_error(score: Score) -> str:
 
 def _shown(share: float) -> str:
     return f"{share * 100:.1f}"
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
-    return int(text)
 
 
 def _points(text: str) -> float:

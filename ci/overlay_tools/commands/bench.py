@@ -14,7 +14,7 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, check_class, engine_dtype, open_engine
+from overlay_tools.commands.shared import add_passed_on, add_python, check_class, count, engine_dtype, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.engines.server import Server
@@ -40,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("output", 64, "tokens of an answer"),
         ("rounds", 3, "rounds, of the engine and of Transformers in turns"),
     ):
-        parser.add_argument(f"--{name}", type=_count, default=default, metavar="N", help=f"{what} (default: {default})")
+        parser.add_argument(f"--{name}", type=count, default=default, metavar="N", help=f"{what} (default: {default})")
     parser.add_argument(
         "--concurrency",
-        type=_count,
+        type=count,
         nargs="+",
         default=[1, 8],
         metavar="N",
@@ -84,12 +84,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
                 of = Model(
                     python, project.root, folder, checkpoint, arguments.reference, "cuda" if device.gpu else "cpu"
                 )
-                job = {
-                    **of.job,
-                    "dtype": engine_dtype(
-                        named.read_config(checkpoint / "config.json"), arguments.passed_on, device.gpu
-                    ),
-                }
+                job = {**of.job, "dtype": engine_dtype(config, arguments.passed_on, device.gpu)}
                 reference = stack.enter_context(open_reference(python, job, of.env, folder))
         server = _server(python, checkpoint, arguments.passed_on, device, folder)
         with console.step(f"Start sglang {version}"):
@@ -158,12 +153,6 @@ def _server(python: Path, checkpoint: Path, flags: Sequence[str], device: Device
 
 def _vocabulary(config: Mapping[str, Any]) -> int:
     return int({**config, **(config.get("text_config") or {})}["vocab_size"])
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
-    return int(text)
 
 
 COMMAND = Command(

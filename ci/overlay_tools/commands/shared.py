@@ -71,6 +71,13 @@ def check_class(name: str | None) -> None:
         )
 
 
+def count(text: str) -> int:
+    """Read a number from 1 on. Raises ArgumentTypeError if a word of the command line is none."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
+    return int(text)
+
+
 def require_cuda() -> None:
     """Raise OverlayError if an engine would not run on a CUDA GPU here."""
     if not (device := choose_device()).gpu:
