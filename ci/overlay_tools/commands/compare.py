@@ -32,6 +32,7 @@ from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import get_release, load_lock
 from overlay_tools.user_files import read_text
 
+_ONE_A_LINE = "Name a file with a prompt on each line."
 _TEXT = "tests/data/heldout.txt"  # from which prompts are cut where none are given
 
 
@@ -141,9 +142,9 @@ def _compare(
 def _read_prompts(path: Path | None) -> list[str]:
     if path is None:
         return []
-    texts = [line for line in read_text(path, CompareError).splitlines() if line.strip()]
+    texts = [line for line in read_text(path, CompareError, hint=_ONE_A_LINE).splitlines() if line.strip()]
     if not texts:
-        raise CompareError(f"{path} has no prompt.", hint="Write one a line.")
+        raise CompareError(f"{path} has no prompt.", hint=_ONE_A_LINE)
     return texts
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from overlay_tools.errors import AccuracyError
 from overlay_tools.user_files import read_text
 
+_WRITTEN = "Name the file that an earlier run has written with --json."
 _QUANTILE = 1.959964  # of the normal distribution: between it and its negative lie 95%
 
 
@@ -124,7 +125,7 @@ class Earlier:
 
         Raises AccuracyError if it is something else.
         """
-        text = read_text(path, AccuracyError)
+        text = read_text(path, AccuracyError, hint=_WRITTEN)
         try:
             found: dict[str, Any] = json.loads(text)
             scores = {name: Score(**task["engine"]) for name, task in found["tasks"].items()}
@@ -133,9 +134,7 @@ class Earlier:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             good = False
         if not good:
-            raise AccuracyError(
-                f"{path} is not what an earlier run has written.", hint="Write it with --json, then name that file."
-            )
+            raise AccuracyError(f"{path} is not what an earlier run has written.", hint=_WRITTEN)
         return cls(path=path, asked=asked, scores=scores)
 
     def check(self, asked: Mapping[str, object], tasks: Sequence[str]) -> None:

@@ -50,8 +50,9 @@ def _open(name: str) -> Task:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
+    text = read_text(path, AccuracyError, hint="Name a file of questions, or a task that lm-eval knows.")
     documents: list[dict[str, Any]] = []
-    for number, line in enumerate(read_text(path, AccuracyError).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -112,6 +112,12 @@ def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
         Earlier.read(path)
 
 
+def test_a_folder_is_no_result_and_is_not_to_be_removed(tmp_path: Path) -> None:
+    with pytest.raises(AccuracyError, match="Is a directory") as caught:
+        Earlier.read(tmp_path)
+    assert caught.value.hint == "Name the file that an earlier run has written with --json."
+
+
 def earlier(**scores: Score) -> Earlier:
     return Earlier(path=Path("r.json"), asked={"lm-eval": "1", "--limit": 5}, scores=scores)
 

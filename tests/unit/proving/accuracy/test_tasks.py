@@ -105,5 +105,6 @@ def test_a_file_without_lines_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "folder/missing"])
 def test_what_looks_like_a_file_is_none_of_lm_evals(name: str) -> None:
-    with pytest.raises(AccuracyError, match=f"{name}: No such file or directory"):
+    with pytest.raises(AccuracyError, match=f"{name}: No such file or directory") as caught:
         open_tasks([name])
+    assert caught.value.hint == "Name a file of questions, or a task that lm-eval knows."
