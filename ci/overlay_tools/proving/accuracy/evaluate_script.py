@@ -128,7 +128,7 @@ def evaluate(model: Any, tasks: Mapping[str, Sequence[Any]]) -> dict[str, Any]: 
 
 
 def score(name: str, samples: Sequence[Mapping[str, Any]], digest: Any) -> dict[str, Any]:  # noqa: ANN401  # hashlib's
-    """Return of each document whether it was answered rightly, by the first metric of the first filter that says so.
+    """Return of each document whether the answer is right, by the first metric of the first filter that says so.
 
     Parameters: `digest`, that of all tokens asked, which takes prompts, settings and what is right, too.
     """
@@ -139,10 +139,9 @@ def score(name: str, samples: Sequence[Mapping[str, Any]], digest: Any) -> dict[
             break
     else:
         raise Problem(f"{name} has no metric by which a document is right or wrong")
-    told = [
-        [sample["arguments"], sample["target"]] for sample in of_first
-    ]  # in which a picture is a hash of what it shows
-    digest.update(json.dumps(told, sort_keys=True).encode())
+    # In which a picture is a hash of what it shows, and a target may be anything.
+    told = [[sample["arguments"], sample["target"]] for sample in of_first]
+    digest.update(json.dumps(told, sort_keys=True, default=str).encode())
     return {
         "metric": metric if first == "none" else f"{metric}, {first}",
         "digest": digest.hexdigest(),

@@ -33,7 +33,7 @@ class Score:
 
     @property
     def mean(self) -> float:
-        """Return the share of documents that were answered rightly."""
+        """Return the share of documents whose answers are right."""
         return sum(self.right) / len(self.right)
 
     @property
@@ -57,7 +57,7 @@ class Pair:
 
     @property
     def alone(self) -> tuple[int, int]:
-        """Return how many documents the engine alone answers rightly, and how many the other one alone."""
+        """Return how many documents only the engine gets right, and how many only the other one does."""
         pairs = list(zip(self.engine.right, self.other.right, strict=True))
         return sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
 
@@ -65,7 +65,7 @@ class Pair:
     def interval(self) -> tuple[float, float]:
         """Return the ends of the 95% confidence interval of the difference.
 
-        Both have answered the same documents, so only those count that one alone answers rightly. The formula is the
+        Both have answered the same documents, so only those count that one alone gets right. The formula is the
         adjusted Wald interval for paired data of Bonett and Price, "Adjusted Wald confidence interval for a difference
         of binomial proportions based on paired data" (Journal of Educational and Behavioral Statistics 37, 2012): one
         document is added to either kind. It holds for few documents too, and is no point where there are none of a
