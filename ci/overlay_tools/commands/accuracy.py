@@ -154,8 +154,8 @@ def _show(results: Results) -> None:
     )
     heads = ["task", "by", "documents", "engine", "the other", "difference", "95% interval", "right alone"]
     console.grid(heads, [_row(name, pair) for name, pair in results.tasks.items()])
-    console.line("Percentages with their standard errors. Right alone: documents that only the one, and only the other,")
-    console.line("gets right; the interval of the difference is that of Bonett and Price for paired data.")
+    console.line("Percentages with their standard errors. Right alone: documents that only the one, and only the")
+    console.line("other, gets right; the interval of the difference is that of Bonett and Price for paired data.")
     allowed = f" by more than {_shown(results.bound)} points" if results.bound else ""
     if results.worse:
         console.line(
