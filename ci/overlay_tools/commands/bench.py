@@ -131,13 +131,19 @@ def _rows(speeds: Sequence[tuple[Load, dict[str, list[Speed]]]]) -> list[list[st
             row = [str(load.at_once), name]
             row += [f"{shown(of.median)} ({shown(of.least)} to {shown(of.most)})" for of in figures.values()]
             if "reference" in figures:
-                ratios = [
-                    getattr(a, metric) / getattr(b, metric) for a, b in zip(by["engine"], by["reference"], strict=True)
+                pairs = [
+                    (getattr(a, metric), getattr(b, metric)) for a, b in zip(by["engine"], by["reference"], strict=True)
                 ]
-                ratio = Figure.of([1 / value if less else value for value in ratios]).median
-                row.append(f"{ratio:.2f} times as fast")
+                row.append(_ratio([(b, a) if less else (a, b) for a, b in pairs]))
             rows.append(row)
     return rows
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> str:
+    """Say how many times as fast it was in the median, nothing where nothing took time: one token has no next."""
+    if any(of == 0 for _, of in pairs):
+        return ""
+    return f"{Figure.of([value / of for value, of in pairs]).median:.2f} times as fast"
 
 
 def _markdown(title: str, other: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -24,7 +24,7 @@ class Slow:
 
     def measure(self, load: Load, seed: int, vocabulary: int) -> Speed:
         assert vocabulary == 99
-        return Speed(first=0.2, between=0.03, second=10.0 * seed)
+        return Speed(first=0.2, between=0.03 if load.written > 1 else 0.0, second=10.0 * seed)
 
 
 @pytest.fixture
@@ -36,7 +36,8 @@ def measured(mini_here: Miniature, monkeypatch: pytest.MonkeyPatch) -> list[tupl
     def measure(server: Server, load: Load, seed: int, folder: Path) -> Speed:
         asked.append((load, seed))
         assert server.flags[-2:] == ["--tp-size", "2"]
-        return Speed(first=0.1 if seed else 9.0, between=0.03, second=20.0 * seed)
+        between = 0.03 if load.written > 1 else 0.0
+        return Speed(first=0.1 if seed else 9.0, between=between, second=20.0 * seed)
 
     @contextmanager
     def reference(python: Path, job: Mapping[str, Any], env: object, folder: Path) -> Iterator[Slow]:
@@ -98,3 +99,10 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_built(
     assert status in (1, 2)
     assert said in capsys.readouterr().err
     assert not (mini_here.root / "dist").exists()
+
+
+def test_between_one_token_there_is_no_time(measured: object, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "model", "--output", "1", "--concurrency", "1", "--", "--tp-size", "2"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "time between tokens" in line]
+    assert "as fast" not in line
+    assert line.count("0.0 ms (0.0 ms to 0.0 ms)") == 2

@@ -32,7 +32,10 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
-    """How fast it was: seconds to the `first` token and `between` two of a request, medians; all tokens a `second`."""
+    """How fast it was: seconds to the `first` token and `between` two of a request, medians; all tokens a `second`.
+
+    `between` is the mean of a request: what comes between two tokens is not seen where their text comes in one piece.
+    """
 
     first: float
     between: float
@@ -84,7 +87,7 @@ def measure_engine(server: Server, load: Load, seed: int, folder: Path) -> Speed
             f"{load.at_once - found['completed']} of {load.at_once} requests failed.", hint=f"See {server.log}."
         )
     return Speed(
-        first=found["median_ttft_ms"] / 1000, between=found["median_itl_ms"] / 1000, second=found["output_throughput"]
+        first=found["median_ttft_ms"] / 1000, between=found["median_tpot_ms"] / 1000, second=found["output_throughput"]
     )
 
 
