@@ -373,6 +373,8 @@ def _join(passes: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         for name, rows in outputs.items():
             joined.setdefault(name, []).append(rows)
     joined.pop("", None)
+    # Of some releases, a module gives rows of what is no token, which cannot be put one after another.
+    joined = {name: rows for name, rows in joined.items() if len({row.shape[1:] for row in rows}) == 1}
     return {name: rows[-1][-1:] if name in _LAST else torch.cat(rows) for name, rows in joined.items()}
 
 
