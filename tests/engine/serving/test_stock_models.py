@@ -45,7 +45,6 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "OlmoForCausalLM": {"num_key_value_heads": 4},
     "Olmo2ForCausalLM": {},
     "GraniteForCausalLM": {"logits_scaling": 2.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
-    "GlmForCausalLM": {"partial_rotary_factor": 0.5},
     "Glm4ForCausalLM": {"partial_rotary_factor": 0.5},
     "StableLmForCausalLM": {"partial_rotary_factor": 0.25},
     "CohereForCausalLM": {"tie_word_embeddings": True, "logit_scale": 0.5},
@@ -57,14 +56,8 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 4,
         "tie_word_embeddings": True,
     },
-    "GPTNeoXForCausalLM": {"rotary_pct": 0.25},
     "Starcoder2ForCausalLM": {"sliding_window": None, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
     "ArceeForCausalLM": {"hidden_act": "relu2"},
-    "SeedOssForCausalLM": {},
-    "Ernie4_5ForCausalLM": {},
-    "SmolLM3ForCausalLM": {},
-    "NemotronForCausalLM": {"hidden_act": "relu2"},
-    "PhimoeForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
 
