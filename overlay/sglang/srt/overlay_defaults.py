@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
 from sglang.srt.overlay_claims import claim
 from sglang.srt.overlay_models import OverlayError, OverlayModel
 
@@ -73,6 +72,7 @@ def _values(row: OverlayModel, server_args: Any, load: Callable[[str], Any]) -> 
     """Give what a row says, or is, each by the name of an argument."""
     values = dict(row.arguments)
     if not row.generates:
+        from packaging.version import Version
         from sglang.version import __version__
 
         if Version(__version__) < Version("0.5.11"):
