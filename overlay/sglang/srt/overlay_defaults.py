@@ -61,7 +61,7 @@ def set_defaults(row: OverlayModel, server_args: Any, load: Callable[[str], Any]
         if getattr(server_args, name) is own[name] and f"--no-{name.replace('_', '-')}" not in sys.argv:
             setattr(server_args, name, value)
             _log.warning(
-                "%s: %s is %r, which its row says; the server's arguments may say otherwise",
+                "%s: %s is %r by default; the server's arguments may say otherwise",
                 row.architecture,
                 name,
                 value,
