@@ -15,7 +15,7 @@ from overlay_tools.report.html import render
 _HEADS = ("computed", "values", "mean", "p99", "max", "KL", "max KL", "same tokens", "decided", "tied", "notes")
 _ABOUT = {
     False: f"Differences of logprobs and KL in nats; KL over the {TOP} likeliest tokens and all others as one.",
-    True: "Differences of the values of vectors, as parts of a vector's length.",
+    True: "Differences of the values of vectors, as parts of the vectors' mean length.",
 }
 
 

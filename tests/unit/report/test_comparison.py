@@ -69,8 +69,8 @@ def test_a_line_has_all_figures_of_a_way(capsys: pytest.CaptureFixture[str]) -> 
 def test_vectors_are_said_to_be_compared_by_their_length(capsys: pytest.CaptureFixture[str]) -> None:
     described = replace(SAME.described, vectors=True)
     print_comparison(replace(SAME, described=described))
-    assert "parts of a vector's length" in capsys.readouterr().out
-    assert "parts of a vector" in render_comparison(replace(SAME, described=described))
+    assert "parts of the vectors' mean length" in capsys.readouterr().out
+    assert "parts of the vectors" in render_comparison(replace(SAME, described=described))
 
 
 def test_where_the_two_part_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,7 +106,7 @@ def compare_vectors(
     exact: Sequence[Sequence[float] | None],
     rounded: Sequence[Sequence[float] | None] | None,
 ) -> Row:
-    """Compare the engine's vectors with those of the reference model, each value as a part of a vector's length.
+    """Compare the engine's vectors with those of the reference model, each value as a part of their mean length.
 
     Parameters: `exact`, the reference model's in float32, None where rounding chooses an expert; `rounded`, in the
     dtype of the engine if that is another.
@@ -140,12 +140,13 @@ def _distance_of_vectors(
 ) -> tuple[Distance, Worst | None]:
     differences: list[float] = []
     worst, farthest = None, -1.0
+    # Of all, for a score may happen to be nearly 0.
+    length = statistics.fmean([math.hypot(*wanted) for wanted in exact if wanted is not None] or [0.0]) or 1.0
     for number, (got, wanted) in enumerate(zip(vectors, exact, strict=True)):
         if wanted is None or got is None:
             continue
         if len(got) != len(wanted):
             raise CompareError(f"The engine gives {len(got)} values for a text, the reference model {len(wanted)}.")
-        length = math.hypot(*wanted) or 1.0
         for place, (a, b) in enumerate(zip(got, wanted, strict=True)):
             difference = abs(a - b) / length if math.isfinite(a) else math.inf
             if difference > farthest:

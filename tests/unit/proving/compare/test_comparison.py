@@ -171,7 +171,7 @@ def test_a_vector_that_differs_is_looked_into(engines: Engines, stand_in: StandI
     vectors = ask_engine_for_vectors(cast(Engine, engines), Path("model"), PROMPTS)
     says = Says(but=30)
     rows = judge_vectors(vectors, PROMPTS, cast(Reference, says), "float32")
-    assert ["a value differs by 0.002, which may be 0.001" in row.problems for row in rows] == [True] * 4
+    assert ["a value differs by 0.00133, which may be 0.001" in row.problems for row in rows] == [True] * 4
     for row in (rows[0], rows[1], rows[3]):
         stand_in.asked.clear()
         found = locate(cast(Engine, engines), Path("model"), cast(Reference, says), PROMPTS, {}, [row])

@@ -122,14 +122,17 @@ def test_in_another_dtype_the_bound_is_the_error_of_transformers() -> None:
     assert (row.distance.decided, row.distance.tied) == (2, 1)
 
 
-def test_values_of_vectors_are_parts_of_its_length() -> None:
-    exact = [[3.0, 4.0], None, [0.0, 0.0]]
-    row = compare_vectors("alone", [[3.004, 4.0], [9.0, 9.0], [0.0, 0.0]], exact, None)
+def test_differences_of_values_are_parts_of_the_vectors_mean_length() -> None:
+    exact = [[6.0, 8.0], None, [0.0, 0.0]]
+    row = compare_vectors("alone", [[6.004, 8.0], [9.0, 9.0], [0.0, 0.0]], exact, None)
     assert (row.distance.values, row.left_out, row.problems) == (4, 1, [])
     assert row.distance.maximum == pytest.approx(0.0008)
-    assert row.worst == Worst(prompt=0, place=0, engine=3.004, reference=3.0)
-    [problem] = compare_vectors("alone", [[3.0, 4.006], [0.0] * 2, [0.0] * 2], exact, None).problems
+    assert row.worst == Worst(prompt=0, place=0, engine=6.004, reference=6.0)
+    [problem] = compare_vectors("alone", [[6.0, 8.006], [0.0] * 2, [0.0] * 2], exact, None).problems
     assert problem == "a value differs by 0.0012, which may be 0.001"
+    # A score that happens to be nearly 0 is as good as the others.
+    assert compare_vectors("alone", [[2.0], [-3.0], [0.00101]], [[2.0], [-3.0], [0.001]], None).problems == []
+    assert compare_vectors("alone", [[0.0]], [[0.0]], None).problems == []
     assert compare_vectors("alone", [[math.nan, 4.0], [0.0] * 2, [0.0] * 2], exact, None).problems
 
 
