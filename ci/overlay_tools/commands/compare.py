@@ -142,7 +142,7 @@ def _compare(
 def _read_prompts(path: Path | None) -> list[str]:
     if path is None:
         return []
-    texts = [line for line in read_text(path, CompareError, hint=_ONE_A_LINE).splitlines() if line.strip()]
+    texts = [line for line in read_text(path, CompareError, hint=_ONE_A_LINE).split("\n") if line.strip()]
     if not texts:
         raise CompareError(f"{path} has no prompt.", hint=_ONE_A_LINE)
     return texts

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from overlay_tools import cli
 from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard
+from overlay_tools.commands import compare
 from overlay_tools.proving.compare import memory
 
 from unit.conftest import Miniature
@@ -49,6 +50,12 @@ def test_a_checkpoint_that_memory_does_not_take_is_refused(
     assert cli.main(["compare", "model", "--", "--trust-remote-code"]) == 1
     assert "This needs about 3.0 GiB of memory (6 values in float32), and 1.0 GiB are free." in capsys.readouterr().err
     assert not (mini_here.root / "dist").exists()
+
+
+def test_a_prompt_is_a_line_whatever_else_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("one\x0cpage\r\n\ntwo\u2028three\n".encode())
+    assert compare._read_prompts(path) == ["one\x0cpage", "two\u2028three"]
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", "{"])
