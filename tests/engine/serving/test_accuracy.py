@@ -261,7 +261,7 @@ def test_a_file_that_is_no_picture_is_refused_before_anything_is_asked(
     (tmp_path / "a.png").write_text("no picture")
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "<image>", "images": ["a.png"], "answer": "a"}))
     with (
-        pytest.raises(AccuracyError, match=r"^\S+/a\.png is no picture to read: "),
+        pytest.raises(AccuracyError, match=r"^\S+/a\.png cannot be read as a picture: "),
         asking(packages, checkpoint, tmp_path, open_tasks([str(tmp_path / "own.jsonl")])),
     ):
         pass
@@ -278,7 +278,7 @@ def test_without_the_hub_a_name_is_an_error_that_says_so(
     ):
         pass
     with (
-        pytest.raises(AccuracyError, match=r"lm-eval .* knows no task gsm8q, and there is no such file"),
+        pytest.raises(AccuracyError, match=r"lm-eval .* does not know the task gsm8q, and there is no such file"),
         asking(packages, checkpoint, tmp_path, [Task(name="gsm8q", known="gsm8q")]),
     ):
         pass

@@ -49,7 +49,7 @@ def open_task(task: Mapping[str, Any], known: Callable[[], Any]) -> list[Any]:
         return [own_task(task["name"], task["documents"])]
     manager = known()
     if task["known"] not in manager.all_tasks:
-        raise Problem(f"lm-eval {lm_eval.__version__} knows no task {task['name']}, and there is no such file")
+        raise Problem(f"lm-eval {lm_eval.__version__} does not know the task {task['name']}, and there is no such file")
     try:
         return list(manager.load([task["known"]])["tasks"].values())
     except Exception as error:  # the libraries beneath have many kinds of them
@@ -108,7 +108,7 @@ def open_picture(path: Path) -> Any:  # noqa: ANN401  # PIL's
             picture.load()
             return picture
     except (OSError, ValueError, SyntaxError) as error:
-        raise Problem(f"{path} is no picture to read: {first_line(error)}") from None
+        raise Problem(f"{path} cannot be read as a picture: {first_line(error)}") from None
 
 
 def evaluate(model: Any, tasks: Mapping[str, Sequence[Any]]) -> dict[str, Any]:  # noqa: ANN401  # of lm-eval's

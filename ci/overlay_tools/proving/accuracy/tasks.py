@@ -80,7 +80,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _problem(document: object) -> str:
     """Say what is wrong with what a line holds; nothing if it is a document."""
     if not isinstance(document, dict):
-        return "this is no JSON object"
+        return "a JSON object is expected"
     try:
         json.dumps(document, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

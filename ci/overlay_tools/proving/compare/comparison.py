@@ -172,7 +172,7 @@ def _require_numbers(values: Iterable[float], dtype: str) -> None:
     """Raise CompareError if a reference model gives what is no number: all would be as near to it, or nothing."""
     if not all(map(math.isfinite, values)):
         raise CompareError(
-            f"The reference model gives what is no finite number, in {dtype}.",
+            f"The reference model gives numbers that are not finite, in {dtype}.",
             hint="See whether the checkpoint is whole, or compare in another dtype with `-- --dtype`.",
         )
 

@@ -46,7 +46,7 @@ def test_a_file_needs_no_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         ("{", "this is not JSON: "),
         ("[" * 100_000, "this is not JSON: "),
-        ("7", "this is no JSON object"),
+        ("7", "a JSON object is expected"),
         ({"answer": "two"}, "there is no `prompt`"),
         ({"prompt": "One"}, "there is no `answer`"),
         ({**GENERATED, "anwser": "three"}, "`anwser` is not known"),
