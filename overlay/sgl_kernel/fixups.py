@@ -320,6 +320,8 @@ FIXUPS: tuple[Fixup, ...] = (
              "takes drafts to verify for an extend without prefix", native_draft.describe_speculative_extend),
     _replace("", f"{_SPEC}.draft_utils", "DraftBackendFactory._create_backend", "does not know torch_native",
              native_draft.offer_torch_native),
+    _replace("", "sglang.srt.managers.tokenizer_manager", "TokenizerManager._create_tokenized_object",
+             "answers greedily where a request is to be sampled, or fails", native_draft.refuse_sampling),
     _edit("<0.5.16", f"{_SPEC}.eagle_utils", "_is_cuda", "without a GPU the drafts are neither laid out nor verified",
           "_is_cuda = is_cuda()", "_is_cuda = True"),
     *(

@@ -94,6 +94,27 @@ class _NativeDraftSteps:
             backend.init_forward_metadata(forward_batch)
 
 
+def refuse_sampling(create: Callable) -> Callable:
+    """Wrap ``TokenizerManager._create_tokenized_object`` to refuse requests that are to be sampled from drafts.
+
+    Without a GPU upstream verifies drafts greedily whatever a request says, or, from 0.5.10 to 0.5.15, fails.
+
+    :raises ValueError: which upstream answers with status 400.
+    """
+
+    @functools.wraps(create)
+    def call(self, *args, **kwargs):
+        made = create(self, *args, **kwargs)
+        # A temperature of 0 has become a top_k of 1.
+        if self.server_args.speculative_algorithm and getattr(made.sampling_params, "top_k", 1) != 1:
+            raise ValueError(
+                "on a CPU, drafts are verified greedily: send temperature 0, or serve without --speculative-algorithm"
+            )
+        return made
+
+    return call
+
+
 def _require_chain(topk: int | None) -> None:
     if topk != 1:
         raise NotImplementedError(f"torch_native speculative decoding: {topk=}; set speculative_eagle_topk to 1")

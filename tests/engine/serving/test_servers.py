@@ -13,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
+from urllib.error import HTTPError
 
 import psutil
 import pytest
@@ -415,6 +416,18 @@ def test_eviction_under_load(served: Served) -> None:
     again = [served.generate([turns[i]])[0] for i in order]
     served.assert_right([turns[i] for i in order], again)
     assert [hit > 75 for hit in cached(again)] == [True, True, False, False]  # the last are there, the first evicted
+
+
+@on_servers("drafts")
+def test_what_is_to_be_sampled_is_refused_with_drafts(served: Served) -> None:
+    for sampling in ({"temperature": 0.7}, {"temperature": 1, "top_k": 5}, {}):
+        with pytest.raises(HTTPError) as refused:
+            post(served.server.url, "/generate", input_ids=PROMPTS[5], sampling_params=sampling)
+        assert refused.value.code == 400
+        assert "drafts are verified greedily: send temperature 0" in refused.value.read().decode()
+    for sampling in ({"temperature": 0}, {"temperature": 1, "top_k": 1}):
+        answer = post(served.server.url, "/generate", input_ids=PROMPTS[5], sampling_params=sampling)
+        assert answer["meta_info"]["completion_tokens"] > 0
 
 
 @on_servers("drafts")
