@@ -84,6 +84,9 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
         earlier.check(asked, [task.name for task in tasks])
     if arguments.json is not None:
         check_place(arguments.json, "--json")
+        for name in (*arguments.task, arguments.against):
+            if Path(name).exists() and arguments.json.exists() and arguments.json.samefile(name):
+                raise UsageError(f"{name} is read, and --json would overwrite it.", hint="Name another file.")
     device = choose_device()
     here = Path(arguments.checkpoint)
     if earlier is None and (here / "config.json").is_file():

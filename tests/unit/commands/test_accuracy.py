@@ -164,6 +164,7 @@ def test_an_earlier_run_of_other_settings_is_refused_before_anything_is_built(
         (["model", "--task", "own.jsonl", "--against", "nothing.json"], "nothing.json: No such file or directory."),
         (["model", "--task", "own.jsonl", "--against", "own.jsonl"], "own.jsonl is not what an earlier run has"),
         (["model", "--task", "own.jsonl", "--json", "model"], "model cannot be written: it is a folder."),
+        (["model", "--task", "own.jsonl", "--json", "model/../own.jsonl"], "own.jsonl is read, and --json would"),
         (["model", "--task", "own.jsonl", "--limit", "0"], "0 is not a number from 1 on"),
         (["model", "--task", "own.jsonl", "--bound", "-1"], "--bound"),
         (["model", "--task", "own.jsonl", "--bound", "nan"], "nan is not a number of percentage points"),
