@@ -226,6 +226,7 @@ _LOCS = f"{_SPEC}.triton_ops.cache_locs"
 _NO_CPU = "has no CPU branch and launches Triton"
 _NO_AMX = "takes its CPU branch only with AMX, else launches Triton"
 _STATES = "copies states between slots with Triton"
+_WINDOW = "attends to all tokens, whatever window a layer has"
 _ASSERT = "extra_buffer is asserted to need a GPU; this package returns the chunk states that it needs"
 
 FIXUPS: tuple[Fixup, ...] = (
@@ -281,6 +282,13 @@ FIXUPS: tuple[Fixup, ...] = (
              "walks through the requests in each layer", native_attention.decode_at_once),
     _replace("", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend._run_sdpa_forward_extend",
              "computes what is in the cache already, and drops it", native_attention.extend_what_is_new),
+    _edit("<0.5.13", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend.forward_extend", _WINDOW,
+          "causal=causal,\n        )\n        return o",
+          "causal=causal,\n            **({'sliding_window_size': layer.sliding_window_size} if causal else {}),\n"
+          "        )\n        return o"),
+    _edit("<0.5.13", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend.forward_decode", _WINDOW,
+          "causal=False,\n        )",
+          "causal=False,\n            sliding_window_size=layer.sliding_window_size,\n        )"),
     # Linear attention.
     _replace("<0.5.9", f"{_ATTENTION}.fla.chunk", "chunk_gated_delta_rule", _NO_CPU,
              _with(gated_delta.chunk_gated_delta_rule_cpu)),

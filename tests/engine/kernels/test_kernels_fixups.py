@@ -399,6 +399,40 @@ for target in targets:
     assert set(result.stdout.splitlines()) == {"[1, 33]"}, result.stderr
 
 
+def test_attention_keeps_to_the_window_of_a_layer() -> None:
+    """Where all keys are alike, attention gives the mean of the values that are seen: of the own place and the last."""
+    code = """
+import sgl_kernel, torch
+from types import SimpleNamespace
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.layers.radix_attention import AttentionType
+pool = SimpleNamespace(
+    get_key_buffer=lambda layer: torch.zeros(8, 1, 4),
+    get_value_buffer=lambda layer: torch.arange(8.0).view(8, 1, 1).repeat(1, 1, 4),
+)
+pools = {"token_to_kv_pool": pool, "req_to_token_pool": SimpleNamespace(req_to_token=torch.arange(8)[None])}
+backend = TorchNativeAttnBackend.__new__(TorchNativeAttnBackend)
+vars(backend).update(pools)
+layer = SimpleNamespace(
+    qk_head_dim=4, v_head_dim=4, tp_q_head_num=1, tp_k_head_num=1, layer_id=0, scaling=1.0,
+    is_cross_attention=False, sliding_window_size=1, attn_type=AttentionType.DECODER,
+)
+mode = SimpleNamespace(is_target_verify=lambda: False, name="EXTEND")
+batch = SimpleNamespace(
+    **pools, forward_mode=mode, out_cache_loc=None, encoder_lens=None, req_pool_indices=torch.tensor([0]),
+    seq_lens=torch.tensor([5]), extend_prefix_lens=torch.tensor([2]), extend_seq_lens=torch.tensor([3]),
+)
+asked = lambda forward, n: forward(torch.zeros(n, 4), None, None, layer, batch, save_kv_cache=False)[:, 0].tolist()
+print(asked(backend.forward_extend, 3), asked(backend.forward_decode, 1))
+layer.attn_type = AttentionType.ENCODER_ONLY
+batch.seq_lens = batch.extend_seq_lens
+batch.extend_prefix_lens = torch.tensor([0])
+print(asked(backend.forward_extend, 3))
+"""
+    result = python(code, SGLANG_USE_CPU_ENGINE="1")
+    assert result.stdout.splitlines() == ["[1.5, 2.5, 3.5] [3.5]", "[1.0, 1.0, 1.0]"], result.stderr
+
+
 def test_a_device_context_still_holds_for_the_wrapped_factories() -> None:
     code = """
 import sgl_kernel, torch
