@@ -14,13 +14,21 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, check_class, count, engine_dtype, open_engine
+from overlay_tools.commands.shared import (
+    add_passed_on,
+    add_python,
+    check_class,
+    check_places,
+    count,
+    engine_dtype,
+    open_engine,
+)
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.engines.server import Server
 from overlay_tools.proving.bench.rounds import Figure, Load, Reference, Speed, measure_engine, open_reference
 from overlay_tools.proving.compare.reference import Reference as Model
-from overlay_tools.report.html import check_place, write_text
+from overlay_tools.report.html import write_text
 from overlay_tools.settings import Project
 
 # Of a Speed: what it is called, how it is shown, and whether less is better.
@@ -67,9 +75,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     """Measure, show the table, and write it where that is asked for."""
     named.check_name(arguments.checkpoint)
     check_class(arguments.reference)
-    for option, path in {"--markdown": arguments.markdown, "--json": arguments.json}.items():
-        if path is not None:
-            check_place(path, option)
+    check_places({"--markdown": arguments.markdown, "--json": arguments.json})
     version, device = arguments.version or project.default, choose_device()
     console.line(f"The engine runs on {'a GPU' if device.gpu else 'the CPU'}: {device.why}.")
     loads = [Load(at_once=n, read=arguments.input, written=arguments.output) for n in arguments.concurrency]

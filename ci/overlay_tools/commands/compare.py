@@ -11,7 +11,14 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, check_class, engine_dtype, open_engine
+from overlay_tools.commands.shared import (
+    add_passed_on,
+    add_python,
+    check_class,
+    check_places,
+    engine_dtype,
+    open_engine,
+)
 from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.comparison import (
@@ -27,7 +34,7 @@ from overlay_tools.proving.compare.engine import Answer
 from overlay_tools.proving.compare.memory import choose_reference_device, count_tensors
 from overlay_tools.proving.compare.reference import Reference
 from overlay_tools.report.comparison import print_comparison, render_comparison
-from overlay_tools.report.html import check_place, write_text
+from overlay_tools.report.html import write_text
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import get_release, load_lock
 from overlay_tools.user_files import read_text
@@ -62,9 +69,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
     named.check_name(arguments.checkpoint)
     texts = _read_prompts(arguments.prompts)
     check_class(arguments.reference)
-    for option, path in {"--json": arguments.json, "--html": arguments.html}.items():
-        if path is not None:
-            check_place(path, option)
+    check_places({"--json": arguments.json, "--html": arguments.html})
     device = choose_device()
     here = Path(arguments.checkpoint)
     if (here / "config.json").is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from overlay_tools.commands import PASSED_ON
 from overlay_tools.engines.device import choose_device
 from overlay_tools.engines.environment import engine_environment
 from overlay_tools.errors import OverlayError, UsageError
+from overlay_tools.report.html import check_place
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import PYTHONS, THIS_PYTHON
 from overlay_tools.wheels.builder import BuiltWheel
@@ -60,6 +61,17 @@ def engine_dtype(config: dict[str, Any], flags: Sequence[str], gpu: bool) -> str
         if isinstance(found := of.get("dtype") or of.get("torch_dtype"), str):
             return found
     return "bfloat16"
+
+
+def check_places(places: Mapping[str, Path | None]) -> None:
+    """Raise an OverlayError if the file that an option names cannot be written, or two options name one."""
+    seen: dict[Path, str] = {}
+    for option, path in places.items():
+        if path is None:
+            continue
+        check_place(path, option)
+        if (other := seen.setdefault(path.resolve(), option)) != option:
+            raise UsageError(f"{other} and {option} both name {path}.", hint="Name two files.")
 
 
 def check_class(name: str | None) -> None:

@@ -33,6 +33,7 @@ def checkpoint(mini_here: Miniature) -> Path:
         (["model", "--reference", "my_model"], "--reference my_model is not MODULE:CLASS."),
         (["model", "--reference", "my-model:Model"], "--reference my-model:Model is not MODULE:CLASS."),
         (["model", "9.9"], "9.9"),
+        (["model", "--json", "a", "--html", "./a"], "--json and --html both name a."),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_built(

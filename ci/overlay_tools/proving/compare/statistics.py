@@ -124,7 +124,7 @@ def compare_vectors(
         worst=worst,
         cached=0,
         drafted=None,
-        problems=_problems(distance, own, "value"),
+        problems=_problems(distance, own, "value", len(exact) - exact.count(None)),
     )
 
 
@@ -168,13 +168,17 @@ def _summary(differences: list[float], **more: Any) -> Distance:  # noqa: ANN401
     )
 
 
-def _problems(of: Distance, own: Distance | None, value: str = "logprob") -> list[str]:
-    """Say what is out of bounds: fixed ones in float32, and else those of Transformers' own error."""
+def _problems(of: Distance, own: Distance | None, value: str = "logprob", drawn: int | None = None) -> list[str]:
+    """Say what is out of bounds: fixed ones in float32, and else those of Transformers' own error.
+
+    Parameters: `value`, what is compared; `drawn`, how many times chance had a say, once for each value if None: those
+    of a vector are near or far together.
+    """
     if own is None:
         limits = {"maximum": _FAR, "most_kl": _FAR_KL}
         most = 0
     else:
-        times = _TIMES + _CHANCE / math.sqrt(max(of.values, 1))
+        times = _TIMES + _CHANCE / math.sqrt(max(of.values if drawn is None else drawn, 1))
         limits = {name: times * (getattr(own, name) or 0.0) for name in ("mean", "p99", "kl")}
         most = max(of.tokens // 100, own.tokens - own.same)
     words = {
