@@ -67,7 +67,7 @@ def test_vectors_of_the_same_model_are_the_same(name: str, models: Models, tmp_p
         assert {way: row.problems for way, row in rows.items() if row.problems} == {}
         found = models.locate(running, checkpoint, running.capture("alone"))
         assert found.module is None
-        assert {module.name for module in found.modules if module.error is not None} >= {"embed_tokens", "vector"}
+        assert {module.name for module in found.modules if module.error is not None} >= {"embed_tokens", "norm"}
         faulty = Mutation(module="norm", tensors="model.norm").apply(name, tmp_path / "faulty")
         assert models.rows(running, faulty)["alone"].problems
         found = models.locate(running, faulty, running.capture("alone"))
