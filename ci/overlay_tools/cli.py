@@ -86,6 +86,7 @@ def _run(command: Command, arguments: argparse.Namespace, *, verbose: bool) -> i
     except (OSError, UnicodeError) as error:
         console.detail(traceback.format_exc())
         console.fail(user_files.describe(error))
+        console.drop_unwritten()
         return 1
     except KeyboardInterrupt:
         console.fail(OverlayError(f"Interrupted by {interruption.number.name}."))

@@ -37,9 +37,20 @@ def open_streams() -> None:
 
 def give_up_output() -> int:
     """Show nothing any more, for no one reads it; return the exit status of a program that ends because of that."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
+    _show_nothing()
     return 128 + signal.SIGPIPE
+
+
+def drop_unwritten() -> None:
+    """Drop what could not be written, as on a full disk: Python would try again when it ends, and complain itself."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _show_nothing()
+
+
+def _show_nothing() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

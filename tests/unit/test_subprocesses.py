@@ -162,8 +162,8 @@ def test_what_a_logged_program_leaves_behind_ends_with_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_group_reaches_no_supervisor(tmp_path: Path, interrupt: signal.Signals) -> None:
     """Not in its first moments either: what it is to run then runs, and is ended as it should be."""
-    tool = "import signal, sys; from overlay_tools.subprocesses import run_attached\n"
-    tool += f"signal.signal({int(interrupt)}, lambda number, frame: print('signal', flush=True))\n"
+    tool = "import os, signal, sys; from overlay_tools.subprocesses import run_attached\n"
+    tool += f"signal.signal({int(interrupt)}, lambda number, frame: os.write(1, b'signal\\n'))\n"
     tool += "print('ready', flush=True)\n"
     tool += f"sys.exit(run_attached(['sh', '-c', 'trap : {interrupt.name[3:]}; sleep 1; exit 7'], env={{}}))"
     process = subprocess.Popen(
