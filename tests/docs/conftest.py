@@ -7,6 +7,7 @@ import pytest
 from docs.pages import Block
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks for the groups in a hook of this name too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the blocks of a page together, and the tests of a file that is about no page."""
     for item in items:
