@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.abc
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import CodeType, ModuleType
 
 
@@ -35,9 +35,11 @@ class ImportHook(importlib.abc.MetaPathFinder):
         self._finish_imported()
         if fullname not in self._names:
             return None
-        spec = PathFinder.find_spec(fullname, path, target)
+        # Those after this one, as Python would ask them: what a plugin does with the module is done too.
+        finders = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in finders)), None)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = _Loader(fullname, spec.loader.path, self._edit, self._finish)
+            _change(spec.loader, self._edit, self._finish)
         return spec
 
     def _finish_imported(self) -> None:
@@ -49,17 +51,19 @@ class ImportHook(importlib.abc.MetaPathFinder):
                 self._finish(module)
 
 
-class _Loader(SourceFileLoader):
-    def __init__(self, name: str, path: str, edit: Callable[[str, str], str], finish: Callable[[ModuleType], None]):
-        super().__init__(name, path)
-        self._edit, self._finish = edit, finish
+def _change(loader: SourceFileLoader, edit: Callable[[str, str], str], finish: Callable[[ModuleType], None]) -> None:
+    """Let a loader make the calls, besides all that others have made it do."""
+    get_code, execute = loader.get_code, loader.exec_module
 
-    def get_code(self, fullname: str) -> CodeType | None:
-        source: str = self.get_source(fullname)  # type: ignore[assignment]
-        edited = self._edit(fullname, source)
+    def get_edited_code(fullname: str) -> CodeType | None:
+        source: str = loader.get_source(fullname)  # type: ignore[assignment]
+        edited = edit(fullname, source)
         # The cached bytecode is that of the file as it is.
-        return super().get_code(fullname) if edited == source else self.source_to_code(edited, self.path)
+        return get_code(fullname) if edited == source else loader.source_to_code(edited, loader.path)
 
-    def exec_module(self, module: ModuleType) -> None:
-        super().exec_module(module)
-        self._finish(module)
+    def execute_and_finish(module: ModuleType) -> None:
+        execute(module)
+        finish(module)
+
+    loader.get_code = get_edited_code  # type: ignore[method-assign]
+    loader.exec_module = execute_and_finish  # type: ignore[method-assign]

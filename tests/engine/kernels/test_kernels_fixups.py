@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -270,6 +270,33 @@ def test_a_module_that_is_being_imported_is_changed_when_it_is_done(package: str
     module = importlib.import_module("toy.late")
     importlib.import_module("toy.other")
     assert module.value == 2
+
+
+def test_what_another_does_with_a_module_is_done_too(package: str) -> None:
+    """As the plugin does: it was left out where its module is one of the table's."""
+    done: list[int] = []
+
+    class Other(importlib.abc.MetaPathFinder):
+        def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:  # noqa: ANN401
+            spec = PathFinder.find_spec(fullname, path, target)
+            if fullname != "toy.one" or spec is None or spec.loader is None:
+                return None
+            execute = spec.loader.exec_module
+
+            def execute_and_note(module: ModuleType) -> None:
+                execute(module)
+                done.append(module.flag)
+
+            spec.loader.exec_module = execute_and_note  # type: ignore[method-assign]
+            return spec
+
+    other = Other()
+    sys.meta_path.insert(0, other)
+    install(row("flag", edit=("flag = 1", "flag = 5")), row("f", replace=lambda old: lambda: "new"))
+    one = importlib.import_module("toy.one")
+    sys.meta_path.remove(other)
+    assert done == [5]
+    assert one.f() == "new"
 
 
 class _RunAtImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
