@@ -237,7 +237,7 @@ def test_page(session: nox.Session) -> None:
 def test_docs(session: nox.Session) -> None:
     """Run every command of the pages, in a copy of this checkout."""
     session.install("-e", ".[test]")
-    run(session, "pytest", "--numprocesses=2", "--dist=loadgroup", "tests/docs", *session.posargs)
+    run(session, "pytest", "--numprocesses=2", "tests/docs", *session.posargs)
 
 
 def add_test(version: str) -> None:

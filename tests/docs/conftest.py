@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-from docs.pages import Block
+
+class PageScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Gives the blocks of a page to one process, and so the tests of a file that is about no page."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        page = re.search(r"\[(\S+\.md):\d+\]$", nodeid)
+        return page[1] if page else nodeid.partition("::")[0]
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist looks for the groups in a hook of this name too
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the blocks of a page together, and the tests of a file that is about no page."""
-    for item in items:
-        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        block = parameters.get("block")
-        item.add_marker(pytest.mark.xdist_group(block.page if isinstance(block, Block) else item.path.name))
+@pytest.hookimpl
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> PageScheduling:
+    """Let xdist share out pages."""
+    return PageScheduling(config, log)
