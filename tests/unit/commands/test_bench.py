@@ -105,4 +105,4 @@ def test_between_one_token_there_is_no_time(measured: object, capsys: pytest.Cap
     assert cli.main(["bench", "model", "--output", "1", "--concurrency", "1", "--", "--tp-size", "2"]) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if "time between tokens" in line]
     assert "as fast" not in line
-    assert line.count("0.0 ms (0.0 ms to 0.0 ms)") == 2
+    assert line.count("not seen") == 2
