@@ -61,11 +61,10 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# The first release in which the engine is known to give the same: before 0.5.13, upstream's torch_native attention has
-# no windows, and 0.5.7 fails on the others.
+# The first release in which the engine is known to give the same, of those that were tried: 0.5.7, 0.5.12.post1, 0.5.17
+# and 0.5.23.
 SINCE = {
     "Gemma2ForCausalLM": "0.5.13",
-    "Gemma3ForCausalLM": "0.5.13",
     "Glm4ForCausalLM": "0.5.17",
     "CohereForCausalLM": "0.5.17",
 }
