@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import sha1
 
-COMMIT = "a" * 40
+from engine.stand_in_hub import COMMIT, HubAnswers, running_hub, tag_of
+
 Files = Mapping[str, bytes]
 
 
@@ -27,13 +25,9 @@ def data_set(configurations: Sequence[str], splits: Files, ending: str) -> dict[
 def serving(data_sets: Mapping[str, Files]) -> Iterator[str]:
     """Serve data sets, by their names on the hub, and yield the address."""
 
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0].removeprefix("/api").removeprefix("/datasets/")
-            owner, name, *rest = path.split("/")
+    class Hub(HubAnswers):
+        def answer(self, path: str) -> None:
+            owner, name, *rest = path.removeprefix("/api").removeprefix("/datasets/").split("/")
             files = data_sets.get(f"{owner}/{name}", {})
             if rest[:1] == ["resolve"] and (file := "/".join(rest[2:])) in files:
                 self.send(files[file])
@@ -47,32 +41,7 @@ def serving(data_sets: Mapping[str, Files]) -> Iterator[str]:
                 ]
                 self.send(json.dumps(listed).encode())
             else:
-                self.send_response(404)
-                self.send_header("X-Error-Code", "EntryNotFound" if files else "RepoNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                self.miss("EntryNotFound" if files else "RepoNotFound")
 
-        def send(self, data: bytes) -> None:
-            self.send_response(200)
-            self.send_header("ETag", f'"{tag_of(data)}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(data)
-
-        def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def tag_of(data: bytes) -> str:
-    """Give the tag by which the hub knows a file."""
-    return sha1(data, usedforsecurity=False).hexdigest()
+    with running_hub(Hub) as address:
+        yield address
