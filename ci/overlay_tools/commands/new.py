@@ -80,8 +80,11 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
 
 
 def table(files: Mapping[str, bytes], title: str) -> None:
-    """Show files with their lengths."""
-    console.table(title, [(path, f"{len(data.splitlines())} lines") for path, data in files.items()])
+    """Show files with their lengths: of a text its lines, of a checkpoint's file its bytes."""
+    lengths = [
+        f"{len(data):,} bytes" if b"\0" in data else f"{len(data.splitlines())} lines" for data in files.values()
+    ]
+    console.table(title, list(zip(files, lengths, strict=True)))
 
 
 COMMAND = Command(

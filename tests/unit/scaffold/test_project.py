@@ -233,6 +233,13 @@ def test_nothing_is_left_of_a_project_without_a_seed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["python"]
 
 
+def test_what_has_no_lines_is_listed_by_its_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    command.table({"case.py": b"a\nb\n", "model.safetensors": b"\0\n" * 600}, "acme-models")
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["case.py", "2", "lines"] in shown
+    assert ["model.safetensors", "1,200", "bytes"] in shown
+
+
 def test_the_command_makes_one_and_says_what_is_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
