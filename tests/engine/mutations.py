@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from overlay_tools.engines.server import Server
-from overlay_tools.proving.compare import comparison, reference_script
+from overlay_tools.proving import reference_script
+from overlay_tools.proving.compare import comparison
 from overlay_tools.proving.compare.engine import Answer, ask_for_vectors, ask_one_by_one, ask_plainly, embed
 from overlay_tools.proving.compare.modules import Difference, first_difference
-from overlay_tools.proving.compare.reference import Verdict
 from overlay_tools.proving.compare.statistics import Row, compare, compare_vectors, runs_of
+from overlay_tools.proving.reference import Verdict
 from overlay_tools.supervisor import end_with_parent
 from reference.cases import make_checkpoint
 from reference.checkpoints import change_tensors

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,19 +11,16 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, check_class, count, engine_dtype, open_engine
+from overlay_tools.commands.shared import add_passed_on, add_python, begin, count, open_engine
 from overlay_tools.engines import engine_config
-from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import UsageError
 from overlay_tools.proving.accuracy.harness import LM_EVAL, open_harness, open_lm_eval
 from overlay_tools.proving.accuracy.scores import Earlier, Pair, Results, Score
 from overlay_tools.proving.accuracy.tasks import open_tasks
-from overlay_tools.proving.compare.memory import choose_reference_device, count_tensors
-from overlay_tools.proving.compare.reference import Reference
-from overlay_tools.report.html import check_place, write_text
+from overlay_tools.proving.reference import Reference
+from overlay_tools.report.html import write_text
 from overlay_tools.settings import Project
-from overlay_tools.upstream.lockfile import get_release, load_lock
 
 _TRANSFORMERS = "transformers"
 _AT_ONCE = {False: 8, True: 64}  # requests, on a CPU and on a GPU
@@ -69,10 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(project: Project, arguments: argparse.Namespace) -> int:
     """Ask both, show the scores, and return 1 if the engine does worse."""
-    version = arguments.version or project.default
-    get_release(load_lock(project.lock), version, project.lock)
-    named.check_name(arguments.checkpoint)
-    check_class(arguments.reference)
     tasks = open_tasks(arguments.task)
     asked = {"lm-eval": LM_EVAL, "--limit": arguments.limit}
     earlier = None if arguments.against == _TRANSFORMERS else Earlier.read(Path(arguments.against))
@@ -82,25 +74,17 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
         )
     if earlier is not None:
         earlier.check(asked, [task.name for task in tasks])
-    if arguments.json is not None:
-        check_place(arguments.json, "--json")
-        for name in (*arguments.task, arguments.against):
-            if Path(name).exists() and arguments.json.exists() and arguments.json.samefile(name):
-                raise UsageError(f"{name} is read, and --json would overwrite it.", hint="Name another file.")
-    device = choose_device()
-    here = Path(arguments.checkpoint)
-    if earlier is None and (here / "config.json").is_file():
-        _plan(here, arguments.passed_on, device)  # what does not fit is refused before anything is built
-    console.line(f"The engine runs on {'a GPU' if device.gpu else 'the CPU'}: {device.why}.")
+    reads = [*arguments.task, arguments.against]
+    begun = begin(project, arguments, None if earlier else "alike", {"--json": arguments.json}, reads)
+    version, device = begun.version, begun.device
     with ExitStack() as stack:
         python = stack.enter_context(open_engine(project, version, arguments.python, gpu=device.gpu))
         packages = stack.enter_context(open_lm_eval(python, arguments.python))
         folder = stack.enter_context(own_folder(project.root / ".nox" / "servers"))
         checkpoint = named.open_checkpoint(arguments.checkpoint, python)
-        dtype = engine_dtype(named.read_config(checkpoint / "config.json"), arguments.passed_on, device.gpu)
-        where = "cpu" if earlier else _plan(checkpoint, arguments.passed_on, device)
-        reference = Reference(python, project.root, folder, checkpoint, arguments.reference, where)
-        job = {**reference.job, "dtype": dtype, "beside": earlier is None}
+        plan = begun.plan(checkpoint)
+        reference = Reference(python, project.root, folder, checkpoint, arguments.reference, plan.where)
+        job = {**reference.job, "dtype": plan.dtype, "beside": earlier is None}
         with console.step("Read the tasks"):
             harness = stack.enter_context(
                 open_harness(python, packages, job, reference.env, folder, tasks, arguments.limit)
@@ -116,7 +100,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
             against = f"the engine in {earlier.path}"
             other = {name: earlier.score(name, score) for name, score in engine.items()}
         else:
-            against = f"Transformers in {dtype}"
+            against = f"Transformers in {plan.dtype}"
             with console.step(f"Ask {against}"):
                 other = harness.ask_reference(engine)
     results = Results(
@@ -125,7 +109,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
             "checkpoint": arguments.checkpoint,
             "sglang": version,
             "device": "GPU" if device.gpu else "CPU",
-            "dtype": dtype,
+            "dtype": plan.dtype,
             "arguments": arguments.passed_on,
         },
         bound=arguments.bound / 100,
@@ -137,15 +121,6 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
         write_text(results.to_json(), arguments.json)
         console.line(f"All figures are in {arguments.json}.")
     return 1 if results.worse else 0
-
-
-def _plan(checkpoint: Path, flags: Sequence[str], device: Device) -> str:
-    """Return where the reference model is to compute, in the dtype of the engine.
-
-    Raises an OverlayError if memory does not take one of the two.
-    """
-    dtype = engine_dtype(named.read_config(checkpoint / "config.json"), flags, device.gpu)
-    return choose_reference_device(count_tensors(checkpoint), dtype, device.gpu, dtype)
 
 
 def _show(results: Results) -> None:

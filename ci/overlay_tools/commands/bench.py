@@ -14,20 +14,12 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import (
-    add_passed_on,
-    add_python,
-    check_class,
-    check_places,
-    count,
-    engine_dtype,
-    open_engine,
-)
+from overlay_tools.commands.shared import add_passed_on, add_python, begin, count, open_engine
 from overlay_tools.engines import engine_config
-from overlay_tools.engines.device import Device, choose_device
+from overlay_tools.engines.device import Device
 from overlay_tools.engines.server import Server
 from overlay_tools.proving.bench.rounds import Figure, Load, Reference, Speed, measure_engine, open_reference
-from overlay_tools.proving.compare.reference import Reference as Model
+from overlay_tools.proving.reference import Reference as Model
 from overlay_tools.report.html import write_text
 from overlay_tools.settings import Project
 
@@ -73,24 +65,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Measure, show the table, and write it where that is asked for."""
-    named.check_name(arguments.checkpoint)
-    check_class(arguments.reference)
-    check_places({"--markdown": arguments.markdown, "--json": arguments.json})
-    version, device = arguments.version or project.default, choose_device()
-    console.line(f"The engine runs on {'a GPU' if device.gpu else 'the CPU'}: {device.why}.")
+    begun = begin(
+        project,
+        arguments,
+        None if arguments.alone else "beside",
+        {"--markdown": arguments.markdown, "--json": arguments.json},
+    )
+    version, device = begun.version, begun.device
     loads = [Load(at_once=n, read=arguments.input, written=arguments.output) for n in arguments.concurrency]
     with ExitStack() as stack:
         python = stack.enter_context(open_engine(project, version, arguments.python, gpu=device.gpu))
         folder = stack.enter_context(own_folder(project.root / ".nox" / "servers"))
         checkpoint = named.open_checkpoint(arguments.checkpoint, python)
+        plan = begun.plan(checkpoint)
         config = named.read_config(checkpoint / "config.json")
         reference = None
         if not arguments.alone:
             with console.step("Load the reference model"):
-                of = Model(
-                    python, project.root, folder, checkpoint, arguments.reference, "cuda" if device.gpu else "cpu"
-                )
-                job = {**of.job, "dtype": engine_dtype(config, arguments.passed_on, device.gpu)}
+                of = Model(python, project.root, folder, checkpoint, arguments.reference, plan.where)
+                job = {**of.job, "dtype": plan.dtype}
                 reference = stack.enter_context(open_reference(python, job, of.env, folder))
         server = _server(python, checkpoint, arguments.passed_on, device, folder)
         with console.step(f"Start sglang {version}"):

@@ -11,15 +11,7 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import (
-    add_passed_on,
-    add_python,
-    check_class,
-    check_places,
-    engine_dtype,
-    open_engine,
-)
-from overlay_tools.engines.device import Device, choose_device
+from overlay_tools.commands.shared import add_passed_on, add_python, begin, open_engine
 from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.comparison import (
     Comparison,
@@ -31,12 +23,10 @@ from overlay_tools.proving.compare.comparison import (
     locate,
 )
 from overlay_tools.proving.compare.engine import Answer
-from overlay_tools.proving.compare.memory import choose_reference_device, count_tensors
-from overlay_tools.proving.compare.reference import Reference
+from overlay_tools.proving.reference import Reference
 from overlay_tools.report.comparison import print_comparison, render_comparison
 from overlay_tools.report.html import write_text
 from overlay_tools.settings import Project
-from overlay_tools.upstream.lockfile import get_release, load_lock
 from overlay_tools.user_files import read_text
 
 _ONE_A_LINE = "Name a file with a prompt on each line."
@@ -64,36 +54,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(project: Project, arguments: argparse.Namespace) -> int:
     """Compare, show the table, and return 1 if the two part."""
-    version = arguments.version or project.default
-    get_release(load_lock(project.lock), version, project.lock)
-    named.check_name(arguments.checkpoint)
     texts = _read_prompts(arguments.prompts)
-    check_class(arguments.reference)
-    check_places({"--json": arguments.json, "--html": arguments.html})
-    device = choose_device()
-    here = Path(arguments.checkpoint)
-    if (here / "config.json").is_file():
-        _plan(here, arguments.passed_on, device)  # what does not fit is refused before anything is built
-    console.line(f"The engine runs on {'a GPU' if device.gpu else 'the CPU'}: {device.why}.")
+    begun = begin(
+        project, arguments, "exact", {"--json": arguments.json, "--html": arguments.html}, [arguments.prompts]
+    )
     with (
-        open_engine(project, version, arguments.python, gpu=device.gpu) as python,
+        open_engine(project, begun.version, arguments.python, gpu=begun.device.gpu) as python,
         own_folder(project.root / ".nox" / "servers") as folder,
     ):
         checkpoint = named.open_checkpoint(arguments.checkpoint, python)
-        dtype, where, drafts = _plan(checkpoint, arguments.passed_on, device)
+        plan = begun.plan(checkpoint)
         reference = Reference(
             python,
             project.root,
             folder,
             checkpoint,
             arguments.reference,
-            where,
+            plan.where,
             embedding="--is-embedding" in arguments.passed_on,
         )
         engine = Engine(
-            python=python, version=version, gpu=device.gpu, dtype=dtype, flags=arguments.passed_on, folder=folder
+            python=python,
+            version=begun.version,
+            gpu=begun.device.gpu,
+            dtype=plan.dtype,
+            flags=arguments.passed_on,
+            folder=folder,
         )
-        comparison = _compare(engine, reference, checkpoint, texts, project.root / _TEXT, device, drafts)
+        comparison = _compare(engine, reference, checkpoint, texts, project.root / _TEXT, plan.drafts)
     print_comparison(comparison)
     for path, text in {arguments.json: comparison.to_json(), arguments.html: render_comparison(comparison)}.items():
         if path is not None:
@@ -102,23 +90,12 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
     return 0 if comparison.same else 1
 
 
-def _plan(checkpoint: Path, flags: Sequence[str], device: Device) -> tuple[str, str, bool]:
-    """Return in what dtype the engine computes, where the reference model does, and whether there are drafts.
-
-    Raises an OverlayError if memory does not take them.
-    """
-    dtype = engine_dtype(named.read_config(checkpoint / "config.json"), flags, device.gpu)
-    tensors = count_tensors(checkpoint)
-    return dtype, choose_reference_device(tensors, dtype, device.gpu), any(name.startswith("mtp.") for name in tensors)
-
-
 def _compare(
     engine: Engine,
     reference: Reference,
     checkpoint: Path,
     texts: Sequence[str],
     text: Path,
-    device: Device,
     drafts: bool,
 ) -> Comparison:
     with console.step("Describe the reference model"):
@@ -133,7 +110,7 @@ def _compare(
     comparison = Comparison(
         checkpoint=str(checkpoint),
         release=engine.version,
-        device="GPU" if device.gpu else "CPU",
+        device="GPU" if engine.gpu else "CPU",
         dtype=engine.dtype,
         described=described,
         rows=rows,

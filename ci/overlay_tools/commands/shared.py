@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from overlay_tools import console
+from overlay_tools.checkpoints import named
 from overlay_tools.commands import PASSED_ON
-from overlay_tools.engines.device import choose_device
+from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.engines.environment import engine_environment
 from overlay_tools.errors import OverlayError, UsageError
+from overlay_tools.proving.memory import choose_reference_device, count_tensors
 from overlay_tools.report.html import check_place
 from overlay_tools.settings import Project
-from overlay_tools.upstream.lockfile import PYTHONS, THIS_PYTHON
+from overlay_tools.upstream.lockfile import PYTHONS, THIS_PYTHON, get_release, load_lock
 from overlay_tools.wheels.builder import BuiltWheel
 from overlay_tools.wheels.provenance import statement_of
 
@@ -49,7 +52,75 @@ def open_engine(
     return engine_environment(project, version, python, folder, gpu=gpu, plugin=plugin)
 
 
-def engine_dtype(config: dict[str, Any], flags: Sequence[str], gpu: bool) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How a checkpoint is computed.
+
+    `dtype`, in which the engine computes; `where` a reference model does, as torch names it; `drafts`, whether the
+    checkpoint has a head for them.
+    """
+
+    dtype: str
+    where: str
+    drafts: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """What the commands begin with that ask an engine, and mostly a reference model, about a checkpoint.
+
+    `version`, the release; `device`, the engine's; `flags`, upstream's arguments that a person has given; `reference`,
+    how the reference model computes: in float32 if "exact", in the engine's dtype if "alike" or "beside", at the same
+    time as the engine if "beside"; None if there is none.
+    """
+
+    version: str
+    device: Device
+    flags: Sequence[str]
+    reference: Literal["exact", "alike", "beside"] | None
+
+    def plan(self, checkpoint: Path) -> Plan:
+        """Plan how a checkpoint is computed.
+
+        Raises an OverlayError if it is none, or memory does not take it.
+        """
+        dtype = _engine_dtype(named.read_config(checkpoint / "config.json"), self.flags, self.device.gpu)
+        # Upstream loads other formats too, and dummy weights: what is measured need not be safetensors.
+        counted = self.reference in ("exact", "alike") or any(checkpoint.glob("*.safetensors"))
+        tensors = count_tensors(checkpoint) if counted else {}
+        of_reference = "float32" if self.reference == "exact" else self.reference and dtype
+        gpus = _ranks(self.flags) if self.device.gpu else 0
+        where = choose_reference_device(tensors, dtype, gpus, of_reference, together=self.reference == "beside")
+        return Plan(dtype=dtype, where=where, drafts=any(name.startswith("mtp.") for name in tensors))
+
+
+def begin(
+    project: Project,
+    arguments: argparse.Namespace,
+    reference: Literal["exact", "alike", "beside"] | None,
+    writes: Mapping[str, Path | None],
+    reads: Sequence[str | Path | None] = (),
+) -> Begun:
+    """Refuse what cannot be done before anything is built, and say where the engine runs.
+
+    Parameters: `arguments`, with `checkpoint`, `version`, `reference` and `passed_on`; `reference`, as of `Begun`;
+    `writes`, the files that options name to be written; `reads`, what may be a file that is read.
+    Raises an OverlayError.
+    """
+    version = arguments.version or project.default
+    get_release(load_lock(project.lock), version, project.lock)
+    named.check_name(arguments.checkpoint)
+    check_class(arguments.reference)
+    check_places(writes, reads)
+    begun = Begun(version=version, device=choose_device(), flags=arguments.passed_on, reference=reference)
+    here = Path(arguments.checkpoint)
+    if (here / "config.json").is_file():  # another is made or fetched with the engine's environment, and planned then
+        begun.plan(here)
+    console.line(f"The engine runs on {'a GPU' if begun.device.gpu else 'the CPU'}: {begun.device.why}.")
+    return begun
+
+
+def _engine_dtype(config: Mapping[str, Any], flags: Sequence[str], gpu: bool) -> str:
     """Return in what the engine computes: what upstream's argument says, or else as it does by default here."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dtype", default="auto" if gpu else "float32")
@@ -63,15 +134,30 @@ def engine_dtype(config: dict[str, Any], flags: Sequence[str], gpu: bool) -> str
     return "bfloat16"
 
 
-def check_places(places: Mapping[str, Path | None]) -> None:
-    """Raise an OverlayError if the file that an option names cannot be written, or two options name one."""
+def _ranks(flags: Sequence[str]) -> int:
+    """Return over how many GPUs upstream's arguments spread a checkpoint."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--tp-size", "--tensor-parallel-size", "--tp", dest="tensors", type=count, default=1)
+    parser.add_argument("--pp-size", "--pipeline-parallel-size", dest="layers", type=count, default=1)
+    found = parser.parse_known_args(flags)[0]
+    return int(found.tensors * found.layers)
+
+
+def check_places(writes: Mapping[str, Path | None], reads: Sequence[str | Path | None] = ()) -> None:
+    """Raise an OverlayError if the file that an option names cannot be written, or two options name one.
+
+    Parameters: `writes`, by the options; `reads`, what may be a file that is read, and must stay.
+    """
     seen: dict[Path, str] = {}
-    for option, path in places.items():
+    for option, path in writes.items():
         if path is None:
             continue
         check_place(path, option)
         if (other := seen.setdefault(path.resolve(), option)) != option:
             raise UsageError(f"{other} and {option} both name {path}.", hint="Name two files.")
+        for name in reads:
+            if name is not None and path.exists() and Path(name).exists() and path.samefile(name):
+                raise UsageError(f"{name} is read, and {option} would overwrite it.", hint="Name another file.")
 
 
 def check_class(name: str | None) -> None:

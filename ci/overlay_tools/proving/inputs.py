@@ -32,7 +32,13 @@ _TOOL = "ci/overlay_tools"
 _PACKAGES = {
     "static": ("api_check",),
     "decisions": ("api_check", "engines"),
-    "engine": ("checkpoints", "engines", "proving/accuracy", "proving/compare", "proving/script.py"),
+    "engine": (
+        "checkpoints",
+        "engines",
+        "proving/accuracy",
+        "proving/compare",
+        *(f"proving/{name}.py" for name in ("reference", "reference_script", "script")),
+    ),
 }
 _NAMED = 3  # of the files that changed, so many are named
 

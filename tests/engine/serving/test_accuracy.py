@@ -19,7 +19,7 @@ from overlay_tools.errors import AccuracyError
 from overlay_tools.proving.accuracy.harness import Harness, open_harness, open_lm_eval
 from overlay_tools.proving.accuracy.scores import Pair, Score
 from overlay_tools.proving.accuracy.tasks import Task, open_tasks
-from overlay_tools.proving.compare.reference import Reference
+from overlay_tools.proving.reference import Reference
 from PIL import Image
 from reference.cases import DATA, make_checkpoint
 from reference.drawing import HELD_OUT_SEED, draw, make_tasks

@@ -14,13 +14,18 @@ from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard
 from overlay_tools.commands import accuracy
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import AccuracyError
+from overlay_tools.proving import memory
+from overlay_tools.proving.accuracy.harness import LM_EVAL
 from overlay_tools.proving.accuracy.scores import Score
 from overlay_tools.proving.accuracy.tasks import Task
-from overlay_tools.proving.compare import memory
 
 from unit.conftest import Miniature
 
 LINE = {"prompt": "One and one is", "answer": "two"}
+EARLIER = {
+    "asked": {"lm-eval": LM_EVAL, "--limit": None},
+    "tasks": {"own.jsonl": {"engine": {"metric": "acc", "digest": "d", "right": [1]}}},
+}
 
 
 class MadeUp:
@@ -190,8 +195,10 @@ def test_a_checkpoint_that_memory_does_not_take_is_refused_before_anything_is_bu
     checkpoint: Path, mini_here: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 1 << 30)
-    assert cli.main(["accuracy", "model", "--task", "own.jsonl"]) == 1
-    assert "This needs about 3.0 GiB of memory (6 values in float32)" in capsys.readouterr().err
+    Path("before.json").write_text(json.dumps(EARLIER))
+    for words in ([], ["--against", "before.json"]):  # without Transformers, the engine is there all the same
+        assert cli.main(["accuracy", "model", "--task", "own.jsonl", *words]) == 1
+        assert "This needs about 3.0 GiB of memory (6 values in float32)" in capsys.readouterr().err
     assert not (mini_here.root / "dist").exists()
 
 

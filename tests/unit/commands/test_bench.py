@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from overlay_tools import cli
+from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard
 from overlay_tools.commands import bench
 from overlay_tools.engines.server import Server
+from overlay_tools.proving import memory
 from overlay_tools.proving.bench.rounds import Load, Speed
 
 from unit.conftest import Miniature
@@ -31,6 +33,7 @@ class Slow:
 def measured(mini_here: Miniature, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Load, int]]:
     """Measure nothing in truth; return what of the engine is asked for."""
     mini_here.write("model/config.json", json.dumps({"text_config": {"vocab_size": 99}, "dtype": "bfloat16"}))
+    Path("model/model.safetensors").write_bytes(dump_shard({"lm_head.weight": Tensor("BF16", [2, 3], bytes(12))}))
     asked: list[tuple[Load, int]] = []
 
     def measure(server: Server, load: Load, seed: int, folder: Path) -> Speed:
@@ -86,6 +89,8 @@ def test_the_engine_can_be_measured_alone(measured: list[tuple[Load, int]], caps
         (["model", "--input", "0"], "0 is not a number from 1 on"),
         (["model", "--reference", "my-model:Model"], "--reference my-model:Model is not MODULE:CLASS."),
         (["model", "--json", "model"], "model cannot be written: it is a folder."),
+        (["model", "--json", "a", "--markdown", "a"], "--markdown and --json both name a."),
+        (["model", "9.9"], "9.9"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is_built(
@@ -106,3 +111,25 @@ def test_between_one_token_there_is_no_time(measured: object, capsys: pytest.Cap
     [line] = [line for line in capsys.readouterr().out.splitlines() if "time between tokens" in line]
     assert "as fast" not in line
     assert line.count("not seen") == 2
+
+
+def test_both_must_fit_into_memory_before_anything_is_built(
+    measured: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reference model is there while the engine is."""
+    monkeypatch.setattr(bench, "open_engine", None)
+    monkeypatch.setattr(memory, "free_memory", lambda: 7 << 29)
+    assert cli.main(["bench", "model"]) == 1
+    said = "This needs about 4.0 GiB of memory (6 values, in float32 for the engine and in float32 for Transformers)"
+    assert said in capsys.readouterr().err
+
+
+def test_the_engine_alone_takes_less(measured: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 7 << 29)
+    assert cli.main(["bench", "model", "--alone", "--", "--tp-size", "2"]) == 0
+
+
+def test_weights_need_not_be_safetensors(measured: object) -> None:
+    """Upstream loads other files too, and makes up weights with `--load-format dummy`."""
+    Path("model/model.safetensors").unlink()
+    assert cli.main(["bench", "model", "--", "--tp-size", "2"]) == 0

@@ -9,7 +9,7 @@ import pytest
 from overlay_tools import cli
 from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard
 from overlay_tools.commands import compare
-from overlay_tools.proving.compare import memory
+from overlay_tools.proving import memory
 
 from unit.conftest import Miniature
 
@@ -21,6 +21,7 @@ def checkpoint(mini_here: Miniature) -> Path:
     shard = Path("model/model.safetensors")
     shard.write_bytes(dump_shard({"lm_head.weight": Tensor("BF16", [2, 3], bytes(12))}))
     Path("empty.txt").write_text("\n \n")
+    Path("own.txt").write_text("One\n")
     return Path("model")
 
 
@@ -34,6 +35,10 @@ def checkpoint(mini_here: Miniature) -> Path:
         (["model", "--reference", "my-model:Model"], "--reference my-model:Model is not MODULE:CLASS."),
         (["model", "9.9"], "9.9"),
         (["model", "--json", "a", "--html", "./a"], "--json and --html both name a."),
+        (
+            ["model", "--prompts", "own.txt", "--html", "model/../own.txt"],
+            "own.txt is read, and --html would",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_built(

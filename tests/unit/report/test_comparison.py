@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from overlay_tools.proving.compare.comparison import Comparison
 from overlay_tools.proving.compare.modules import first_difference
-from overlay_tools.proving.compare.reference import Described
 from overlay_tools.proving.compare.statistics import Distance, Row, Worst
+from overlay_tools.proving.reference import Described
 from overlay_tools.report.comparison import print_comparison, render_comparison
 
 DISTANCE = Distance(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.extend(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["paths"])
-sys.path.extend([str(Path(__file__).parents[1] / "compare"), str(Path(__file__).parent)])
+sys.path.extend([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
 
 import datasets
 import lm_eval

@@ -81,7 +81,7 @@ def open_harness(
     """Open tasks, for the length of a block.
 
     Parameters: `python`, the interpreter of the engine's environment; `packages`, as of `open_lm_eval`; `job` and
-    `env`, as of `compare.reference.Reference`, with the `dtype` of the reference model, and whether one is to be asked,
+    `env`, as of `proving.reference.Reference`, with the `dtype` of the reference model, and whether one is to be asked,
     `beside`; `folder`, for its log; `limit`,
     how many documents of each task are asked, None for all.
     Raises AccuracyError if a task cannot be had, or there is no reference model.

@@ -23,8 +23,8 @@ from overlay_tools.proving.compare.engine import (
     embed,
 )
 from overlay_tools.proving.compare.modules import Difference, first_difference
-from overlay_tools.proving.compare.reference import Described, Reference
 from overlay_tools.proving.compare.statistics import Row, compare, compare_vectors, runs_of
+from overlay_tools.proving.reference import Described, Reference
 
 _TOKENS = 24  # that each answer has
 _CHUNK = 64  # the chunk of linear attention, the least that all releases take

@@ -10,7 +10,7 @@ from typing import Any
 
 from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.engine import Answer
-from overlay_tools.proving.compare.reference import Verdict
+from overlay_tools.proving.reference import Verdict
 
 _FAR = 1e-3  # nats that logprobs in float32 may differ by
 _FAR_KL = 1e-5  # nats that distributions in float32 may diverge by

@@ -20,7 +20,7 @@ from overlay_tools.proving.compare.comparison import (
     locate,
 )
 from overlay_tools.proving.compare.modules import Difference
-from overlay_tools.proving.compare.reference import Reference, Verdict
+from overlay_tools.proving.reference import Reference, Verdict
 
 from unit.proving.compare.stand_in import StandIn
 

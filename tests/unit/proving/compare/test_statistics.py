@@ -7,8 +7,8 @@ import math
 import pytest
 from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.engine import Answer
-from overlay_tools.proving.compare.reference import Verdict
 from overlay_tools.proving.compare.statistics import Worst, compare, compare_vectors, divergence, runs_of
+from overlay_tools.proving.reference import Verdict
 
 LOGPROBS = [math.log(p) for p in (0.5, 0.3, 0.2)]
 

@@ -1,8 +1,9 @@
-"""Whether a comparison fits into memory, from the headers of a checkpoint's shards."""
+"""Whether an engine and a reference model fit into memory, from the headers of a checkpoint's shards."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,22 +39,38 @@ def count_tensors(checkpoint: Path) -> dict[str, int]:
     return counts
 
 
-def choose_reference_device(tensors: Mapping[str, int], dtype: str, gpu: bool, reference: str = "float32") -> str:
+def choose_reference_device(
+    tensors: Mapping[str, int],
+    dtype: str,
+    gpus: int,
+    reference: str | None = "float32",
+    *,
+    together: bool = False,
+) -> str:
     """Return where the reference model is to run, as torch names it.
 
-    Parameters: `dtype`, the engine's; `reference`, that of the reference model. They run one after the other.
-    Raises CompareError if one of them does not fit.
+    Parameters: `dtype`, the engine's; `gpus`, how many of them it is spread over, 0 where it runs on the CPU;
+    `reference`, the dtype of the reference model, None where there is none; `together`, whether both are in memory at
+    the same time and on the same device, and not one after the other.
+    Raises CompareError if one of them does not fit, or both do not.
     """
     values = sum(tensors.values())
-    exact = _BYTES.get(reference, 4) * values + _PROCESSES
-    if not gpu:
-        _require(exact, free_memory(), "memory", f"{values:,} values in {reference}")
+    engine, other = _BYTES.get(dtype, 2) * values, _BYTES.get(reference or "", 4) * values if reference else 0
+    why = f"{values:,} values in {dtype if engine > other else reference}"
+    if together and reference:
+        why = f"{values:,} values, in {dtype} for the engine and in {reference} for Transformers"
+    if not gpus:
+        needed = engine + other + _GIB if together and reference else max(engine, other)
+        _require(needed + _PROCESSES, free_memory(), "memory", why)
         return "cpu"
-    there = _gpu_memory()
-    _require(_BYTES.get(dtype, 2) * values * 10 // 9, there, "GPU memory", f"{values:,} values in {dtype}")
-    if exact <= there:
+    there = _gpu_memory(gpus)
+    if together:
+        _require(engine // gpus * 10 // 9 + other, there, "GPU memory", why)
         return "cuda"
-    _require(exact, free_memory(), "memory", f"{values:,} values in {reference}, more than the GPU takes")
+    _require(engine // gpus * 10 // 9, there, "GPU memory", f"{values:,} values in {dtype}")
+    if other + _PROCESSES <= there:
+        return "cuda"
+    _require(other + _PROCESSES, free_memory(), "memory", f"{why}, more than the GPU takes")
     return "cpu"
 
 
@@ -68,14 +85,17 @@ def free_memory(meminfo: Path = _MEMORY, cgroup: Path = _CGROUP) -> int:
     return free
 
 
-def _gpu_memory() -> int:
+def _gpu_memory(gpus: int) -> int:
+    """Return how many bytes are free on each of the GPUs that an engine takes: the first ones that it sees."""
     words = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    return int(run(words).stdout.split()[0]) * 1024 * 1024
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", ""):
+        words.append(f"--id={','.join(visible.split(',')[:gpus])}")
+    return min(int(word) for word in run(words).stdout.split()[:gpus]) * 1024 * 1024
 
 
 def _require(needed: int, there: int, what: str, why: str) -> None:
     if needed > there:
         raise CompareError(
             f"This needs about {needed / _GIB:.1f} GiB of {what} ({why}), and {max(there, 0) / _GIB:.1f} GiB are free.",
-            hint="Run it on a machine that has more, or compare a checkpoint with fewer layers.",
+            hint="Run it on a machine that has more, or take a checkpoint with fewer layers.",
         )

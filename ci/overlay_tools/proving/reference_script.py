@@ -2,7 +2,7 @@
 
     python reference_script.py describe|judge|embed|locate JOB
 
-JOB is a file of JSON, and so is what is printed; `overlay_tools.proving.compare.reference` says what is in both.
+JOB is a file of JSON, and so is what is printed; `overlay_tools.proving.reference` says what is in both.
 """
 
 from __future__ import annotations

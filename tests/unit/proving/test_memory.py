@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard
 from overlay_tools.errors import CompareError
-from overlay_tools.proving.compare import memory
-from overlay_tools.proving.compare.memory import choose_reference_device, count_tensors, free_memory
+from overlay_tools.proving import memory
+from overlay_tools.proving.memory import choose_reference_device, count_tensors, free_memory
 
 GIB = 1 << 30
 
@@ -38,22 +38,47 @@ def test_a_checkpoint_without_whole_shards_is_refused(
 
 def test_what_does_not_fit_is_refused_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 7 * GIB)
-    assert choose_reference_device({"t": GIB}, "float32", gpu=False) == "cpu"
+    assert choose_reference_device({"t": GIB}, "float32", gpus=0) == "cpu"
     with pytest.raises(CompareError, match=r"needs about 11\.0 GiB of memory .*, and 7\.0 GiB are free") as caught:
-        choose_reference_device({"t": 2 * GIB}, "float32", gpu=False)
+        choose_reference_device({"t": 2 * GIB}, "float32", gpus=0)
     assert "machine that has more" in caught.value.hint
 
 
 def test_a_reference_model_that_a_gpu_does_not_take_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_gpu_memory", lambda: 8 * GIB)
+    monkeypatch.setattr(memory, "_gpu_memory", lambda gpus: 8 * GIB)
     monkeypatch.setattr(memory, "free_memory", lambda: 16 * GIB)
-    assert choose_reference_device({"t": GIB}, "bfloat16", gpu=True) == "cuda"
-    assert choose_reference_device({"t": 3 * GIB}, "bfloat16", gpu=True) == "cpu"
+    assert choose_reference_device({"t": GIB}, "bfloat16", gpus=1) == "cuda"
+    assert choose_reference_device({"t": 3 * GIB}, "bfloat16", gpus=1) == "cpu"
     with pytest.raises(CompareError, match="of GPU memory"):
-        choose_reference_device({"t": 4 * GIB}, "bfloat16", gpu=True)
+        choose_reference_device({"t": 4 * GIB}, "bfloat16", gpus=1)
     monkeypatch.setattr(memory, "free_memory", lambda: 14 * GIB)
     with pytest.raises(CompareError, match="more than the GPU takes"):
-        choose_reference_device({"t": 3 * GIB}, "bfloat16", gpu=True)
+        choose_reference_device({"t": 3 * GIB}, "bfloat16", gpus=1)
+
+
+def test_what_is_in_memory_at_once_must_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 12 * GIB)
+    assert choose_reference_device({"t": GIB}, "float32", 0, "float32", together=True) == "cpu"
+    with pytest.raises(CompareError, match=r"needs about 20\.0 GiB of memory"):
+        choose_reference_device({"t": 2 * GIB}, "float32", 0, "float32", together=True)
+    assert choose_reference_device({"t": 2 * GIB}, "float32", 0, None, together=True) == "cpu"
+    monkeypatch.setattr(memory, "_gpu_memory", lambda gpus: 8 * GIB)
+    assert choose_reference_device({"t": GIB}, "bfloat16", 1, "bfloat16", together=True) == "cuda"
+    with pytest.raises(CompareError, match=r"needs about 8\.4 GiB of GPU memory"):
+        choose_reference_device({"t": 2 * GIB}, "bfloat16", 1, "bfloat16", together=True)
+
+
+def test_an_engine_on_several_gpus_needs_less_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free are 8 GiB of the one that takes less; GPU 1 is not seen."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\ncase $* in *--id=0,2) echo 16384; echo 8192;; *) echo 1;; esac\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 2, 3")
+    monkeypatch.setattr(memory, "free_memory", lambda: 99 * GIB)
+    assert choose_reference_device({"t": 7 * GIB}, "bfloat16", 2) == "cpu"
+    with pytest.raises(CompareError, match=r"8\.9 GiB of GPU memory .*, and 8\.0 GiB are free"):
+        choose_reference_device({"t": 8 * GIB}, "bfloat16", 2)
 
 
 def test_a_container_has_the_memory_that_it_is_given(tmp_path: Path) -> None:
