@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import glob
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from overlay_tools.errors import OverlayError
 
@@ -43,6 +45,24 @@ def read_text(path: Path, kind: type[OverlayError] = OverlayError, hint: str = "
     Raises an error of `kind` if it cannot be read, or is not UTF-8.
     """
     return decode(read_data(path, kind, hint), path, kind).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  # whatever it holds
+    """Return what JSON says.
+
+    Raises ValueError if it is none, or an object has a key twice, of which Python would take the last without a word;
+    RecursionError if it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"`{key}` is there twice")
+        found[key] = value
+    return found
 
 
 def decode(data: bytes, path: Path | str, kind: type[OverlayError] = OverlayError) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard, read_shard
 from overlay_tools.errors import AdoptError
-from overlay_tools.user_files import decode, naming
+from overlay_tools.user_files import decode, naming, parse_json
 
 KEYS = (
     "nope_layers",
@@ -276,9 +276,12 @@ def _parse(settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         try:
-            value = json.loads(text)
-        except ValueError:
+            value = parse_json(text)
+        except json.JSONDecodeError:
             value = text
+        except ValueError as error:
+            problems.append(f"--set {setting}: {error}.")
+            continue
         if not equals:
             problems.append(f"--set {setting}: there is no '='.")
         elif key not in KEYS:
@@ -293,12 +296,12 @@ def _parse(settings: Sequence[str]) -> dict[str, Any]:
 def _read_object(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     try:
-        value = json.loads(data)
+        value = parse_json(data)
     except UnicodeDecodeError:
         decode(data, path, AdoptError)
         raise
     except (ValueError, RecursionError) as error:
-        raise AdoptError(f"{path} is not JSON: {error}.", hint="Mend it, or download it again.") from None
+        raise AdoptError(f"{path} cannot be read as JSON: {error}.", hint="Mend it, or download it again.") from None
     if not isinstance(value, dict):
         raise AdoptError(f"{path} must hold a JSON object.", hint="Mend it, or download it again.")
     return value

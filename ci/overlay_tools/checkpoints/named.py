@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from overlay_tools.checkpoints import gguf, hub
 from overlay_tools.errors import CheckpointError
 from overlay_tools.settings import cache_dir
-from overlay_tools.user_files import read_text
+from overlay_tools.user_files import parse_json, read_text
 
 HELP = "a checkpoint: its folder, a GGUF file, or its name on the Hugging Face hub"
 
@@ -54,9 +53,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read a config.json. Raises CheckpointError if it cannot be read, or is no JSON object."""
     again = "Mend it, or download it again."
     try:
-        config = json.loads(read_text(path, CheckpointError, again))
+        config = parse_json(read_text(path, CheckpointError, again))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.", hint=again) from None
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.", hint=again) from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} must hold a JSON object.", hint=again)
     return config

@@ -272,7 +272,7 @@ SIGMOID = ("scoring_func=sigmoid",)
     ("change", "settings", "said"),
     [
         (remove("config.json"), (), r"snap shot is not a checkpoint: it has no config\.json"),
-        (write("config.json", b"{"), (), r"config\.json is not JSON"),
+        (write("config.json", b"{"), (), r"config\.json cannot be read as JSON"),
         (write("config.json", b"{\n\xff"), (), r"config\.json:2: byte 0xff is not UTF-8"),
         (write("config.json", b"[]"), (), r"config\.json must hold a JSON object"),
         (change_config(architectures=["LlamaForCausalLM"]), (), r'architectures must be \["Qwen3Next.*not \["Llama'),
@@ -288,7 +288,7 @@ SIGMOID = ("scoring_func=sigmoid",)
         (remove("*.safetensors", INDEX), (), r"snap shot has no weight shards"),
         (remove("*00002.safetensors"), (), r"index\.json names model-00002-of-00002\.safetensors, which is not there"),
         (lambda it: (it.blobs / f"blob-of-{SHARD}").unlink(), (), rf"{SHARD} is a link to a file that is not there"),
-        (write(INDEX, b"{"), (), r"index\.json is not JSON"),
+        (write(INDEX, b"{"), (), r"index\.json cannot be read as JSON"),
         (write(INDEX, b"{}"), (), r"index\.json: weight_map must map"),
         (write(INDEX, NO_MAP), (), r"index\.json: weight_map must map"),
         (write(INDEX, NO_METADATA), (), r"index\.json: metadata must be"),

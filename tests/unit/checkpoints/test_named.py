@@ -56,7 +56,14 @@ def test_what_is_no_checkpoint_is_refused(mini_here: Miniature, name: str) -> No
         check_name(name)
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "is not JSON"), ("[]", "must hold a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "cannot be read as JSON"),
+        ('{"a": {"b": 1, "b": 1}}', "cannot be read as JSON: `b` is there twice"),
+        ("[]", "must hold a JSON object"),
+    ],
+)
 def test_a_broken_configuration_is_named(mini_here: Miniature, text: str, said: str) -> None:
     mini_here.write("folder/config.json", text)
     with pytest.raises(CheckpointError, match=f"folder/config.json {said}"):

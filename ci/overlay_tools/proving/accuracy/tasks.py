@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from overlay_tools.errors import AccuracyError
-from overlay_tools.user_files import read_text
+from overlay_tools.user_files import parse_json, read_text
 
 _ALIASES = {"mmmu": "mmmu_val"}  # by what people call it, and lm-eval does not
 _PICTURE = "<image>"  # stands for a picture in a prompt, as in lm-eval's
@@ -56,9 +56,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            document = json.loads(line)
+            document = parse_json(line)
         except (ValueError, RecursionError) as error:
-            raise AccuracyError(f"{path}:{number}: this is not JSON: {error}.", hint=HINT) from None
+            raise AccuracyError(f"{path}:{number}: this cannot be read as JSON: {error}.", hint=HINT) from None
         if problem := _problem(document):
             raise AccuracyError(f"{path}:{number}: {problem}.", hint=HINT)
         for key in _KEYS:

@@ -44,8 +44,9 @@ def test_a_file_needs_no_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "this is not JSON: "),
-        ("[" * 100_000, "this is not JSON: "),
+        ("{", "this cannot be read as JSON: "),
+        ("[" * 100_000, "this cannot be read as JSON: "),
+        ('{"prompt": "One", "answer": "1", "prompt": "Two"}', "this cannot be read as JSON: `prompt` is there twice."),
         ("7", "a JSON object is expected"),
         ({"answer": "two"}, "there is no `prompt`"),
         ({"prompt": "One"}, "there is no `answer`"),
