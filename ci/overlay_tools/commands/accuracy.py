@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import math
-from contextlib import ExitStack
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, begin, count, open_engine
+from overlay_tools.commands.shared import Begun, Plan, add_passed_on, add_python, begin, count, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import UsageError
-from overlay_tools.proving.accuracy.harness import LM_EVAL, open_harness, open_lm_eval
-from overlay_tools.proving.accuracy.scores import Earlier, Pair, Results, Score
+from overlay_tools.proving.accuracy.harness import LM_EVAL, Harness, open_harness, open_lm_eval
+from overlay_tools.proving.accuracy.scores import Earlier, Pair, Results, Score, dump_engine
 from overlay_tools.proving.accuracy.tasks import open_tasks
 from overlay_tools.proving.reference import Reference
 from overlay_tools.report.html import write_text
@@ -46,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " whose --json this names (default: transformers)",
     )
     parser.add_argument(
+        "--engine",
+        type=Path,
+        metavar="RESULTS.json",
+        help="ask Transformers alone: the engine did what this file of an earlier run says (default: ask the engine)",
+    )
+    parser.add_argument(
         "--reference",
         metavar="MODULE:CLASS",
         help="a model in Transformers to ask beside it (default: that of tests/models/, or Transformers' own)",
@@ -67,60 +77,106 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
     """Ask both, show the scores, and return 1 if the engine does worse."""
     tasks = open_tasks(arguments.task)
     asked = {"lm-eval": LM_EVAL, "--limit": arguments.limit}
-    earlier = None if arguments.against == _TRANSFORMERS else Earlier.read(Path(arguments.against))
-    if earlier is not None and arguments.reference:
-        raise UsageError(
-            "--reference names a model to ask, and --against a file in place of one.", hint="Leave one of them out."
-        )
-    if earlier is not None:
-        earlier.check(asked, [task.name for task in tasks])
+    earlier, done = _read_files(arguments, asked, [task.name for task in tasks])
     reads = [*arguments.task, arguments.against]
     begun = begin(project, arguments, None if earlier else "alike", {"--json": arguments.json}, reads)
-    version, device = begun.version, begun.device
     with ExitStack() as stack:
-        python = stack.enter_context(open_engine(project, version, arguments.python, gpu=device.gpu))
+        python = stack.enter_context(open_engine(project, begun.version, arguments.python, gpu=begun.device.gpu))
         packages = stack.enter_context(open_lm_eval(python, arguments.python))
         folder = stack.enter_context(own_folder(project.root / ".nox" / "servers"))
         checkpoint = named.open_checkpoint(arguments.checkpoint, python)
         plan = begun.plan(checkpoint)
+        about = done.about if done else _about(arguments, begun, plan)
         reference = Reference(python, project.root, folder, checkpoint, arguments.reference, plan.where)
-        job = {**reference.job, "dtype": plan.dtype, "beside": earlier is None}
+        job = {**reference.job, "dtype": about["dtype"], "beside": earlier is None}
         with console.step("Read the tasks"):
             harness = stack.enter_context(
                 open_harness(python, packages, job, reference.env, folder, tasks, arguments.limit)
             )
-        usual, environment = engine_config.usual(checkpoint, gpu=device.gpu)
-        flags = [*engine_config.flags(usual), *arguments.passed_on]
-        with (
-            console.step(f"Ask sglang {version}"),
-            Server(python, checkpoint, flags, env=environment, log=folder / "server.log") as server,
-        ):
-            engine = harness.ask_server(server, _AT_ONCE[device.gpu])
+        if done is not None:
+            engine = {task.name: done.scores[task.name] for task in tasks}
+        else:
+            engine = _ask_engine(harness, begun, python, checkpoint, folder)
         if earlier is not None:
             against = f"the engine in {earlier.path}"
             other = {name: earlier.score(name, score) for name, score in engine.items()}
         else:
-            against = f"Transformers in {plan.dtype}"
-            with console.step(f"Ask {against}"):
+            against = f"Transformers in {about['dtype']}"
+            kept = arguments.engine or arguments.json or _new_file(project.root / ".nox" / "accuracy", checkpoint)
+            with _keeping(kept, None if done else dump_engine(asked, about, engine)), console.step(f"Ask {against}"):
                 other = harness.ask_reference(engine)
-    results = Results(
-        asked=asked,
-        about={
-            "checkpoint": arguments.checkpoint,
-            "sglang": version,
-            "device": "GPU" if device.gpu else "CPU",
-            "dtype": plan.dtype,
-            "arguments": arguments.passed_on,
-        },
-        bound=arguments.bound / 100,
-        against=against,
-        tasks={name: Pair(engine=score, other=other[name]) for name, score in engine.items()},
-    )
+            if kept not in (arguments.engine, arguments.json):
+                kept.unlink()
+    pairs = {name: Pair(engine=score, other=other[name]) for name, score in engine.items()}
+    results = Results(asked=asked, about=about, bound=arguments.bound / 100, against=against, tasks=pairs)
     _show(results)
     if arguments.json is not None:
         write_text(results.to_json(), arguments.json)
         console.line(f"All figures are in {arguments.json}.")
     return 1 if results.worse else 0
+
+
+def _read_files(
+    arguments: argparse.Namespace, asked: Mapping[str, object], tasks: Sequence[str]
+) -> tuple[Earlier | None, Earlier | None]:
+    """Read what the engine did in earlier runs: in the place of Transformers, and in that of the engine.
+
+    What the engine is asked no more is taken from its file; a person may name it all the same.
+    Raises an OverlayError if a file is none of a run like this one, or another is named beside it.
+    """
+    earlier = None if arguments.against == _TRANSFORMERS else Earlier.read(Path(arguments.against))
+    if earlier is not None:
+        for option, value in {"--reference": arguments.reference, "--engine": arguments.engine}.items():
+            if value is not None:
+                what = f"{option} asks Transformers, and --against names a file in place of it."
+                raise UsageError(what, hint="Leave one of them out.")
+        earlier.check(asked, tasks)
+    done = None if arguments.engine is None else Earlier.read(arguments.engine)
+    if done is not None:
+        arguments.version = arguments.version or done.about["sglang"]
+        arguments.passed_on = arguments.passed_on or done.about["arguments"]
+        about = {"checkpoint": arguments.checkpoint, "sglang": arguments.version, "arguments": arguments.passed_on}
+        done.check({**about, **asked}, tasks)
+    return earlier, done
+
+
+def _about(arguments: argparse.Namespace, begun: Begun, plan: Plan) -> dict[str, Any]:
+    return {
+        "checkpoint": arguments.checkpoint,
+        "sglang": begun.version,
+        "device": "GPU" if begun.device.gpu else "CPU",
+        "dtype": plan.dtype,
+        "arguments": arguments.passed_on,
+    }
+
+
+def _ask_engine(harness: Harness, begun: Begun, python: Path, checkpoint: Path, folder: Path) -> dict[str, Score]:
+    usual, environment = engine_config.usual(checkpoint, gpu=begun.device.gpu)
+    flags = [*engine_config.flags(usual), *begun.flags]
+    with (
+        console.step(f"Ask sglang {begun.version}"),
+        Server(python, checkpoint, flags, env=environment, log=folder / "server.log") as server,
+    ):
+        return harness.ask_server(server, _AT_ONCE[begun.device.gpu])
+
+
+def _new_file(folder: Path, checkpoint: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(".json", f"{checkpoint.name}-", folder)
+    os.close(handle)
+    return Path(name)
+
+
+@contextmanager
+def _keeping(path: Path, text: str | None) -> Iterator[None]:
+    """Write what the engine did, and say where that is if the block fails; None if it is there."""
+    if text is not None:
+        write_text(text, path)
+    try:
+        yield
+    except BaseException:
+        console.line(f"What the engine did is in {path}: with --engine {path}, Transformers alone is asked.")
+        raise
 
 
 def _show(results: Results) -> None:
@@ -183,6 +239,7 @@ COMMAND = Command(
         "tests/data/qwen3-next-ext --task questions.jsonl": "a checkpoint of ours, and a file of your own",
         "OWNER/NAME 0.5.17 --task gsm8k --task mmlu --limit 200": "tasks of the hub, in part",
         "~/My --task gsm8k --against before.json --bound 0.5": "after an earlier run with --json before.json",
+        "~/My --task gsm8k --engine r.json --json r.json": "to go on where Transformers failed, after --json r.json",
     },
     add_arguments=add_arguments,
     run=run,

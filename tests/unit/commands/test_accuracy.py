@@ -24,6 +24,7 @@ from unit.conftest import Miniature
 LINE = {"prompt": "One and one is", "answer": "two"}
 EARLIER = {
     "asked": {"lm-eval": LM_EVAL, "--limit": None},
+    "about": {"checkpoint": "model", "sglang": "0.5.22", "device": "CPU", "dtype": "float32", "arguments": []},
     "tasks": {"own.jsonl": {"engine": {"metric": "acc", "digest": "d", "right": [1]}}},
 }
 
@@ -152,7 +153,7 @@ def test_an_earlier_run_of_other_settings_is_refused_before_anything_is_built(
     for words, said in {
         ("--task", "own.jsonl", "--limit", "5"): "before.json: --limit was None there, and is 5 here.",
         ("--task", "gsm8k"): "before.json has no task gsm8k.",
-        ("--task", "own.jsonl", "--reference", "a:B"): "--reference names a model to ask, and --against a file",
+        ("--task", "own.jsonl", "--reference", "a:B"): "--reference asks Transformers, and --against names a file",
     }.items():
         assert cli.main(["accuracy", "model", *words, "--against", "before.json"]) in (1, 2)
         assert said in capsys.readouterr().err
@@ -202,13 +203,57 @@ def test_a_checkpoint_that_memory_does_not_take_is_refused_before_anything_is_bu
     assert not (mini_here.root / "dist").exists()
 
 
-def test_nothing_is_written_where_a_model_cannot_be_asked(
+def fail(engine: Mapping[str, Score]) -> dict[str, Score]:
+    raise AccuracyError("The reference model cannot be asked: it is gone.")
+
+
+def test_what_the_engine_did_is_not_lost_where_transformers_fails(
     made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(engine: Mapping[str, Score]) -> dict[str, Score]:
-        raise AccuracyError("The reference model cannot be asked: it is gone.")
+    """Asking the engine again could take hours: Transformers alone is asked then, with what the file says."""
+    made_up.wrong = {"engine": 10, "reference": 0}
+    words = ["accuracy", "model", "1.1", "--task", "own.jsonl", "--json", "r.json"]
+    with monkeypatch.context() as patched:
+        patched.setattr(made_up, "ask_reference", fail)
+        assert cli.main([*words, "--", "--dtype", "bfloat16"]) == 1
+    said = capsys.readouterr()
+    assert "it is gone" in said.err
+    assert "What the engine did is in r.json: with --engine r.json, Transformers alone is asked." in said.out
+    made_up.servers.clear()
+    assert cli.main(["accuracy", "model", "--task", "own.jsonl", "--engine", "r.json", "--json", "r.json"]) == 1
+    assert made_up.servers == []
+    assert made_up.jobs[-1][0]["dtype"] == "bfloat16"
+    assert "The engine does worse than Transformers in bfloat16: own.jsonl." in capsys.readouterr().out
+    written = json.loads(Path("r.json").read_text())
+    assert written["worse"] == ["own.jsonl"]
+    assert (written["about"]["sglang"], written["about"]["arguments"]) == ("1.1", ["--dtype", "bfloat16"])
 
-    monkeypatch.setattr(made_up, "ask_reference", fail)
-    assert cli.main(["accuracy", "model", "--task", "own.jsonl", "--json", "r.json"]) == 1
-    assert "it is gone" in capsys.readouterr().err
-    assert not Path("r.json").exists()
+
+def test_what_the_engine_did_is_kept_where_no_file_is_named(
+    made_up: MadeUp, mini_here: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(made_up, "ask_reference", fail)
+        assert cli.main(["accuracy", "model", "--task", "own.jsonl"]) == 1
+    [kept] = (mini_here.root / ".nox/accuracy").iterdir()
+    assert f"What the engine did is in {kept}:" in capsys.readouterr().out
+    assert cli.main(["accuracy", "model", "--task", "own.jsonl", "--engine", str(kept)]) == 0
+    assert cli.main(["accuracy", "model", "--task", "own.jsonl"]) == 0
+    assert [*(mini_here.root / ".nox/accuracy").iterdir()] == [kept]  # it is a person's now; what is shown is not kept
+
+
+def test_what_another_engine_did_is_refused(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["accuracy", "model", "--task", "own.jsonl", "--json", "r.json", "--", "--tp-size", "2"]) == 0
+    made_up.jobs.clear()
+    for words, said in {
+        ("--task", "gsm8k"): "r.json has no task gsm8k.",
+        ("--task", "own.jsonl", "--limit", "5"): "r.json: --limit was None there, and is 5 here.",
+        ("--task", "own.jsonl", "--", "--tp-size", "4"): "r.json: arguments was ['--tp-size', '2'] there, and is",
+        ("--task", "own.jsonl", "--against", "r.json"): "--engine asks Transformers, and --against names a file",
+    }.items():
+        assert cli.main(["accuracy", "model", "--engine", "r.json", *words]) in (1, 2)
+        assert said in capsys.readouterr().err
+    Path("other").symlink_to("model")
+    assert cli.main(["accuracy", "other", "--task", "own.jsonl", "--engine", "r.json"]) == 1
+    assert "r.json: checkpoint was model there, and is other here." in capsys.readouterr().err
+    assert not made_up.jobs

@@ -57,7 +57,8 @@ class Harness:
         found = self._scores("The reference model cannot be asked")
         if others := [name for name, score in found.items() if not score.matches(engine[name])]:
             raise AccuracyError(
-                f"{', '.join(others)}: the engine and the reference model were asked other prompts.", hint=REPORT
+                f"{', '.join(others)}: the engine and the reference model were asked other prompts.",
+                hint=f"If --engine names a file, take one of the same tasks, settings and tokenizer. Else: {REPORT}",
             )
         return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from overlay_tools.errors import AccuracyError
-from overlay_tools.user_files import read_text
+from overlay_tools.user_files import parse_json, read_text
 
 _WRITTEN = "Name the file that an earlier run has written with --json."
 _QUANTILE = 1.959964  # of the normal distribution: between it and its negative lie 95%
@@ -107,42 +107,66 @@ class Results:
             name: {**asdict(pair), "difference": pair.difference, "interval": pair.interval}
             for name, pair in self.tasks.items()
         }
-        fields = {"asked": self.asked, "about": self.about, "bound": self.bound, "against": self.against}
-        return json.dumps({"worse": self.worse, **fields, "tasks": tasks}, indent=1) + "\n"
+        compared = {"worse": self.worse, "bound": self.bound, "against": self.against}
+        return _dump(compared, self.asked, self.about, tasks)
+
+
+def dump_engine(asked: Mapping[str, object], about: Mapping[str, object], engine: Mapping[str, Score]) -> str:
+    """Return the engine's scores as JSON, as long as they are held against nothing: to be read by `Earlier.read`."""
+    return _dump({}, asked, about, {name: {"engine": asdict(score)} for name, score in engine.items()})
+
+
+def _dump(
+    compared: Mapping[str, object],
+    asked: Mapping[str, object],
+    about: Mapping[str, object],
+    tasks: Mapping[str, object],
+) -> str:
+    return json.dumps({**compared, "asked": asked, "about": about, "tasks": tasks}, indent=1) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Earlier:
-    """What the engine did in an earlier run, as its file has it: `asked`, and its scores by the tasks' names."""
+    """What the engine did in an earlier run, as its file has it: `asked`, `about`, and its scores by the tasks' names.
+
+    Of `about`, `checkpoint`, `sglang`, `device`, `dtype` are texts, and `arguments` are a list of them.
+    """
 
     path: Path
     asked: Mapping[str, object]
+    about: Mapping[str, Any]
     scores: Mapping[str, Score]
 
     @classmethod
     def read(cls, path: Path) -> Earlier:
-        """Read what `Results.to_json` has written.
+        """Read what `Results.to_json` or `dump_engine` has written.
 
         Raises AccuracyError if it is something else.
         """
         text = read_text(path, AccuracyError, hint=_WRITTEN)
         try:
-            found: dict[str, Any] = json.loads(text)
+            found: dict[str, Any] = parse_json(text)
             scores = {name: Score(**task["engine"]) for name, task in found["tasks"].items()}
-            asked = dict(found["asked"])
-            good = all(score.right and {*score.right} <= {0, 1} for score in scores.values())
+            asked, about = dict(found["asked"]), dict(found["about"])
+            texts = [*(about[name] for name in ("checkpoint", "sglang", "device", "dtype")), *about["arguments"]]
+            good = all(isinstance(text, str) for text in texts)
+            good = good and all(score.right and {*score.right} <= {0, 1} for score in scores.values())
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             good = False
         if not good:
             raise AccuracyError(f"{path} is not what an earlier run has written.", hint=_WRITTEN)
-        return cls(path=path, asked=asked, scores=scores)
+        return cls(path=path, asked=asked, about=about, scores=scores)
 
-    def check(self, asked: Mapping[str, object], tasks: Sequence[str]) -> None:
-        """Raise AccuracyError if another run was asked other tasks, or in another way."""
+    def check(self, here: Mapping[str, object], tasks: Sequence[str]) -> None:
+        """Raise AccuracyError if another run was asked other tasks, or in another way, or of something else.
+
+        Parameters: `here`, what must be the same, of `asked` and of `about`.
+        """
+        there = {**self.about, **self.asked}
         problems = [
-            f"{self.path}: {name} was {self.asked.get(name)} there, and is {value} here."
-            for name, value in asked.items()
-            if self.asked.get(name) != value
+            f"{self.path}: {name} was {there.get(name)} there, and is {value} here."
+            for name, value in here.items()
+            if there.get(name) != value
         ]
         problems += [f"{self.path} has no task {name}." for name in tasks if name not in self.scores]
         if problems:

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 from overlay_tools.errors import AccuracyError
-from overlay_tools.proving.accuracy.scores import Earlier, Pair, Results, Score
+from overlay_tools.proving.accuracy.scores import Earlier, Pair, Results, Score, dump_engine
+
+ABOUT = {
+    "checkpoint": "model",
+    "sglang": "0.5.23",
+    "device": "CPU",
+    "dtype": "float32",
+    "arguments": ["--tp-size", "2"],
+}
+
+ENGINE = {"metric": "acc", "digest": "d", "right": [1]}
 
 
 def score(right: str, digest: str = "d", metric: str = "acc") -> Score:
@@ -74,7 +84,7 @@ def test_the_bound_is_what_the_engine_may_be_worse_by() -> None:
 def results() -> Results:
     return Results(
         asked={"lm-eval": "1", "--limit": None},
-        about={"sglang": "0.5"},
+        about=ABOUT,
         bound=0.0,
         against="Transformers in float32",
         tasks={"a": pair("0" * 9, "1" * 9), "b": pair("1101", "1101")},
@@ -97,13 +107,25 @@ def test_results_are_read_as_they_were_written(results: Results, tmp_path: Path)
     assert earlier.score("b", score("0000")) == score("1101")  # the engine's, not Transformers'
 
 
+def test_what_the_engine_did_is_read_before_it_is_compared(tmp_path: Path) -> None:
+    path = tmp_path / "engine.json"
+    path.write_text(dump_engine({"--limit": 5}, ABOUT, {"a": score("101")}))
+    earlier = Earlier.read(path)
+    assert (earlier.asked, earlier.about, earlier.scores) == ({"--limit": 5}, ABOUT, {"a": score("101")})
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{", '{"tasks": {}}', '{"asked": {}, "tasks": {"a": {"engine": 1}}}', "[" * 100_000]
     + [
-        json.dumps({"asked": {}, "tasks": {"a": {"engine": {"metric": "acc", "digest": "d", "right": right}}}})
+        json.dumps({"asked": {}, "about": ABOUT, "tasks": {"a": {"engine": {**ENGINE, "right": right}}}})
         for right in ([], [0.5], 7)
-    ],
+    ]
+    + [
+        json.dumps({"asked": {}, "about": about, "tasks": {"a": {"engine": ENGINE}}})
+        for about in ({}, {**ABOUT, "sglang": 5}, {**ABOUT, "arguments": 5}, {**ABOUT, "arguments": [5]})
+    ]
+    + ['{"asked": {}, "asked": {}, "tasks": {}}'],
 )
 def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
@@ -119,13 +141,17 @@ def test_a_folder_is_no_result_and_is_not_to_be_removed(tmp_path: Path) -> None:
 
 
 def earlier(**scores: Score) -> Earlier:
-    return Earlier(path=Path("r.json"), asked={"lm-eval": "1", "--limit": 5}, scores=scores)
+    return Earlier(path=Path("r.json"), asked={"lm-eval": "1", "--limit": 5}, about=ABOUT, scores=scores)
 
 
 def test_other_settings_and_tasks_are_named_before_anything_is_asked() -> None:
     with pytest.raises(AccuracyError) as caught:
-        earlier(a=score("1")).check({"lm-eval": "1", "--limit": None}, ["a", "b"])
-    assert caught.value.problems == ("r.json: --limit was 5 there, and is None here.", "r.json has no task b.")
+        earlier(a=score("1")).check({"lm-eval": "1", "--limit": None, "sglang": "0.5.22"}, ["a", "b"])
+    assert caught.value.problems == (
+        "r.json: --limit was 5 there, and is None here.",
+        "r.json: sglang was 0.5.23 there, and is 0.5.22 here.",
+        "r.json has no task b.",
+    )
 
 
 @pytest.mark.parametrize(
