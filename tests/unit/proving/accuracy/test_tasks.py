@@ -86,7 +86,7 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, line: object, said:
     [(GENERATED, CHOSEN, "choices"), (CHOSEN, GENERATED, "choices"), (GENERATED, SEEN, "images")],
 )
 def test_a_file_has_one_kind_of_lines(tmp_path: Path, first: object, second: object, key: str) -> None:
-    with pytest.raises(AccuracyError, match=rf"own\.jsonl:2: some lines have `{key}`, and others have none\."):
+    with pytest.raises(AccuracyError, match=rf"own\.jsonl:2: some lines have `{key}`, and others have none: a task"):
         open_tasks([write(tmp_path / "own.jsonl", first, second)])
 
 
