@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from overlay_tools.proving.compare import comparison
 from overlay_tools.proving.compare.engine import Answer, ask_for_vectors, ask_one_by_one, ask_plainly, embed
 from overlay_tools.proving.compare.modules import Difference, first_difference
 from overlay_tools.proving.compare.statistics import Row, compare, compare_vectors, runs_of
-from overlay_tools.proving.reference import Verdict
+from overlay_tools.proving.reference import Prompt, Verdict
 from overlay_tools.supervisor import end_with_parent
 from reference.cases import make_checkpoint
 from reference.checkpoints import change_tensors
@@ -25,7 +25,7 @@ from reference.checkpoints import change_tensors
 from engine.harness import CHUNK, HELD_OUT, run_first, server
 
 Tensors = dict[str, torch.Tensor]
-PROMPTS = [HELD_OUT[311 * n : 311 * n + length] for n, length in enumerate((1, 2, 17, 65, 130, 200))]
+PROMPTS = [Prompt(tokens=HELD_OUT[311 * n : 311 * n + length]) for n, length in enumerate((1, 2, 17, 65, 130, 200))]
 TOKENS = 12
 
 
@@ -89,28 +89,30 @@ MUTATIONS = {
 class Served:
     """A server whose modules can be captured, in `folder`, and what it gave by the way in which it computed that.
 
-    It has given `answers`, or `vectors`.
+    It was asked `prompts`, and has given `answers`, or `vectors`.
     """
 
     server: Server
     folder: Path
+    prompts: Sequence[Prompt]
     answers: Mapping[str, Sequence[Answer]] = field(default_factory=dict)
     vectors: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
 
-    def capture(self, way: str) -> list[int]:
-        """Compute the longest prompt in a way, note what each module gives, and return the tokens."""
+    def capture(self, way: str) -> Prompt:
+        """Compute the last prompt in a way, note what each module gives, and return what was read."""
         for path in self.folder.glob("*.pt"):
             path.unlink()
+        prompt = self.prompts[-1]
         if way == "from the cache":
-            ask_one_by_one(self.server, PROMPTS[-1:], TOKENS)
+            ask_one_by_one(self.server, [prompt], TOKENS)
         (self.folder / "on").touch()
         if self.vectors:
-            embed(self.server, PROMPTS[-1:])
+            embed(self.server, [prompt])
             (self.folder / "on").unlink()
-            return PROMPTS[-1]
-        [answer] = ask_one_by_one(self.server, PROMPTS[-1:], TOKENS if way == "decode" else 1)
+            return prompt
+        [answer] = ask_one_by_one(self.server, [prompt], TOKENS if way == "decode" else 1)
         (self.folder / "on").unlink()
-        return answer.tokens[:-1]
+        return prompt.then(answer.tokens[answer.chosen : -1])
 
 
 @contextmanager
@@ -121,6 +123,7 @@ def serving(
     environment: Mapping[str, str] | None = None,
     *,
     vectors: bool = False,
+    prompts: Sequence[Prompt] = PROMPTS,
 ) -> Iterator[Served]:
     """Serve a checkpoint and ask for answers, or vectors, in all ways that one server has.
 
@@ -130,9 +133,10 @@ def serving(
     env = {**run_first(first + capture, folder), "SGLANG_OVERLAY_CAPTURE": str(folder), **(environment or {})}
     with server(checkpoint, folder / "log", {"chunked_prefill_size": CHUNK}, env) as running:
         if vectors:
-            yield Served(server=running, folder=folder, vectors=dict(ask_for_vectors(running, PROMPTS)))
+            given: dict[str, Any] = {"vectors": dict(ask_for_vectors(running, prompts))}
         else:
-            yield Served(server=running, folder=folder, answers=dict(ask_plainly(running, PROMPTS, TOKENS)))
+            given = {"answers": dict(ask_plainly(running, prompts, TOKENS))}
+        yield Served(server=running, folder=folder, prompts=prompts, **given)
 
 
 class Models:
@@ -144,7 +148,7 @@ class Models:
     def rows(self, served: Served, checkpoint: Path) -> dict[str, Row]:
         """Compare all that was given with what the reference model of a checkpoint says of it."""
         if served.vectors:
-            job = {**_job(checkpoint), "prompts": PROMPTS}
+            job = {**_job(checkpoint), "prompts": [prompt.tokens for prompt in served.prompts]}
             wanted = self.pool.submit(reference_script.embed, job).result()["vectors"]
             return {way: compare_vectors(way, of, wanted, None) for way, of in served.vectors.items()}
         runs = [run for answers in served.answers.values() for run in runs_of(answers)]
@@ -154,9 +158,15 @@ class Models:
             for way, answers in served.answers.items()
         }
 
-    def locate(self, served: Served, checkpoint: Path, tokens: list[int]) -> Difference:
+    def describe(self, checkpoint: Path, folder: Path) -> list[Prompt]:
+        """Return what is asked of a checkpoint where no prompts are named; pictures are drawn into the folder."""
+        job = {**_job(checkpoint), "questions": [], "text": "", "lengths": [], "folder": str(folder)}
+        found = self.pool.submit(reference_script.describe, job).result()
+        return [Prompt(**prompt) for prompt in found["prompts"]]
+
+    def locate(self, served: Served, checkpoint: Path, read: Prompt) -> Difference:
         """Compare what was captured with the reference model's modules."""
-        job = {**_job(checkpoint), "tokens": tokens, "captured": str(served.folder)}
+        job = {**_job(checkpoint), **asdict(read), "captured": str(served.folder)}
         return first_difference(self.pool.submit(reference_script.locate, job).result()["rows"])
 
 

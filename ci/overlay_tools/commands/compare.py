@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from overlay_tools import console
 from overlay_tools.checkout import own_folder
@@ -23,13 +24,17 @@ from overlay_tools.proving.compare.comparison import (
     locate,
 )
 from overlay_tools.proving.compare.engine import Answer
-from overlay_tools.proving.reference import Reference
+from overlay_tools.proving.lines import ENDINGS, PICTURE, read_lines
+from overlay_tools.proving.reference import Question, Reference
 from overlay_tools.report.comparison import print_comparison, render_comparison
 from overlay_tools.report.html import write_text
 from overlay_tools.settings import Project
 from overlay_tools.user_files import read_text
 
-_ONE_A_LINE = "Name a file with a prompt on each line."
+_ONE_A_LINE = (
+    'Name a file with a prompt on each line; if its name ends with .jsonl, a line is {"prompt": TEXT} or'
+    f' {{"prompt": TEXT, "images": [PATH, ...]}}, with a {PICTURE} in the text for each of them.'
+)
 _TEXT = "tests/data/heldout.txt"  # from which prompts are cut where none are given
 
 
@@ -44,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " Transformers' own)",
     )
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help=f"prompts, one a line (default: some are cut from {_TEXT})"
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help=f"prompts, one a line, or JSONL (default: some are cut from {_TEXT}, and pictures are drawn)",
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="file to write all figures to (default: none)")
     parser.add_argument("--html", type=Path, metavar="PATH", help="page to write (default: none)")
@@ -54,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(project: Project, arguments: argparse.Namespace) -> int:
     """Compare, show the table, and return 1 if the two part."""
-    texts = _read_prompts(arguments.prompts)
+    questions = _read_prompts(arguments.prompts)
     begun = begin(
         project, arguments, "exact", {"--json": arguments.json, "--html": arguments.html}, [arguments.prompts]
     )
@@ -81,7 +89,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
             flags=arguments.passed_on,
             folder=folder,
         )
-        comparison = _compare(engine, reference, checkpoint, texts, project.root / _TEXT, plan.drafts)
+        comparison = _compare(engine, reference, checkpoint, questions, project.root / _TEXT, plan.drafts)
     print_comparison(comparison)
     for path, text in {arguments.json: comparison.to_json(), arguments.html: render_comparison(comparison)}.items():
         if path is not None:
@@ -94,12 +102,12 @@ def _compare(
     engine: Engine,
     reference: Reference,
     checkpoint: Path,
-    texts: Sequence[str],
+    questions: Sequence[Question],
     text: Path,
     drafts: bool,
 ) -> Comparison:
     with console.step("Describe the reference model"):
-        described = reference.describe(texts, read_text(text))
+        described = reference.describe(questions, read_text(text))
     answers: dict[str, list[Answer]] = {}
     if described.vectors:
         vectors = ask_engine_for_vectors(engine, checkpoint, described.prompts)
@@ -121,13 +129,32 @@ def _compare(
     return replace(comparison, **({"not_located": found} if isinstance(found, str) else {"difference": found}))
 
 
-def _read_prompts(path: Path | None) -> list[str]:
+def _read_prompts(path: Path | None) -> list[Question]:
     if path is None:
         return []
-    texts = [line for line in read_text(path, CompareError, hint=_ONE_A_LINE).split("\n") if line.strip()]
+    text = read_text(path, CompareError, hint=_ONE_A_LINE)
+    if path.suffix in ENDINGS:
+        return [
+            Question(prompt=line["prompt"], images=line.get("images", []))
+            for line in read_lines(path, text, CompareError, _ONE_A_LINE, _problem)
+        ]
+    texts = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.lstrip().startswith('{"prompt"'):
+            raise CompareError(
+                f"{path}:{number}: this looks like JSON, and a file of this name has a text on each line.",
+                hint=f"Give the file a name that ends with {ENDINGS[-1]}.",
+            )
+        texts += [Question(prompt=line)] * bool(line.strip())
     if not texts:
         raise CompareError(f"{path} has no prompt.", hint=_ONE_A_LINE)
     return texts
+
+
+def _problem(line: dict[str, Any]) -> str:
+    """Say what is wrong with a line; what `accuracy` knows of one, beside the prompt, has nothing to do with this."""
+    unknown = sorted(line.keys() - {"prompt", "images", "answer", "choices"})
+    return f"`{unknown[0]}` is not known" if unknown else ""
 
 
 COMMAND = Command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,50 @@ _LENGTHS = (1, 2, 5, 17, 33, 63, 64, 65, 100, 130, 200, 300)  # of prompts, arou
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A prompt as a person has written it, with <image> for each of its pictures, whose paths are `images`."""
+
+    prompt: str
+    images: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """A prompt as models read it.
+
+    - `tokens`: those of the text, and as many of each picture as it becomes, which are at `places`.
+    - `sent`: as an engine is asked where there are pictures: with one token for each of them.
+    - `text` and `images`: the question, where there are pictures.
+    """
+
+    tokens: list[int]
+    sent: list[int] = field(default_factory=list)
+    text: str = ""
+    images: list[str] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+
+    @property
+    def asked(self) -> list[int]:
+        """Return the tokens that an engine is sent."""
+        return self.sent if self.images else self.tokens
+
+    def then(self, more: Sequence[int]) -> Prompt:
+        """Return the prompt that this one and what follows it make."""
+        return replace(self, tokens=[*self.tokens, *more], sent=[*self.sent, *more])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Described:
-    """A reference model: its name, what it runs in, the prompts in tokens; `vectors`, whether it gives one of each."""
+    """A reference model: its name, what it runs in, the prompts; `vectors`, whether it gives one of each.
+
+    `unseen`: why no prompt has a picture, where the checkpoint takes some.
+    """
 
     reference: str
     runs_in: str
-    prompts: list[list[int]]
+    prompts: list[Prompt]
     vectors: bool = False
+    unseen: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,32 +107,41 @@ class Reference:
             "device": device,
             "paths": paths,
             "embedding": embedding,
+            "folder": str(folder),
         }
         self.env = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
 
-    def describe(self, texts: Sequence[str], text: str) -> Described:
-        """Name the model, and turn `texts` into prompts, or cut some from the long `text` if there are none."""
-        found = self._ask("describe", texts=list(texts), text="" if texts else text, lengths=_LENGTHS)
-        prompts = [prompt for prompt in found["prompts"] if prompt]
+    def describe(self, questions: Sequence[Question], text: str) -> Described:
+        """Name the model, and turn `questions` into prompts; where there are none, cut some from the long `text`."""
+        asked = [asdict(question) for question in questions]
+        found = self._ask("describe", questions=asked, text="" if asked else text, lengths=_LENGTHS)
+        prompts = [Prompt(**prompt) for prompt in found["prompts"]]
         if not prompts:
             raise CompareError(
                 "There is no prompt: the tokenizer makes no tokens of them.", hint="Name others with --prompts."
             )
         runs_in = f"transformers {found['transformers']}, torch {found['torch']}"
-        return Described(reference=found["reference"], runs_in=runs_in, prompts=prompts, vectors=found["vectors"])
+        return Described(
+            reference=found["reference"],
+            runs_in=runs_in,
+            prompts=prompts,
+            vectors=found["vectors"],
+            unseen=found["unseen"],
+        )
 
     def judge(self, runs: Sequence[Mapping[str, Any]], dtype: str) -> list[Verdict]:
         """Judge runs in a dtype: each has `tokens`, and `top`, tokens to be looked up at each place but the first."""
         return [Verdict(**verdict) for verdict in self._ask("judge", runs=list(runs), dtype=dtype)["runs"]]
 
-    def embed(self, prompts: Sequence[list[int]], dtype: str) -> list[list[float] | None]:
+    def embed(self, prompts: Sequence[Prompt], dtype: str) -> list[list[float] | None]:
         """Give the vectors of prompts in a dtype; None of one for which rounding chooses an expert."""
-        vectors: list[list[float] | None] = self._ask("embed", prompts=list(prompts), dtype=dtype)["vectors"]
+        tokens = [prompt.tokens for prompt in prompts]
+        vectors: list[list[float] | None] = self._ask("embed", prompts=tokens, dtype=dtype)["vectors"]
         return vectors
 
-    def locate(self, tokens: Sequence[int], captured: Path, dtype: str) -> list[dict[str, Any]]:
-        """Compare what an engine's modules gave for tokens; see `modules.first_difference`."""
-        rows: list[dict[str, Any]] = self._ask("locate", tokens=tokens, captured=str(captured), dtype=dtype)["rows"]
+    def locate(self, read: Prompt, captured: Path, dtype: str) -> list[dict[str, Any]]:
+        """Compare what an engine's modules gave for the tokens of a prompt; see `modules.first_difference`."""
+        rows: list[dict[str, Any]] = self._ask("locate", captured=str(captured), dtype=dtype, **asdict(read))["rows"]
         return rows
 
     def _ask(self, what: str, **more: object) -> dict[str, Any]:

@@ -7,6 +7,7 @@ JOB is a file of JSON, and so is what is printed; `overlay_tools.proving.referen
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import sys
@@ -15,19 +16,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parent))
+
 import torch
 import transformers
+from looking import (  # type: ignore[import-not-found]  # it is beside this one
+    ReferenceProblem,
+    Shown,
+    draw,
+    open_picture,
+    places_of,
+    show_to_case,
+    show_to_transformers,
+    template_of,
+)
 from torch import nn
+
+sys.path.pop()  # modules there have the names of others
 
 Job = Mapping[str, Any]
 Compute = Callable[[torch.Tensor], torch.Tensor]  # of tokens [1, length]: logits of each, or one vector of all
 TIED_EXPERTS = 2e-6  # between the scores of two experts: rounding decides which is taken
 MOST_PROBLEMS = 8
 _LAST = ("logits", "vector")  # what a pass gives in the end
-
-
-class ReferenceProblem(Exception):  # noqa: N818  # it is not an error of this script
-    """There is no reference model, or it is not this checkpoint's."""
+_TOWERS = ("visual", "vision_tower")  # what makes tokens of pictures
 
 
 def main() -> None:
@@ -45,25 +57,85 @@ def main() -> None:
 
 
 def describe(job: Job) -> dict[str, Any]:
-    """Name the reference model and what it is in, say whether it gives vectors, and turn texts into tokens.
+    """Name the reference model and what it is in, say whether it gives vectors, and turn prompts into tokens.
 
-    The tokens of `texts` are whole; those of `text` are cut into one prompt for each of `lengths`.
+    The tokens of `questions`, each a `prompt` and its `images`, are whole; those of `text` are cut into one prompt for
+    each of `lengths`. Where there are none of the first, a model that takes pictures is shown some that are drawn.
     """
     folder = Path(job["checkpoint"])
     vectors = find_vectors(job)
     name, _, _ = vectors or find(job)
-    tokenizer = _try(transformers.AutoTokenizer.from_pretrained, folder, what=f"{folder} has no tokenizer to read")
-    texts = [list(tokenizer(text)["input_ids"]) for text in job["texts"]]
+    tokenizer = _tokenizer(folder)
+    questions = [(question["prompt"], question["images"]) for question in job["questions"]]
+    pictures = any(images for _, images in questions)
+    why_not = _why_no_pictures(job, tokenizer)
+    if vectors:
+        why_not = "vectors of pictures are not compared"
+    if pictures and why_not:
+        raise ReferenceProblem(f"{name} cannot be shown pictures: {why_not}")
+    if not questions and not why_not:
+        questions, pictures = draw(Path(job["folder"])), True
+    ours = pictures and not job["reference"] and find_case(_read(job)[2])
+    model = find(job)[1]() if ours else None  # it says itself how many tokens a picture becomes
+    prompts = [_prompt(job, model, prompt, images) for prompt, images in questions]
     tokens = list(tokenizer(job["text"], add_special_tokens=False)["input_ids"]) if job["text"] else []
     step = len(tokens) // (len(job["lengths"]) + 1)
-    texts += [tokens[i * step : i * step + length] for i, length in enumerate(job["lengths"]) if step]
+    prompts += [{"tokens": tokens[i * step : i * step + length]} for i, length in enumerate(job["lengths"]) if step]
     return {
         "reference": name,
         "vectors": vectors is not None,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
-        "prompts": texts,
+        "prompts": [prompt for prompt in prompts if prompt["tokens"]],
+        "unseen": "" if pictures or not _sees(folder) else why_not or "no prompt has one",
     }
+
+
+def _sees(folder: Path) -> bool:
+    return "vision_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _tokenizer(folder: Path) -> Any:  # noqa: ANN401
+    return _try(transformers.AutoTokenizer.from_pretrained, folder, what=f"{folder} has no tokenizer to read")
+
+
+def _prompt(job: Job, model: Any, prompt: str, images: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401
+    """Turn a prompt into tokens, as `reference.Prompt` has them."""
+    if not images:
+        return {"tokens": list(_tokenizer(Path(job["checkpoint"]))(prompt)["input_ids"])}
+    shown = show(job, model, prompt, images)
+    places = places_of(Path(job["checkpoint"]), shown.tokens)
+    return {"tokens": shown.tokens, "sent": shown.sent, "text": prompt, "images": [*images], "places": places}
+
+
+def show(job: Job, model: Any, prompt: str, images: Sequence[str]) -> Shown:  # noqa: ANN401
+    """Put a prompt with pictures, whose paths are `images`, to the reference model.
+
+    Of a model of Transformers, the tokens can be had without it: `model` may be None.
+    """
+    folder, _, architecture = _read(job)
+    pictures = [open_picture(Path(path)) for path in images]
+    if not job["reference"] and (ours := find_case(architecture)):
+        files = [Path(path).read_bytes() for path in images]
+        return show_to_case(ours[1], model, _tokenizer(folder), prompt, files)
+    return show_to_transformers(model, folder, _tokenizer(folder), prompt, pictures)
+
+
+def _why_no_pictures(job: Job, tokenizer: Any) -> str:  # noqa: ANN401
+    """Say why the reference model cannot be shown pictures; nothing if it can."""
+    folder, _, architecture = _read(job)
+    try:
+        if job["reference"]:
+            kind = _named(job["reference"])
+            if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+                return "it is no class of Transformers' kind"
+        elif ours := find_case(architecture):
+            return "" if ours[1].pictures and tokenizer.chat_template else "it takes none, or has no chat template"
+        template_of(folder, tokenizer)
+    except ReferenceProblem as problem:
+        return str(problem)
+    return ""
 
 
 def find(job: Job) -> tuple[str, Callable[[], Any], Callable[[Any], Compute]]:
@@ -215,6 +287,8 @@ def load(job: Job) -> tuple[Any, Compute]:
 def judge(job: Job) -> dict[str, Any]:
     """Say of each run, tokens with those that were likeliest to the engine at each place, what the model says of them.
 
+    Where its prompt has `images`, a run has that as `text`.
+
     `logprobs`: of each token but the first; `best`: the model's own choice there, `gaps`: how much likelier it is, in
     nats; `top`: the logprobs of the engine's likeliest; `undecided`: from which place on rounding has chosen an
     expert, None for nowhere.
@@ -225,7 +299,8 @@ def judge(job: Job) -> dict[str, Any]:
         for run in job["runs"]:
             undecided.clear()
             tokens = torch.tensor([run["tokens"]], device=job["device"])
-            logprobs = logits_of(tokens)[0, :-1].float().log_softmax(dim=-1).cpu()
+            compute = show(job, model, run["text"], run["images"]).logits if run["images"] else logits_of
+            logprobs = compute(tokens)[0, :-1].float().log_softmax(dim=-1).cpu()
             given = logprobs.gather(-1, torch.tensor(run["tokens"][1:]).view(-1, 1))[:, 0]
             best = logprobs.max(dim=-1)
             verdicts.append(
@@ -304,6 +379,8 @@ def locate(job: Job) -> dict[str, Any]:
     """
     passes = [torch.load(path) for path in sorted(Path(job["captured"]).glob("*.pt"))]
     exact = _outputs({**job, "dtype": "float32"})
+    if "embed_tokens" in exact:  # what an engine embeds at the places of pictures, nothing makes use of
+        exact["embed_tokens"][:, job["places"]] = torch.nan
     engine = _join_what_counts(passes, exact)
     rounded = _outputs(job) if job["dtype"] != "float32" else {}
     rows = []
@@ -322,6 +399,8 @@ def locate(job: Job) -> dict[str, Any]:
 def _outputs(job: Job) -> dict[str, torch.Tensor]:
     """Give what each module of the reference model gives for the job's tokens, in the order in which they finish."""
     model, compute = load(job)
+    if job["images"]:
+        compute = show(job, model, job["text"], job["images"]).logits
     outputs: dict[str, torch.Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:
@@ -345,7 +424,9 @@ def _outputs(job: Job) -> dict[str, torch.Tensor]:
 def short_name(full: str) -> str:
     """Name a module as both sides call it: from `layers` on, or by its own name outside; empty for what is neither."""
     parts = full.split(".")
-    if {"visual", "vision_tower", "vision_model", "audio_tower", "mtp"} & {*parts}:
+    if parts[-1] in _TOWERS:
+        return parts[-1]
+    if {*_TOWERS, "vision_model", "audio_tower", "mtp"} & {*parts}:
         return ""
     if "layers" in parts:
         inside = parts[parts.index("layers") :]
@@ -411,6 +492,8 @@ def _error(got: torch.Tensor, wanted: torch.Tensor, scaled: bool) -> float | Non
         return None
     got = got.reshape(-1, width)
     wanted = wanted.reshape(-1, width)[-len(got) :]
+    told = ~wanted.isnan().all(dim=-1)  # elsewhere there is nothing to compare with
+    got, wanted = got[told], wanted[told]
     if scaled:
         wanted = wanted * ((got * wanted).sum() / (wanted * wanted).sum().clamp_min(1e-30))
     size = wanted.norm(dim=-1).mean().clamp_min(1e-30)

@@ -61,12 +61,15 @@ def faults(comparison: Comparison) -> list[str]:
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
     """Return what was compared with what."""
     described = comparison.described
-    lengths = [len(prompt) for prompt in described.prompts]
+    lengths = [len(prompt.tokens) for prompt in described.prompts]
     of = str(lengths[0]) if len({*lengths}) == 1 else f"{min(lengths)} to {max(lengths)}"
+    pictures = sum(len(prompt.images) for prompt in described.prompts)
+    seen = f"not compared: {described.unseen}" if described.unseen else str(pictures) if pictures else ""
     return [
         ("engine", f"sglang {comparison.release} on the {comparison.device}, {comparison.dtype}"),
         ("reference", f"{described.reference}, float32, {described.runs_in}"),
         ("prompts", f"{len(lengths)}, of {of} tokens"),
+        *[("pictures", seen)] * bool(seen),
     ]
 
 

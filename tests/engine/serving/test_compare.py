@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from reference.cases import cases, make_checkpoint
 
-from engine.mutations import MUTATIONS, Models, Mutation, Served, reference_models, serving
+from engine.harness import CHUNK, flush
+from engine.mutations import MUTATIONS, TOKENS, Models, Mutation, Served, reference_models, serving
 
 NAME = "qwen3-next-ext"
+PICTURED = [name for name, case in cases().items() if case.pictures]
 VECTORS = [name for name, case in cases().items() if case.vector is not None]
 SOME = ("the rotary base", "a router's bias", "the adapter's sign")
 
@@ -54,6 +57,31 @@ def test_a_fault_is_found_in_its_module(fault: str, served: Served, models: Mode
     found = models.locate(served, checkpoint, served.capture("prefill"))
     assert found.module is not None
     assert f"{found.module.name}.".startswith(f"{mutation.module}.")
+
+
+@pytest.mark.parametrize("name", PICTURED)
+def test_pictures_are_compared(name: str, models: Models, tmp_path: Path) -> None:
+    """Those that are drawn where a person names none; a fault of what looks at them is found there."""
+    checkpoint, folder = tmp_path / "checkpoint", tmp_path / "captured"
+    folder.mkdir()
+    make_checkpoint(name, checkpoint)
+    prompts = models.describe(checkpoint, folder)
+    assert [len(prompt.images) for prompt in prompts] == [1, 1, 2]
+    assert max(len(prompt.places) for prompt in prompts) > CHUNK // 2
+    # Of one picture: the tower gives the rows of each by itself.
+    with serving(checkpoint, folder, prompts=[*prompts[2:], *prompts[:2]]) as running:
+        rows = models.rows(running, checkpoint)
+        assert {way: row.problems for way, row in rows.items() if row.problems} == {}
+        assert rows["from the cache"].cached > 0
+        assert rows["decode"].distance.values == 3 * TOKENS
+        said = sum(len(prompt.tokens) - 1 - len(prompt.places) for prompt in prompts)
+        assert rows["prefill"].distance.values + rows["prefill"].left_out == said
+        faulty = Mutation(module="visual", tensors="visual.merger", change=torch.neg).apply(name, tmp_path / "faulty")
+        assert models.rows(running, faulty)["decode"].problems
+        flush(running.server)
+        found = models.locate(running, faulty, running.capture("prefill"))
+        assert found.module is not None
+        assert found.module.name == "visual"
 
 
 @pytest.mark.parametrize("name", VECTORS)

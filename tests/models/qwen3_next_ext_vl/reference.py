@@ -44,7 +44,7 @@ class VisionTower(nn.Module):  # type: ignore[misc]
         rows, columns = height // p, width // p
         # Patches that become one token stand together, in rows from the top left; tokens likewise.
         x = pictures.view(count, 3, rows // m, m, p, columns // m, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)
-        x = self.patch_embed(x.reshape(count, rows * columns, 3 * p * p))
+        x = self.patch_embed(x.reshape(count, rows * columns, 3 * p * p).to(self.patch_embed.weight))
         row = torch.arange(rows, device=x.device)[:, None].expand(rows, columns)
         column = torch.arange(columns, device=x.device).expand(rows, columns)
         of_patch = [
@@ -53,7 +53,7 @@ class VisionTower(nn.Module):  # type: ignore[misc]
         steps = torch.arange(0, self.rotary_size, 2, device=x.device).float() / self.rotary_size
         angles = torch.cat([axis[:, None] / self.theta**steps for axis in of_patch], dim=-1).repeat(1, 2)
         for block in self.blocks:
-            x = block(x, angles.cos(), angles.sin())
+            x = block(x, angles.cos().to(x), angles.sin().to(x))
         return self.merger(x)
 
 

@@ -9,7 +9,9 @@ import pytest
 from overlay_tools import cli
 from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard
 from overlay_tools.commands import compare
+from overlay_tools.errors import CompareError
 from overlay_tools.proving import memory
+from overlay_tools.proving.reference import Question
 
 from unit.conftest import Miniature
 
@@ -60,8 +62,51 @@ def test_a_checkpoint_that_memory_does_not_take_is_refused(
 
 def test_a_prompt_is_a_line_whatever_else_is_in_it(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
-    path.write_bytes("one\x0cpage\r\n\ntwo\u2028three\n".encode())
-    assert compare._read_prompts(path) == ["one\x0cpage", "two\u2028three"]
+    path.write_bytes('one\x0cpage\r\n\ntwo\u2028three\n{"a": 1}\n'.encode())
+    assert [question.prompt for question in compare._read_prompts(path)] == [
+        "one\x0cpage",
+        "two\u2028three",
+        '{"a": 1}',
+    ]
+
+
+def test_a_line_may_have_pictures(tmp_path: Path) -> None:
+    """`accuracy` reads the same file."""
+    path = tmp_path / "prompts.jsonl"
+    (tmp_path / "a.png").touch()
+    lines = [{"prompt": "<image>What?", "images": ["a.png"], "answer": "A cat."}, {"prompt": "One\ntwo"}]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert compare._read_prompts(path) == [
+        Question(prompt="<image>What?", images=[str(tmp_path / "a.png")]),
+        Question(prompt="One\ntwo", images=[]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        (
+            "own.txt",
+            '{"prompt": "<image>", "images": ["a.png"]}',
+            "own.txt:2: this looks like JSON, and a file of",
+        ),
+        ("own.jsonl", '{"prompt": "<image>", "images": ["a.png"]}', "own.jsonl:2: there is no file /"),
+        ("own.jsonl", '{"prompt": "a", "prompt": "b"}', "own.jsonl:2: this cannot be read as JSON: `prompt` is there"),
+        ("own.jsonl", '{"prompt": "a", "image": "b.png"}', "own.jsonl:2: `image` is not known."),
+        ("own.jsonl", '{"prompt": "<image>"}', ""),
+        ("own.jsonl", "", "own.jsonl has no line."),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_said(name: str, line: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(f"\n{line}\n")
+    if not said:
+        assert len(compare._read_prompts(path)) == 1
+        return
+    with pytest.raises(CompareError) as caught:
+        compare._read_prompts(path)
+    assert said in str(caught.value)
+    assert ".jsonl" in caught.value.hint
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", "{"])

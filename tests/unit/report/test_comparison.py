@@ -10,7 +10,7 @@ import pytest
 from overlay_tools.proving.compare.comparison import Comparison
 from overlay_tools.proving.compare.modules import first_difference
 from overlay_tools.proving.compare.statistics import Distance, Row, Worst
-from overlay_tools.proving.reference import Described
+from overlay_tools.proving.reference import Described, Prompt
 from overlay_tools.report.comparison import print_comparison, render_comparison
 
 DISTANCE = Distance(
@@ -30,7 +30,11 @@ SAME = Comparison(
     release="1.0",
     device="CPU",
     dtype="float32",
-    described=Described(reference="transformers.LlamaForCausalLM", runs_in="transformers 5", prompts=[[1], [2, 3]]),
+    described=Described(
+        reference="transformers.LlamaForCausalLM",
+        runs_in="transformers 5",
+        prompts=[Prompt(tokens=[1]), Prompt(tokens=[2, 3])],
+    ),
     rows=[ROW],
 )
 PARTED = replace(
@@ -110,3 +114,12 @@ def test_the_json_has_all_of_it() -> None:
     assert json.loads(SAME.to_json())["same"] is True
     broken = replace(SAME, rows=[replace(ROW, distance=replace(DISTANCE, maximum=math.inf, kl=None))])
     assert json.loads(broken.to_json())["rows"][0]["distance"]["maximum"] == "inf"
+
+
+def test_pictures_are_counted_or_it_is_said_why_there_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = Prompt(tokens=[1], sent=[1], text="<image>", images=["a.png", "b.png"], places=[0])
+    described = replace(SAME.described, prompts=[seen])
+    print_comparison(replace(SAME, described=described))
+    assert "pictures   2\n" in capsys.readouterr().out
+    print_comparison(replace(SAME, described=replace(SAME.described, unseen="no prompt has one")))
+    assert "pictures   not compared: no prompt has one" in capsys.readouterr().out

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
-import itertools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from looking import first_line, inputs_of, message, png, show_to_case  # type: ignore[import-not-found]
 from reference_script import Compute, ReferenceProblem, find, find_case, find_vectors, load  # type: ignore[import-not-found]  # sys.path has it
 
 JOB: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -40,17 +38,7 @@ class Seen:
     def __init__(self, prompt: str, options: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
         self.prompt, self.tokens, self.stops = prompt, options["max_gen_toks"], options["until"]
         self.pictures: list[Any] = shown.get("visual") or []
-        self.texts = prompt.split("<image>")
-        if len(self.texts) != len(self.pictures) + 1:
-            raise Problem(f"{prompt[:40]!r} has {len(self.texts) - 1} places for {len(self.pictures)} pictures")
-
-    def message(self, shown: Callable[[Any], Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return it as a chat, in which `shown` makes a part of a picture."""
-        parts: list[Mapping[str, Any]] = []
-        for text, picture in itertools.zip_longest(self.texts, self.pictures):
-            parts += [{"type": "text", "text": text}] * bool(text)
-            parts += [shown(picture)] if picture is not None else []
-        return [{"role": "user", "content": parts}]
+        message(prompt, self.pictures, lambda _: {})  # with as many as it has places for
 
 
 class Alike:
@@ -164,7 +152,12 @@ class Served(Alike, LocalCompletionsAPI):  # type: ignore[misc]  # lm-eval has t
             data = base64.b64encode(png(picture)).decode()
             return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
-        body = {"model": self.model, "messages": one.message(shown), "max_tokens": one.tokens, "temperature": 0}
+        body = {
+            "model": self.model,
+            "messages": message(one.prompt, one.pictures, shown),
+            "max_tokens": one.tokens,
+            "temperature": 0,
+        }
         with requests.Session() as session:
             session.trust_env = False  # a proxy has no say in what is asked of this machine
             answer = session.post(
@@ -198,17 +191,10 @@ class InTransformers(Alike, HFLM):  # type: ignore[misc]
         ids = torch.tensor(self.tok_encode(strings))
         return ids, torch.ones_like(ids)
 
-    @cached_property
-    def _processor(self) -> Any:  # noqa: ANN401
-        return transformers.AutoProcessor.from_pretrained(JOB["checkpoint"])
-
     def _look(self, seen: Sequence[Seen]) -> Iterable[tuple[int, str]]:
         for one in seen:
-            chat = one.message(lambda picture: {"type": "image", "image": picture})
-            # A server writes chats with the tokenizer's template, where the processor has none of its own.
-            template = getattr(self._processor, "chat_template", None) or self.tokenizer.chat_template
-            whole = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-            asked = self._processor.apply_chat_template(chat, template, **whole).to(self.device, self.model.dtype)
+            _, asked = inputs_of(Path(JOB["checkpoint"]), self.tokenizer, one.prompt, one.pictures)
+            asked = asked.to(self.device, self.model.dtype)
             length = asked["input_ids"].shape[1]
             given = self.model.generate(
                 **asked, max_new_tokens=one.tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id
@@ -278,11 +264,9 @@ class StepByStep(Alike, Steps):
         if found is None or not found[1].pictures:
             raise Problem(f"{type(self.model).__name__} takes no pictures here")
         for one in seen:
-            chat = one.message(lambda _: {"type": "image"})
-            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            prompt = self.tokenizer.encode(text, add_special_tokens=False)
-            tokens, logits = found[1].ask(self.model, prompt, [png(picture) for picture in one.pictures])
-            yield len(tokens), self.go_on(tokens, logits, one)
+            files = [png(picture) for picture in one.pictures]
+            shown = show_to_case(found[1], self.model, self.tokenizer, one.prompt, files)
+            yield len(shown.tokens), self.go_on(shown.tokens, shown.logits, one)
 
 
 def check_reference() -> None:
@@ -335,16 +319,3 @@ def greedy(options: Mapping[str, Any]) -> dict[str, Any]:
     found = normalize_gen_kwargs(options, GENERATED)
     stops = [stop for stop in found["until"] if stop]
     return {"until": stops, "max_gen_toks": found["max_gen_toks"], "do_sample": False, "temperature": 0.0}
-
-
-def png(picture: Any) -> bytes:  # noqa: ANN401  # PIL's
-    """Write a picture as a file, without loss."""
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return file.getvalue()
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -28,14 +28,12 @@ from asked_models import (  # type: ignore[import-not-found]  # it is beside thi
     Problem,
     Served,
     check_reference,
-    first_line,
     reference_model,
     tokenizer,
 )
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
-from PIL import Image
-from reference_script import ReferenceProblem  # type: ignore[import-not-found]  # sys.path has it
+from looking import ReferenceProblem, first_line, open_picture  # type: ignore[import-not-found]  # sys.path has it
 
 del sys.path[-2:]  # modules there have the names of others
 
@@ -99,16 +97,6 @@ def own_task(name: str, documents: Documents) -> Any:  # noqa: ANN401  # a task 
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }  # fmt: skip
     return ConfigurableTask(config={**common, **kind})
-
-
-def open_picture(path: Path) -> Any:  # noqa: ANN401  # PIL's
-    """Read a picture."""
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except (OSError, ValueError, SyntaxError) as error:
-        raise Problem(f"{path} cannot be read as a picture: {first_line(error)}") from None
 
 
 def evaluate(model: Any, tasks: Mapping[str, Sequence[Any]]) -> dict[str, Any]:  # noqa: ANN401  # of lm-eval's

@@ -24,7 +24,7 @@ from overlay_tools.proving.compare.engine import (
 )
 from overlay_tools.proving.compare.modules import Difference, first_difference
 from overlay_tools.proving.compare.statistics import Row, compare, compare_vectors, runs_of
-from overlay_tools.proving.reference import Described, Reference
+from overlay_tools.proving.reference import Described, Prompt, Reference
 
 _TOKENS = 24  # that each answer has
 _CHUNK = 64  # the chunk of linear attention, the least that all releases take
@@ -107,7 +107,7 @@ def _finite(value: object) -> object:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def ask_engine(engine: Engine, checkpoint: Path, prompts: Sequence[list[int]], drafts: bool) -> dict[str, list[Answer]]:
+def ask_engine(engine: Engine, checkpoint: Path, prompts: Sequence[Prompt], drafts: bool) -> dict[str, list[Answer]]:
     """Let the engine answer prompts greedily in every way: at once, from the cache, in chunks, with drafts."""
     answers: dict[str, list[Answer]] = {}
     with engine.serving(checkpoint, "as it is") as server:
@@ -121,9 +121,7 @@ def ask_engine(engine: Engine, checkpoint: Path, prompts: Sequence[list[int]], d
     return answers
 
 
-def ask_engine_for_vectors(
-    engine: Engine, checkpoint: Path, prompts: Sequence[list[int]]
-) -> dict[str, list[list[float]]]:
+def ask_engine_for_vectors(engine: Engine, checkpoint: Path, prompts: Sequence[Prompt]) -> dict[str, list[list[float]]]:
     """Let the engine give the vectors of prompts in every way: alone, from the cache, at once, in chunks."""
     arguments = engine_config.vectors(engine.version)
     with engine.serving(checkpoint, "as it is", arguments) as server:
@@ -135,7 +133,7 @@ def ask_engine_for_vectors(
 
 def judge_vectors(
     vectors: Mapping[str, Sequence[Sequence[float]]],
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Prompt],
     reference: Reference,
     dtype: str,
 ) -> list[Row]:
@@ -181,7 +179,7 @@ def locate(
     engine: Engine,
     checkpoint: Path,
     reference: Reference,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Prompt],
     answers: Mapping[str, Sequence[Answer]],
     rows: Sequence[Row],
 ) -> Difference | str:
@@ -196,8 +194,9 @@ def locate(
     asked, more = prompts[row.worst.prompt], 0
     if answers:
         answer = answers[row.way][row.worst.prompt]
-        asked = answer.tokens if row.way == "answer as prompt" else answer.tokens[: answer.chosen]
-        more = len(answer.tokens) - len(asked) or 1
+        # Of an answer as a prompt, that is what is asked; else the prompt, to which the engine adds.
+        asked = answer.prompt
+        more = len(answer.tokens) - len(asked.tokens) or 1
     folder = engine.folder / "captured"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -216,9 +215,10 @@ def locate(
         return first_difference(reference.locate(read, folder, engine.dtype))
 
 
-def _ask_once(server: Server, prompt: list[int], tokens: int) -> list[int]:
+def _ask_once(server: Server, prompt: Prompt, tokens: int) -> Prompt:
     """Ask for the answer to a prompt, or its vector if there are to be no tokens; return what the engine has read."""
     if tokens:
-        return ask_one_by_one(server, [prompt], tokens)[0].tokens[:-1]
+        answer = ask_one_by_one(server, [prompt], tokens)[0]
+        return prompt.then(answer.tokens[answer.chosen : -1])
     embed(server, [prompt])
     return prompt

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 from overlay_tools.engines.loopback import post
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import CompareError
+from overlay_tools.proving.reference import Prompt
 
 TOP = 20  # of the likeliest tokens at each place
 _LONGEST = 3600.0  # seconds that an answer may take
@@ -23,13 +26,14 @@ Top = list[tuple[int, float]]
 class Answer:
     """Tokens, of which the engine has given logprobs from the place `start` on.
 
-    - `tokens`: a prompt, and what the engine has added.
+    - `tokens`: a prompt, and what the engine has added; `prompt`: what the engine was asked.
     - `start`: the place of the first token with a logprob; `logprobs` and `top`, the likeliest tokens there with
       theirs, are of this place and those after it.
     - `chosen`: the place of the first token that the engine has chosen itself.
     - `cached`: how many tokens came from the cache; `drafted`: tokens a step, where drafts were made.
     """
 
+    prompt: Prompt
     tokens: list[int]
     start: int
     chosen: int
@@ -39,7 +43,7 @@ class Answer:
     drafted: float | None = None
 
 
-def ask_plainly(server: Server, prompts: Sequence[list[int]], tokens: int) -> Iterator[tuple[str, list[Answer]]]:
+def ask_plainly(server: Server, prompts: Sequence[Prompt], tokens: int) -> Iterator[tuple[str, list[Answer]]]:
     """Ask for each prompt alone, then from the cache, at once, and as the prompt that prompt and answer make."""
     whole = [_generate(server, [prompt], tokens, logprob_start_len=0)[0] for prompt in prompts]
     yield "prefill", [_of_prompt(prompt, output) for prompt, output in zip(prompts, whole, strict=True)]
@@ -47,7 +51,7 @@ def ask_plainly(server: Server, prompts: Sequence[list[int]], tokens: int) -> It
     yield "decode", decoded
     again = [_generate(server, [prompt], tokens)[0] for prompt in prompts]
     yield "from the cache", [_of_answer(prompt, output) for prompt, output in zip(prompts, again, strict=True)]
-    turns = [answer.tokens for answer in decoded]
+    turns = [prompt.then(answer.tokens[answer.chosen :]) for prompt, answer in zip(prompts, decoded, strict=True)]
     further = [_generate(server, [turn], tokens)[0] for turn in turns]
     yield "further turn", [_of_answer(turn, output) for turn, output in zip(turns, further, strict=True)]
     outputs = _generate(server, turns, 1, logprob_start_len=0)
@@ -57,15 +61,13 @@ def ask_plainly(server: Server, prompts: Sequence[list[int]], tokens: int) -> It
     yield "in a batch", ask_at_once(server, prompts, tokens)
 
 
-def ask_at_once(
-    server: Server, prompts: Sequence[list[int]], tokens: int, *, distributions: bool = True
-) -> list[Answer]:
+def ask_at_once(server: Server, prompts: Sequence[Prompt], tokens: int, *, distributions: bool = True) -> list[Answer]:
     """Ask for all prompts in one request; `distributions`, whether for the likeliest tokens too, `top`."""
     outputs = _generate(server, prompts, tokens, top_logprobs_num=TOP if distributions else 0)
     return [_of_answer(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
 
 
-def ask_for_vectors(server: Server, prompts: Sequence[list[int]]) -> Iterator[tuple[str, list[list[float]]]]:
+def ask_for_vectors(server: Server, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[list[float]]]]:
     """Ask for the vector of each prompt alone, then from the cache, and of all at once."""
     for way in ("alone", "from the cache"):
         yield way, [embed(server, [prompt])[0] for prompt in prompts]
@@ -73,20 +75,38 @@ def ask_for_vectors(server: Server, prompts: Sequence[list[int]]) -> Iterator[tu
     yield "in a batch", embed(server, prompts)
 
 
-def embed(server: Server, prompts: Sequence[list[int]]) -> list[list[float]]:
+def embed(server: Server, prompts: Sequence[Prompt]) -> list[list[float]]:
     """Ask for the vectors of prompts in one request."""
-    return [answer["embedding"] for answer in _post(server, "/encode", {"input_ids": list(prompts)})]
+    return [
+        answer["embedding"] for answer in _post(server, "/encode", {"input_ids": [prompt.tokens for prompt in prompts]})
+    ]
 
 
-def ask_one_by_one(server: Server, prompts: Sequence[list[int]], tokens: int) -> list[Answer]:
+def ask_one_by_one(server: Server, prompts: Sequence[Prompt], tokens: int) -> list[Answer]:
     """Ask for the prompts one after another."""
     return [ask_at_once(server, [prompt], tokens)[0] for prompt in prompts]
 
 
-def _generate(server: Server, prompts: Sequence[list[int]], tokens: int, **options: object) -> list[dict[str, Any]]:
+def _generate(server: Server, prompts: Sequence[Prompt], tokens: int, **options: object) -> list[dict[str, Any]]:
     sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-    body = {"input_ids": prompts, "sampling_params": sampling, "return_logprob": True, "top_logprobs_num": TOP}
-    return list(_post(server, "/generate", {**body, **options}))
+    ids = [prompt.asked for prompt in prompts]
+    body = {"input_ids": ids, "sampling_params": sampling, "return_logprob": True, "top_logprobs_num": TOP, **options}
+    if any(prompt.images for prompt in prompts):
+        body["image_data"] = [[_written(Path(image)) for image in prompt.images] for prompt in prompts]
+    outputs = list(_post(server, "/generate", body))
+    for prompt, output in zip(prompts, outputs, strict=True):
+        if (count := output["meta_info"]["prompt_tokens"]) != len(prompt.tokens):
+            raise CompareError(
+                f"The engine reads {count} tokens where the reference model reads {len(prompt.tokens)}:"
+                f" {prompt.text or prompt.tokens[:8]!r}.",
+                hint="Its tokenizer, or what it makes of pictures, is another.",
+            )
+    return outputs
+
+
+def _written(picture: Path) -> str:
+    """Write a picture's file as text."""
+    return base64.b64encode(picture.read_bytes()).decode()
 
 
 def _post(server: Server, path: str, body: Mapping[str, object]) -> Any:  # noqa: ANN401  # whatever JSON comes back
@@ -112,26 +132,28 @@ def _flush(server: Server) -> None:
     raise server.failure("The server does not flush its cache")
 
 
-def _of_prompt(prompt: list[int], output: Mapping[str, Any]) -> Answer:
+def _of_prompt(prompt: Prompt, output: Mapping[str, Any]) -> Answer:
     """Read the logprobs of a prompt: the first token has none."""
     meta = output["meta_info"]
     return Answer(
-        tokens=prompt,
+        prompt=prompt,
+        tokens=prompt.tokens,
         start=1,
-        chosen=len(prompt),
+        chosen=len(prompt.tokens),
         logprobs=[logprob for logprob, *_ in meta["input_token_logprobs"][1:]],
         top=[_top(one) for one in meta["input_top_logprobs"][1:]],
         cached=meta["cached_tokens"],
     )
 
 
-def _of_answer(prompt: list[int], output: Mapping[str, Any]) -> Answer:
+def _of_answer(prompt: Prompt, output: Mapping[str, Any]) -> Answer:
     meta = output["meta_info"]
     verified = meta.get("spec_verify_ct")
     return Answer(
-        tokens=prompt + [token for _, token, *_ in meta["output_token_logprobs"]],
-        start=len(prompt),
-        chosen=len(prompt),
+        prompt=prompt,
+        tokens=prompt.tokens + [token for _, token, *_ in meta["output_token_logprobs"]],
+        start=len(prompt.tokens),
+        chosen=len(prompt.tokens),
         logprobs=[logprob for logprob, *_ in meta["output_token_logprobs"]],
         top=[_top(one) for one in meta.get("output_top_logprobs") or [None] * len(meta["output_token_logprobs"])],
         cached=meta["cached_tokens"],
@@ -146,11 +168,4 @@ def _top(rows: Sequence[Sequence[Any]] | None) -> Top:
 def _from(answer: Answer, place: int) -> Answer:
     """Leave out the logprobs before a place."""
     left = place - answer.start
-    return Answer(
-        tokens=answer.tokens,
-        start=place,
-        chosen=answer.chosen,
-        logprobs=answer.logprobs[left:],
-        top=answer.top[left:],
-        cached=answer.cached,
-    )
+    return replace(answer, start=place, logprobs=answer.logprobs[left:], top=answer.top[left:])

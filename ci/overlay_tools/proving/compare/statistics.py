@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from overlay_tools.errors import CompareError
@@ -201,10 +201,8 @@ def _problems(of: Distance, own: Distance | None, value: str = "logprob", drawn:
 def _as_answer(answer: Answer, verdict: Verdict) -> Answer:
     """Take a reference model's word for the engine's: its logprobs of the same tokens."""
     places = range(answer.start - 1, len(answer.tokens) - 1)
-    return Answer(
-        tokens=answer.tokens,
-        start=answer.start,
-        chosen=answer.chosen,
+    return replace(
+        answer,
         logprobs=[verdict.logprobs[place] for place in places],
         top=[
             [(token, logprob) for (token, _), logprob in zip(top, verdict.top[place], strict=True)]
@@ -218,8 +216,11 @@ def _distance(answers: Sequence[Answer], exact: Sequence[Verdict], tie: float) -
     divergences: list[float] = []
     worst, farthest, left_out, tokens, same, decided = None, -1.0, 0, 0, 0, 0
     for number, (answer, verdict) in enumerate(zip(answers, exact, strict=True)):
+        unsaid = {*answer.prompt.places}  # no model says what a picture will be
         for at, got in enumerate(answer.logprobs):
             place = answer.start + at
+            if place in unsaid:
+                continue
             if verdict.undecided is not None and place > verdict.undecided:
                 left_out += 1
                 continue
@@ -267,6 +268,8 @@ def runs_of(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     return [
         {
             "tokens": answer.tokens,
+            "text": answer.prompt.text,
+            "images": answer.prompt.images,
             "top": [[] for _ in range(answer.start - 1)] + [[token for token, _ in top] for top in answer.top],
         }
         for answer in answers

@@ -16,6 +16,7 @@ class StandIn:
         self.asked: list[tuple[str, Mapping[str, Any]]] = []
         self.kept: set[tuple[int, ...]] = set()
         self.busy = 2
+        self.more = 0  # tokens that it reads than it is sent
 
     def post(self, url: str, body: Mapping[str, Any], *, timeout: float) -> object:
         path = url.rpartition("/")[2]
@@ -40,6 +41,7 @@ class StandIn:
             "output_token_logprobs": whole[len(prompt) :],
             "output_top_logprobs": [[one] for one in whole[len(prompt) :]],
             "cached_tokens": cached,
+            "prompt_tokens": len(prompt) + self.more,
             "completion_tokens": count,
         }
         if body.get("logprob_start_len") == 0:

@@ -20,11 +20,11 @@ from overlay_tools.proving.compare.comparison import (
     locate,
 )
 from overlay_tools.proving.compare.modules import Difference
-from overlay_tools.proving.reference import Reference, Verdict
+from overlay_tools.proving.reference import Prompt, Reference, Verdict
 
 from unit.proving.compare.stand_in import StandIn
 
-PROMPTS = [[10, 20], [30]]
+PROMPTS = [Prompt(tokens=[10, 20]), Prompt(tokens=[30])]
 
 
 class Engines:
@@ -71,14 +71,15 @@ class Says:
             undecided=None,
         )
 
-    def embed(self, prompts: Sequence[list[int]], dtype: str) -> list[list[float] | None]:
-        return [[3.0 * len(p) + (0.01 * self.off if self.but in p else 0.0), 4.0 * len(p)] for p in prompts]
+    def embed(self, prompts: Sequence[Prompt], dtype: str) -> list[list[float] | None]:
+        read = [prompt.tokens for prompt in prompts]
+        return [[3.0 * len(p) + (0.01 * self.off if self.but in p else 0.0), 4.0 * len(p)] for p in read]
 
     def of(self, token: int, place: int) -> float:
         return -(token + place / 100) - (self.off if token == self.but else 0.0)
 
-    def locate(self, tokens: list[int], captured: Path, dtype: str) -> list[dict[str, Any]]:
-        self.located.append(tokens)
+    def locate(self, read: Prompt, captured: Path, dtype: str) -> list[dict[str, Any]]:
+        self.located.append(read.tokens)
         return [{"name": "norm", "engine": "norm", "error": 1.0, "own": None}]
 
 
@@ -153,7 +154,8 @@ def test_vectors_are_asked_for_alone_again_at_once_and_in_chunks(engines: Engine
     assert [way for way, _ in engines.started] == ["as it is", "in chunks"]
     assert engines.started[1][1] == {"chunked_prefill_size": 64}
     asked = [body.get("input_ids") for path, body in stand_in.asked if path == "encode"]
-    assert asked == [*([prompt] for prompt in PROMPTS * 2), PROMPTS, *([prompt] for prompt in PROMPTS)]
+    prompts = [prompt.tokens for prompt in PROMPTS]
+    assert asked == [*([prompt] for prompt in prompts * 2), prompts, *([prompt] for prompt in prompts)]
     assert ("flush_cache", {}) in stand_in.asked
     rows = judge_vectors(vectors, PROMPTS, cast(Reference, Says()), "float32")
     assert [(row.way, row.distance.values, row.problems) for row in rows] == [(way, 4, []) for way in vectors]

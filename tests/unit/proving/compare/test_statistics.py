@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.engine import Answer
 from overlay_tools.proving.compare.statistics import Worst, compare, compare_vectors, divergence, runs_of
-from overlay_tools.proving.reference import Verdict
+from overlay_tools.proving.reference import Prompt, Verdict
 
 LOGPROBS = [math.log(p) for p in (0.5, 0.3, 0.2)]
 
@@ -16,7 +17,9 @@ LOGPROBS = [math.log(p) for p in (0.5, 0.3, 0.2)]
 def answer(logprobs: list[float], tokens: list[int] | None = None, chosen: int = 2) -> Answer:
     """Return an answer to two tokens, which were 0 with all of LOGPROBS likeliest."""
     top = [list(enumerate(LOGPROBS))] * len(logprobs)
-    return Answer(tokens=tokens or [0] * (2 + len(logprobs)), start=2, chosen=chosen, logprobs=logprobs, top=top)
+    tokens = tokens or [0] * (2 + len(logprobs))
+    prompt = Prompt(tokens=tokens[:chosen])
+    return Answer(prompt=prompt, tokens=tokens, start=2, chosen=chosen, logprobs=logprobs, top=top)
 
 
 def verdict(
@@ -154,4 +157,16 @@ def test_in_another_dtype_a_vector_may_be_as_far_as_transformers() -> None:
 
 
 def test_the_reference_model_is_asked_for_what_the_engine_found_likeliest() -> None:
-    assert runs_of([answer([-1.0], tokens=[4, 5, 6])]) == [{"tokens": [4, 5, 6], "top": [[], [0, 1, 2]]}]
+    assert runs_of([answer([-1.0], tokens=[4, 5, 6])]) == [
+        {"tokens": [4, 5, 6], "text": "", "images": [], "top": [[], [0, 1, 2]]}
+    ]
+
+
+def test_a_picture_is_not_what_a_model_says() -> None:
+    """An engine has numbers of its own in the place of a picture's tokens."""
+    one = answer([math.log(0.5), -50.0, math.log(0.5)], chosen=5)
+    seen = replace(one, prompt=Prompt(tokens=[0] * 5, images=["a.png"], places=[3]))
+    of = verdict([math.log(0.5)] * 3)
+    assert compare("prefill", [one], [of], None).problems
+    row = compare("prefill", [seen], [of], None)
+    assert (row.problems, row.distance.values, row.left_out) == ([], 2, 0)
