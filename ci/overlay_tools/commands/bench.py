@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -111,14 +112,18 @@ def _measure(
 ) -> list[tuple[Load, dict[str, list[Speed]]]]:
     """Measure each load in rounds, the engine and the reference model in turns, after one that warms up."""
     found = []
-    for load in loads:
-        speeds: dict[str, list[Speed]] = {"engine": [], **({"reference": []} if reference else {})}
-        for number in range(rounds + 1):
-            with console.step(f"{load.at_once} at once, {f'round {number} of {rounds}' if number else 'to warm up'}"):
+    turns = len(loads) * (rounds + 1) * (1 if reference is None else 2)
+    turn = itertools.count()
+    with console.step(f"Measure {rounds} round{'s' * (rounds > 1)} of each, after one to warm up"):
+        for load in loads:
+            speeds: dict[str, list[Speed]] = {"engine": [], **({"reference": []} if reference else {})}
+            for number in range(rounds + 1):
+                console.progress(next(turn), turns)
                 speeds["engine"].append(measure_engine(server, load, number, folder))
                 if reference is not None:
+                    console.progress(next(turn), turns)
                     speeds["reference"].append(reference.measure(load, number, vocabulary))
-        found.append((load, {who: of[1:] for who, of in speeds.items()}))
+            found.append((load, {who: of[1:] for who, of in speeds.items()}))
     return found
 
 

@@ -17,6 +17,7 @@ from types import TracebackType
 
 import psutil
 
+from overlay_tools import console
 from overlay_tools.engines.loopback import HOST, open_directly, without_proxy
 from overlay_tools.errors import ServeError
 from overlay_tools.subprocesses import Shown, end, start
@@ -125,6 +126,7 @@ class Server:
             if waited > self.timeout:
                 raise self.failure(f"The server did not come up within {self.timeout:.0f} s")
             self.waiting(int(waited))
+            console.follow(self.log)  # it loads shards, or captures graphs
             time.sleep(1)
 
     def _healthy(self) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from overlay_tools.errors import CompareError
-from overlay_tools.subprocesses import run
+from overlay_tools.proving.script import open_script
 
 _SCRIPT = Path(__file__).with_name("reference_script.py")
 _LENGTHS = (1, 2, 5, 17, 33, 63, 64, 65, 100, 130, 200, 300)  # of prompts, around where engines cut
@@ -145,10 +144,9 @@ class Reference:
         return rows
 
     def _ask(self, what: str, **more: object) -> dict[str, Any]:
-        path = self.folder / f"{what}.json"
-        path.write_text(json.dumps({**self.job, **more}), encoding="utf-8")
-        done = run([self.python, "-IW", "ignore", _SCRIPT, what, path], env=self.env)
-        found: dict[str, Any] = json.loads(done.stdout)
+        job = {**self.job, "what": what, **more}
+        with open_script(self.python, _SCRIPT, job, env=self.env, folder=self.folder, failed=CompareError) as script:
+            found = script.said
         if "problem" in found:
             raise CompareError(
                 f"{found['problem']}.",

@@ -1,8 +1,9 @@
 """Ask a reference model, in Transformers, about a checkpoint. It runs by itself, in an engine's environment.
 
-    python reference_script.py describe|judge|embed|locate JOB
+    python reference_script.py JOB
 
-JOB is a file of JSON, and so is what is printed; `overlay_tools.proving.reference` says what is in both.
+JOB is a file of JSON that says `what` is asked: describe, judge, embed or locate. What is printed is a line of JSON;
+`overlay_tools.proving.reference` says what is in both. Bars of tqdm's on standard error say how far it is.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from looking import (  # type: ignore[import-not-found]  # it is beside this one
     template_of,
 )
 from torch import nn
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 sys.path.pop()  # modules there have the names of others
 
@@ -43,17 +45,16 @@ _TOWERS = ("visual", "vision_tower")  # what makes tokens of pictures
 
 
 def main() -> None:
-    """Do what the command line says, and print its result or the problem that a person can mend."""
+    """Do what the job says, and print its result or the problem that a person can mend."""
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    job = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sys.path += job["paths"]
     printed, sys.stdout = sys.stdout, sys.stderr  # what a model's own code prints is no result
     try:
-        result = {"describe": describe, "judge": judge, "embed": embed, "locate": locate}[sys.argv[1]](job)
+        result = {"describe": describe, "judge": judge, "embed": embed, "locate": locate}[job["what"]](job)
     except ReferenceProblem as problem:
         result = {"problem": str(problem)}
-    json.dump(result, printed)
+    print(json.dumps(result), file=printed)
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -296,7 +297,7 @@ def judge(job: Job) -> dict[str, Any]:
     model, logits_of = load(job)
     verdicts = []
     with torch.no_grad(), _watched_routers(model) as undecided:
-        for run in job["runs"]:
+        for run in tqdm(job["runs"]):
             undecided.clear()
             tokens = torch.tensor([run["tokens"]], device=job["device"])
             compute = show(job, model, run["text"], run["images"]).logits if run["images"] else logits_of
@@ -323,7 +324,7 @@ def embed(job: Job) -> dict[str, Any]:
     model, vector_of = load(job)
     with torch.no_grad(), _watched_routers(model) as undecided:
         vectors = []
-        for prompt in job["prompts"]:
+        for prompt in tqdm(job["prompts"]):
             undecided.clear()
             vectors.append(vector_of(torch.tensor([prompt], device=job["device"])).float().flatten().tolist())
             if undecided:

@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
+from overlay_tools import console
 from overlay_tools.errors import OverlayError
 from overlay_tools.subprocesses import end, start
 
@@ -40,7 +42,8 @@ class Script:
 
     def _line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        with _following(self.log):
+            line = self._process.stdout.readline()
         if not line:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_PATIENCE)
@@ -51,6 +54,24 @@ class Script:
             raise self._failed(f"Its process ended: {' '.join(said) or 'it said nothing'}.", hint=f"See {self.log}.")
         found: dict[str, Any] = json.loads(line)
         return found
+
+
+@contextmanager
+def _following(log: Path) -> Iterator[None]:
+    """Show how far a script is, as long as the block runs."""
+    over, start = threading.Event(), log.stat().st_size
+
+    def look() -> None:
+        while not over.wait(1):
+            console.follow(log, start)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        looking.join()
 
 
 @contextmanager

@@ -9,15 +9,19 @@ import time
 from pathlib import Path
 
 import pytest
+from overlay_tools import console
 from overlay_tools.errors import BenchError
 from overlay_tools.proving.script import open_script
 
 ANSWERS = """
-import json, os, pathlib, sys
+import json, os, pathlib, sys, time
 job = json.loads(pathlib.Path(sys.argv[1]).read_text())
 print(json.dumps({"job": job, "variable": os.environ["OF_THE_SCRIPT"], "pid": os.getpid()}), flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
+    if asked.get("bar"):
+        print("Asking:  45%|####      | 9/20 [00:01<00:02]", end="\\r", file=sys.stderr, flush=True)
+    time.sleep(asked.get("seconds", 0))
     if asked.get("kill"):
         print("Asking:  45%", file=sys.stderr)
         os.kill(os.getpid(), asked["kill"])
@@ -43,6 +47,21 @@ def test_it_answers_until_the_block_ends(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     pytest.fail("it runs on")
+
+
+def test_how_far_it_is_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each question: a bar of the one before says nothing."""
+    shown: list[tuple[int, int]] = []
+    monkeypatch.setattr(console, "progress", lambda done, total: shown.append((done, total)))
+    path = tmp_path / "twice.py"
+    path.write_text(ANSWERS)
+    env = {"OF_THE_SCRIPT": "1"}
+    with open_script(Path(sys.executable), path, {}, env=env, folder=tmp_path, failed=BenchError) as script:
+        script.ask(n=1, bar=True, seconds=1.5)
+        assert shown[:1] == [(9, 20)]
+        shown.clear()
+        script.ask(n=1, seconds=1.5)
+        assert shown == []
 
 
 def test_where_it_ends_its_last_words_are_said(tmp_path: Path) -> None:

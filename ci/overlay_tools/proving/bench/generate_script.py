@@ -72,7 +72,6 @@ def load(job: dict[str, Any]) -> tuple[str, Any]:
 def main() -> None:
     """Load, then answer lines until there are no more."""
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sys.path.extend(job["paths"])
     printed, sys.stdout = sys.stdout, sys.stderr  # what a model's own code prints is no answer

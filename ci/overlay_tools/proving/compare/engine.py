@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
+from overlay_tools import console
 from overlay_tools.engines.loopback import post
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import CompareError
@@ -17,6 +18,7 @@ from overlay_tools.proving.reference import Prompt
 
 TOP = 20  # of the likeliest tokens at each place
 _LONGEST = 3600.0  # seconds that an answer may take
+_PARTS = 4  # of what is asked plainly, that take about as long as each other
 _LOOKS = 100  # at whether a server is idle
 
 Top = list[tuple[int, float]]
@@ -45,20 +47,29 @@ class Answer:
 
 def ask_plainly(server: Server, prompts: Sequence[Prompt], tokens: int) -> Iterator[tuple[str, list[Answer]]]:
     """Ask for each prompt alone, then from the cache, at once, and as the prompt that prompt and answer make."""
-    whole = [_generate(server, [prompt], tokens, logprob_start_len=0)[0] for prompt in prompts]
+    whole = _each(server, prompts, tokens, 0, logprob_start_len=0)
     yield "prefill", [_of_prompt(prompt, output) for prompt, output in zip(prompts, whole, strict=True)]
     decoded = [_of_answer(prompt, output) for prompt, output in zip(prompts, whole, strict=True)]
     yield "decode", decoded
-    again = [_generate(server, [prompt], tokens)[0] for prompt in prompts]
+    again = _each(server, prompts, tokens, 1)
     yield "from the cache", [_of_answer(prompt, output) for prompt, output in zip(prompts, again, strict=True)]
     turns = [prompt.then(answer.tokens[answer.chosen :]) for prompt, answer in zip(prompts, decoded, strict=True)]
-    further = [_generate(server, [turn], tokens)[0] for turn in turns]
+    further = _each(server, turns, tokens, 2)
     yield "further turn", [_of_answer(turn, output) for turn, output in zip(turns, further, strict=True)]
     outputs = _generate(server, turns, 1, logprob_start_len=0)
     read = [_of_prompt(turn, output) for turn, output in zip(turns, outputs, strict=True)]
     yield "answer as prompt", [_from(answer, of.chosen) for answer, of in zip(read, decoded, strict=True)]
     _flush(server)
     yield "in a batch", ask_at_once(server, prompts, tokens)
+
+
+def _each(server: Server, prompts: Sequence[Prompt], tokens: int, part: int, **options: object) -> list[dict[str, Any]]:
+    """Ask for the prompts one after another, as one of the parts of all that is asked."""
+    outputs = []
+    for number, prompt in enumerate(prompts):
+        console.progress(part * len(prompts) + number, _PARTS * len(prompts))
+        outputs += _generate(server, [prompt], tokens, **options)
+    return outputs
 
 
 def ask_at_once(server: Server, prompts: Sequence[Prompt], tokens: int, *, distributions: bool = True) -> list[Answer]:
@@ -84,7 +95,11 @@ def embed(server: Server, prompts: Sequence[Prompt]) -> list[list[float]]:
 
 def ask_one_by_one(server: Server, prompts: Sequence[Prompt], tokens: int) -> list[Answer]:
     """Ask for the prompts one after another."""
-    return [ask_at_once(server, [prompt], tokens)[0] for prompt in prompts]
+    answers = []
+    for number, prompt in enumerate(prompts):
+        console.progress(number, len(prompts))
+        answers += ask_at_once(server, [prompt], tokens)
+    return answers
 
 
 def _generate(server: Server, prompts: Sequence[Prompt], tokens: int, **options: object) -> list[dict[str, Any]]:
