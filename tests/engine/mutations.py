@@ -14,7 +14,7 @@ import torch
 from overlay_tools.engines.server import Server
 from overlay_tools.proving import reference_script
 from overlay_tools.proving.compare import comparison
-from overlay_tools.proving.compare.engine import Answer, ask_for_vectors, ask_one_by_one, ask_plainly, embed
+from overlay_tools.proving.compare.engine import Answer, Vectors, ask_for_vectors, ask_one_by_one, ask_plainly, embed
 from overlay_tools.proving.compare.modules import Difference, first_difference
 from overlay_tools.proving.compare.statistics import Row, compare, compare_vectors, runs_of
 from overlay_tools.proving.reference import Prompt, Verdict
@@ -96,7 +96,7 @@ class Served:
     folder: Path
     prompts: Sequence[Prompt]
     answers: Mapping[str, Sequence[Answer]] = field(default_factory=dict)
-    vectors: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    vectors: Mapping[str, Vectors] = field(default_factory=dict)
 
     def capture(self, way: str) -> Prompt:
         """Compute the last prompt in a way, note what each module gives, and return what was read."""

@@ -41,6 +41,7 @@ Compute = Callable[[torch.Tensor], torch.Tensor]  # of tokens [1, length]: logit
 TIED_EXPERTS = 2e-6  # between the scores of two experts: rounding decides which is taken
 MOST_PROBLEMS = 8
 _LAST = ("logits", "vector")  # what a pass gives in the end
+_POOLED_OTHERWISE = ("Bert", "Roberta", "XLMRoberta", "Gemma3TextModel")  # by the first token, the mean, or a sigmoid
 _TOWERS = ("visual", "vision_tower")  # what makes tokens of pictures
 
 
@@ -183,7 +184,10 @@ def find_vectors(job: Job) -> tuple[str, Callable[[], Any], Callable[[Any], Comp
     found = getattr(transformers, architecture, None) if architecture else None
     if found is None:
         return None
-    if architecture.endswith("ForSequenceClassification"):
+    scores = architecture.endswith("ForSequenceClassification")
+    if architecture.startswith(_POOLED_OTHERWISE) and (scores or not found.can_generate()):
+        raise ReferenceProblem(f"{architecture} is an encoder, and each release of the engine pools it in its own way")
+    if scores:
         name, compute_of = "scores", lambda model: lambda tokens: model(tokens).logits[0]
     elif job["embedding"]:
         name, compute_of = (

@@ -100,5 +100,7 @@ def _cells(row: Row) -> list[str]:
 
 def _notes(row: Row) -> list[str]:
     notes = [f"{row.cached} tokens cached"] if row.cached else []
+    if not row.cached and row.way == "from the cache":
+        notes = ["no token was cached" if row.cached == 0 else "the engine does not tell what was cached"]
     notes += [f"{row.drafted:.2f} tokens a step"] if row.drafted is not None else []
     return notes + ([f"{row.left_out} left out, where experts are tied"] if row.left_out else [])

@@ -116,5 +116,5 @@ def test_a_stock_model_is_transformers(family: str, models: Models, tmp_path: Pa
         answers = dict(ask_plainly(running, PROMPTS, TOKENS))
         rows = models.rows(Served(server=running, folder=tmp_path, prompts=PROMPTS, answers=answers), checkpoint)
     assert {way: row.problems for way, row in rows.items() if row.problems} == {}
-    assert rows["from the cache"].cached > 0
+    assert (rows["from the cache"].cached or 0) > 0
     assert rows["decode"].distance.values > 50

@@ -123,3 +123,11 @@ def test_pictures_are_counted_or_it_is_said_why_there_are_none(capsys: pytest.Ca
     assert "pictures   2\n" in capsys.readouterr().out
     print_comparison(replace(SAME, described=replace(SAME.described, unseen="no prompt has one")))
     assert "pictures   not compared: no prompt has one" in capsys.readouterr().out
+
+
+def test_what_was_not_cached_is_said_where_it_should_have_been(capsys: pytest.CaptureFixture[str]) -> None:
+    for cached, said in {0: "no token was cached", None: "the engine does not tell what was cached"}.items():
+        print_comparison(replace(SAME, rows=[replace(ROW, way="from the cache", cached=cached)]))
+        assert said in capsys.readouterr().out
+        print_comparison(replace(SAME, rows=[replace(ROW, way="decode", cached=cached)]))
+        assert "cached" not in capsys.readouterr().out

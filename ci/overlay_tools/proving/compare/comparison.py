@@ -16,7 +16,9 @@ from overlay_tools.engines.server import Server
 from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.engine import (
     Answer,
+    Vectors,
     ask_at_once,
+    ask_for_each,
     ask_for_vectors,
     ask_one_by_one,
     ask_plainly,
@@ -121,18 +123,18 @@ def ask_engine(engine: Engine, checkpoint: Path, prompts: Sequence[Prompt], draf
     return answers
 
 
-def ask_engine_for_vectors(engine: Engine, checkpoint: Path, prompts: Sequence[Prompt]) -> dict[str, list[list[float]]]:
+def ask_engine_for_vectors(engine: Engine, checkpoint: Path, prompts: Sequence[Prompt]) -> dict[str, Vectors]:
     """Let the engine give the vectors of prompts in every way: alone, from the cache, at once, in chunks."""
     arguments = engine_config.vectors(engine.version)
     with engine.serving(checkpoint, "as it is", arguments) as server:
         vectors = dict(ask_for_vectors(server, prompts))
     with engine.serving(checkpoint, "in chunks", {**arguments, "chunked_prefill_size": _CHUNK}) as server:
-        vectors["in chunks"] = [embed(server, [prompt])[0] for prompt in prompts]
+        vectors["in chunks"] = ask_for_each(server, [[prompt] for prompt in prompts])
     return vectors
 
 
 def judge_vectors(
-    vectors: Mapping[str, Sequence[Sequence[float]]],
+    vectors: Mapping[str, Vectors],
     prompts: Sequence[Prompt],
     reference: Reference,
     dtype: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,12 +79,36 @@ def ask_at_once(server: Server, prompts: Sequence[Prompt], tokens: int, *, distr
     return [_of_answer(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
 
 
-def ask_for_vectors(server: Server, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[list[float]]]]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vectors:
+    """The vectors of prompts, and how many of their tokens came from the cache, None where the engine tells nothing."""
+
+    values: list[list[float]]
+    cached: int | None
+
+
+def ask_for_vectors(server: Server, prompts: Sequence[Prompt]) -> Iterator[tuple[str, Vectors]]:
     """Ask for the vector of each prompt alone, then from the cache, and of all at once."""
     for way in ("alone", "from the cache"):
-        yield way, [embed(server, [prompt])[0] for prompt in prompts]
+        yield way, ask_for_each(server, [[prompt] for prompt in prompts])
     _flush(server)
-    yield "in a batch", embed(server, prompts)
+    yield "in a batch", ask_for_each(server, [prompts])
+
+
+def ask_for_each(server: Server, requests: Sequence[Sequence[Prompt]]) -> Vectors:
+    """Ask for the vectors of prompts, in requests one after another.
+
+    An answer does not say what came from the cache. The log does, unless a person has told the engine to be quiet.
+    """
+    start = server.log.stat().st_size
+    values: list[list[float]] = []
+    for number, prompts in enumerate(requests):
+        console.progress(number, len(requests))
+        values += embed(server, prompts)
+    with server.log.open("rb") as log:
+        log.seek(start)
+        said = re.findall(rb"#cached-token: (\d+)", log.read())
+    return Vectors(values=values, cached=sum(map(int, said)) if said else None)
 
 
 def embed(server: Server, prompts: Sequence[Prompt]) -> list[list[float]]:

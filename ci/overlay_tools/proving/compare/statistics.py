@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from overlay_tools.errors import CompareError
-from overlay_tools.proving.compare.engine import Answer
+from overlay_tools.proving.compare.engine import Answer, Vectors
 from overlay_tools.proving.reference import Verdict
 
 _FAR = 1e-3  # nats that logprobs in float32 may differ by
@@ -58,7 +58,8 @@ class Row:
 
     - `own`: how far Transformers itself is in the dtype of the engine, None in float32.
     - `left_out`: logprobs behind a place where rounding chooses an expert; no one can say which is right there.
-    - `cached`: tokens from the cache; `drafted`: tokens a step, where drafts were made.
+    - `cached`: tokens from the cache, None where the engine does not tell.
+    - `drafted`: tokens a step, where drafts were made.
     - `problems`: what is out of bounds, in words.
     """
 
@@ -67,7 +68,7 @@ class Row:
     own: Distance | None
     left_out: int
     worst: Worst | None
-    cached: int
+    cached: int | None
     drafted: float | None
     problems: list[str] = field(default_factory=list)
 
@@ -102,7 +103,7 @@ def compare(way: str, answers: Sequence[Answer], exact: Sequence[Verdict], round
 
 def compare_vectors(
     way: str,
-    vectors: Sequence[Sequence[float]],
+    vectors: Vectors,
     exact: Sequence[Sequence[float] | None],
     rounded: Sequence[Sequence[float] | None] | None,
 ) -> Row:
@@ -112,7 +113,7 @@ def compare_vectors(
     dtype of the engine if that is another.
     Raises CompareError if nothing is left to compare, or a vector has another length.
     """
-    distance, worst = _distance_of_vectors(vectors, exact)
+    distance, worst = _distance_of_vectors(vectors.values, exact)
     own = _distance_of_vectors(rounded, exact)[0] if rounded is not None else None
     if not distance.values or (own and not own.values):
         raise _nothing(way)
@@ -122,7 +123,7 @@ def compare_vectors(
         own=own,
         left_out=exact.count(None),
         worst=worst,
-        cached=0,
+        cached=vectors.cached,
         drafted=None,
         problems=_problems(distance, own, "value", len(exact) - exact.count(None)),
     )

@@ -10,7 +10,7 @@ import pytest
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import CompareError, ServeError
 from overlay_tools.proving.compare import engine
-from overlay_tools.proving.compare.engine import TOP, ask_at_once, ask_plainly
+from overlay_tools.proving.compare.engine import TOP, ask_at_once, ask_for_vectors, ask_plainly
 from overlay_tools.proving.reference import Prompt
 
 from unit.proving.compare.stand_in import StandIn, refusal
@@ -65,6 +65,15 @@ def test_pictures_are_sent_beside_their_prompts(stand_in: StandIn, server: Serve
     stand_in.more, stand_in.asked = 0, []
     ask_at_once(server, PROMPTS, 2)
     assert "image_data" not in stand_in.asked[0][1]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_came_from_the_cache_is_in_the_log(told: bool, stand_in: StandIn, server: Server) -> None:
+    """Of vectors an answer does not say it; a log may be quiet too, which is no zero."""
+    stand_in.log = server.log if told else None
+    server.log.write_text("#cached-token: 99\n" * told)  # of what was asked before
+    found = {way: vectors.cached for way, vectors in ask_for_vectors(server, PROMPTS)}
+    assert found == ({"alone": 0, "from the cache": 1, "in a batch": 0} if told else dict.fromkeys(found))
 
 
 def test_an_engine_that_reads_other_tokens_is_no_match(stand_in: StandIn, server: Server) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from overlay_tools.errors import CompareError
-from overlay_tools.proving.compare.engine import Answer
+from overlay_tools.proving.compare.engine import Answer, Vectors
 from overlay_tools.proving.compare.statistics import Worst, compare, compare_vectors, divergence, runs_of
 from overlay_tools.proving.reference import Prompt, Verdict
 
@@ -20,6 +20,11 @@ def answer(logprobs: list[float], tokens: list[int] | None = None, chosen: int =
     tokens = tokens or [0] * (2 + len(logprobs))
     prompt = Prompt(tokens=tokens[:chosen])
     return Answer(prompt=prompt, tokens=tokens, start=2, chosen=chosen, logprobs=logprobs, top=top)
+
+
+def given(*values: list[float]) -> Vectors:
+    """Return vectors that an engine gave."""
+    return Vectors(values=[*values], cached=None)
 
 
 def verdict(
@@ -88,9 +93,9 @@ def test_where_all_is_left_out_nothing_is_right() -> None:
     with pytest.raises(CompareError, match="decode: two experts are tied in each prompt, so that nothing is compared"):
         compare("decode", [answer([-1.0])], [verdict([-9.0], undecided=0)], None)
     with pytest.raises(CompareError, match="alone: two experts are tied in each prompt"):
-        compare_vectors("alone", [[1.0]], [None], None)
+        compare_vectors("alone", given([1.0]), [None], None)
     with pytest.raises(CompareError, match="alone: two experts are tied in each prompt"):
-        compare_vectors("alone", [[1.0]], [[1.0]], [None])
+        compare_vectors("alone", given([1.0]), [[1.0]], [None])
 
 
 def test_a_distribution_that_differs_where_no_token_was_taken_is_found() -> None:
@@ -127,29 +132,29 @@ def test_in_another_dtype_the_bound_is_the_error_of_transformers() -> None:
 
 def test_differences_of_values_are_parts_of_the_vectors_mean_length() -> None:
     exact = [[6.0, 8.0], None, [0.0, 0.0]]
-    row = compare_vectors("alone", [[6.004, 8.0], [9.0, 9.0], [0.0, 0.0]], exact, None)
+    row = compare_vectors("alone", given([6.004, 8.0], [9.0, 9.0], [0.0, 0.0]), exact, None)
     assert (row.distance.values, row.left_out, row.problems) == (4, 1, [])
     assert row.distance.maximum == pytest.approx(0.0008)
     assert row.worst == Worst(prompt=0, place=0, engine=6.004, reference=6.0)
-    [problem] = compare_vectors("alone", [[6.0, 8.006], [0.0] * 2, [0.0] * 2], exact, None).problems
+    [problem] = compare_vectors("alone", given([6.0, 8.006], [0.0] * 2, [0.0] * 2), exact, None).problems
     assert problem == "a value differs by 0.0012, which may be 0.001"
     # A score that happens to be nearly 0 is as good as the others.
-    assert compare_vectors("alone", [[2.0], [-3.0], [0.00101]], [[2.0], [-3.0], [0.001]], None).problems == []
-    assert compare_vectors("alone", [[0.0]], [[0.0]], None).problems == []
-    assert compare_vectors("alone", [[math.nan, 4.0], [0.0] * 2, [0.0] * 2], exact, None).problems
+    assert compare_vectors("alone", given([2.0], [-3.0], [0.00101]), [[2.0], [-3.0], [0.001]], None).problems == []
+    assert compare_vectors("alone", given([0.0]), [[0.0]], None).problems == []
+    assert compare_vectors("alone", given([math.nan, 4.0], [0.0] * 2, [0.0] * 2), exact, None).problems
 
 
 @pytest.mark.parametrize("got", [[], [3.0]])
 def test_a_vector_of_another_length_is_an_error(got: list[float]) -> None:
     with pytest.raises(CompareError, match=f"The engine gives {len(got)} values for a text, the reference model 2"):
-        compare_vectors("alone", [got, [3.0, 4.0]], [[3.0, 4.0]] * 2, None)
+        compare_vectors("alone", given(got, [3.0, 4.0]), [[3.0, 4.0]] * 2, None)
 
 
 def test_in_another_dtype_a_vector_may_be_as_far_as_transformers() -> None:
     def problems(count: int, value: float) -> list[str]:
         exact: list[list[float] | None] = [[1.0] * 10] * count
         rounded: list[list[float] | None] = [[1.01] * 10] * count
-        return compare_vectors("alone", [[value] * 10] * count, exact, rounded).problems
+        return compare_vectors("alone", given(*[[value] * 10] * count), exact, rounded).problems
 
     assert problems(100, 1.02) == []
     assert problems(100, 1.03)
