@@ -12,7 +12,7 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, begin, open_engine
+from overlay_tools.commands.shared import add_passed_on, add_python, begin, count, open_engine
 from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.comparison import (
     Comparison,
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"prompts, one a line, or JSONL (default: some are cut from {_TEXT}, and pictures are drawn)",
     )
+    parser.add_argument("--tokens", type=count, default=24, metavar="N", help="tokens of an answer (default: 24)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="file to write all figures to (default: none)")
     parser.add_argument("--html", type=Path, metavar="PATH", help="page to write (default: none)")
     add_python(parser, "run the engine with")
@@ -88,6 +89,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
             dtype=plan.dtype,
             flags=arguments.passed_on,
             folder=folder,
+            tokens=arguments.tokens,
         )
         comparison = _compare(engine, reference, checkpoint, questions, project.root / _TEXT, plan.drafts)
     print_comparison(comparison)

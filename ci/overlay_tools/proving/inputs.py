@@ -37,7 +37,7 @@ _PACKAGES = {
         "engines",
         "proving/accuracy",
         "proving/compare",
-        *(f"proving/{name}.py" for name in ("reference", "reference_script", "script")),
+        *(f"proving/{name}.py" for name in ("lines", "looking", "reference", "reference_script", "script")),
     ),
 }
 _NAMED = 3  # of the files that changed, so many are named

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +31,7 @@ from engine.serving.dataset_hub import data_set, serving
 NAME, PICTURED = "qwen3-next-ext", "qwen3-next-ext-vl"
 ROOT = Path(__file__).parents[3]
 TASKS = {kind: str(DATA / f"heldout-{kind}.jsonl") for kind in ("choices", "lines")}
+HUB = {"gsm8k": ("exact_match, strict-match", 1), "mmlu": ("acc", 57)}  # how many documents count, and by what
 KNOWN = {"choices": 34, "lines": 30}  # of 40 documents, those that the trained checkpoint answers rightly
 
 
@@ -60,8 +61,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def harness(packages: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
-    with asking(packages, checkpoint, tmp_path_factory.mktemp("asking"), open_tasks([*TASKS.values()])) as opened:
-        yield opened
+    """Open files of one's own, and tasks of the hub: to import lm-eval takes longer than to ask it all."""
+    folder = tmp_path_factory.mktemp("asking")
+    with reaching({**gsm8k(), **mmlu(packages)}, folder):
+        tasks = open_tasks([*TASKS.values(), *HUB])
+        with asking(packages, checkpoint, folder, tasks) as opened:
+            yield opened
+
+
+@contextmanager
+def reaching(data_sets: Mapping[str, Mapping[str, bytes]], folder: Path) -> Iterator[None]:
+    """Let data sets be on the hub."""
+    with pytest.MonkeyPatch.context() as patched, serving(data_sets) as address:
+        patched.setenv("HF_HOME", str(folder / "home"))
+        patched.setenv("HF_ENDPOINT", address)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +92,10 @@ def served(harness: Harness, checkpoint: Path, log: Path) -> Mapping[str, Score]
 def test_the_score_is_what_is_known_and_what_transformers_has(harness: Harness, engine: Mapping[str, Score]) -> None:
     assert harness.ask_reference(engine) == engine  # right on the very same documents
     assert {kind: sum(engine[name].right) for kind, name in TASKS.items()} == KNOWN
-    assert {kind: (engine[name].metric, len(engine[name].right)) for kind, name in TASKS.items()} == {
-        "choices": ("acc", 40),
-        "lines": ("exact_match", 40),
+    assert {name: (score.metric, len(score.right)) for name, score in engine.items()} == {
+        TASKS["choices"]: ("acc", 40),
+        TASKS["lines"]: ("exact_match", 40),
+        **HUB,  # all of a group count together
     }
 
 
@@ -94,15 +109,20 @@ def test_a_damaged_checkpoint_is_worse(harness: Harness, engine: Mapping[str, Sc
 
 
 def test_pictures_are_seen_by_both(packages: Path, tmp_path: Path) -> None:
+    """Those of a file, of which the first 12 are asked, and that of a task of the hub: one of the 30 of mmmu."""
     checkpoint = tmp_path / "checkpoint"
     make_checkpoint(PICTURED, checkpoint, {"eos_token_id": 0})
     # What ends an answer is often said here alone.
     (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 3]}))
-    name = questions(tmp_path, 12)
-    with asking(packages, checkpoint, tmp_path, open_tasks([name])) as harness:
+    own, known = questions(tmp_path, 13), "mmmu_val_accounting"
+    with (
+        reaching(mmmu(packages, tmp_path), tmp_path),
+        asking(packages, checkpoint, tmp_path, open_tasks([own, known]), limit=12) as harness,
+    ):
         found = served(harness, checkpoint, tmp_path / "log")
         assert harness.ask_reference(found) == found
-    assert sum(found[name].right) == 12
+    assert (sum(found[own].right), len(found[own].right)) == (12, 12)
+    assert (found[known].metric, len(found[known].right)) == ("acc", 1)
 
 
 def questions(folder: Path, count: int) -> str:
@@ -140,12 +160,12 @@ def rows(*documents: Mapping[str, object]) -> bytes:
     return "\n".join(json.dumps(document) for document in documents).encode()
 
 
-def gsm8k(packages: Path, folder: Path) -> dict[str, Mapping[str, bytes]]:
-    sums = [{"question": f"What is {n} and {n}?", "answer": f"It is the sum.\n#### {2 * n}"} for n in range(12)]
+def gsm8k() -> dict[str, Mapping[str, bytes]]:
+    sums = [{"question": f"What is {n} and {n}?", "answer": f"It is the sum.\n#### {2 * n}"} for n in range(9)]
     return {"openai/gsm8k": data_set(["main"], {"train": rows(*sums[:8]), "test": rows(*sums[8:])}, "jsonl")}
 
 
-def mmlu(packages: Path, folder: Path) -> dict[str, Mapping[str, bytes]]:
+def mmlu(packages: Path) -> dict[str, Mapping[str, bytes]]:
     sums = [
         {"question": f"What is {n} and {n}?", "subject": "sums", "choices": ["0", "1", "2", str(n)], "answer": n % 4}
         for n in range(3, 9)
@@ -175,37 +195,6 @@ def mmmu(packages: Path, folder: Path) -> dict[str, Mapping[str, bytes]]:
     return {"MMMU/MMMU": data_set(of_lm_eval(packages, "mmmu"), splits, "parquet")}
 
 
-@pytest.mark.parametrize(
-    ("name", "made", "of", "metric", "count"),
-    [
-        ("gsm8k", gsm8k, NAME, "exact_match, strict-match", 1),
-        ("mmlu", mmlu, NAME, "acc", 57),
-        ("mmmu_val_accounting", mmmu, PICTURED, "acc", 1),  # one of the 30 of mmmu: the reference model takes its time
-    ],
-)
-def test_a_task_of_the_hub_is_asked_by_its_name(
-    packages: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    made: Callable[[Path, Path], Mapping[str, Mapping[str, bytes]]],
-    of: str,
-    metric: str,
-    count: int,
-) -> None:
-    """All of a group count together, each with as many documents as the limit says."""
-    checkpoint = tmp_path / "checkpoint"
-    make_checkpoint(of, checkpoint)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    with serving(made(packages, tmp_path)) as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        with asking(packages, checkpoint, tmp_path, open_tasks([name]), limit=1) as harness:
-            found = served(harness, checkpoint, tmp_path / "log")
-            assert harness.ask_reference(found) == found
-    [score] = found.values()
-    assert (score.metric, len(score.right)) == (metric, count)
-
-
 class Recorded(http.server.BaseHTTPRequestHandler):
     """Answers each question with a number, and keeps it."""
 
@@ -224,19 +213,13 @@ class Recorded(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_answers_are_greedy_whatever_a_task_says(
-    packages: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+def test_answers_are_greedy_whatever_a_task_says(packages: Path, checkpoint: Path, tmp_path: Path) -> None:
     stand_in = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorded)
     threading.Thread(target=stand_in.serve_forever, daemon=True).start()
     running = Server(Path(sys.executable), checkpoint, [], env={}, log=tmp_path / "log", port=stand_in.server_port)
-    with serving(gsm8k(packages, tmp_path)) as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        # It asks 64 times with a temperature of 0.2.
-        tasks = open_tasks(["gsm8k_cot_self_consistency"])
-        with asking(packages, checkpoint, tmp_path, tasks, limit=1) as harness:
-            [found] = harness.ask_server(running, 8).values()
+    tasks = open_tasks(["gsm8k_cot_self_consistency"])  # it asks 64 times with a temperature of 0.2
+    with reaching(gsm8k(), tmp_path), asking(packages, checkpoint, tmp_path, tasks) as harness:
+        [found] = harness.ask_server(running, 8).values()
     stand_in.shutdown()
     stand_in.server_close()
     assert found.right == [1]
@@ -255,30 +238,17 @@ def test_a_model_that_generates_nothing_is_refused_before_anything_is_asked(
         pass
 
 
-def test_a_file_that_is_no_picture_is_refused_before_anything_is_asked(
-    packages: Path, checkpoint: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "a.png").write_text("no picture")
-    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "<image>", "images": ["a.png"], "answer": "a"}))
-    with (
-        pytest.raises(AccuracyError, match=r"^\S+/a\.png cannot be read as a picture: "),
-        asking(packages, checkpoint, tmp_path, open_tasks([str(tmp_path / "own.jsonl")])),
-    ):
-        pass
-
-
-def test_without_the_hub_a_name_is_an_error_that_says_so(
+def test_what_cannot_be_had_is_said_before_anything_is_asked(
     packages: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    with (
-        pytest.raises(AccuracyError, match=r"gsm8k cannot be had from the Hugging Face hub: .* --task FILE"),
-        asking(packages, checkpoint, tmp_path, [Task(name="gsm8k", known="gsm8k")]),
-    ):
+    (tmp_path / "a.png").write_text("no picture")
+    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "<image>", "images": ["a.png"], "answer": "a"}))
+    tasks = open_tasks(["gsm8k", "gsm8q", str(tmp_path / "own.jsonl")])
+    with pytest.raises(AccuracyError) as caught, asking(packages, checkpoint, tmp_path, tasks):
         pass
-    with (
-        pytest.raises(AccuracyError, match=r"lm-eval .* does not know the task gsm8q, and there is no such file"),
-        asking(packages, checkpoint, tmp_path, [Task(name="gsm8q", known="gsm8q")]),
-    ):
-        pass
+    unreached, unknown, picture = caught.value.problems
+    assert re.fullmatch(r"gsm8k cannot be had from the Hugging Face hub: .* --task FILE, needs no hub\.", unreached)
+    assert re.fullmatch(r"lm-eval .* does not know the task gsm8q, and there is no such file\.", unknown)
+    assert re.match(rf"{tmp_path}/a\.png cannot be read as a picture: ", picture)

@@ -2,7 +2,7 @@
 
     python evaluate_script.py JOB
 
-JOB is a file of JSON. The first line printed is empty or has the `problem`, where tasks cannot be had. Then each line
+JOB is a file of JSON. The first line printed is empty or has the `problems`, where tasks cannot be had. Then each line
 read says which model is to answer them: a `server` by its address, or, where there is none, the reference model. It is
 answered by the `scores` or the `problem`; `overlay_tools.proving.accuracy.harness` says what is in them.
 """
@@ -181,9 +181,17 @@ def main() -> None:
     try:
         if JOB["beside"]:
             check_reference()  # before anything takes its time
-        tasks = {task["name"]: open_task(task, known) for task in JOB["tasks"]}
-    except (Problem, ReferenceProblem) as problem:
-        say({"problem": str(problem)})
+    except ReferenceProblem as problem:
+        say({"problems": [str(problem)]})
+        return
+    tasks, problems = {}, []
+    for task in JOB["tasks"]:
+        try:
+            tasks[task["name"]] = open_task(task, known)
+        except (Problem, ReferenceProblem) as problem:
+            problems.append(str(problem))
+    if problems:
+        say({"problems": problems})
         return
     say({})
     for line in sys.stdin:

@@ -91,6 +91,8 @@ def open_harness(
         **job, "paths": [str(packages), *job["paths"]], "tasks": [task.to_job() for task in tasks], "limit": limit
     }  # fmt: skip
     with open_script(python, _SCRIPT, written, env=env, folder=folder, failed=AccuracyError) as script:
-        if "problem" in script.said:
-            raise AccuracyError(f"{script.said['problem']}.", hint=f"All that was said is in {script.log}.")
+        if "problems" in script.said:
+            raise AccuracyError(
+                *(f"{problem}." for problem in script.said["problems"]), hint=f"All that was said is in {script.log}."
+            )
         yield Harness(script)

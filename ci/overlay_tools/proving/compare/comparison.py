@@ -28,7 +28,6 @@ from overlay_tools.proving.compare.modules import Difference, first_difference
 from overlay_tools.proving.compare.statistics import Row, compare, compare_vectors, runs_of
 from overlay_tools.proving.reference import Described, Prompt, Reference
 
-_TOKENS = 24  # that each answer has
 _CHUNK = 64  # the chunk of linear attention, the least that all releases take
 _STEPS = 3  # tokens of a draft
 CAPTURE = Path(__file__).with_name("capture_script.py")
@@ -41,7 +40,7 @@ class Engine:
     """The engine of a comparison.
 
     `python`, of its environment; `version`, of the release; `gpu`, whether it runs on one; `dtype`, in which it
-    computes; `flags`, upstream's arguments that a person has given; `folder`, for its logs.
+    computes; `flags`, upstream's arguments that a person has given; `folder`, for its logs; `tokens`, of an answer.
     """
 
     python: Path
@@ -50,6 +49,7 @@ class Engine:
     dtype: str
     flags: Sequence[str]
     folder: Path
+    tokens: int
 
     @contextmanager
     def serving(
@@ -113,13 +113,13 @@ def ask_engine(engine: Engine, checkpoint: Path, prompts: Sequence[Prompt], draf
     """Let the engine answer prompts greedily in every way: at once, from the cache, in chunks, with drafts."""
     answers: dict[str, list[Answer]] = {}
     with engine.serving(checkpoint, "as it is") as server:
-        answers |= dict(ask_plainly(server, prompts, _TOKENS))
+        answers |= dict(ask_plainly(server, prompts, engine.tokens))
     with engine.serving(checkpoint, "in chunks", {"chunked_prefill_size": _CHUNK}) as server:
-        answers["in chunks"] = ask_one_by_one(server, prompts, _TOKENS)
+        answers["in chunks"] = ask_one_by_one(server, prompts, engine.tokens)
     if drafts:
         with engine.serving(checkpoint, "with drafts", *engine_config.drafts(engine.version, _STEPS)) as server:
             # Some releases give no distributions with drafts.
-            answers["with drafts"] = ask_at_once(server, prompts, _TOKENS, distributions=False)
+            answers["with drafts"] = ask_at_once(server, prompts, engine.tokens, distributions=False)
     return answers
 
 
@@ -209,7 +209,7 @@ def locate(
         arguments["chunked_prefill_size"] = _CHUNK
     with engine.serving(checkpoint, "each module", arguments, env) as server:
         if row.way in _CACHED:
-            _ask_once(server, prompts[row.worst.prompt], _TOKENS if answers else 0)
+            _ask_once(server, prompts[row.worst.prompt], engine.tokens if answers else 0)
         (folder / "on").touch()
         read = _ask_once(server, asked, more)
         (folder / "on").unlink()

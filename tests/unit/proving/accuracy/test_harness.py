@@ -19,7 +19,7 @@ STAND_IN = """
 import json, pathlib, sys
 job = json.loads(pathlib.Path(sys.argv[1]).read_text())
 [task] = job["tasks"]
-print(json.dumps({"problem": "it is unknown"} if task["known"] == "unknown" else {}), flush=True)
+print(json.dumps({"problems": ["it is unknown", "and more"]} if task["known"] == "unknown" else {}), flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     if asked.get("at_once") == 0:
@@ -89,7 +89,7 @@ def test_both_are_asked_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_task_that_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
-        pytest.raises(AccuracyError, match=r"it is unknown\."),
+        pytest.raises(AccuracyError, match=r"it is unknown\.\nand more\."),
         opened(tmp_path, monkeypatch, Task(name="own", known="unknown")),
     ):
         pass

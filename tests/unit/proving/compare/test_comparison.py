@@ -30,7 +30,7 @@ PROMPTS = [Prompt(tokens=[10, 20]), Prompt(tokens=[30])]
 class Engines:
     """Gives the stand-in as every server, and notes with which arguments."""
 
-    version, dtype = "0.5.23", "float32"
+    version, dtype, tokens = "0.5.23", "float32", 24
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.server, self.folder = server, folder
@@ -95,6 +95,13 @@ def test_chunks_and_drafts_have_a_server_of_their_own(engines: Engines, stand_in
     assert engines.started[2][1]["speculative_algorithm"] == "NEXTN"
     assert [*answers][-2:] == ["in chunks", "with drafts"]
     assert "with drafts" not in ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False)
+
+
+def test_answers_are_as_long_as_is_asked(engines: Engines) -> None:
+    engines.tokens = 3
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=True)
+    lengths = {way: len(of[0].tokens) - of[0].chosen for way, of in answers.items()}
+    assert {way for way, length in lengths.items() if length != 3} == {"prefill", "answer as prompt"}
 
 
 def test_each_way_is_judged_by_itself(engines: Engines) -> None:
