@@ -131,7 +131,7 @@ def _why_no_pictures(job: Job, tokenizer: Any) -> str:  # noqa: ANN401
         if job["reference"]:
             kind = _named(job["reference"])
             if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-                return "it is no class of Transformers' kind"
+                return "its class is not one of Transformers' kind"
         elif ours := find_case(architecture):
             return "" if ours[1].pictures and tokenizer.chat_template else "it takes none, or has no chat template"
         template_of(folder, tokenizer)
@@ -299,28 +299,30 @@ def judge(job: Job) -> dict[str, Any]:
     expert, None for nowhere.
     """
     model, logits_of = load(job)
-    verdicts = []
+    # Several ways of computing mostly give one and the same answer, of which all is computed once.
+    alike: dict[str, list[int]] = {}
+    for number, run in enumerate(job["runs"]):
+        alike.setdefault(json.dumps([run["tokens"], run["images"]]), []).append(number)
+    verdicts: dict[int, dict[str, Any]] = {}
     with torch.no_grad(), _watched_routers(model) as undecided:
-        for run in tqdm(job["runs"]):
+        for numbers in tqdm(alike.values()):
             undecided.clear()
+            run = job["runs"][numbers[0]]
             tokens = torch.tensor([run["tokens"]], device=job["device"])
             compute = show(job, model, run["text"], run["images"]).logits if run["images"] else logits_of
             logprobs = compute(tokens)[0, :-1].float().log_softmax(dim=-1).cpu()
             given = logprobs.gather(-1, torch.tensor(run["tokens"][1:]).view(-1, 1))[:, 0]
             best = logprobs.max(dim=-1)
-            verdicts.append(
-                {
+            for number in numbers:
+                top = zip(logprobs, job["runs"][number]["top"], strict=True)
+                verdicts[number] = {
                     "logprobs": given.tolist(),
                     "best": best.indices.tolist(),
                     "gaps": (best.values - given).tolist(),
-                    "top": [
-                        row[torch.tensor(ids)].tolist() if ids else []
-                        for row, ids in zip(logprobs, run["top"], strict=True)
-                    ],
+                    "top": [row[torch.tensor(ids)].tolist() if ids else [] for row, ids in top],
                     "undecided": min(undecided, default=None),
                 }
-            )
-    return {"runs": verdicts}
+    return {"runs": [verdicts[number] for number in range(len(job["runs"]))]}
 
 
 def embed(job: Job) -> dict[str, Any]:
