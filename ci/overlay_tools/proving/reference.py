@@ -11,6 +11,8 @@ from overlay_tools.errors import CompareError
 from overlay_tools.proving.script import open_script
 
 _SCRIPT = Path(__file__).with_name("reference_script.py")
+_ANOTHER = "Name a model that computes the same in plain PyTorch with --reference module:Class."
+_OTHERS = "Name prompts with other pictures, or without any."
 _LENGTHS = (1, 2, 5, 17, 33, 63, 64, 65, 100, 130, 200, 300)  # of prompts, around where engines cut
 
 
@@ -143,13 +145,11 @@ class Reference:
         rows: list[dict[str, Any]] = self._ask("locate", captured=str(captured), dtype=dtype, **asdict(read))["rows"]
         return rows
 
-    def _ask(self, what: str, **more: object) -> dict[str, Any]:
+    def _ask(self, what: str, **more: Any) -> dict[str, Any]:
         job = {**self.job, "what": what, **more}
         with open_script(self.python, _SCRIPT, job, env=self.env, folder=self.folder, failed=CompareError) as script:
             found = script.said
         if "problem" in found:
-            raise CompareError(
-                f"{found['problem']}.",
-                hint="Name a model that computes the same in plain PyTorch with --reference module:Class.",
-            )
+            pictures = any(question["images"] for question in more.get("questions", ()))
+            raise CompareError(f"{found['problem']}.", hint=_OTHERS if pictures else _ANOTHER)
         return found

@@ -25,6 +25,7 @@ from looking import (  # type: ignore[import-not-found]  # it is beside this one
     ReferenceProblem,
     Shown,
     draw,
+    first_line,
     open_picture,
     places_of,
     show_to_case,
@@ -69,17 +70,17 @@ def describe(job: Job) -> dict[str, Any]:
     name, _, _ = vectors or find(job)
     tokenizer = _tokenizer(folder)
     questions = [(question["prompt"], question["images"]) for question in job["questions"]]
-    pictures = any(images for _, images in questions)
-    why_not = _why_no_pictures(job, tokenizer)
-    if vectors:
-        why_not = "vectors of pictures are not compared"
-    if pictures and why_not:
+    why_not = "vectors of pictures are not compared" if vectors else _why_no_pictures(job, tokenizer)
+    if any(images for _, images in questions) and why_not:
         raise ReferenceProblem(f"{name} cannot be shown pictures: {why_not}")
-    if not questions and not why_not:
-        questions, pictures = draw(Path(job["folder"])), True
-    ours = pictures and not job["reference"] and find_case(_read(job)[2])
-    model = find(job)[1]() if ours else None  # it says itself how many tokens a picture becomes
-    prompts = [_prompt(job, model, prompt, images) for prompt, images in questions]
+    prompts, unseen = _prompts(job, questions), ""
+    if "vision_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        unseen = why_not or ("no prompt has one" if questions else "")
+        if not questions and not unseen:
+            try:
+                prompts = _prompts(job, draw(Path(job["folder"])))
+            except Exception as error:  # a processor of any kind raises any kind; a person has asked for no picture
+                unseen = first_line(error)
     tokens = list(tokenizer(job["text"], add_special_tokens=False)["input_ids"]) if job["text"] else []
     step = len(tokens) // (len(job["lengths"]) + 1)
     prompts += [{"tokens": tokens[i * step : i * step + length]} for i, length in enumerate(job["lengths"]) if step]
@@ -89,12 +90,8 @@ def describe(job: Job) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "prompts": [prompt for prompt in prompts if prompt["tokens"]],
-        "unseen": "" if pictures or not _sees(folder) else why_not or "no prompt has one",
+        "unseen": "" if any("images" in prompt for prompt in prompts) else unseen,
     }
-
-
-def _sees(folder: Path) -> bool:
-    return "vision_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -102,13 +99,23 @@ def _tokenizer(folder: Path) -> Any:  # noqa: ANN401
     return _try(transformers.AutoTokenizer.from_pretrained, folder, what=f"{folder} has no tokenizer to read")
 
 
-def _prompt(job: Job, model: Any, prompt: str, images: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401
-    """Turn a prompt into tokens, as `reference.Prompt` has them."""
-    if not images:
-        return {"tokens": list(_tokenizer(Path(job["checkpoint"]))(prompt)["input_ids"])}
-    shown = show(job, model, prompt, images)
-    places = places_of(Path(job["checkpoint"]), shown.tokens)
-    return {"tokens": shown.tokens, "sent": shown.sent, "text": prompt, "images": [*images], "places": places}
+def _prompts(job: Job, questions: Sequence[tuple[str, Sequence[str]]]) -> list[dict[str, Any]]:
+    """Turn questions into tokens, as `reference.Prompt` has them."""
+    folder, _, architecture = _read(job)
+    pictures = any(images for _, images in questions)
+    # A model of the overlay says itself how many tokens a picture becomes.
+    model = find(job)[1]() if pictures and not job["reference"] and find_case(architecture) else None
+    prompts: list[dict[str, Any]] = []
+    for prompt, images in questions:
+        if not images:
+            prompts.append({"tokens": list(_tokenizer(folder)(prompt)["input_ids"])})
+            continue
+        shown = show(job, model, prompt, images)
+        places = places_of(folder, shown.tokens)
+        prompts.append(
+            {"tokens": shown.tokens, "sent": shown.sent, "text": prompt, "images": [*images], "places": places}
+        )
+    return prompts
 
 
 def show(job: Job, model: Any, prompt: str, images: Sequence[str]) -> Shown:  # noqa: ANN401
