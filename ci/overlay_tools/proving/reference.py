@@ -145,7 +145,7 @@ class Reference:
         rows: list[dict[str, Any]] = self._ask("locate", captured=str(captured), dtype=dtype, **asdict(read))["rows"]
         return rows
 
-    def _ask(self, what: str, **more: Any) -> dict[str, Any]:
+    def _ask(self, what: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401  # what goes into JSON
         job = {**self.job, "what": what, **more}
         with open_script(self.python, _SCRIPT, job, env=self.env, folder=self.folder, failed=CompareError) as script:
             found = script.said
