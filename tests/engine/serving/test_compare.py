@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from overlay_tools.proving.reference_script import ReferenceProblem  # type: ignore[attr-defined]  # of beside it
+from PIL import Image
 from reference.cases import cases, make_checkpoint
 
-from engine.harness import CHUNK, flush
+from engine.harness import CHUNK
 from engine.mutations import MUTATIONS, TOKENS, Models, Mutation, Served, reference_models, serving
 
 NAME = "qwen3-next-ext"
@@ -70,8 +72,7 @@ def test_pictures_are_compared(name: str, models: Models, tmp_path: Path) -> Non
     prompts = models.describe(checkpoint, folder)
     assert [len(prompt.images) for prompt in prompts] == [1, 1, 2]
     assert max(len(prompt.places) for prompt in prompts) > CHUNK // 2
-    # Of one picture: the tower gives the rows of each by itself.
-    with serving(checkpoint, folder, prompts=[*prompts[2:], *prompts[:2]]) as running:
+    with serving(checkpoint, folder, prompts=prompts) as running:
         rows = models.rows(running, checkpoint)
         assert {way: row.problems for way, row in rows.items() if row.problems} == {}
         assert (rows["from the cache"].cached or 0) > 0
@@ -80,8 +81,11 @@ def test_pictures_are_compared(name: str, models: Models, tmp_path: Path) -> Non
         assert rows["prefill"].distance.values + rows["prefill"].left_out == said
         faulty = Mutation(module="visual", tensors="visual.merger", change=torch.neg).apply(name, tmp_path / "faulty")
         assert models.rows(running, faulty)["decode"].problems
-        flush(running.server)
-        found = models.locate(running, faulty, running.capture("prefill"))
+        # What the tower made of a picture, an engine keeps: it looks at another one.
+        with Image.open(prompts[1].images[0]) as picture:
+            picture.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "turned.png")
+        turned = replace(running, prompts=[replace(prompts[1], images=[str(tmp_path / "turned.png")])])
+        found = models.locate(turned, faulty, turned.capture("prefill"))
         assert found.module is not None
         assert found.module.name == "visual"
 
