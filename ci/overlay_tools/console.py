@@ -84,7 +84,7 @@ class _Step:
             self.bar.start()
         [task] = self.bar.tasks
         self.bar.update(task.id, completed=done, total=total)
-        if not self.on_terminal and time.perf_counter() - self.told > _NOW_AND_THEN:
+        if not self.on_terminal and done < total and time.perf_counter() - self.told > _NOW_AND_THEN:
             seconds = task.time_remaining
             left = "" if seconds is None else f", about {timedelta(seconds=round(seconds))} left"
             _out.print(f"{done} of {total}{left} ... ", markup=False)

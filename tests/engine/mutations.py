@@ -158,9 +158,10 @@ class Models:
             for way, answers in served.answers.items()
         }
 
-    def describe(self, checkpoint: Path, folder: Path) -> list[Prompt]:
+    def describe(self, checkpoint: Path, folder: Path, *, embedding: bool = False) -> list[Prompt]:
         """Return what is asked of a checkpoint where no prompts are named; pictures are drawn into the folder."""
         job = {**_job(checkpoint), "questions": [], "text": "", "lengths": [], "folder": str(folder)}
+        job["embedding"] = embedding
         found = self.pool.submit(reference_script.describe, job).result()
         return [Prompt(**prompt) for prompt in found["prompts"]]
 

@@ -42,7 +42,8 @@ Compute = Callable[[torch.Tensor], torch.Tensor]  # of tokens [1, length]: logit
 TIED_EXPERTS = 2e-6  # between the scores of two experts: rounding decides which is taken
 MOST_PROBLEMS = 8
 _LAST = ("logits", "vector")  # what a pass gives in the end
-_POOLED_OTHERWISE = ("Bert", "Roberta", "XLMRoberta", "Gemma3TextModel")  # by the first token, the mean, or a sigmoid
+# By the first token, the mean, or with a sigmoid.
+_POOLED_OTHERWISE = tuple(f"transformers.{name}" for name in ("Bert", "Roberta", "XLMRoberta", "Gemma3TextModel"))
 _TOWERS = ("visual", "vision_tower")  # what makes tokens of pictures
 
 
@@ -68,6 +69,8 @@ def describe(job: Job) -> dict[str, Any]:
     folder = Path(job["checkpoint"])
     vectors = find_vectors(job)
     name, _, _ = vectors or find(job)
+    if vectors and name.startswith(_POOLED_OTHERWISE):
+        raise ReferenceProblem(f"{name} is that of an encoder, and each release of the engine pools it in its own way")
     tokenizer = _tokenizer(folder)
     questions = [(question["prompt"], question["images"]) for question in job["questions"]]
     why_not = "vectors of pictures are not compared" if vectors else _why_no_pictures(job, tokenizer)
@@ -191,10 +194,7 @@ def find_vectors(job: Job) -> tuple[str, Callable[[], Any], Callable[[Any], Comp
     found = getattr(transformers, architecture, None) if architecture else None
     if found is None:
         return None
-    scores = architecture.endswith("ForSequenceClassification")
-    if architecture.startswith(_POOLED_OTHERWISE) and (scores or not found.can_generate()):
-        raise ReferenceProblem(f"{architecture} is an encoder, and each release of the engine pools it in its own way")
-    if scores:
+    if architecture.endswith("ForSequenceClassification"):
         name, compute_of = "scores", lambda model: lambda tokens: model(tokens).logits[0]
     elif job["embedding"]:
         name, compute_of = (

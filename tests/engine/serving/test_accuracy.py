@@ -115,8 +115,9 @@ def test_pictures_are_seen_by_both(packages: Path, tmp_path: Path) -> None:
     # What ends an answer is often said here alone.
     (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 3]}))
     own, known = questions(tmp_path, 13), "mmmu_val_accounting"
+    (tmp_path / "of the hub").mkdir()
     with (
-        reaching(mmmu(packages, tmp_path), tmp_path),
+        reaching(mmmu(packages, tmp_path / "of the hub"), tmp_path),
         asking(packages, checkpoint, tmp_path, open_tasks([own, known]), limit=12) as harness,
     ):
         found = served(harness, checkpoint, tmp_path / "log")
@@ -241,7 +242,7 @@ def test_a_model_that_generates_nothing_is_refused_before_anything_is_asked(
 def test_what_cannot_be_had_is_said_before_anything_is_asked(
     packages: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else it tries again and again
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     (tmp_path / "a.png").write_text("no picture")
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "<image>", "images": ["a.png"], "answer": "a"}))

@@ -9,11 +9,12 @@ answered by the `scores` or the `problem`; `overlay_tools.proving.accuracy.harne
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,41 @@ Documents = Sequence[Mapping[str, Any]]
 MORE = 16  # tokens than the longest answer: what is not at its end by then is longer than any
 
 
-def open_task(task: Mapping[str, Any], known: Callable[[], Any]) -> list[Any]:
+def open_task(task: Mapping[str, Any]) -> list[Any]:
     """Return what lm-eval asks for a task: one task of its own, or all of a group."""
     if task["known"] is None:
         return [own_task(task["name"], task["documents"])]
-    manager = known()
+    manager = manager_of(task["known"])
     if task["known"] not in manager.all_tasks:
         raise Problem(f"lm-eval {lm_eval.__version__} does not know the task {task['name']}, and there is no such file")
     try:
-        return list(manager.load([task["known"]])["tasks"].values())
+        try:
+            found = manager.load([task["known"]])
+        except (KeyError, ValueError):  # as of a group that has tasks of other folders
+            found = everything().load([task["known"]])
+        return list(found["tasks"].values())
     except Exception as error:  # the libraries beneath have many kinds of them
         print(f"{error!r}", file=sys.stderr)
         raise Problem(
             f"{task['name']} cannot be had from the Hugging Face hub: {first_line(error)};"
             " a file of your own, --task FILE, needs no hub"
         ) from None
+
+
+def manager_of(name: str) -> TaskManager:
+    """Return what knows a task: of the folder that it is named after, as most are, or of all ten thousand files."""
+    for folder in sorted((Path(lm_eval.__file__).parent / "tasks").iterdir(), reverse=True):
+        if folder.is_dir() and f"{name}_".startswith(f"{folder.name}_"):
+            found = TaskManager(include_path=str(folder), include_defaults=False)
+            if name in found.all_tasks:
+                return found
+    return everything()
+
+
+@functools.cache
+def everything() -> TaskManager:
+    """Return what knows all tasks."""
+    return TaskManager()
 
 
 def own_task(name: str, documents: Documents) -> Any:  # noqa: ANN401  # a task of lm-eval's
@@ -172,12 +193,6 @@ def main() -> None:
     def say(what: Mapping[str, Any]) -> None:
         print(json.dumps(what), file=printed, flush=True)
 
-    managers: list[Any] = []
-
-    def known() -> Any:  # noqa: ANN401
-        managers[:] = managers or [TaskManager()]  # it reads ten thousand files
-        return managers[0]
-
     try:
         if JOB["beside"]:
             check_reference()  # before anything takes its time
@@ -187,7 +202,7 @@ def main() -> None:
     tasks, problems = {}, []
     for task in JOB["tasks"]:
         try:
-            tasks[task["name"]] = open_task(task, known)
+            tasks[task["name"]] = open_task(task)
         except (Problem, ReferenceProblem) as problem:
             problems.append(str(problem))
     if problems:
