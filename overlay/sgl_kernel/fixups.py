@@ -227,6 +227,7 @@ _NO_CPU = "has no CPU branch and launches Triton"
 _NO_AMX = "takes its CPU branch only with AMX, else launches Triton"
 _STATES = "copies states between slots with Triton"
 _WINDOW = "attends to all tokens, whatever window a layer has"
+_FORMS = 'AttentionBackendRegistry.register("triton", handle_attention_triton)'
 _ASSERT = "extra_buffer is asserted to need a GPU; this package returns the chunk states that it needs"
 
 FIXUPS: tuple[Fixup, ...] = (
@@ -289,6 +290,26 @@ FIXUPS: tuple[Fixup, ...] = (
     _edit("<0.5.13", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend.forward_decode", _WINDOW,
           "causal=False,\n        )",
           "causal=False,\n            sliding_window_size=layer.sliding_window_size,\n        )"),
+    # Latent attention.
+    *(
+        _edit(releases, module, "AttentionBackendRegistry",
+              "where nothing is cached, takes whole keys and values, and then reads the latent ones from the cache",
+              _FORMS, f'{_FORMS}\nAttentionBackendRegistry.register("torch_native", _dispatch_mla_subtype)')
+        for releases, module in (
+            ("<0.5.8", "sglang.srt.models.deepseek_v2"),
+            (">=0.5.8", "sglang.srt.models.deepseek_common.attention_backend_handler"),
+        )
+    ),
+    *(
+        _edit(releases, module, "get_rope_cpu", "asserts that rotary positions are scaled",
+              "    assert rope_scaling is not None\n",
+              "    if rope_scaling is None:\n"
+              "        return get_rope(head_size, rotary_dim, max_position, base, is_neox_style, None, dtype)\n")
+        for releases, module in (
+            ("<0.5.10", "sglang.srt.layers.rotary_embedding"),
+            (">=0.5.10", "sglang.srt.layers.rotary_embedding.factory"),
+        )
+    ),
     # Linear attention.
     _replace("<0.5.9", f"{_ATTENTION}.fla.chunk", "chunk_gated_delta_rule", _NO_CPU,
              _with(gated_delta.chunk_gated_delta_rule_cpu)),

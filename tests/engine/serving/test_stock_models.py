@@ -2,7 +2,7 @@
 
 Each is a tiny checkpoint with random weights in the layout that Transformers writes. A release has those that both it
 and its Transformers know. Not here are models of which upstream's torch_native attention computes something else, as
-those with latent attention, those that ask for other backends, and Gemma, whose activation upstream computes without
+those that ask for other backends, and Gemma, whose activation upstream computes without
 the approximation by a tanh that Transformers takes.
 """
 
@@ -28,7 +28,39 @@ LAYERS = {"num_hidden_layers": 3}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True, "decoder_sparse_step": 1}
 WINDOW = {"sliding_window": 24, "num_hidden_layers": 4}
 GELU = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
-SOME = ("Qwen2ForCausalLM", "MixtralForCausalLM", "Gemma2ForCausalLM")
+# No two sizes are equal: where they are, one that is taken for another changes nothing.
+LATENT = {
+    "q_lora_rank": 56,
+    "kv_lora_rank": 48,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "head_dim": 16,  # which Transformers has for that of the rotated part
+    "v_head_dim": 40,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 64,
+    "routed_scaling_factor": 1.5,
+}
+SIGMOID = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True}
+YARN = {
+    "max_position_embeddings": 512,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.7,
+    },
+}
+SOME = ("Qwen2ForCausalLM", "MixtralForCausalLM", "Gemma2ForCausalLM", "DeepseekV3ForCausalLM")
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "LlamaForCausalLM": {},
     "MistralForCausalLM": {"sliding_window": None},
@@ -58,6 +90,9 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     },
     "Starcoder2ForCausalLM": {"sliding_window": None, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
     "ArceeForCausalLM": {"hidden_act": "relu2"},
+    "DeepseekV2ForCausalLM": LATENT | {"topk_method": "group_limited_greedy", "scoring_func": "softmax"},
+    "DeepseekV3ForCausalLM": LATENT | SIGMOID,
+    "DeepseekV3ForCausalLM, scaled": LATENT | SIGMOID | YARN,
 }
 
 
@@ -75,19 +110,24 @@ def known() -> list[str]:
     """List the families that this release and its Transformers have, and that are right there."""
     folder = Path(str(sglang.__file__)).parent / "srt" / "models"
     sources = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
-    served = {name for name in FAMILIES if any(f"class {name}(" in source for source in sources)}
+    served = {name for name in FAMILIES if any(f"class {model_of(name)}(" in source for source in sources)}
     right = {name for name in FAMILIES if Version(SINCE.get(name, "0")) <= RELEASE}
-    return [name for name in FAMILIES if name in served & right and hasattr(transformers, name)]
+    return [name for name in FAMILIES if name in served & right and hasattr(transformers, model_of(name))]
+
+
+def model_of(name: str) -> str:
+    """Give the class that both have of a family."""
+    return name.partition(",")[0]
 
 
 def write(name: str, folder: Path) -> None:
     """Write the checkpoint of a family."""
-    model = getattr(transformers, name)
+    model = getattr(transformers, model_of(name))
     config = {
         **COMMON,
         **LAYERS,
         **FAMILIES[name],
-        "architectures": [name],
+        "architectures": [model_of(name)],
         "model_type": model.config_class.model_type,
     }
     read = model.config_class(**config).to_dict()  # with the keys that upstream's model expects, not ours alone
