@@ -173,11 +173,12 @@ class Rope:
     partial: float
     scaling: Mapping[str, Any] | None
 
-    def engines_scaling(self, max_position_embeddings: int) -> dict[str, Any] | None:
+    def engines_scaling(self, max_position_embeddings: int, latent: bool = False) -> dict[str, Any] | None:
         """Give `scaling` as upstream's get_rope reads it in every release, for a model of that many positions.
 
         For YaRN, get_rope knows `attn_factor`, by which it multiplies what it computes from `factor`, and not
-        `attention_factor`, which stands for both. The result has the two.
+        `attention_factor`, which stands for both. The result has the two. With `latent` attention, upstream computes it
+        from `mscale` and `mscale_all_dim`, of which the second also scales the scores: both stay as they are.
         """
         if self.scaling is None:
             return None
@@ -185,11 +186,20 @@ class Rope:
         if scaling["rope_type"] != "linear":
             scaling.setdefault("original_max_position_embeddings", max_position_embeddings)
         if scaling["rope_type"] == "yarn":
-            magnitudes = [scaling.pop(key, None) for key in ("mscale", "mscale_all_dim")]
+            magnitudes = [
+                scaling.get(key) if latent else scaling.pop(key, None) for key in ("mscale", "mscale_all_dim")
+            ]
             if all(magnitudes):
                 first, second = (_yarn_magnitude(scaling["factor"], scale) for scale in magnitudes)
                 scaling.setdefault("attention_factor", first / second)
-            if "attention_factor" in scaling:
+            if latent:
+                wanted = scaling.get("attention_factor", _yarn_magnitude(scaling["factor"]))
+                first, second = (
+                    _yarn_magnitude(scaling["factor"], default if scale is None else scale)
+                    for scale, default in zip(magnitudes, (1.0, 0.0), strict=True)
+                )
+                scaling["attn_factor"] = wanted * second / first
+            elif "attention_factor" in scaling:
                 scaling["attn_factor"] = scaling["attention_factor"] / _yarn_magnitude(scaling["factor"])
         return scaling
 
@@ -299,10 +309,13 @@ def refuse(problems: Iterable[str]) -> None:
         raise ValueError("\n".join(lines))
 
 
-def settle_rope(config: Any, rope: Rope) -> None:
-    """Let a configuration object say which rotary positions a model has, in the form that upstream reads."""
+def settle_rope(config: Any, rope: Rope, latent: bool = False) -> None:
+    """Let a configuration object say which rotary positions a model has, in the form that upstream reads.
+
+    `latent` is that of `Rope.engines_scaling`.
+    """
     config.rope_theta, config.partial_rotary_factor = rope.theta, rope.partial
-    scaling = rope.engines_scaling(config.max_position_embeddings)
+    scaling = rope.engines_scaling(config.max_position_embeddings, latent)
     if hasattr(type(config), "rope_scaling"):  # transformers 5, where it is another name for rope_parameters
         if scaling is not None or config.rope_parameters is not None:
             config.rope_parameters = {"rope_type": "default", **(scaling or {}), "rope_theta": rope.theta}

@@ -120,7 +120,8 @@ def problems(cls: type[DerivedConfig], said: Config) -> list[str]:
         return [f"layer_types may have {' and '.join(cls.layer_kinds)} alone, not {sorted(set(kinds))}"]
     defaults = cls.defaults()
     if set(rope_bases(defaults)) == {""}:
-        return rope_problems(said, whole=_partial(defaults) is None)
+        found = rope_problems(said, whole=_partial(defaults) is None)
+        return found or (_latent_problems(rope_of(said).scaling or {}) if _is_latent(defaults) else [])
     return _layered_problems(said) if rope_bases(defaults) else []
 
 
@@ -134,9 +135,23 @@ def settle(config: DerivedConfig, said: Config) -> None:
     bases = rope_bases(defaults)
     if set(bases) == {""}:
         theta = bases[""] if said.get("rope_theta") is None else said["rope_theta"]
-        settle_rope(config, rope_of({**said, "rope_theta": theta}, _partial(defaults) or 1.0))
+        rope = rope_of({**said, "rope_theta": theta}, _partial(defaults) or 1.0)
+        settle_rope(config, rope, latent=_is_latent(defaults))
     elif bases:
         _settle_layered(config, bases | _layered_bases(said))
+
+
+def _is_latent(defaults: Any) -> bool:
+    """Tell whether a model caches one latent vector a token in place of keys and values (arXiv:2405.04434, 2.1)."""
+    return getattr(defaults, "kv_lora_rank", None) is not None
+
+
+def _latent_problems(scaling: Mapping[str, Any]) -> list[str]:
+    """Check the scaling of rotary positions, which upstream takes for YaRN as DeepSeek has it, whatever it is."""
+    kind = scaling.get("rope_type", "yarn")
+    if kind != "yarn":
+        return [f"rope_type must be 'default' or 'yarn', not {kind!r}: the engine computes no other for this model"]
+    return [] if scaling.get("truncate", True) else ["truncate must be true: the engine rounds the range of 'yarn'"]
 
 
 def _partial(defaults: Any) -> float | None:

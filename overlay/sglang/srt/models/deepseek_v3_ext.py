@@ -1,0 +1,110 @@
+"""DeepSeek-V3-Ext: upstream's DeepSeek-V3 and its draft with biased routers and a transform of the logits.
+
+`configs/deepseek_v3_ext.py` has the keys of config.json that switch them on. Both change a model that upstream has
+built, so that latent attention, experts and caches are upstream's own.
+"""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from sglang.srt.configs.deepseek_v3_ext import DeepseekV3ExtConfig
+from sglang.srt.layers.logit_shaping import LogitShapingProcessor
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
+from sglang.srt.model_loader.quantised_tensors import make_check
+from sglang.srt.model_loader.strict_loading import Shapes, Weights
+from sglang.srt.model_loader.transformers_shapes import transformers_shapes
+from sglang.srt.models.deepseek_nextn import DeepseekV3ForCausalLMNextN
+from sglang.srt.models.deepseek_v2 import DeepseekV3ForCausalLM
+from torch import nn
+
+
+class DeepseekV3Extensions:
+    """What the served model and its draft change in what upstream has built; it stands before upstream's class."""
+
+    def extend_checked(
+        self,
+        config: DeepseekV3ExtConfig,
+        layers: Iterable[nn.Module],
+        shapes: Shapes,
+        ignored: tuple[str, ...],
+        draft: str = "",
+    ) -> None:
+        """Bias the routers of `layers`, transform the logits, and check from then on what is loaded.
+
+        `shapes` are the tensors of upstream's model; `ignored` and `draft` are those of `Check`.
+        """
+        if config.router_logit_bias:
+            for layer in layers:
+                if (gate := getattr(getattr(layer, "mlp", None), "gate", None)) is not None:
+                    add_bias(gate)
+            shapes = shapes | router_bias_shapes(shapes)
+        self.logits_processor = LogitShapingProcessor(config)
+        serve_checked(self, make_check(self, shapes, ignored, draft))
+
+    def load_weights(self, weights: Weights) -> None:
+        """Load a checkpoint, or an update of some weights. Raises WeightsError naming each tensor that does not fit."""
+        load_checked(self, weights, super().load_weights)
+
+
+def add_bias(gate: nn.Module) -> None:
+    """Let a router add a bias, one number an expert, to its logits: before the sigmoid, so that it weighs too."""
+    gate.bias = nn.Parameter(torch.zeros(gate.weight.shape[0], dtype=torch.float32))
+    gate.register_forward_hook(lambda gate, _, logits: logits + gate.bias)
+
+
+def router_bias_shapes(shapes: Shapes) -> Shapes:
+    """List the biases of all routers that a checkpoint has: name to shape."""
+    end = ".mlp.gate.weight"
+    return {f"{name.removesuffix('weight')}bias": shape[:1] for name, shape in shapes.items() if name.endswith(end)}
+
+
+def draft_prefix(config: DeepseekV3ExtConfig) -> str:
+    """Give the beginning of the names of the draft's tensors: it is the layer after the last one."""
+    return f"model.layers.{config.num_hidden_layers}."
+
+
+class DeepseekV3ExtForCausalLM(DeepseekV3Extensions, DeepseekV3ForCausalLM):
+    """Upstream's DeepSeek-V3 with the extensions of its configuration and strict weight loading."""
+
+    def __init__(
+        self, config: DeepseekV3ExtConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
+    ) -> None:
+        super().__init__(config, quant_config, prefix)
+        self.extend_checked(config, self.model.layers, transformers_shapes(config), (draft_prefix(config),))
+
+
+class DeepseekV3ExtForCausalLMNextN(DeepseekV3Extensions, DeepseekV3ForCausalLMNextN):
+    """Upstream's draft with the extensions of the model's configuration and strict weight loading."""
+
+    def __init__(
+        self, config: DeepseekV3ExtConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
+    ) -> None:
+        super().__init__(config, quant_config, prefix)
+        own = draft_prefix(config)
+        # The model has the others, and these two of the draft's layer are the model's too.
+        ignored = ("model.embed_tokens.", "model.norm.", "lm_head.", f"{own}embed_tokens.", f"{own}shared_head.head.")
+        ignored += tuple(f"model.layers.{i}." for i in range(config.num_hidden_layers))
+        self.extend_checked(config, [self.model.decoder], draft_shapes(config), ignored, own)
+
+
+def draft_shapes(config: DeepseekV3ExtConfig) -> Shapes:
+    """List what the draft takes from an unquantised checkpoint: name to shape, before any sharding."""
+    one = copy.copy(config)
+    one.num_hidden_layers, one.first_k_dense_replace = 1, 0  # a draft has experts always
+    layer, own, hidden = "model.layers.0.", draft_prefix(config), config.hidden_size
+    shapes = {
+        own + name.removeprefix(layer): shape
+        for name, shape in transformers_shapes(one).items()
+        if name.startswith(layer)
+    }
+    return shapes | {
+        f"{own}enorm.weight": (hidden,),
+        f"{own}hnorm.weight": (hidden,),
+        f"{own}eh_proj.weight": (hidden, 2 * hidden),
+        f"{own}shared_head.norm.weight": (hidden,),
+    }
+
+
+EntryClass = [DeepseekV3ExtForCausalLM, DeepseekV3ExtForCausalLMNextN]

@@ -1,0 +1,124 @@
+"""What DeepSeek-V3-Ext caches for a token, and what it says to a configuration that upstream would take for another."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine.harness import HELD_OUT, generate, ours, run_first, server
+from reference.cases import make_checkpoint
+
+from models.deepseek_v3_ext.case import CONFIG, SIZES, YARN
+
+# Each process of a server says how large a token's cell is taken for, by which upstream sizes its pool where the user
+# does not, and how large the pools are that it makes.
+TOLD = """
+def tell(name, what):
+    def change(module):
+        for kind in list(vars(module).values()):
+            if isinstance(kind, type) and name in vars(kind):
+                wrap(kind, name, what)
+    return change
+
+def wrap(kind, name, what):
+    original = getattr(kind, name)
+    def call(self, *args, **kwargs):
+        found = original(self, *args, **kwargs)
+        told = what(self, found)
+        if told is not None:
+            print(told, flush=True)
+        return found
+    setattr(kind, name, call)
+
+def cell(self, found):
+    return f"a cell of {found} bytes"
+
+def pool(self, found):
+    if type(self).__name__ == "MLATokenToKVPool":
+        held = sum(buffer.numel() * buffer.element_size() for buffer in self.kv_buffer)
+        return f"a pool of {held} bytes for {self.size + self.page_size} tokens"
+
+CHANGES["sglang.srt.model_executor.model_runner_kv_cache_mixin"] = tell("get_cell_size_per_token", cell)
+CHANGES["sglang.srt.model_executor.pool_configurator"] = tell("_compute_cell_size", cell)
+CHANGES["sglang.srt.mem_cache.memory_pool"] = tell("__init__", pool)
+"""
+
+
+def test_a_token_has_one_latent_vector_in_each_layer(tmp_path: Path) -> None:
+    """DeepSeek-V2 (arXiv:2405.04434), section 2.1: the compressed vector and the rotated key, whatever the heads."""
+    make_checkpoint("deepseek-v3-ext", tmp_path)
+    with server(tmp_path, tmp_path / "log", {"max_total_tokens": 4096}, run_first(TOLD, tmp_path)) as running:
+        generate(running, [HELD_OUT[:8]], 2)
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    cell = 4 * SIZES["num_hidden_layers"] * (SIZES["kv_lora_rank"] + SIZES["qk_rope_head_dim"])  # type: ignore[operator]
+    assert re.findall(r"a cell of (\d+) bytes", log) == [str(cell)]
+    [(held, tokens)] = re.findall(r"a pool of (\d+) bytes for (\d+) tokens", log)
+    assert int(tokens) == 4096 + 1
+    assert int(held) == int(tokens) * cell
+
+
+def settled(**changes: object) -> Any:  # noqa: ANN401
+    """Make the configuration of a config.json as a server does."""
+    module = ours("configs.deepseek_v3_ext")
+    said = json.loads(json.dumps({key: value for key, value in {**CONFIG, **changes}.items() if value is not None}))
+    config = module.DeepseekV3ExtConfig.from_dict(dict(said))
+    module.settle(config, said)
+    return config
+
+
+@pytest.mark.parametrize("given", [{}, {"attention_factor": 1.5}, {"mscale": None}, {"mscale_all_dim": None}])
+def test_upstreams_rotary_positions_have_the_magnitude_of_transformers(given: dict[str, float | None]) -> None:
+    from sglang.srt.layers.rotary_embedding import DeepseekScalingRotaryEmbedding
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {key: value for key, value in {**YARN, **given}.items() if value is not None}
+    config = settled(rope_scaling=scaling)
+    for_upstream = config.rope_scaling
+    known = ("attn_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+    made = DeepseekScalingRotaryEmbedding(
+        16, 16, 128, 10000, False, for_upstream["factor"], "float32", device="cpu",
+        **{key: for_upstream[key] for key in known if key in for_upstream},
+    )  # fmt: skip
+    config.head_dim = 16
+    _, magnitude = ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
+    assert made.mscale == pytest.approx(magnitude)
+    assert for_upstream.get("mscale_all_dim") == scaling.get("mscale_all_dim")  # which scales the scores too
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "rope_type must be 'default' or 'yarn', not 'linear'",
+        ),
+        ({"rope_scaling": {**YARN, "truncate": False}}, "truncate must be true"),
+        ({"rope_interleave": False}, "rope_interleave must be true"),
+        ({"topk_method": "greedy"}, "topk_method must be"),
+        ({"scoring_func": "softmax"}, "scoring_func must be"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq must be 1"),
+        ({"hidden_act": "gelu"}, "hidden_act must be"),
+        ({"attention_bias": True}, "attention_bias must be false"),
+        ({"num_nextn_predict_layers": 2}, "num_nextn_predict_layers must be 0 or 1"),
+        ({"router_logit_bias": 0.5}, "router_logit_bias must be false or true"),
+        (
+            {"router_logit_biases": True},
+            "router_logit_biases is not a key of this model; did you mean router_logit_bias?",
+        ),
+        ({"logit_softcap": math.inf}, "logit_softcap must be a finite number"),
+        ({"q_lora_rnk": 8}, "q_lora_rnk is not a key of this model; did you mean q_lora_rank?"),
+    ],
+)
+def test_what_upstream_would_take_for_another_is_named(keys: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=f"config.json: {re.escape(named)}"):
+        settled(**keys)
+
+
+def test_a_checkpoint_of_deepseek_v3_itself_is_read() -> None:
+    """With the keys that its config.json has beside those of Transformers' class."""
+    more = {"aux_loss_alpha": 0.001, "ep_size": 1, "seq_aux": True, "pretraining_tp": 1, "unsloth_fixed": True}
+    assert settled(**more, router_logit_bias=None, logit_transform=None, logit_softcap=None).router_logit_bias is False
