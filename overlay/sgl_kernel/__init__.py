@@ -1,6 +1,6 @@
 """CPU reference build of SGLang's kernel package, in plain PyTorch.
 
-It serves Llama and Qwen3-Next (prefix cache, chunked prefill, NEXTN with a chain of drafts) on a machine without a
+It serves what stands in ``proven`` (prefix cache, chunked prefill, NEXTN with a chain of drafts) on a machine without a
 GPU: correct first, fast enough to test with. The operators are in ``gated_delta``, ``conv``, ``gating``,
 ``speculative`` and ``state_pool``. ``fixups`` lists, and applies when ``SGLANG_USE_CPU_ENGINE=1``, what upstream's
 own modules need besides. ``convert_weight_packed`` is left out on purpose: by it upstream recognises a host with AMX,

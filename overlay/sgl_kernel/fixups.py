@@ -23,7 +23,17 @@ import torch
 import torch.utils._device
 from packaging.specifiers import SpecifierSet
 
-from sgl_kernel import conv, gated_delta, gating, linear, native_attention, native_draft, speculative, state_pool
+from sgl_kernel import (
+    conv,
+    gated_delta,
+    gating,
+    linear,
+    native_attention,
+    native_draft,
+    proven,
+    speculative,
+    state_pool,
+)
 from sgl_kernel.import_hook import ImportHook
 
 ENVIRONMENT = {
@@ -226,11 +236,16 @@ _LOCS = f"{_SPEC}.triton_ops.cache_locs"
 _NO_CPU = "has no CPU branch and launches Triton"
 _NO_AMX = "takes its CPU branch only with AMX, else launches Triton"
 _STATES = "copies states between slots with Triton"
-_WINDOW = "attends to all tokens, whatever window a layer has"
+_LAYER = "takes no notice of a layer's soft cap and window, nor of a pool that holds windows alone"
 _FORMS = 'AttentionBackendRegistry.register("triton", handle_attention_triton)'
 _ASSERT = "extra_buffer is asserted to need a GPU; this package returns the chunk states that it needs"
 
 FIXUPS: tuple[Fixup, ...] = (
+    # Models and options that are not known to be right.
+    _replace("", "sglang.srt.model_loader.utils", "get_model_architecture", "serves what it answers wrongly on a CPU",
+             proven.refuse_model),
+    _replace("", "sglang.srt.managers.scheduler", "Scheduler.__init__", "serves what it answers wrongly on a CPU",
+             proven.refuse_options),
     # Import.
     _edit("<0.5.8", "sglang.srt.layers.activation", "SiluAndMul", "without AMX, SiluAndMul is imported from vllm",
           "(_is_cpu and _is_cpu_amx_available)", "_is_cpu"),
@@ -283,13 +298,8 @@ FIXUPS: tuple[Fixup, ...] = (
              "walks through the requests in each layer", native_attention.decode_at_once),
     _replace("", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend._run_sdpa_forward_extend",
              "computes what is in the cache already, and drops it", native_attention.extend_what_is_new),
-    _edit("<0.5.13", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend.forward_extend", _WINDOW,
-          "causal=causal,\n        )\n        return o",
-          "causal=causal,\n            **({'sliding_window_size': layer.sliding_window_size} if causal else {}),\n"
-          "        )\n        return o"),
-    _edit("<0.5.13", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend.forward_decode", _WINDOW,
-          "causal=False,\n        )",
-          "causal=False,\n            sliding_window_size=layer.sliding_window_size,\n        )"),
+    _replace("", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend.forward_decode", _LAYER,
+             native_attention.note_layer),
     # Latent attention.
     *(
         _edit(releases, module, "AttentionBackendRegistry",
@@ -346,7 +356,8 @@ FIXUPS: tuple[Fixup, ...] = (
              "prepares linear attention for the draft, which has none, from fields of another batch",
              _draft_without_linear),
     _replace("", f"{_ATTENTION}.torch_native_backend", "TorchNativeAttnBackend.forward_extend",
-             "takes drafts to verify for an extend without prefix", native_draft.describe_speculative_extend),
+             f"takes drafts to verify for an extend without prefix, and {_LAYER}",
+             lambda original: native_draft.describe_speculative_extend(native_attention.note_layer(original))),
     _replace("", f"{_SPEC}.draft_utils", "DraftBackendFactory._create_backend", "does not know torch_native",
              native_draft.offer_torch_native),
     _replace("", "sglang.srt.managers.tokenizer_manager", "TokenizerManager._create_tokenized_object",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -848,43 +848,95 @@ class Cached:
         """Return what upstream's methods take after the query and the output."""
         return self.keys, self.values, self.table, self.requests, torch.tensor(self.lengths)
 
-    def truth(self, number: int, query: torch.Tensor, window: int | None) -> torch.Tensor:
+    def moved(
+        self, rng: torch.Generator, window: int, new: Sequence[int]
+    ) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Move all to other slots, but for what no query of each request's `new` last tokens sees: that has none.
+
+        Returns what maps slots to those, and what `given` gives first, keys and values.
+        """
+        places = torch.randperm(len(self.keys), generator=rng)
+        nobodys = int(places[self.table[-1, -1].long()])
+        for request, length, queries in zip(self.requests, self.lengths, new, strict=True):
+            places[self.table[request, : max(0, length - queries - window)].long()] = nobodys
+        keys, values = (torch.full_like(cache, torch.nan) for cache in (self.keys, self.values))
+        for there, cache in ((keys, self.keys), (values, self.values)):
+            there[places] = cache
+            there[nobodys] = torch.nan
+        return lambda slots: places[slots], keys, values
+
+    def truth(self, number: int, query: torch.Tensor, window: int | None, cap: float = 0.0) -> torch.Tensor:
         """Compute attention for the last tokens of a request in float64, one by one."""
         own, length = self.table[self.requests[number]].long(), self.lengths[number]
         rows = []
         for row, at in zip(query, range(length - len(query), length), strict=True):
             seen = own[0 if window is None else max(0, at - window) : at + 1]
             keys, values = (cache[seen].double().repeat_interleave(2, dim=1) for cache in (self.keys, self.values))
-            weights = (torch.einsum("hd,khd->hk", row.double(), keys) * 0.3).softmax(-1)
+            scores = torch.einsum("hd,khd->hk", row.double(), keys) * 0.3
+            weights = ((cap * (scores / cap).tanh()) if cap else scores).softmax(-1)
             rows.append(torch.einsum("hk,khd->hd", weights, values))
         return torch.stack(rows)
 
 
+def backend(
+    window: int | None, cap: float = 0.0, places: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> SimpleNamespace:
+    """Stand in for upstream's backend that is about to compute a layer; `places`, if its pool holds windows alone."""
+    layer = SimpleNamespace(layer_id=3, sliding_window_size=window, logit_cap=cap)
+    pool = SimpleNamespace(layers_mapping={2: (0, True), 3: (1, False)}, translate_loc_from_full_to_swa=None)
+    if places is not None:
+        pool = SimpleNamespace(layers_mapping={3: (0, True)}, translate_loc_from_full_to_swa=places)
+    made = SimpleNamespace(token_to_kv_pool=pool)
+    native_attention.note_layer(torchs_own)(made, None, None, None, layer, None)
+    before = SimpleNamespace()  # until 0.5.13 the batch has the pool
+    native_attention.note_layer(torchs_own)(before, None, None, None, layer, made)
+    assert before.noted_layer.window == made.noted_layer.window
+    return made
+
+
 @pytest.mark.parametrize("lengths", [[7], [5, 5, 6], [1, 90, 3], [64, 1, 33, 40]], ids=str)
 @pytest.mark.parametrize("window", [None, 0, 4])
-def test_attention_of_a_decode_step_is_right(lengths: list[int], window: int | None, rng: torch.Generator) -> None:
+@pytest.mark.parametrize("cap", [0.0, 0.7])
+def test_attention_of_a_decode_step_is_right(
+    lengths: list[int], window: int | None, cap: float, rng: torch.Generator
+) -> None:
     cached = Cached(rng, lengths)
     query = torch.randn(len(lengths), cached.heads, cached.size, generator=rng)
     output = torch.empty(len(lengths), cached.heads, cached.value_size)
-    options = {"scaling": 0.3, "enable_gqa": True, "causal": False, "sliding_window_size": window}
-    native_attention.decode_at_once(torchs_own)(None, query, output, *cached.given(), **options)
-    wanted = [cached.truth(number, query[number : number + 1], window) for number in range(len(lengths))]
+    attend = native_attention.decode_at_once(torchs_own)
+    options = {"scaling": 0.3, "enable_gqa": True, "causal": False}
+    attend(backend(window, cap), query, output, *cached.given(), **options)
+    wanted = [cached.truth(number, query[number : number + 1], window, cap) for number in range(len(lengths))]
     close(output, torch.cat(wanted), torch.float32)
+    if window is not None:
+        places, *moved = cached.moved(rng, window, [1] * len(lengths))
+        there = *moved, *cached.given()[2:]
+        attend(backend(window, cap, places), query, output.fill_(torch.nan), *there, **options)
+        close(output, torch.cat(wanted), torch.float32)
 
 
 @pytest.mark.parametrize("prefixes", [[0, 0, 0], [0, 64, 3], [8, 1, 39]], ids=str)
 @pytest.mark.parametrize("window", [None, -1, 4, 500])
-def test_attention_of_what_is_new_is_right(prefixes: list[int], window: int | None, rng: torch.Generator) -> None:
+@pytest.mark.parametrize("cap", [0.0, 0.7])
+def test_attention_of_what_is_new_is_right(
+    prefixes: list[int], window: int | None, cap: float, rng: torch.Generator
+) -> None:
     cached = Cached(rng, [9, 65, 40])
     new = [length - prefix for length, prefix in zip(cached.lengths, prefixes, strict=True)]
     query = torch.randn(sum(new), cached.heads, cached.size, generator=rng)
     output = torch.empty(sum(new), cached.heads, cached.value_size)
-    options = {"scaling": 0.3, "enable_gqa": True, "causal": True, "sliding_window_size": window}
+    attend = native_attention.extend_what_is_new(torchs_own)
+    options = {"scaling": 0.3, "enable_gqa": True, "causal": True}
     lengths = torch.tensor(prefixes), torch.tensor(new)
-    native_attention.extend_what_is_new(torchs_own)(None, query, output, *cached.given(), *lengths, **options)
+    attend(backend(window, cap), query, output, *cached.given(), *lengths, **options)
     seen = window if window is not None and window > -1 else None
-    wanted = [cached.truth(number, rows, seen) for number, rows in enumerate(query.split(new))]
+    wanted = [cached.truth(number, rows, seen, cap) for number, rows in enumerate(query.split(new))]
     close(output, torch.cat(wanted), torch.float32)
+    if seen is not None:
+        places, *moved = cached.moved(rng, seen, new)
+        there = *moved, *cached.given()[2:]
+        attend(backend(window, cap, places), query, output.fill_(torch.nan), *there, *lengths, **options)
+        close(output, torch.cat(wanted), torch.float32)
 
 
 def test_attention_to_an_encoder_is_upstreams() -> None:

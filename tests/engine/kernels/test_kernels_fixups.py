@@ -442,7 +442,7 @@ backend = TorchNativeAttnBackend.__new__(TorchNativeAttnBackend)
 vars(backend).update(pools)
 layer = SimpleNamespace(
     qk_head_dim=4, v_head_dim=4, tp_q_head_num=1, tp_k_head_num=1, layer_id=0, scaling=1.0,
-    is_cross_attention=False, sliding_window_size=1, attn_type=AttentionType.DECODER,
+    is_cross_attention=False, sliding_window_size=1, logit_cap=0.0, attn_type=AttentionType.DECODER,
 )
 mode = SimpleNamespace(is_target_verify=lambda: False, name="EXTEND")
 batch = SimpleNamespace(

@@ -1,14 +1,15 @@
-"""Upstream's own models on the CPU engine give what Transformers' classes of their names give.
+"""Upstream's own models on the CPU engine give what Transformers' classes of their names give; others are refused.
 
 Each is a tiny checkpoint with random weights in the layout that Transformers writes. A release has those that both it
-and its Transformers know. Not here are models of which upstream's torch_native attention computes something else, as
-those that ask for other backends, and Gemma, whose activation upstream computes without
-the approximation by a tanh that Transformers takes.
+and its Transformers know, and that stand in `sgl_kernel.proven` for it. Known not to be right, and so refused, are
+those that ask for other backends, as GPT-OSS, and Gemma, whose activation upstream computes without the approximation
+by a tanh that Transformers takes.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ import pytest
 import sglang
 import torch
 import transformers
+from overlay_tools.errors import ServeError
 from overlay_tools.proving.compare.engine import ask_plainly
 from packaging.version import Version
+from reference.cases import ROOT, cases
 from reference.checkpoints import COMMON, drawn_for, write_checkpoint
+from sgl_kernel import proven
 
-from engine.harness import CHUNK, RELEASE, server
+from engine.harness import CHUNK, HELD_OUT, RELEASE, generate, server
 from engine.mutations import PROMPTS, TOKENS, Models, Served, reference_models
 
 LAYERS = {"num_hidden_layers": 3}
@@ -70,8 +74,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "Qwen3MoeForCausalLM": EXPERTS | {"num_experts": 8},
     "MixtralForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     "OlmoeForCausalLM": {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": False, "num_key_value_heads": 4},
-    # torch_native attention leaves the soft cap of scores out.
-    "Gemma2ForCausalLM": WINDOW | GELU | {"query_pre_attn_scalar": 32, "attn_logit_softcapping": None},
+    "Gemma2ForCausalLM": WINDOW | GELU | {"query_pre_attn_scalar": 32, "attn_logit_softcapping": 2.0},
     "Gemma3ForCausalLM": WINDOW | GELU | {"query_pre_attn_scalar": 32},
     "Phi3ForCausalLM": {},
     "OlmoForCausalLM": {"num_key_value_heads": 4},
@@ -96,22 +99,13 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# The first release in which the engine is known to give the same, of those that were tried: 0.5.7, 0.5.12.post1, 0.5.17
-# and 0.5.23.
-SINCE = {
-    "Gemma2ForCausalLM": "0.5.13",
-    "Glm4ForCausalLM": "0.5.17",
-    "CohereForCausalLM": "0.5.17",
-}
-
-
 @functools.cache
 def known() -> list[str]:
     """List the families that this release and its Transformers have, and that are right there."""
     folder = Path(str(sglang.__file__)).parent / "srt" / "models"
     sources = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
     served = {name for name in FAMILIES if any(f"class {model_of(name)}(" in source for source in sources)}
-    right = {name for name in FAMILIES if Version(SINCE.get(name, "0")) <= RELEASE}
+    right = {name for name in FAMILIES if Version(proven.ARCHITECTURES[model_of(name)]) <= RELEASE}
     return [name for name in FAMILIES if name in served & right and hasattr(transformers, model_of(name))]
 
 
@@ -121,12 +115,12 @@ def model_of(name: str) -> str:
 
 
 def write(name: str, folder: Path) -> None:
-    """Write the checkpoint of a family."""
+    """Write the checkpoint of a family, or of UNPROVEN."""
     model = getattr(transformers, model_of(name))
     config = {
         **COMMON,
         **LAYERS,
-        **FAMILIES[name],
+        **FAMILIES.get(name, GELU),
         "architectures": [model_of(name)],
         "model_type": model.config_class.model_type,
     }
@@ -158,3 +152,46 @@ def test_a_stock_model_is_transformers(family: str, models: Models, tmp_path: Pa
     assert {way: row.problems for way, row in rows.items() if row.problems} == {}
     assert (rows["from the cache"].cached or 0) > 0
     assert rows["decode"].distance.values > 50
+
+
+def test_all_that_are_known_to_be_right_are_compared() -> None:
+    """Here, or in test_parity.py as cases of upstream's own models."""
+    compared = {model_of(name) for name in FAMILIES} | {case.architecture for case in cases().values() if not case.ours}
+    assert compared == set(proven.ARCHITECTURES)
+    page = (ROOT / "overlay" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (0\.5\.\d+) \| (.*) \|$", page, re.MULTILINE)
+    named = {name: since for since, names in rows for name in re.findall(r"`(\w+)`", names)}
+    assert named == proven.ARCHITECTURES
+
+
+UNPROVEN = "GemmaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "named"),
+    [
+        (UNPROVEN, {}, UNPROVEN),
+        ("LlamaForCausalLM", {"kv_cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype fp8_e4m3"),
+        ("LlamaForCausalLM", {"quantization": "fp8"}, "quantization fp8"),
+        ("LlamaForCausalLM", {"model_impl": "transformers"}, "Transformers.*"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_is_not_known_to_be_right_is_refused(
+    family: str, arguments: dict[str, object], named: str, models: Models, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    models.pool.submit(write, family, checkpoint).result()
+    with pytest.raises(ServeError, match="The server ended"), server(checkpoint, tmp_path / "log", arguments):
+        pytest.fail("it serves")
+    said = rf"UnprovenError: {named}: not known to be right on the CPU engine in sglang .*, set {proven.SWITCH}=1"
+    assert re.search(said, (tmp_path / "log").read_text(errors="replace"))
+
+
+def test_the_switch_lets_it_serve(models: Models, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    models.pool.submit(write, UNPROVEN, checkpoint).result()
+    with server(checkpoint, tmp_path / "log", {}, {proven.SWITCH: "1"}) as running:
+        assert generate(running, [HELD_OUT[:8]], 4)
+    said = rf"{UNPROVEN}: not known to be right on the CPU engine in sglang .*; {proven.SWITCH}=1 lets it serve"
+    assert re.search(said, (tmp_path / "log").read_text(errors="replace"))
