@@ -31,6 +31,7 @@ from engine.mutations import PROMPTS, TOKENS, Models, Served, reference_models
 LAYERS = {"num_hidden_layers": 3}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True, "decoder_sparse_step": 1}
 WINDOW = {"sliding_window": 24, "num_hidden_layers": 4}
+POOLED = "a pool of windows"
 GELU = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
 # No two sizes are equal: where they are, one that is taken for another changes nothing.
 LATENT = {
@@ -64,7 +65,13 @@ YARN = {
         "mscale_all_dim": 0.7,
     },
 }
-SOME = ("Qwen2ForCausalLM", "MixtralForCausalLM", "Gemma2ForCausalLM", "DeepseekV3ForCausalLM")
+SOME = (
+    f"Gemma3ForCausalLM, {POOLED}",
+    "Qwen2ForCausalLM",
+    "MixtralForCausalLM",
+    "Gemma2ForCausalLM",
+    "DeepseekV3ForCausalLM",
+)
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "LlamaForCausalLM": {},
     "MistralForCausalLM": {"sliding_window": None},
@@ -76,6 +83,15 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "OlmoeForCausalLM": {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": False, "num_key_value_heads": 4},
     "Gemma2ForCausalLM": WINDOW | GELU | {"query_pre_attn_scalar": 32, "attn_logit_softcapping": 2.0},
     "Gemma3ForCausalLM": WINDOW | GELU | {"query_pre_attn_scalar": 32},
+    # Layers with a window have a pool of their own, which keeps no more of a request than that.
+    f"Gemma3ForCausalLM, {POOLED}": WINDOW
+    | GELU
+    | {
+        "query_pre_attn_scalar": 32,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "is_hybrid_swa": True,
+        "hybrid_layer_pattern": [1, 0] * 2,
+    },
     "Phi3ForCausalLM": {},
     "OlmoForCausalLM": {"num_key_value_heads": 4},
     "Olmo2ForCausalLM": {},
@@ -94,6 +110,8 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "Starcoder2ForCausalLM": {"sliding_window": None, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
     "ArceeForCausalLM": {"hidden_act": "relu2"},
     "DeepseekV2ForCausalLM": LATENT | {"topk_method": "group_limited_greedy", "scoring_func": "softmax"},
+    "DeepseekV2ForCausalLM, whole queries": LATENT
+    | {"topk_method": "group_limited_greedy", "scoring_func": "softmax", "q_lora_rank": None},
     "DeepseekV3ForCausalLM": LATENT | SIGMOID,
     "DeepseekV3ForCausalLM, scaled": LATENT | SIGMOID | YARN,
 }
@@ -106,6 +124,8 @@ def known() -> list[str]:
     sources = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
     served = {name for name in FAMILIES if any(f"class {model_of(name)}(" in source for source in sources)}
     right = {name for name in FAMILIES if Version(proven.ARCHITECTURES[model_of(name)]) <= RELEASE}
+    if Version("0.5.13") > RELEASE:  # which lets no configuration ask for such a pool
+        right = {name for name in right if POOLED not in name}
     return [name for name in FAMILIES if name in served & right and hasattr(transformers, model_of(name))]
 
 
