@@ -188,7 +188,7 @@ UNPROVEN = "GemmaForCausalLM"
 
 
 @pytest.mark.parametrize(
-    ("family", "arguments", "named"),
+    ("asked", "arguments", "named"),
     [
         (UNPROVEN, {}, UNPROVEN),
         ("LlamaForCausalLM", {"kv_cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype fp8_e4m3"),
@@ -198,10 +198,10 @@ UNPROVEN = "GemmaForCausalLM"
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_what_is_not_known_to_be_right_is_refused(
-    family: str, arguments: dict[str, object], named: str, models: Models, tmp_path: Path
+    asked: str, arguments: dict[str, object], named: str, models: Models, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
-    models.pool.submit(write, family, checkpoint).result()
+    models.pool.submit(write, asked, checkpoint).result()
     with pytest.raises(ServeError, match="The server ended"), server(checkpoint, tmp_path / "log", arguments):
         pytest.fail("it serves")
     said = rf"UnprovenError: {named}: not known to be right on the CPU engine in sglang .*, set {proven.SWITCH}=1"

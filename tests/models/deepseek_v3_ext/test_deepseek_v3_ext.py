@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,3 +123,13 @@ def test_a_checkpoint_of_deepseek_v3_itself_is_read() -> None:
     """With the keys that its config.json has beside those of Transformers' class."""
     more = {"aux_loss_alpha": 0.001, "ep_size": 1, "seq_aux": True, "pretraining_tp": 1, "unsloth_fixed": True}
     assert settled(**more, router_logit_bias=None, logit_transform=None, logit_softcap=None).router_logit_bias is False
+
+
+def test_quark_does_not_quantise_what_it_is_loaded_from() -> None:
+    check = ours("models.deepseek_v3_ext").check_quantisation
+    quark, fp8 = (SimpleNamespace(get_name=lambda name=name: name) for name in ("quark", "fp8"))
+    loaded, quantised = SimpleNamespace(), SimpleNamespace(quantization_config={"quant_method": "quark"})
+    with pytest.raises(ValueError, match="Quark would quantise attention as well"):
+        check(loaded, quark)
+    for config, quant_config in ((quantised, quark), (loaded, fp8), (loaded, None)):
+        check(config, quant_config)

@@ -10,9 +10,9 @@
 draft's. `logit_transform` is "none" (the default), "softcap" or "sqrt_positive".
 """
 
-from sglang.srt.configs import derived_config
 from sglang.srt.configs.config_keys import LOGITS, Config, Keys, logit_problems, refuse
 from sglang.srt.configs.derived_config import DerivedConfig
+from sglang.srt.configs.derived_config import settle as settle_derived
 from transformers import DeepseekV3Config
 
 
@@ -42,5 +42,5 @@ class DeepseekV3ExtConfig(DerivedConfig, DeepseekV3Config):
 
 def settle(config: DeepseekV3ExtConfig, said: Config) -> None:
     """Let the configuration object say what config.json says. Raises ValueError naming what it may not say."""
-    derived_config.settle(config, said)
+    settle_derived(config, said)
     refuse(logit_problems(said))

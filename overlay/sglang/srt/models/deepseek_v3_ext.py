@@ -60,6 +60,13 @@ def router_bias_shapes(shapes: Shapes) -> Shapes:
     return {f"{name.removesuffix('weight')}bias": shape[:1] for name, shape in shapes.items() if name.endswith(end)}
 
 
+def check_quantisation(config: DeepseekV3ExtConfig, quant_config: QuantizationConfig | None) -> None:
+    """Raise ValueError where Quark is to quantise the model while it is loaded: what it leaves goes by model_type."""
+    online = getattr(config, "quantization_config", None) is None
+    if online and quant_config is not None and quant_config.get_name() == "quark":
+        raise ValueError("Quark would quantise attention as well; quantise the checkpoint, not while it is loaded")
+
+
 def draft_prefix(config: DeepseekV3ExtConfig) -> str:
     """Give the beginning of the names of the draft's tensors: it is the layer after the last one."""
     return f"model.layers.{config.num_hidden_layers}."
@@ -71,6 +78,7 @@ class DeepseekV3ExtForCausalLM(DeepseekV3Extensions, DeepseekV3ForCausalLM):
     def __init__(
         self, config: DeepseekV3ExtConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
     ) -> None:
+        check_quantisation(config, quant_config)
         super().__init__(config, quant_config, prefix)
         self.extend_checked(config, self.model.layers, transformers_shapes(config), (draft_prefix(config),))
 
@@ -81,6 +89,7 @@ class DeepseekV3ExtForCausalLMNextN(DeepseekV3Extensions, DeepseekV3ForCausalLMN
     def __init__(
         self, config: DeepseekV3ExtConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
     ) -> None:
+        check_quantisation(config, quant_config)
         super().__init__(config, quant_config, prefix)
         own = draft_prefix(config)
         # The model has the others, and these two of the draft's layer are the model's too.
