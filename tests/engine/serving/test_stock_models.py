@@ -77,6 +77,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "MistralForCausalLM": {"sliding_window": None},
     "Qwen2ForCausalLM": {},
     "Qwen3ForCausalLM": {},
+    "Qwen3ForCausalLM, one key for all heads, which are wide": {"num_key_value_heads": 1, "head_dim": 48},
     "Qwen2MoeForCausalLM": EXPERTS | {"num_experts": 8, "shared_expert_intermediate_size": 64},
     "Qwen3MoeForCausalLM": EXPERTS | {"num_experts": 8},
     "MixtralForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
