@@ -46,6 +46,9 @@ ARCHITECTURES: Mapping[str, str] = {
 }
 """Upstream's architectures, each with the first release in which it is right, of those that are compared."""
 
+WINDOWED = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
+"""Those of them that keep to the window of config.json; upstream's others attend to all tokens."""
+
 _NATIVE = ("torch_native",)
 OPTIONS: Mapping[str, Collection[Any]] = {
     "attention_backend": _NATIVE,
@@ -70,7 +73,8 @@ def refuse_model(resolve: Callable[[Any], tuple[type, str]]) -> Callable[[Any], 
 
     A draft is left alone: what it proposes is verified.
 
-    :raises UnprovenError: if the model is quantised, or neither stands in ARCHITECTURES nor is one of an overlay's.
+    :raises UnprovenError: if the model neither stands in ARCHITECTURES nor is one of an overlay's, is quantised, or has
+        a window and does not stand in WINDOWED.
     """
 
     @functools.wraps(resolve)
@@ -78,7 +82,13 @@ def refuse_model(resolve: Callable[[Any], tuple[type, str]]) -> Callable[[Any], 
         found, name = resolve(model_config)
         if not model_config.is_draft_model:
             quantised = getattr(model_config, "quantization", None)
-            _refuse([*([] if is_proven(name) else [name]), *([f"quantization {quantised}"] if quantised else [])])
+            window = None if _is_claimed(name) or name in WINDOWED else _window(model_config)
+            unproven = {
+                name: not is_proven(name),
+                f"sliding_window {window}": window,
+                f"quantization {quantised}": quantised,
+            }
+            _refuse(what for what, so in unproven.items() if so)
         return found, name
 
     return call
@@ -105,12 +115,25 @@ def refuse_options(start: Callable[..., None]) -> Callable[..., None]:
 
 def is_proven(architecture: str) -> bool:
     """Tell whether a model is right in this release: it stands in ARCHITECTURES, or an overlay has claimed its name."""
-    import sglang
-
     since = ARCHITECTURES.get(architecture)
     if since is not None and Version(version("sglang")) >= Version(since):
         return True
+    return _is_claimed(architecture)
+
+
+def _is_claimed(architecture: str) -> bool:
+    """Tell whether a model is an overlay's, or a plugin's."""
+    import sglang
+
     return ("architecture", architecture) in getattr(sglang, "overlay_claims", {})
+
+
+def _window(model_config: Any) -> int | None:
+    """Give the window that config.json asks for; None where it has none, or one that holds all tokens."""
+    config = model_config.hf_text_config
+    window: int | None = getattr(config, "sliding_window", None)
+    asked = window is not None and getattr(config, "use_sliding_window", True) and window < model_config.context_len
+    return window if asked else None
 
 
 def _refuse(unproven: Iterable[str]) -> None:

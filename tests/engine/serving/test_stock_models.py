@@ -195,6 +195,7 @@ UNPROVEN = "GemmaForCausalLM"
         ("LlamaForCausalLM", {"kv_cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype fp8_e4m3"),
         ("LlamaForCausalLM", {"quantization": "fp8"}, "quantization fp8"),
         ("LlamaForCausalLM", {"model_impl": "transformers"}, "Transformers.*"),
+        ("MistralForCausalLM", {"json_model_override_args": '{"sliding_window": 64}'}, "sliding_window 64"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
