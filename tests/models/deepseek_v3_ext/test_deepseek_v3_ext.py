@@ -73,17 +73,13 @@ def settled(**changes: object) -> Any:  # noqa: ANN401
 
 @pytest.mark.parametrize("given", [{}, {"attention_factor": 1.5}, {"mscale": None}, {"mscale_all_dim": None}])
 def test_upstreams_rotary_positions_have_the_magnitude_of_transformers(given: dict[str, float | None]) -> None:
-    from sglang.srt.layers.rotary_embedding import DeepseekScalingRotaryEmbedding
+    from sglang.srt.layers.rotary_embedding import get_rope_wrapper
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     scaling = {key: value for key, value in {**YARN, **given}.items() if value is not None}
     config = settled(rope_scaling=scaling)
-    for_upstream = config.rope_scaling
-    known = ("attn_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-    made = DeepseekScalingRotaryEmbedding(
-        16, 16, 128, 10000, False, for_upstream["factor"], "float32", device="cpu",
-        **{key: for_upstream[key] for key in known if key in for_upstream},
-    )  # fmt: skip
+    for_upstream = {**config.rope_scaling, "rope_type": "deepseek_yarn"}  # as it says itself of each scaling
+    made = get_rope_wrapper(16, 16, 4096, 10000, False, for_upstream, device="cpu")
     config.head_dim = 16
     _, magnitude = ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
     assert made.mscale == pytest.approx(magnitude)
