@@ -16,7 +16,9 @@ def transformers_shapes(config: PretrainedConfig) -> Shapes:
     cls = next((base for base in type(config).__mro__ if base in MODEL_FOR_CAUSAL_LM_MAPPING), None)
     if cls is None:
         raise ValueError(f"transformers {transformers.__version__} has no language model for {type(config).__name__}")
-    plain = cls(**{key: value for key, value in config.to_dict().items() if key not in ("architectures", "model_type")})
+    # Rotary positions have no tensors, and some models of upstream's rename their scaling in the configuration.
+    left_out = ("architectures", "model_type", "rope_parameters", "rope_scaling")
+    plain = cls(**{key: value for key, value in config.to_dict().items() if key not in left_out})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(plain, attn_implementation="eager")
     state = model.state_dict()
