@@ -21,13 +21,13 @@ SWITCH = "SGLANG_OVERLAY_ALLOW_UNPROVEN_ON_CPU"
 
 ARCHITECTURES: Mapping[str, str] = {
     "ArceeForCausalLM": "0.5.7",
-    "CohereForCausalLM": "0.5.12",
-    "DeepseekV2ForCausalLM": "0.5.7",
-    "DeepseekV3ForCausalLM": "0.5.7",
+    "CohereForCausalLM": "0.5.17",
+    "DeepseekV2ForCausalLM": "0.5.23",
+    "DeepseekV3ForCausalLM": "0.5.23",
     "GPT2LMHeadModel": "0.5.7",
-    "Gemma2ForCausalLM": "0.5.12",
+    "Gemma2ForCausalLM": "0.5.13",
     "Gemma3ForCausalLM": "0.5.7",
-    "Glm4ForCausalLM": "0.5.12",
+    "Glm4ForCausalLM": "0.5.17",
     "GraniteForCausalLM": "0.5.7",
     "LlamaForCausalLM": "0.5.7",
     "MistralForCausalLM": "0.5.7",
