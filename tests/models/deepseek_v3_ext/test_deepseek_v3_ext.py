@@ -39,7 +39,7 @@ def cell(self, found):
     return f"a cell of {found} bytes"
 
 def pool(self, found):
-    if type(self).__name__ == "MLATokenToKVPool":
+    if type(self).__name__ == "MLATokenToKVPool" and hasattr(self, "kv_buffer"):  # not yet in its base's __init__
         held = sum(buffer.numel() * buffer.element_size() for buffer in self.kv_buffer)
         return f"a pool of {held} bytes for {self.size + self.page_size} tokens"
 
