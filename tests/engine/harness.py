@@ -96,9 +96,9 @@ def server(
 EXTRA_BUFFER = engine_config.extra_buffer(str(RELEASE))
 
 
-def speculative(steps: int) -> tuple[dict[str, object], dict[str, str]]:
-    """Give the arguments and the environment for drafts of `steps` tokens by the model's own head."""
-    return engine_config.drafts(str(RELEASE), steps)
+def speculative(steps: int, *, state: bool = True) -> tuple[dict[str, object], dict[str, str]]:
+    """Give the arguments and the environment for drafts of `steps` tokens by the head of a model, with state or not."""
+    return engine_config.drafts(str(RELEASE), steps, state=state)
 
 
 TWO_RANKS: tuple[dict[str, object], dict[str, str]] = (

@@ -62,9 +62,10 @@ def extra_buffer(version: str) -> dict[str, object]:
     return {"mamba_scheduler_strategy" if old else "mamba_radix_cache_strategy": "extra_buffer"}
 
 
-def drafts(version: str, steps: int) -> tuple[dict[str, object], dict[str, str]]:
+def drafts(version: str, steps: int, *, state: bool = True) -> tuple[dict[str, object], dict[str, str]]:
     """Return a release's arguments and environment for drafts of `steps` tokens by the model's own head.
 
+    Parameters: `state`, whether the model has one beside its KV cache; `extra_buffer` is refused without.
     Up to 0.5.9, the second version of speculative decoding never commits Qwen3-Next's state: it stays off there.
     """
     arguments: dict[str, object] = {
@@ -75,7 +76,7 @@ def drafts(version: str, steps: int) -> tuple[dict[str, object], dict[str, str]]
     }
     if Version(version) < Version("0.5.10"):
         return arguments, {}
-    return arguments | extra_buffer(version), {"SGLANG_ENABLE_SPEC_V2": "1"}
+    return arguments | (extra_buffer(version) if state else {}), {"SGLANG_ENABLE_SPEC_V2": "1"}
 
 
 def vectors(version: str) -> dict[str, object]:

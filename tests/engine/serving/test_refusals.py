@@ -43,7 +43,9 @@ def refusal(model: str, fault: Fault, folder: Path) -> str:
         environment |= run_first(f"BROKEN = {f'{PACKAGE}.{fault.broken_import}'!r}\n" + BREAK_IMPORT, folder)
     with (
         pytest.raises(ServeError, match=r"The server ended with status [^0]"),
-        server(folder, folder / "log", speculative(1)[0] if fault.draft else None, environment),
+        server(
+            folder, folder / "log", speculative(1, state=cases()[model].state)[0] if fault.draft else None, environment
+        ),
     ):
         pytest.fail("it serves")
     return (folder / "log").read_text(errors="replace")

@@ -102,7 +102,7 @@ def kinds_of(case: Case) -> Iterator[Kind]:
         yield Kind("small pool", arguments=SMALL_POOL | (NO_BUFFER if case.state else {}))
     if "drafts" in case.servers:
         for steps in (1, 2, 3):
-            arguments, environment = speculative(steps)
+            arguments, environment = speculative(steps, state=case.state)
             yield Kind("drafts", arguments=pool | arguments, environment=environment)
     if "two ranks" in case.servers:
         yield Kind("two ranks", arguments=pool | TWO_RANKS[0], environment=TWO_RANKS[1], first=FUSE)
