@@ -111,6 +111,7 @@ class Case:
     - `distinct`: the least number of different answers to 80 prompts; `accepted`: of tokens a step with drafts; `nats`:
       the range of the mean logprob of held-out text; `sums`: the sums over two ranks in a step.
     - `updates`: the weights that are updated while it serves, the draft's last.
+    - `lora`: the modules of a layer that an adapter may change, by the ends of their names.
     - `written`: makes its config.json of what a version of transformers writes for each of its models.
     - `faults`: broken checkpoints.
     - `decisions`: see there.
@@ -140,6 +141,7 @@ class Case:
     nats: tuple[float, float] = (0.0, float("inf"))
     sums: int = 0
     updates: Sequence[str] = ()
+    lora: Sequence[str] = ()
     written: Callable[[Mapping[str, Config]], dict[str, Any]] | None = None
     faults: Mapping[str, Fault] = field(default_factory=dict)
     decisions: Decisions | None = None

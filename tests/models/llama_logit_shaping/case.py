@@ -39,6 +39,7 @@ CASE = Case(
         "sqrt_positive": {"logit_transform": "sqrt_positive", "logit_softcap": None},
     },
     served="softcap",
+    lora=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     written=written,
     faults={
         "import": Fault(

@@ -197,6 +197,7 @@ CASE = Case(
     nats=(0.8, 1.3),
     sums=11,  # the attention of six layers, the experts of five
     updates=("model.norm.weight", "model.layers.1.mlp.experts.2.up_proj.weight", "mtp.fc.weight"),
+    lora=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     written=written,
     faults=FAULTS,
     decisions=DECISIONS,

@@ -16,6 +16,7 @@ from sglang.srt.layers.logit_shaping import LogitShapingProcessor
 from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.layers.moe.utils import RoutingMethodType
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.lora.utils import get_hidden_dim
 from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
 from sglang.srt.model_loader.quantised_tensors import make_check
 from sglang.srt.model_loader.strict_loading import Shapes, Weights
@@ -122,6 +123,17 @@ class Qwen3NextExtensions:
         self.head_adapter = HeadAdapter(config.hidden_size, config.head_adapter_rank)
         return self.head_adapter.forward  # the module itself would become a second one, under the processor
 
+    def get_hidden_dim(self, module_name: str, layer_idx: int) -> tuple[int, int]:
+        """Give how many inputs and outputs a module of a layer has over all ranks, for the buffers of adapters (LoRA).
+
+        Upstream, which asks for this, would forget the gate that its attention has beside the queries.
+        """
+        if module_name != "qkv_proj":
+            return get_hidden_dim(module_name, self.config, None, layer_idx)
+        shapes = self.attention_shapes(self.config)
+        outputs, inputs = zip(*(shapes[f"self_attn.{part}_proj.weight"] for part in "qkv"), strict=True)
+        return inputs[0], sum(outputs)
+
     @classmethod
     def attention_shapes(cls, config: Qwen3NextExtConfig) -> Shapes:
         """List the tensors of full attention in a checkpoint: name within the layer to shape."""
@@ -188,12 +200,15 @@ class Qwen3NextExtensions:
 class Qwen3NextExtForCausalLM(Qwen3NextExtensions, Qwen3NextForCausalLM):
     """Upstream's Qwen3-Next with the extensions of its configuration and strict weight loading."""
 
+    ignored: tuple[str, ...] = ("mtp.",)
+    """Beginnings of the names of tensors that a checkpoint may have and this model has not."""
+
     def __init__(
         self, config: Qwen3NextExtConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
     ) -> None:
         config.check_extensions()  # again: --json-model-override-args may have changed it since it was made
         super().__init__(config, quant_config, prefix)
-        self.extend_checked(config, ("mtp.",))
+        self.extend_checked(config, self.ignored)
 
     @classmethod
     def checkpoint_shapes(cls, config: Qwen3NextExtConfig) -> Shapes:
