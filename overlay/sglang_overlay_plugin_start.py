@@ -30,6 +30,7 @@ GATES = {
     "sglang.srt.utils.hf_transformers.config": ("get_config",),
     "sglang.srt.configs.model_config": ("ModelConfig.__init__",),
     "sglang.srt.server_args": (),  # a server that makes no model needs no defaults
+    "sglang.srt.managers.tokenizer_manager": (),  # a server that makes no model gets no requests
     "sglang.srt.models.registry": ("ModelRegistry.get_supported_archs", "ModelRegistry.resolve_model_cls"),
     "sglang.srt.managers.multimodal_processor": ("import_processors",),
     "sglang.srt.ray.engine": ("RayEngine._launch_subprocesses",),

@@ -1,6 +1,6 @@
 """Attach to an SGLang as it was published: in this process, and in those that it spawns.
 
-What the overlay's own wheel has in two patched modules, its hooks, is done here when these modules are imported.
+What the overlay's own wheel has in patched modules, its hooks, is done here when these modules are imported.
 """
 
 import functools
@@ -104,6 +104,19 @@ def _set_defaults(module: ModuleType) -> None:
     setattr(kind, name, resolve)
 
 
+def _check_requests(module: ModuleType) -> None:
+    from sglang_overlay_plugin import overlay_registry
+
+    upstreams = module.TokenizerManager._validate_one_request
+
+    @functools.wraps(upstreams)
+    def validate(tokenizer_manager: object, request: object, input_ids: object) -> None:
+        overlay_registry.check_request(tokenizer_manager, request)
+        upstreams(tokenizer_manager, request, input_ids)
+
+    module.TokenizerManager._validate_one_request = validate
+
+
 def _register_models(module: ModuleType) -> None:
     if start.external_package() is None:  # else upstream has done it
         try:
@@ -150,6 +163,7 @@ _WHEN_IMPORTED: dict[str, Callable[[ModuleType], None]] = {
     "sglang.srt.model_loader.utils": _resolve,
     "sglang.srt.configs.model_config": _install,
     "sglang.srt.server_args": _set_defaults,
+    "sglang.srt.managers.tokenizer_manager": _check_requests,
     "sglang.srt.models.registry": _register_models,
     "sglang.srt.managers.multimodal_processor": _import_processors,
     "sglang.srt.ray.engine": _check_ray,

@@ -102,6 +102,20 @@ def _is_of(row: OverlayModel, said: Mapping[str, Any]) -> bool:
     return own and said.get("model_type") == _load(row.architecture, str(row.config)).model_type
 
 
+def check_request(tokenizer_manager: Any, request: Any) -> None:
+    """Raise ValueError, which upstream answers with status 400, if a model that generates no text is asked for one.
+
+    Called in `TokenizerManager._validate_one_request`, where upstream refuses the opposite. With such a request its
+    scheduler would end, and with that the server.
+    """
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    if isinstance(request, GenerateReqInput) and not tokenizer_manager.is_generation:
+        raise ValueError(
+            "This model gives a vector for each text and generates none; send the text to /v1/embeddings or /classify"
+        )
+
+
 def resolve_model(model_config: Any) -> tuple[type, str] | None:
     """Find the class and the architecture that serve `model_config`, or None when the model is not of this overlay.
 
