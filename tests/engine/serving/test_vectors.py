@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.error
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -77,3 +78,18 @@ def test_the_openai_client_asks_for_a_text(served: Served) -> None:
     client = openai_client(served.server.url, timeout=120)
     answer = client.embeddings.create(model=str(served.server.model), input=TEXT)
     assert_same([answer.data[0].embedding], [served.wanted[PROMPTS.index(encode(TEXT))]])
+
+
+@on_servers
+def test_a_request_for_a_text_is_refused(served: Served) -> None:
+    requests: dict[str, dict[str, object]] = {
+        "/generate": {"input_ids": PROMPTS[0], "sampling_params": {"max_new_tokens": 4}},
+        "/v1/completions": {"model": "default", "prompt": TEXT, "max_tokens": 4},
+        "/v1/chat/completions": {"model": "default", "messages": [{"role": "user", "content": TEXT}]},
+    }
+    for path, body in requests.items():
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(served.server.url, path, **body)
+        assert 400 <= refused.value.code < 500, path
+        assert "generates none" in refused.value.read().decode(), path
+    assert_same(served.ask(PROMPTS), served.wanted)  # and it goes on
