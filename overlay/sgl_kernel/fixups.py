@@ -320,6 +320,11 @@ FIXUPS: tuple[Fixup, ...] = (
             (">=0.5.10", "sglang.srt.layers.rotary_embedding.factory"),
         )
     ),
+    # Adapters (LoRA).
+    _edit("<0.5.10", "sglang.srt.lora.backend.torch_backend", "TorchNativeLoRABackend.prepare_lora_batch",
+          "takes as many groups of requests as there are requests, and fails where two of an adapter stand together",
+          "batch_info.weight_indices[:bs].copy_(",
+          "batch_info.weight_indices[: len(weight_indices_tensor)].copy_("),
     # Linear attention.
     _replace("<0.5.9", f"{_ATTENTION}.fla.chunk", "chunk_gated_delta_rule", _NO_CPU,
              _with(gated_delta.chunk_gated_delta_rule_cpu)),
