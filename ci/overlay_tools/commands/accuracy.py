@@ -102,7 +102,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
             other = {name: earlier.score(name, score) for name, score in engine.items()}
         else:
             against = f"Transformers in {about['dtype']}"
-            kept = arguments.engine or arguments.json or _new_file(project.root / ".nox" / "accuracy", checkpoint)
+            kept = arguments.engine or arguments.json or _new_file(project.root / ".nox" / "scores", checkpoint)
             with _keeping(kept, None if done else dump_engine(asked, about, engine)), console.step(f"Ask {against}"):
                 other = harness.ask_reference(engine)
             if kept not in (arguments.engine, arguments.json):

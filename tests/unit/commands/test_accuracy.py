@@ -235,11 +235,11 @@ def test_what_the_engine_did_is_kept_where_no_file_is_named(
     with monkeypatch.context() as patched:
         patched.setattr(made_up, "ask_reference", fail)
         assert cli.main(["accuracy", "model", "--task", "own.jsonl"]) == 1
-    [kept] = (mini_here.root / ".nox/accuracy").iterdir()
+    [kept] = (mini_here.root / ".nox/scores").iterdir()
     assert f"What the engine did is in {kept}:" in capsys.readouterr().out
     assert cli.main(["accuracy", "model", "--task", "own.jsonl", "--engine", str(kept)]) == 0
     assert cli.main(["accuracy", "model", "--task", "own.jsonl"]) == 0
-    assert [*(mini_here.root / ".nox/accuracy").iterdir()] == [kept]  # it is a person's now; what is shown is not kept
+    assert [*(mini_here.root / ".nox/scores").iterdir()] == [kept]  # it is a person's now; what is shown is not kept
 
 
 def test_what_another_engine_did_is_refused(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
