@@ -94,11 +94,12 @@ def test_a_full_disk_leaves_nothing_half_written(mini: Miniature, limit: int) ->
     """A limit on the size of files stands in for the disk's: a write that comes to it fails halfway too."""
     mini.write("ci/results.json", "[]\n")
     before = mini.content()
+    # With -B: Python itself would leave half of a module that it compiles, and this is the environment of all tests.
     code = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({limit}, {limit}))\n"
     code += "import sys; from overlay_tools import cli; sys.exit(cli.main())"
     for words in (["build", "1.0", *HERE], ["plugin"], ["edit", "1.0"], ["status"], ["lint-patches"]):
         done = subprocess.run(
-            [sys.executable, "-c", code, *words], cwd=mini.root, capture_output=True, text=True, check=False
+            [sys.executable, "-B", "-c", code, *words], cwd=mini.root, capture_output=True, text=True, check=False
         )
         said = f"{limit} {words}: {done.stderr}"
         assert "Traceback" not in done.stderr, said
@@ -117,7 +118,7 @@ def test_a_full_disk_leaves_nothing_half_written(mini: Miniature, limit: int) ->
 def test_no_folder_for_temporary_files_is_one_error(mini_here: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
     code = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (0, 0))\n"
     code += "import sys; from overlay_tools import cli; sys.exit(cli.main())"
-    done = subprocess.run([sys.executable, "-c", code, "build"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-B", "-c", code, "build"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert re.match(r"error: No usable temporary directory found in .*\n  Set TMPDIR ", done.stderr)
 
