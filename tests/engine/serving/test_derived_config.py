@@ -108,6 +108,8 @@ def test_layers_with_two_bases_are_read_in_both_forms(said: dict[str, object]) -
     config = settled(Windowed, **said)
     assert derived.rope_bases(config) == {"full_attention": 5e5, "sliding_attention": 2e4}
     assert (config.rope_theta, config.rope_local_base_freq) == (5e5, 2e4)
+    if new := getattr(config, "rope_parameters", None):  # of transformers 5
+        assert new["full_attention"]["factor"] == 1.0  # which upstream's Gemma3 asks for in two releases
 
 
 @pytest.mark.parametrize("cls", [Llama, Moe, Windowed])

@@ -191,4 +191,6 @@ def _layered_problems(said: Config) -> list[str]:
 def _settle_layered(config: Any, bases: Mapping[str, float]) -> None:
     if hasattr(type(config), "rope_scaling") or isinstance(getattr(config, "rope_parameters", None), Mapping):
         config.rope_parameters = {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()}
+        # Upstream's Gemma3 of 0.5.12 and 0.5.13 asks for the factor of a linear scaling, whatever the type is.
+        config.rope_parameters["full_attention"]["factor"] = 1.0
     config.rope_theta, config.rope_local_base_freq = bases["full_attention"], bases["sliding_attention"]
