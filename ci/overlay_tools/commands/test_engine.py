@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
 
 from overlay_tools.commands import LOCKED, Command
 from overlay_tools.commands.shared import add_passed_on, add_python, open_engine, require_cuda
 from overlay_tools.engines import engine_config
-from overlay_tools.errors import UsageError
+from overlay_tools.errors import ToolError, UsageError
 from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_TESTS
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import run_attached
@@ -45,7 +46,14 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
     with open_engine(
         project, arguments.version, arguments.python, gpu=arguments.gpu, plugin=arguments.plugin
     ) as python:
-        return run_attached([python, *words], env={} if arguments.gpu else engine_config.ENV)
+        status = run_attached([python, *words], env={} if arguments.gpu else engine_config.ENV)
+    if status % 256 == -signal.SIGKILL % 256:  # as the supervisor ends where a signal has ended its program
+        raise ToolError(
+            "pytest was killed before it could say what failed.",
+            hint="An engine that cannot start kills the process that starts it. With `-- -x`, pytest ends with what"
+            " failed first; if memory ran out, the system's log says so.",
+        )
+    return status
 
 
 COMMAND = Command(

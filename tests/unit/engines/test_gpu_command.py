@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -128,6 +129,12 @@ def test_on_a_gpu_the_engine_is_tested_with_upstream_s_kernels(machine: Machine)
     again = machine.run("a GPU", "test-engine", "--gpu", "1.0", "--", "tests/gpu/test_graphs.py", "-x")
     assert again.returncode == 0, again.stderr
     assert machine.record()["arguments"] == ["-W", "default", "tests/gpu/test_graphs.py", "-x"]
+
+
+def test_tests_that_are_killed_are_one_error(machine: Machine) -> None:
+    done = machine.run("no GPU", "test-engine", "1.0", status=-signal.SIGKILL)
+    assert done.returncode == 1
+    assert "error: pytest was killed before it could say what failed.\n  An engine that cannot start" in done.stderr
 
 
 def test_without_a_gpu_the_engine_is_tested_with_the_overlay_s_kernels(machine: Machine) -> None:
