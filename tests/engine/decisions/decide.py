@@ -173,6 +173,7 @@ def _parts(value: object) -> dict[Any, Any] | None:
         asked = isinstance(member, property | functools.cached_property)
         # Questions without a parameter, which are properties in other releases.
         called = inspect.isfunction(member) and name.startswith(("get_", "use_", "is_", "enable_mamba"))
+        called = called and name != "get_mtp_config"  # a copy of the configuration, and of that one more, without end
         if name.startswith("__") or not (asked or (called and list(inspect.signature(member).parameters) == ["self"])):
             continue
         try:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from reference.cases import Case, Decisions, read_config, usual_faults
+from reference.cases import Case, read_config, usual_faults
 from reference.checkpoints import changed
 
-from models.qwen3_next_ext.case import BASE, MAY_DIFFER, TRAINED
+from models.qwen3_next_ext.case import TRAINED
 from models.qwen3_next_ext.case import unused as unused_in_ext
 from models.qwen3_next_ext.reference import load
 from models.qwen3_next_ext_embedding.reference import Qwen3NextExtEmbedding
@@ -30,10 +30,4 @@ CASE = Case(
     unused=unused,
     state=True,
     faults=usual_faults("models.qwen3_next_ext_embedding", {"logit_transform": "softcap"}),
-    decisions=Decisions(
-        base=BASE,
-        configuration="Qwen3NextConfig",
-        derived={"as it is": BASE | NAMES},
-        differences={"as it is": MAY_DIFFER},
-    ),
 )
