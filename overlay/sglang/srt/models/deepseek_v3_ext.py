@@ -13,7 +13,7 @@ from sglang.srt.layers.logit_shaping import LogitShapingProcessor
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
 from sglang.srt.model_loader.quantised_tensors import make_check
-from sglang.srt.model_loader.strict_loading import Shapes, Weights
+from sglang.srt.model_loader.strict_loading import Shapes, Weights, WeightsError
 from sglang.srt.model_loader.transformers_shapes import transformers_shapes
 from sglang.srt.models.deepseek_nextn import DeepseekV3ForCausalLMNextN
 from sglang.srt.models.deepseek_v2 import DeepseekV3ForCausalLM
@@ -45,7 +45,36 @@ class DeepseekV3Extensions:
 
     def load_weights(self, weights: Weights) -> None:
         """Load a checkpoint, or an update of some weights. Raises WeightsError naming each tensor that does not fit."""
-        load_checked(self, weights, super().load_weights)
+        upstreams = super().load_weights
+        load_checked(self, weights, lambda fitting: upstreams(self.with_halves(fitting)))
+
+    def with_halves(self, weights: Weights) -> Weights:
+        """Pass on tensors, and at last the other half of each that is half of one of the model's, as the model has it.
+
+        Upstream puts two projections into one, and leaves out, without a word, the one that an update has alone.
+        Raises WeightsError if that is quantised: what belongs to a half is not known then.
+        """
+        parts, fused, seen = ("q_a_proj", "kv_a_proj_with_mqa"), "fused_qkv_a_proj_with_mqa", {}
+        for name, tensor in weights:
+            yield name, tensor
+            for part in parts if self.config.q_lora_rank is not None else ():  # else the queries have one projection
+                if f".{part}." in name:
+                    seen.setdefault(name.replace(part, fused), set()).add(part)
+        parameters = dict(self.named_parameters())
+        for name, there in seen.items():
+            if len(there) == len(parts):
+                continue
+            [lacking] = {*parts} - there
+            own = name.replace(draft_prefix(self.config), "model.decoder.")
+            whole = parameters[name if name in parameters else own]
+            if not whole.dtype.is_floating_point or whole.shape[0] != sum(self.half_rows()):
+                raise WeightsError(f"{name.replace(fused, lacking)}: missing, and what is quantised is updated with it")
+            half = whole.detach().split(self.half_rows())[parts.index(lacking)]
+            yield name.replace(fused, lacking), half.clone()
+
+    def half_rows(self) -> tuple[int, int]:
+        """Give the rows of both projections in the one that upstream makes of them."""
+        return self.config.q_lora_rank, self.config.kv_lora_rank + self.config.qk_rope_head_dim
 
 
 def add_bias(gate: nn.Module) -> None:
