@@ -28,21 +28,22 @@ class Script:
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, failed: type[OverlayError]) -> None:
         self._process, self.log, self._failed = process, log, failed
-        self.said = self._line()
+        self.said = self._line(0)
 
     def ask(self, **asked: object) -> dict[str, Any]:
         """Send a line, and return what is answered."""
         assert self._process.stdin is not None
+        start = self.log.stat().st_size  # before it can say anything
         try:
             self._process.stdin.write(json.dumps(asked).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it has ended, as is found in a moment
-        return self._line()
+        return self._line(start)
 
-    def _line(self) -> dict[str, Any]:
+    def _line(self, start: int) -> dict[str, Any]:
         assert self._process.stdout is not None
-        with _following(self.log):
+        with _following(self.log, start):
             line = self._process.stdout.readline()
         if not line:
             with suppress(subprocess.TimeoutExpired):
@@ -57,9 +58,9 @@ class Script:
 
 
 @contextmanager
-def _following(log: Path) -> Iterator[None]:
-    """Show how far a script is, as long as the block runs."""
-    over, start = threading.Event(), log.stat().st_size
+def _following(log: Path, start: int) -> Iterator[None]:
+    """Show how far a script is, as long as the block runs, by what it has written from a byte of its log on."""
+    over = threading.Event()
 
     def look() -> None:
         while not over.wait(1):

@@ -57,7 +57,7 @@ def test_how_far_it_is_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path.write_text(ANSWERS)
     env = {"OF_THE_SCRIPT": "1"}
     with open_script(Path(sys.executable), path, {}, env=env, folder=tmp_path, failed=BenchError) as script:
-        script.ask(n=1, bar=True, seconds=1.5)
+        script.ask(n=1, bar=True, seconds=3)
         assert shown[:1] == [(9, 20)]
         shown.clear()
         script.ask(n=1, seconds=1.5)
