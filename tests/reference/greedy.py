@@ -74,9 +74,9 @@ def answers(name: str, checkpoint: Path, prompts: Sequence[Sequence[int]]) -> It
         yield complete(model, prompt, MAX_NEW_TOKENS)
 
 
-def all_answers(name: str, checkpoint: Path) -> list[Completion]:
-    """Continue PROMPTS with the reference model of a checkpoint of the case `name`, in float32."""
-    return list(answers(name, checkpoint, PROMPTS))
+def all_answers(name: str, checkpoint: Path, prompts: Sequence[Sequence[int]] = PROMPTS) -> list[Completion]:
+    """Do `answers` at once, for another process."""
+    return list(answers(name, checkpoint, prompts))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

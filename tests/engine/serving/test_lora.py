@@ -108,8 +108,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         make_checkpoint(name, checkpoints[label])
         merge(checkpoints[label], adapter)
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        answers = {label: pool.submit(all_answers, name, path).result() for label, path in checkpoints.items()}
-    answers = {label: [answer for answer in all_ if answer.prompt in SOME] for label, all_ in answers.items()}
+        answers = {label: pool.submit(all_answers, name, path, SOME).result() for label, path in checkpoints.items()}
     arguments = {**ARGUMENTS, "lora_paths": f"first={adapters['first']}"}
     with server(folder / "model", folder / "log", arguments) as running:
         yield Served(server=running, adapters=adapters, answers=answers)
