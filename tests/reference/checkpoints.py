@@ -74,6 +74,26 @@ COMMON: dict[str, Any] = {
 }
 
 
+# Of models with latent attention. No two sizes are equal: else one that is taken for another would change nothing.
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 56,
+    "kv_lora_rank": 48,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 40,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 64,
+    "routed_scaling_factor": 1.5,
+}
+
+
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Apply `changes` to a configuration; None removes a key."""
     return {key: value for key, value in {**config, **changes}.items() if value is not None}

@@ -21,6 +21,7 @@ import transformers
 from overlay_tools.errors import ServeError
 from overlay_tools.proving.compare.engine import ask_plainly
 from packaging.version import Version
+from reference import checkpoints
 from reference.cases import ROOT, cases
 from reference.checkpoints import COMMON, drawn_for, write_checkpoint
 from sgl_kernel import proven
@@ -33,25 +34,7 @@ EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_pro
 WINDOW = {"sliding_window": 24, "num_hidden_layers": 4}
 POOLED = "a pool of windows"
 GELU = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
-# No two sizes are equal: where they are, one that is taken for another changes nothing.
-LATENT = {
-    "q_lora_rank": 56,
-    "kv_lora_rank": 48,
-    "qk_nope_head_dim": 24,
-    "qk_rope_head_dim": 16,
-    "head_dim": 16,  # which Transformers has for that of the rotated part
-    "v_head_dim": 40,
-    "num_key_value_heads": 4,
-    "first_k_dense_replace": 1,
-    "moe_layer_freq": 1,
-    "n_routed_experts": 8,
-    "n_shared_experts": 1,
-    "n_group": 4,
-    "topk_group": 2,
-    "num_experts_per_tok": 3,
-    "moe_intermediate_size": 64,
-    "routed_scaling_factor": 1.5,
-}
+LATENT = checkpoints.LATENT | {"head_dim": 16}  # which Transformers has for that of the rotated part
 SIGMOID = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True}
 YARN = {
     "max_position_embeddings": 512,

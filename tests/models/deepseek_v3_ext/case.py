@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from reference.cases import Case, Decisions, Fault, usual_faults
-from reference.checkpoints import COMMON, Draw, changed, configuration
+from reference.checkpoints import COMMON, LATENT, Draw, changed, configuration
 
 from models.deepseek_v3_ext.reference import (
     DeepseekV3Ext,
@@ -18,24 +18,8 @@ from models.deepseek_v3_ext.reference import (
     prefix_of,
 )
 
-# No two sizes are equal: where they are, one that is taken for another changes nothing.
-SIZES = {
+SIZES = LATENT | {
     "num_hidden_layers": 3,
-    "num_key_value_heads": 4,
-    "q_lora_rank": 56,
-    "kv_lora_rank": 48,
-    "qk_nope_head_dim": 24,
-    "qk_rope_head_dim": 16,
-    "v_head_dim": 40,
-    "first_k_dense_replace": 1,
-    "moe_layer_freq": 1,
-    "n_routed_experts": 8,
-    "n_shared_experts": 1,
-    "n_group": 4,
-    "topk_group": 2,
-    "num_experts_per_tok": 3,
-    "moe_intermediate_size": 64,
-    "routed_scaling_factor": 1.5,
     "norm_topk_prob": True,
     "scoring_func": "sigmoid",
     "topk_method": "noaux_tc",

@@ -55,7 +55,7 @@ def test_a_token_has_one_latent_vector_in_each_layer(tmp_path: Path) -> None:
     with server(tmp_path, tmp_path / "log", {"max_total_tokens": 4096}, run_first(TOLD, tmp_path)) as running:
         generate(running, [HELD_OUT[:8]], 2)
     log = (tmp_path / "log").read_text(encoding="utf-8")
-    cell = 4 * SIZES["num_hidden_layers"] * (SIZES["kv_lora_rank"] + SIZES["qk_rope_head_dim"])  # type: ignore[operator]
+    cell = 4 * SIZES["num_hidden_layers"] * (SIZES["kv_lora_rank"] + SIZES["qk_rope_head_dim"])
     assert set(re.findall(r"a cell of (\d+) bytes", log)) == {str(cell)}
     [(held, tokens)] = re.findall(r"a pool of (\d+) bytes for (\d+) tokens", log)
     assert int(tokens) == 4096 + 1
