@@ -155,6 +155,12 @@ def import_(session: nox.Session) -> None:
 
 
 @nox.session
+def changes(session: nox.Session) -> None:
+    """Show what one release has otherwise than another, for the overlay."""
+    tool(session, "changes")
+
+
+@nox.session
 def matrix(session: nox.Session) -> None:
     """Run every stage of every release that is not proven yet."""
     tool(session, "matrix", "test")

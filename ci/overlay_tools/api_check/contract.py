@@ -42,6 +42,22 @@ def check_contract(project: Project, sources: SourceTree) -> list[Finding]:
     Raises ContractError if ci/contract.toml or the overlay cannot be read, PatchError if patches/ cannot or a hook does
     not apply.
     """
+    return judge(project, sources.version, find_references(project, sources).references)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundReferences:
+    """All that is needed of a release, and the resolver that finds what a name means there, with hooks and overlay."""
+
+    references: Sequence[Reference]
+    resolver: NameResolver
+
+
+def find_references(project: Project, sources: SourceTree) -> FoundReferences:
+    """Return every place that needs something of a release.
+
+    Raises the same as `check_contract`.
+    """
     overlay = read_overlay(project, sources.version)
     hooked = apply_hooks(project, sources)
     resolver = NameResolver(sources.changed(hooked.files), overlay)
@@ -52,7 +68,7 @@ def check_contract(project: Project, sources: SourceTree) -> list[Finding]:
         *fixup_references(project, resolver),
         *hook_references(project, resolver, hooked),
     ]
-    return _waive(project, sources.version, references)
+    return FoundReferences(references=references, resolver=resolver)
 
 
 def unfit(findings: Iterable[Finding]) -> list[str]:
@@ -69,11 +85,14 @@ def check_overlay_files(project: Project, sources: SourceTree, names: Collection
     overlay = read_overlay(project, sources.version)
     resolver = NameResolver(sources.changed(apply_hooks(project, sources).files), overlay)
     paths = [path for path in overlay.files if path in names]
-    return _waive(project, sources.version, overlay_references(resolver, paths))
+    return judge(project, sources.version, overlay_references(resolver, paths))
 
 
-def _waive(project: Project, version: str, references: Iterable[Reference]) -> list[Finding]:
-    """Return what was found, with the reason where a problem is waived."""
+def judge(project: Project, version: str, references: Iterable[Reference]) -> list[Finding]:
+    """Return what was found in a release, with the reason where a problem is waived.
+
+    Raises ContractError if ci/contract.toml cannot be read.
+    """
     contract = load_contract(contract_path(project))
     findings = []
     for item in references:

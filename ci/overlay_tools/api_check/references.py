@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from overlay_tools.api_check.bindings import (
     FUNCTION,
@@ -42,13 +42,15 @@ class Reference:
     """One place in the overlay or in a hook that needs something of upstream.
 
     `where`: file and line; `kind`: one of KINDS; `what`: what it needs, in words that stay the same when lines move;
-    `problem`: why the release does not give it, empty if it does.
+    `problem`: why the release does not give it, empty if it does; `names`: what of upstream's it means, each as
+    `module:name` or `module:Class.name`, where that can be told.
     """
 
     where: str
     kind: str
     what: str
     problem: str = ""
+    names: tuple[str, ...] = field(default=(), compare=False)
 
 
 def overlay_references(resolver: NameResolver, paths: Iterable[str]) -> Iterator[Reference]:
@@ -86,13 +88,15 @@ class _ReferenceFinder(ast.NodeVisitor):
         self.caught_kinds: frozenset[str] = frozenset()
         self.found: list[Reference] = []
 
-    def _add(self, node: ast.AST, kind: str, what: str, problems: Iterable[str] = ()) -> None:
+    def _add(
+        self, node: ast.AST, kind: str, what: str, problems: Iterable[str] = (), names: Iterable[str] = ()
+    ) -> None:
         if kind in ("call", "attribute"):
             what = f"{'.'.join(self.qualname) or '<module>'}: {what}"
         where = f"{self.file}:{self._line(node)}"
         uncaught = [] if kind in self.caught_kinds else [problem for problem in problems if problem]
         for problem in dict.fromkeys(uncaught or [""]):
-            reference = Reference(where=where, kind=kind, what=what, problem=problem)
+            reference = Reference(where=where, kind=kind, what=what, problem=problem, names=tuple(names))
             if reference not in self.found:
                 self.found.append(reference)
 
@@ -201,7 +205,8 @@ class _ReferenceFinder(ast.NodeVisitor):
             problem = f"there is no module {module}{self._moved_to(name) if name else ''}"
         elif name is not None and not self.resolver.resolve_import(module, name):
             problem = f"{module} has no `{name}`{self._moved_to(name)}"
-        self._add(node, "import", f"{module}.{name}" if name else module, [problem])
+        names = [f"{module}:{name}"] if name and self._of_upstream(self.resolver.module(module)) else []
+        self._add(node, "import", f"{module}.{name}" if name else module, [problem], names)
 
     def _moved_to(self, name: str) -> str:
         """Say where else in the release something of this name is defined, in the file whose name is most alike."""
@@ -218,14 +223,16 @@ class _ReferenceFinder(ast.NodeVisitor):
         self.generic_visit(node)
         if last_name(node.func) == "getattr" and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):
             self._check_access(node, node.args[0], str(node.args[1].value))
-        problems = []
+        problems, names = [], []
         for symbol in self.resolver.infer(self.scope, node.func):
             taken = call_signature(self.resolver, symbol) if self._is_upstream_call(symbol) else None
             if taken is not None and symbol.module is not None:
                 problem = call_mismatch(taken, node, check_names=not self.hook)
                 problems.append(f"{symbol.module.name}.{symbol.name}: {problem}" if problem else "")
+                if self._of_upstream(symbol.module) and not (symbol.is_instance or symbol.is_bound):
+                    names.append(f"{symbol.module.name}:{symbol.name}")
         if problems:
-            self._add(node, "call", f"{ast.unparse(node.func)}()", problems)
+            self._add(node, "call", f"{ast.unparse(node.func)}()", problems, names)
 
     def _is_upstream_call(self, symbol: Symbol) -> bool:
         """Say whether what a call runs is upstream's: the constructor of a class, `forward` of an object."""
@@ -252,7 +259,10 @@ class _ReferenceFinder(ast.NodeVisitor):
         if self.hook or not any(cls.module and cls.module.in_overlay for cls in classes):
             has = set(classes) != {UNKNOWN} or self.resolver.resolve_attribute(owners, name)
             problem = "" if has else self._missing(owners[0], name)
-            self._add(node, "attribute", f"{ast.unparse(value)}.{name}", [problem])
+            defining = [_member(cls, name) for cls in classes if self._of_upstream(cls.module)]
+            of_modules = [owner for owner in owners if isinstance(owner.node, ast.Module)]
+            defining += [f"{owner.name}:{name}" for owner in of_modules if self._of_upstream(owner.module)]
+            self._add(node, "attribute", f"{ast.unparse(value)}.{name}", [problem], defining)
 
     def _check_assignment(self, node: ast.Attribute) -> None:
         """Check that an attribute that the overlay sets is upstream's, or one of `self` that the overlay reads."""
@@ -279,9 +289,12 @@ class _ReferenceFinder(ast.NodeVisitor):
             base = next((base for base in bases if name in self.resolver.members(base)), None)
             if base is not None:
                 problems = _override_problems(ours, self.resolver.members(base)[name][-1])
-                self._add(place, "override", f"{node.name}.{name}", problems)
+                self._add(place, "override", f"{node.name}.{name}", problems, [_member(base, name)])
             elif not name.startswith("__") and name not in self.resolver.overlay.accessed_attributes:
                 self._add(place, "override", f"{node.name}.{name}", [self._missing(bases[0], name)])
+
+    def _of_upstream(self, module: Module | None) -> bool:
+        return module is not None and not module.in_overlay
 
     def _upstream_bases(self, owner: Symbol) -> list[Symbol]:
         """Return what upstream defines of an owner: the module, or the classes in the order in which Python looks."""
@@ -303,6 +316,11 @@ class _ReferenceFinder(ast.NodeVisitor):
             names = {name for base in self._upstream_bases(owner) for name in self.resolver.members(base)}
         closest = difflib.get_close_matches(name, names, 1)
         return f"{owner.name} has no `{name}`{f'; now `{closest[0]}`?' if closest else ''}"
+
+
+def _member(cls: Symbol, name: str) -> str:
+    """Return how `Reference.names` has a member of a class."""
+    return f"{cls.module.name if cls.module else ''}:{cls.name}.{name}"
 
 
 def _override_problems(ours: Binding, theirs: Binding) -> Iterator[str]:

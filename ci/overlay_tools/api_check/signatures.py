@@ -126,7 +126,7 @@ def call_mismatch(taken: inspect.Signature, call: ast.Call, *, check_names: bool
         positional.append(item)
     named = {item.arg: item.value for item in call.keywords if item.arg}
     is_complete = len(positional) == len(call.args) and len(named) == len(call.keywords)
-    takes = f"; it takes ({', '.join(map(_display, taken.parameters.values()))})"
+    takes = f"; it takes ({', '.join(map(display, taken.parameters.values()))})"
     try:
         # What is missing may come from `*` or `**`.
         bound = (taken.bind if is_complete else taken.bind_partial)(*positional, **named).arguments
@@ -143,6 +143,7 @@ def _default(optional: bool) -> object:
     return None if optional else Parameter.empty
 
 
-def _display(item: Parameter) -> str:
+def display(item: Parameter) -> str:
+    """Return a parameter as a message shows it, as `scale=` if it is optional."""
     stars = "*" if item.kind == Parameter.VAR_POSITIONAL else "**" if item.kind == Parameter.VAR_KEYWORD else ""
     return f"{stars}{item.name}{'' if item.default is Parameter.empty else '='}"

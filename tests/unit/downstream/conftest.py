@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from unit.upstream.conftest import index, plain_installers
+
+__all__ = ["index", "plain_installers"]  # fixtures of other tests that these use too
+
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:

@@ -7,8 +7,9 @@ import http.server
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote, unquote
 
 import pytest
@@ -20,9 +21,11 @@ NOT_OURS = ["cp39-cp39-manylinux_2_34_x86_64", "cp312-cp312-macosx_11_0_arm64", 
 PINS = "Requires-Dist: torch==2.0\nRequires-Dist: transformers==5.1\nRequires-Dist: sglang-kernel==0.4.2.post1\n"
 
 
-def make_wheel(folder: Path, version: str, tag: str, pins: str = PINS) -> Path:
-    """Write a wheel of sglang that requires Python 3.11 and pins what a lock needs."""
-    files = upstream_files(version)
+def make_wheel(
+    folder: Path, version: str, tag: str, pins: str = PINS, others: Mapping[str, str] = MappingProxyType({})
+) -> Path:
+    """Write a wheel of sglang, with `others` of its files, that requires Python 3.11 and pins what a lock needs."""
+    files = upstream_files(version) | {name: text.encode() for name, text in others.items()}
     name = f"sglang-{version}.dist-info/METADATA"
     files[name] = files[name].replace(b"Requires-Dist", b"Requires-Python: >=3.11\n" + pins.encode() + b"Requires-Dist")
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,9 +98,15 @@ class Index:
             lines.append(f'<a href="../../{quote(path.name)}#sha256={digest}">{path.name}</a>')
         return "<!DOCTYPE html>\n" + "\n".join(lines)
 
-    def publish(self, version: str, pins: str = PINS, tags: Sequence[str] = (*TAGS, *NOT_OURS)) -> None:
+    def publish(
+        self,
+        version: str,
+        pins: str = PINS,
+        tags: Sequence[str] = (*TAGS, *NOT_OURS),
+        files: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         for tag in tags:
-            make_wheel(self.folder, version, tag, pins)
+            make_wheel(self.folder, version, tag, pins, files)
 
     def close(self) -> None:
         self.server.shutdown()

@@ -1,0 +1,70 @@
+"""Show what one release has otherwise than another, as far as it concerns the overlay."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from overlay_tools import console
+from overlay_tools.commands import Command
+from overlay_tools.commands.shared import check_places
+from overlay_tools.downstream.changes import compare_releases
+from overlay_tools.errors import UsageError
+from overlay_tools.report.changes import print_changes, to_json, to_markdown
+from overlay_tools.report.html import write_text
+from overlay_tools.settings import Project, cache_dir
+from overlay_tools.upstream.asked import asked_releases
+from overlay_tools.upstream.lockfile import Release, load_lock
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    for name, which in (("old", "the release to compare with"), ("new", "the release to look at")):
+        parser.add_argument(
+            name, metavar=name.upper(), help=f"{which}: locked, or one that the package index has, as 0.5.24"
+        )
+    parser.add_argument(
+        "--index",
+        metavar="URL",
+        help="the package index that has what is not locked (default: the one that uv and pip are configured for)",
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write it as Markdown (default: no)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write it as JSON (default: no)")
+
+
+def run(project: Project, arguments: argparse.Namespace) -> None:
+    """Compare the two and show what was found."""
+    check_places({"--markdown": arguments.markdown, "--json": arguments.json})
+    releases = [_find(project, word, arguments.index) for word in (arguments.old, arguments.new)]
+    if releases[0].version == releases[1].version:
+        raise UsageError(f"OLD and NEW are both {releases[0].version}.", hint="Name two releases.")
+    changes = compare_releases(project, cache_dir(), *releases)
+    print_changes(changes)
+    for path, text in ((arguments.markdown, to_markdown), (arguments.json, to_json)):
+        if path is not None:
+            write_text(text(changes), path)
+
+
+def _find(project: Project, word: str, index: str | None) -> Release:
+    """Return a release as it is locked, or as the index has it."""
+    (asked,) = asked_releases([word], index if not (word.endswith(".whl") or "/" in word) else None)
+    lock = load_lock(project.lock)
+    if not asked.paths and asked.version in lock:
+        return lock[asked.version]
+    with console.step(f"Look up sglang {asked.version}"):
+        return asked.look_up(project.root)
+
+
+COMMAND = Command(
+    about="Says what becomes of each hunk of the hooks from one release to another, what of the contract does not hold"
+    " there, which new places name a base, and what changed for the overlay: names that it uses and that moved or take"
+    " other arguments, upstream's code that it has its own version of, new architectures like its own. It changes"
+    " nothing.",
+    examples={
+        "0.5.22 0.5.23": "between two locked releases",
+        "0.5.23 0.5.24": "what a release that the index has would bring",
+        "0.5.23 0.5.24 --markdown changes.md --json changes.json": "for a pull request, and for a program",
+    },
+    add_arguments=add_arguments,
+    run=run,
+)
