@@ -155,6 +155,12 @@ def import_(session: nox.Session) -> None:
 
 
 @nox.session
+def watch(session: nox.Session) -> None:
+    """Carry the overlay to new releases and prove it: a branch or a report each."""
+    tool(session, "watch", "test")
+
+
+@nox.session
 def changes(session: nox.Session) -> None:
     """Show what one release has otherwise than another, for the overlay."""
     tool(session, "changes")

@@ -36,6 +36,7 @@ COMMANDS = {
     "import": "bring in patches or a fork: changed files as hooks, new ones to overlay/",
     "lock": "pin a release in upstream.lock, or compare the lock with the index",
     "matrix": "run every stage of every release that is not proven yet",
+    "watch": "carry the overlay to new releases and prove it: a branch or a report each",
     "changes": "show what one release has otherwise than another, for the overlay",
     "status": "show what is known of every release, here and as dist/status.html",
     "test-engine": "run the engine tests of one release in its environment",

@@ -25,6 +25,10 @@ class LockError(OverlayError):
     """Report a fault of upstream.lock, or a release or wheel that it does not hold."""
 
 
+class YankedError(LockError):
+    """Report a release that its index says not to use any more."""
+
+
 class FetchError(OverlayError):
     """Report a base wheel that cannot be had, or is not the one that the lock names."""
 
@@ -91,3 +95,7 @@ class WorktreeError(OverlayError):
 
 class PortError(OverlayError):
     """Report a release that the overlay cannot be carried to without a person."""
+
+
+class WatchError(OverlayError):
+    """Report a checkout that no branch can be made in, or another run that makes some."""

@@ -96,14 +96,14 @@ def to_markdown(changes: Changes) -> str:
     """Return the report as Markdown, for a pull request or an issue."""
     parts = [verdict(changes)]
     for section in sections(changes):
-        lines = [f"- {_marked(line)}" for line in section.lines[:_MOST]] or [section.nothing]
+        lines = [f"- {plain(line)}" for line in section.lines[:_MOST]] or [section.nothing]
         if len(section.lines) > _MOST:
             lines.append(f"- {len(section.lines) - _MOST} more: `nox -s changes -- {changes.old} {changes.new}`")
         parts.append("\n".join([f"## {section.heading}", "", *lines]))
     return "\n\n".join(parts) + "\n"
 
 
-def _marked(line: str) -> str:
+def plain(line: str) -> str:
     """Return a line in which nothing is Markdown but code between backticks: upstream's code may hold any character."""
     parts = re.split(r"(`[^`]+`)", line)
     return "".join(part if number % 2 else _MARKUP.sub(r"\\\g<0>", part) for number, part in enumerate(parts))

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote
 
-from overlay_tools.errors import LockError, ToolError
+from overlay_tools.errors import LockError, ToolError, YankedError
 from overlay_tools.subprocesses import run
 from overlay_tools.upstream.installers import (
     pip,
@@ -84,7 +84,7 @@ def _resolve(version: str, index: str) -> tuple[str, list[dict[str, Any]]]:
             break
         requirement += "".join(f",!={other}" for other in others)
     if yanked := re.search(r"is yanked(?: \(reason: (.*?)\)\s*$)?", done.stderr, re.MULTILINE):
-        raise LockError(
+        raise YankedError(
             f"sglang {version} was yanked: {(yanked[1] or 'no reason is given').strip(chr(34))}.",
             hint="Lock another release.",
         )

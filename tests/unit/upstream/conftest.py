@@ -37,7 +37,8 @@ class Index:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.yanked: str | bool = False
+        self.yanked: str | bool = False  # of all releases
+        self.withdrawn: set[str] = set()  # releases that are yanked, whatever the others are
         folder.mkdir()
         index = self
 
@@ -81,7 +82,7 @@ class Index:
             "files": [
                 {
                     "filename": path.name,
-                    "yanked": self.yanked,
+                    "yanked": self.yanked or path.name.split("-")[1] in self.withdrawn,
                     "url": f"../../{quote(path.name)}",
                     "size": path.stat().st_size,
                     "hashes": {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()},

@@ -1,0 +1,87 @@
+"""Carry the overlay to what upstream has released since, and prove it; a branch or a report for each release."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from overlay_tools import console
+from overlay_tools.commands import Command
+from overlay_tools.commands.shared import add_python, check_places
+from overlay_tools.proving.stages import STAGES
+from overlay_tools.proving.watch import Seen, Watcher
+from overlay_tools.report.html import write_text
+from overlay_tools.report.watch import describe_seen, print_seen, to_row
+from overlay_tools.settings import Project, cache_dir
+from overlay_tools.upstream.index_url import checked_index
+from overlay_tools.upstream.lockfile import load_lock
+from overlay_tools.upstream.versions import newer_versions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument(
+        "--index",
+        metavar="URL",
+        help="the package index to ask (default: the one that uv and pip are configured for)",
+    )
+    parser.add_argument("--post", action="store_true", help="look at post-releases too, as 0.5.24.post1 (default: no)")
+    parser.add_argument(
+        "--candidates", action="store_true", help="look at pre-releases too, as 0.5.24rc1 (default: no)"
+    )
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        choices=STAGES,
+        default=[*STAGES],
+        metavar="STAGE",
+        help=f"what a branch has to pass, of {', '.join(STAGES)} (default: all of them)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was seen as JSON (default: no)")
+    add_python(parser, "make the engine's environment with")
+
+
+def run(project: Project, arguments: argparse.Namespace) -> None:
+    """Ask for new releases and look at each."""
+    check_places({"--json": arguments.json})
+    index = "" if arguments.index is None else checked_index(arguments.index)
+    stages = [stage for stage in STAGES if stage in arguments.stages]
+    watcher = Watcher(project, cache_dir(), stages, arguments.python)
+    newest = [*load_lock(project.lock)][-1]
+    with console.step(f"Ask for releases after sglang {newest}"):
+        versions = newer_versions(newest, index, candidates=arguments.candidates, posts=arguments.post)
+    if not versions:
+        console.line(f"No release is newer than sglang {newest}.")
+    rows = []
+    for seen in watcher.look(versions, index):
+        print_seen(seen, _write(watcher, seen))
+        rows.append(to_row(seen))
+    if arguments.json is not None:
+        write_text(json.dumps(rows, indent=1) + "\n", arguments.json)
+
+
+def _write(watcher: Watcher, seen: Seen) -> str:
+    """Write the description of a branch or a report, and note that it was; return its path."""
+    if seen.outcome not in ("branch", "report"):
+        return ""
+    path = watcher.reports / f"{seen.release}.md"
+    write_text(describe_seen(seen), path)
+    write_text(json.dumps(watcher.note(seen.outcome)), path.with_suffix(".json"))
+    return str(path)
+
+
+COMMAND = Command(
+    about="Asks the package index for releases after the newest locked one, carries the overlay to each as `port` does,"
+    " and runs its stages. Where all of it holds, the result is a branch of this repository, watch/VERSION; where a"
+    " person has to settle something, it is a report. Both are described in .nox/watched/VERSION.md. Files of the"
+    " checkout and the branch that is checked out stay as they are. A release that has a branch or, at the same commit,"
+    " a report is not looked at again.",
+    examples={
+        "": "final releases, all stages",
+        "--post --candidates --stages static": "post- and pre-releases too, from their sources alone",
+        "--json watched.json": "for a program",
+    },
+    add_arguments=add_arguments,
+    run=run,
+)

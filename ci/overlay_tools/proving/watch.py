@@ -1,0 +1,267 @@
+"""Releases that upstream has published and that are not locked yet: each carried, proven and made a branch of, or told.
+
+All of it happens in a git worktree of its own. Of the checkout, nothing changes but that it has one more branch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+from packaging.version import Version
+
+from overlay_tools import console
+from overlay_tools.downstream.changes import Changes, compare_releases
+from overlay_tools.downstream.port import Port
+from overlay_tools.errors import FetchError, LockError, MatrixError, OverlayError, ToolError, WatchError, YankedError
+from overlay_tools.git_settings import users_environment
+from overlay_tools.patches.series import load_series
+from overlay_tools.proving.inputs import Inputs
+from overlay_tools.proving.results import Result, commit_of, load_results, save_results
+from overlay_tools.proving.runner import ReleasePlan, describe, run_matrix
+from overlay_tools.proving.stages import run_stage
+from overlay_tools.settings import Project, load_project
+from overlay_tools.subprocesses import git, run
+from overlay_tools.upstream.asked import AskedRelease
+from overlay_tools.upstream.lockfile import Release, load_lock
+
+_OURS = ("patches", "upstream.lock", "ci/results.json")  # what a branch changes
+_IDENTITY = re.compile(r"(.*) <(.*)> \d+ [+-]\d+")
+_FAILED = re.compile(r"^(?:FAILED|ERROR) .*", re.MULTILINE)
+_SHOWN = 20  # tests that failed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """What became of a release that is not locked.
+
+    `outcome`: a `branch` was made of it, or a `report`, for a person has to settle something; one of them was `there`
+    before; or it was `skipped`. `branch`, its name, or empty; `why`, in words; `changes`, where it was compared;
+    `results`, of the stages that ran; `failed`, the tests that did not pass; `base`, what the branch goes on from.
+    """
+
+    release: str
+    outcome: Literal["branch", "report", "there", "skipped"]
+    branch: str = ""
+    why: Sequence[str] = ()
+    changes: Changes | None = None
+    results: Sequence[Result] = ()
+    failed: Sequence[str] = ()
+    base: str = ""
+
+
+class Watcher:
+    """Looks after a checkout.
+
+    Parameters: `stages`, those to prove a release with; `python`, as "3.12", the one to prove them with.
+    Raises WatchError if it is no git repository with a commit, or git does not know whose commits to make.
+    """
+
+    def __init__(self, project: Project, cache: Path, stages: Sequence[str], python: str | None = None) -> None:
+        self.project, self.cache, self.stages, self.python = project, cache, stages, python
+        self.tree = project.root / ".nox" / "watching"
+        self.reports = project.root / ".nox" / "watched"  # .nox/watch is the session's environment
+        self.head = self._git("rev-parse", "--verify", "HEAD^{commit}").strip()
+        if not self.head:
+            raise WatchError(f"{project.root} is not a git repository with a commit.", hint="Watch a clone of it.")
+        self.author = _identity(project.root)
+        if self._git("for-each-ref", "refs/heads/watch") and not self._git("for-each-ref", "refs/heads/watch/*"):
+            raise WatchError(
+                "There is a branch `watch`, so that git can make none of the name watch/VERSION.",
+                hint="Give it another name: `git branch -m watch NAME`.",
+            )
+
+    def look(self, versions: Sequence[str], index: str) -> Iterator[Seen]:
+        """Look at releases, oldest first, and yield what became of each.
+
+        Raises ToolError or FetchError if the index does not answer, WatchError if another run is in progress.
+        """
+        with _only_run(self.tree), self._cleared():
+            base = "HEAD"
+            for version in versions:
+                console.line(f"sglang {version}", style="bold")
+                if ref := self._branch_of(version):
+                    seen = Seen(release=version, outcome="there", branch=ref, why=["There is a branch already."])
+                elif self._reported(version):
+                    where = self.reports / f"{version}.md"
+                    seen = Seen(release=version, outcome="there", why=[f"There is a report of this commit: {where}"])
+                else:
+                    seen = self._look(version, index, base)
+                if seen.branch and self._goes_on_from_head(seen.branch):
+                    base = seen.branch
+                yield seen
+
+    def _look(self, version: str, index: str, base: str) -> Seen:
+        """Carry one release and prove it, on top of a branch or of HEAD."""
+        try:
+            with console.step(f"Look up sglang {version}"):
+                release = AskedRelease(version=version, index=index).look_up(self.project.root)
+        except YankedError as error:
+            return Seen(release=version, outcome="skipped", why=error.problems)
+        except LockError as error:
+            return Seen(release=version, outcome="report", why=error.problems)
+        with self._checked_out(base) as project:
+            lock = load_lock(project.lock)
+            older = [locked for locked in lock if Version(locked) < Version(version)]
+            changes = compare_releases(project, self.cache, lock[older[-1] if older else next(iter(lock))], release)
+            try:
+                Port(project, self.cache).start(version, lambda _: release)
+            except (FetchError, ToolError):
+                raise
+            except OverlayError as error:
+                why = [problem.replace(f"{self.tree}/", "") for problem in error.problems]
+                return Seen(release=version, outcome="report", why=why, changes=changes)
+            self._commit(project, f"Take sglang {version}", _message(changes))
+            results, failed = self._prove(project, release)
+            if not all(result.green for result in results):
+                why = [f"{result.stage}: {describe(result)}." for result in results if not result.green]
+                return Seen(release=version, outcome="report", why=why, changes=changes, results=results, failed=failed)
+            if results:
+                said = "\n".join(f"{result.stage}: {describe(result)}" for result in results)
+                self._commit(project, f"Record what the tests said of sglang {version}", said)
+            branch = f"watch/{version}"
+            # The old value says that there must be none: whoever has made one in the meantime keeps it.
+            self._git("update-ref", f"refs/heads/{branch}", self._git("rev-parse", "HEAD", cwd=self.tree).strip(), "")
+        return Seen(release=version, outcome="branch", branch=branch, changes=changes, results=results, base=base)
+
+    def _prove(self, project: Project, release: Release) -> tuple[list[Result], list[str]]:
+        """Run the stages, the static one first, which needs no environment; return their results, and what failed.
+
+        Raises MatrixError if the others cannot be run.
+        """
+        version, logs = release.version, project.root / ".nox" / "releases" / "logs"
+        logs.mkdir(parents=True)
+        if "static" in self.stages:
+            inputs = Inputs(project, load_series(project.patches)).parts(release, "static")
+            with console.step("  static"):
+                result = run_stage(
+                    project.root,
+                    version,
+                    "static",
+                    Path(sys.executable),
+                    logs / f"{version}-static.log",
+                    commit_of(project.root),
+                    inputs,
+                )
+            save_results(project.results, {**load_results(project.results), (version, "static"): result}.values())
+            console.line(f"    {describe(result)}", style="green" if result.green else "red")
+        left = [stage for stage in self.stages if stage != "static"]
+        if left and ("static" not in self.stages or result.green):
+            cache = os.environ.get("UV_CACHE_DIR")
+            try:
+                run_matrix(project, [ReleasePlan(version=version, stages=left)], self.python)
+            except MatrixError:
+                if not any((version, stage) in load_results(project.results) for stage in left):
+                    raise  # it is not the release that is at fault
+            finally:  # a run has a cache of its own, which goes with the worktree
+                os.environ.pop("UV_CACHE_DIR", None)
+                os.environ.update({"UV_CACHE_DIR": cache} if cache else {})
+        found = load_results(project.results)
+        results = [found[version, stage] for stage in self.stages if (version, stage) in found]
+        failed = [line for stage in self.stages for line in _failures(logs / f"{version}-{stage}.log")]
+        return results, failed
+
+    def _branch_of(self, version: str) -> str:
+        """Return the branch of a release, here or on a remote, or an empty text."""
+        names = self._git("for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes").splitlines()
+        found = [name for name in names if name.endswith(f"/watch/{version}")]
+        return min(found, key=lambda name: name.startswith("refs/remotes/"), default="").removeprefix("refs/heads/")
+
+    def _reported(self, version: str) -> bool:
+        """Tell whether a release was told of at the commit that is checked out, by the same stages."""
+        path = self.reports / f"{version}.json"
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            return bool(said == self.note(said["outcome"]) and said["outcome"] == "report")
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def note(self, outcome: str) -> dict[str, object]:
+        """Return what is to be kept of a release, so that the next run looks at it no more."""
+        return {"outcome": outcome, "commit": self.head, "stages": list(self.stages)}
+
+    def _goes_on_from_head(self, ref: str) -> bool:
+        return git(["merge-base", "--is-ancestor", self.head, ref], cwd=self.project.root).returncode == 0
+
+    @contextmanager
+    def _checked_out(self, commit: str) -> Iterator[Project]:
+        """Check a commit out beside the checkout until the block ends."""
+        with self._cleared():
+            self._git("worktree", "add", "--quiet", "--detach", str(self.tree), commit)
+            yield load_project(self.tree)
+
+    @contextmanager
+    def _cleared(self) -> Iterator[None]:
+        """Remove the worktree, also that of a run that was killed, and then once more."""
+        try:
+            self._clear()
+            yield
+        finally:
+            self._clear()
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.tree, ignore_errors=True)
+        self._git("worktree", "prune")
+
+    def _commit(self, project: Project, subject: str, body: str) -> None:
+        name, email = self.author
+        present = [path for path in _OURS if (project.root / path).exists()]
+        self._git("add", "--all", "--", *present, cwd=self.tree)
+        words = ["-c", f"user.name={name}", "-c", f"user.email={email}", "commit", "--quiet", "--file=-"]
+        done = git(words, cwd=self.tree, stdin=f"{subject}\n\n{body}\n")
+        if done.returncode:
+            raise WatchError(
+                f"{subject}: git cannot commit it: {done.stderr.strip()}", hint="Mend that, and run again."
+            )
+
+    def _git(self, *words: str, cwd: Path | None = None) -> str:
+        done = git(words, cwd=cwd or self.project.root)
+        if done.returncode and words[0] != "rev-parse":
+            raise WatchError(f"git {words[0]} failed: {done.stderr.strip()}", hint="Mend that, and run this again.")
+        return done.stdout
+
+
+def _identity(root: Path) -> tuple[str, str]:
+    """Return the name and the address that git gives commits in a checkout.
+
+    Raises WatchError if it would have to guess.
+    """
+    words = ["git", "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT"]
+    env = {name: None for name in users_environment() if not name.startswith("GIT_COMMITTER_")}
+    done = run(words, cwd=root, env=env, check=False)
+    found = _IDENTITY.fullmatch(done.stdout.strip())
+    if done.returncode or found is None:
+        raise WatchError(
+            "git does not know in whose name to commit.",
+            hint="`git config user.name NAME` and `git config user.email ADDRESS` say it.",
+        )
+    return found[1], found[2]
+
+
+@contextmanager
+def _only_run(folder: Path) -> Iterator[None]:
+    folder.parent.mkdir(exist_ok=True)
+    try:
+        held = FileLock(folder.with_suffix(".lock")).acquire(blocking=False)
+    except Timeout:
+        raise WatchError("Another run looks at this checkout.", hint="Wait for it, or end it.") from None
+    with held:
+        yield
+
+
+def _message(changes: Changes) -> str:
+    return "\n".join(f"{h.hook}: {h.outcome}{f': {h.note}' if h.note else ''}" for h in changes.hunks)
+
+
+def _failures(log: Path) -> list[str]:
+    """Return the lines of a log of pytest's that name what failed."""
+    return _FAILED.findall(log.read_text(encoding="utf-8", errors="replace"))[:_SHOWN] if log.exists() else []

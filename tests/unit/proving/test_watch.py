@@ -1,0 +1,284 @@
+"""`nox -s watch` over a miniature project in git, with stages of a few lines that pytest really runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from overlay_tools import cli
+from overlay_tools.commands import watch as command
+from overlay_tools.errors import LockError, YankedError
+from overlay_tools.patches.lint import lint
+from overlay_tools.patches.series import load_series
+from overlay_tools.proving import inputs, runner, stages
+from overlay_tools.upstream import asked
+from overlay_tools.upstream.lockfile import Release, load_lock
+
+from unit.conftest import LOADER, REPOSITORY, Miniature, upstream_files
+from unit.proving.test_runner import GREEN, make_environment
+from unit.upstream.conftest import Index, index, plain_installers
+
+__all__ = ["index", "plain_installers"]
+FILE = "sglang/loader.py"
+CHANGED = LOADER.replace("name = config.name", "name = config.title")  # in the context of the hook
+STATIC = """\
+import re
+from pathlib import Path
+import pytest
+
+@pytest.mark.parametrize("version", re.findall(r'release."(.*)"', Path("upstream.lock").read_text()))
+def test_release(version: str) -> None:
+    assert version != "9.9"
+"""
+KILLED = """\
+import os, sys
+from overlay_tools import cli
+from overlay_tools.proving import watch
+watch.run_stage = lambda *given: os.kill(os.getpid(), 9)
+sys.exit(cli.main(["watch", "--stages", "static"]))
+"""
+
+
+def git(mini: Miniature, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=mini.root, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def project(mini_here: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    mini_here.write("tests/static/test_s.py", STATIC)
+    mini_here.write("tests/engine/test_e.py", GREEN)
+    mini_here.write("ci/results.json", "[]\n")
+    mini_here.write(".gitignore", ".nox\n__pycache__\ndist\n.pytest_cache\n")
+    git(mini_here, "init", "--quiet", "--initial-branch=main")
+    git(mini_here, "config", "user.name", "Ümit")
+    git(mini_here, "config", "user.email", "umit@example.org")
+    git(mini_here, "add", "--all")
+    git(mini_here, "commit", "--quiet", "--message=first")
+    table = {"static": ("tests/static",), "engine": ("tests/engine",)}
+    for module in (stages, inputs, runner, command):
+        monkeypatch.setattr(module, "STAGES", table)
+    monkeypatch.setattr(runner, "NEEDED", 1.0)
+    monkeypatch.setattr(runner, "engine_environment", make_environment)
+    monkeypatch.setenv("UV_CACHE_DIR", "elsewhere")
+    return mini_here
+
+
+def publish(mini: Miniature, monkeypatch: pytest.MonkeyPatch, releases: Mapping[str, str | Exception]) -> None:
+    """Let an index have releases with this loader, or answer with an error."""
+    found: dict[str, Release | Exception] = {
+        version: mini.publish(version, upstream_files(version) | {FILE: of.encode()}) if isinstance(of, str) else of
+        for version, of in releases.items()
+    }
+
+    def query(version: str, index: str) -> Release:
+        if isinstance(answer := found[version], Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(asked, "query_release", query)
+    monkeypatch.setattr(command, "newer_versions", lambda *_, **__: list(releases))
+
+
+def files_of(mini: Miniature) -> dict[str, bytes]:
+    return {name: data for name, data in mini.content().items() if not name.startswith(".git/")}
+
+
+def watch(mini: Miniature, *words: str) -> dict[str, dict[str, Any]]:
+    """Watch, see that nothing of the checkout changes, and return what was seen."""
+    before = files_of(mini), git(mini, "status", "--porcelain"), git(mini, "symbolic-ref", "HEAD")
+    assert cli.main(["watch", "--json", ".nox/seen.json", *words]) == 0
+    assert (files_of(mini), git(mini, "status", "--porcelain"), git(mini, "symbolic-ref", "HEAD")) == before
+    assert git(mini, "worktree", "list").count("\n") == 1
+    assert not (mini.root / ".nox/watching").exists()
+    return {row["release"]: row for row in json.loads((mini.root / ".nox/seen.json").read_text())}
+
+
+def branches(mini: Miniature) -> dict[str, str]:
+    words = git(mini, "for-each-ref", "--format=%(refname:short) %(objectname)", "refs/heads").split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def described(mini: Miniature, version: str) -> str:
+    return (mini.root / f".nox/watched/{version}.md").read_text(encoding="utf-8")
+
+
+def test_a_release_that_fits_becomes_a_branch(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(project, monkeypatch, {"1.2": "# new\n" + LOADER})
+    project.write("overlay/sglang/models/ours.py", "OURS = 2\n")  # not committed
+    (seen,) = watch(project).values()
+    assert (seen["outcome"], seen["branch"]) == ("branch", "watch/1.2")
+    assert "carried and proven in the branch watch/1.2" in capsys.readouterr().out
+    assert os.environ["UV_CACHE_DIR"] == "elsewhere"
+    git(project, "checkout", "--quiet", "-f", "watch/1.2")
+    assert list(project.lock) == ["1.0", "1.1", "1.2"]
+    assert lint(load_series(project.root / "patches"), list(project.lock)) == []
+    project.build("1.2")
+    assert (project.root / "overlay/sglang/models/ours.py").read_text() == "OURS = 1\n"
+    log = git(project, "log", "--format=%an <%ae>: %s", "main..watch/1.2").splitlines()
+    who = "Ümit <umit@example.org>"
+    assert log == [f"{who}: Record what the tests said of sglang 1.2", f"{who}: Take sglang 1.2"]
+    results = json.loads((project.root / "ci/results.json").read_text())
+    assert [(row["release"], row["stage"], row["passed"]) for row in results] == [
+        ("1.2", "engine", 1), ("1.2", "static", 1)
+    ]  # fmt: skip
+    assert results[0]["commit"] == git(project, "rev-parse", "watch/1.2~").strip()[:12]
+    assert "| static | 1 passed in" in described(project, "1.2")
+    assert "choose: sglang/loader.py:4 offset 1" in described(project, "1.2")
+
+
+def test_a_second_run_adds_nothing(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(project, monkeypatch, {"1.2": LOADER, "1.3": CHANGED})
+    first = watch(project, "--stages", "static")
+    assert [row["outcome"] for row in first.values()] == ["branch", "report"]
+    made, files = branches(project), sorted((project.root / ".nox/watched").iterdir())
+    text = described(project, "1.3")
+    again = watch(project, "--stages", "static")
+    assert [row["outcome"] for row in again.values()] == ["there", "there"]
+    assert (branches(project), sorted((project.root / ".nox/watched").iterdir())) == (made, files)
+    assert described(project, "1.3") == text
+    git(project, "commit", "--quiet", "--allow-empty", "--message=second")
+    later = watch(project, "--stages", "static")  # what a person has committed may have settled it
+    assert [row["outcome"] for row in later.values()] == ["there", "report"]
+
+
+def test_a_branch_of_a_remote_counts(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(project, monkeypatch, {"1.2": LOADER})
+    git(project, "update-ref", "refs/remotes/origin/watch/1.2", "HEAD")
+    assert watch(project)["1.2"]["outcome"] == "there"
+    assert branches(project).keys() == {"main"}
+
+
+def test_releases_go_on_from_one_another(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(project, monkeypatch, {"1.2": LOADER, "1.3": "# new\n" + LOADER})
+    watch(project, "--stages", "static")
+    assert git(project, "rev-parse", "watch/1.3~2") == git(project, "rev-parse", "watch/1.2")
+    assert "goes on from `watch/1.2`" in described(project, "1.3")
+    git(project, "branch", "--quiet", "-D", "watch/1.3")
+    git(project, "commit", "--quiet", "--allow-empty", "--message=second")
+    watch(project, "--stages", "static")
+    assert git(project, "rev-parse", "watch/1.3~2") == git(project, "rev-parse", "main")  # 1.2's is of an older commit
+
+
+def test_a_hook_in_conflict_becomes_a_report(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(project, monkeypatch, {"1.2": CHANGED})
+    seen = watch(project)["1.2"]
+    assert (seen["outcome"], seen["branch"], seen["results"]) == ("report", "", [])
+    assert branches(project).keys() == {"main"}
+    page = described(project, "1.2")
+    assert page.startswith("A person is needed:\n\n- patches/choose/1.0.patch:10: conflict: lines around it changed")
+    assert "`nox -s port -- 1.2`" in page
+    assert "1 thing is for a person to settle before the overlay fits sglang 1.2, choose left aside." in page
+    assert str(project.root) not in page
+    assert "sglang 1.2: a person is needed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("stage", "runs"), [("static", ["static"]), ("engine", ["static", "engine"])])
+def test_a_stage_that_fails_becomes_a_report(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, stage: str, runs: list[str]
+) -> None:
+    version = "9.9" if stage == "static" else "1.2"
+    project.write("tests/engine/test_e.py", "def test_a() -> None:\n    assert 1 == 2\n")
+    git(project, "commit", "--quiet", "--all", "--message=second")
+    publish(project, monkeypatch, {version: LOADER})
+    seen = watch(project)[version]
+    assert seen["outcome"] == "report"
+    assert [result["stage"] for result in seen["results"]] == runs
+    assert branches(project).keys() == {"main"}
+    page = described(project, version)
+    assert f"- {stage}: 0 passed, 1 failed in" in page
+    assert f"What failed:\n\n- FAILED tests/{stage}/test_" in page
+
+
+def test_what_was_yanked_is_skipped_and_what_cannot_be_locked_told(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = {"1.2": YankedError("sglang 1.2 was yanked: broken."), "1.3": LockError("It has no wheel.")}
+    publish(project, monkeypatch, errors)
+    seen = watch(project)
+    assert [row["outcome"] for row in seen.values()] == ["skipped", "report"]
+    assert "sglang 1.2: skipped.\n  sglang 1.2 was yanked: broken." in capsys.readouterr().out
+    assert not (project.root / ".nox/watched/1.2.md").exists()
+    assert "- It has no wheel." in described(project, "1.3")
+
+
+def test_a_run_that_is_killed_leaves_nothing_and_the_next_one_does_it(project: Miniature, index: Index) -> None:
+    index.withdrawn = {"2.1"}
+    for version in ("2.0.post1", "2.1", "2.2rc1"):
+        index.publish(version)
+    before, ours = files_of(project), branches(project)
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "ci")}
+    done = subprocess.run([sys.executable, "-c", KILLED], cwd=project.root, env=env, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (files_of(project), branches(project)) == (before, ours)
+    assert git(project, "status", "--porcelain") == ""
+    seen = watch(project, "--post", "--candidates", "--stages", "static")
+    assert {version: row["outcome"] for version, row in seen.items()} == {
+        "2.0": "branch", "2.0.post1": "branch", "2.1": "skipped", "2.2rc1": "branch"
+    }  # fmt: skip
+    git(project, "checkout", "--quiet", "watch/2.2rc1")
+    assert list(load_lock(project.root / "upstream.lock")) == ["1.0", "1.1", "2.0", "2.0.post1", "2.2rc1"]
+
+
+def test_where_nothing_is_newer_it_says_so(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(project, monkeypatch, {})
+    assert watch(project) == {}
+    assert "No release is newer than sglang 1.1." in capsys.readouterr().out
+
+
+def test_an_environment_that_cannot_be_made_is_no_report(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(project, monkeypatch, {"1.2": LOADER})
+    monkeypatch.setattr(runner, "NEEDED", 1e30)
+    assert cli.main(["watch"]) == 1
+    assert "has room for" in capsys.readouterr().err
+    assert branches(project).keys() == {"main"}
+    assert not (project.root / ".nox/watched").exists()
+    assert not (project.root / ".nox/watching").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said", "hint"),
+    [
+        ("rm -rf .git", "is not a git repository with a commit", "clone"),
+        ("git config --unset user.email", "git does not know in whose name to commit", "user.email"),
+        ("git branch watch", "There is a branch `watch`", "git branch -m watch NAME"),
+    ],
+)
+def test_where_no_branch_can_be_made_nothing_begins(
+    project: Miniature, spoil: str, said: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subprocess.run(["bash", "-c", spoil], cwd=project.root, check=True)
+    assert cli.main(["watch"]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert hint in error
+
+
+def test_two_runs_do_not_meet(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(project, monkeypatch, {"1.2": LOADER})
+
+    def meanwhile(*_: object, **__: object) -> None:
+        assert cli.main(["watch"]) == 1
+        assert "Another run looks at this checkout." in capsys.readouterr().err
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("overlay_tools.proving.watch.compare_releases", meanwhile)
+    assert cli.main(["watch"]) > 128
+    assert branches(project).keys() == {"main"}
+    assert not (project.root / ".nox/watching").exists()
