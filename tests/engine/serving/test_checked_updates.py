@@ -75,6 +75,23 @@ def test_nothing_is_loaded_of_what_the_model_or_its_draft_refuses(
     assert [model.loaded for model in models] == [[], []]
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_nothing_is_loaded_of_tensors_that_do_not_go_together(models: tuple[Model, Model], first: int) -> None:
+    asked: list[list[str]] = []
+
+    def faults_of_part(names: list[str]) -> list[str]:
+        asked.append(names)
+        return ["d.b: missing"]
+
+    models[1].faults_of_part = faults_of_part
+    with checked_updates.updating(complete=False) as update:
+        with pytest.raises(WeightsError, match="nothing was changed"):
+            models[first].load_weights(GOOD)
+        assert "d.b: missing" in update.refusal
+    assert asked == [["d.a"]]
+    assert [model.loaded for model in models] == [[], []]
+
+
 def test_what_comes_later_is_refused_with_what_has_been_done(models: tuple[Model, Model]) -> None:
     with checked_updates.updating(complete=False):
         models[0].load_weights(GOOD)

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from engine.harness import HELD_OUT, generate, ours, run_first, server
 from reference.cases import make_checkpoint
+from torch import nn
 
 from models.deepseek_v3_ext.case import CONFIG, SIZES, YARN
 
@@ -129,3 +131,37 @@ def test_quark_does_not_quantise_what_it_is_loaded_from() -> None:
         check(loaded, quark)
     for config, quant_config in ((quantised, quark), (loaded, fp8), (loaded, None)):
         check(config, quant_config)
+
+
+class Halves(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
+    """What upstream has made of two projections, of 4 and 3 + 2 rows: their weight, and the scales of its blocks."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        at: nn.Module = self
+        for name in [*layer.split("."), "self_attn", "fused_qkv_a_proj_with_mqa"]:
+            at.add_module(name, nn.Module())
+            at = at.get_submodule(name)
+        at.weight = nn.Parameter(torch.arange(18.0).view(9, 2))
+        at.weight_scale_inv = nn.Parameter(torch.ones(2, 1))
+        self.config = SimpleNamespace(q_lora_rank=4, kv_lora_rank=3, qk_rope_head_dim=2, num_hidden_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"), [("model.layers.1", "model.layers.1"), ("model.decoder", "model.layers.3")]
+)
+def test_half_of_a_pair_is_updated_by_its_weight_alone(layer: str, named: str) -> None:
+    extensions = ours("models.deepseek_v3_ext").DeepseekV3Extensions
+    model = type("Model", (extensions, Halves), {})(layer)
+    q, kv = f"{named}.self_attn.q_a_proj", f"{named}.self_attn.kv_a_proj_with_mqa"
+    given = {f"{q}.weight": torch.zeros(4, 2), "model.norm.weight": torch.zeros(2)}
+    assert model.faults_of_part(given) == []
+    *passed, (other, half) = model.with_halves(given.items())
+    assert dict(passed) == given
+    assert other == f"{kv}.weight"
+    assert half.tolist() == torch.arange(8.0, 18.0).view(5, 2).tolist()
+    assert model.faults_of_part([f"{kv}.weight", f"{kv}.weight_scale_inv"]) == [
+        f"{q}.weight_scale_inv: missing, and what is quantised is updated with it"
+    ]
+    both = [f"{part}.{what}" for part in (q, kv) for what in ("weight", "weight_scale_inv")]
+    assert model.faults_of_part(both) == []

@@ -104,9 +104,10 @@ def updating(*, complete: bool, group: Any = None) -> Iterator[Update]:
 def serve_checked(model: nn.Module, check: Check) -> None:
     """Check what is loaded into a model from now on, its checkpoint and updates.
 
-    Its `load_weights` calls `load_checked`. This ends the constructor of each model that is served or drafts; later it
-    may be too late to make the check: the constructor of upstream's draft changes the configuration, which in old
-    releases is the model's own.
+    Its `load_weights` calls `load_checked`. If it has a method `faults_of_part`, that is given the names of the tensors
+    of an update, and lists what is wrong with these as a whole, a line each. This call ends the constructor of each
+    model that is served or drafts; later it may be too late to make the check: the constructor of upstream's draft
+    changes the configuration, which in old releases is the model's own.
     """
     _served[model] = check
     _attach()
@@ -127,10 +128,19 @@ def load_checked(model: nn.Module, weights: Weights, load: Callable[[Weights], A
     part = list(weights)
     headers = [header_of(name, tensor) for name, tensor in part]
     if not update.agreed:  # the first model that loads it
-        update.agree(fault for other in _models() for fault in _served[other].faults(headers, complete=False))
-    elif faults := check.faults(headers, complete=False):
+        update.agree(fault for other in _models() for fault in _faults_of_part(other, headers))
+    elif faults := _faults_of_part(model, headers):
         raise WeightsError("an update does not fit, and what came before it is loaded:\n  " + "\n  ".join(faults))
     return load((name, tensor) for name, tensor in part if not check.ignores(name))
+
+
+def _faults_of_part(model: nn.Module, headers: list[Header]) -> list[str]:
+    """List what is wrong with an update of some weights of a model."""
+    check = _served[model]
+    found = check.faults(headers, complete=False)
+    if hasattr(model, "faults_of_part"):
+        found += model.faults_of_part([header.name for header in headers if not check.ignores(header.name)])
+    return found
 
 
 def _models() -> list[nn.Module]:

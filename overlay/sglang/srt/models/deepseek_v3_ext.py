@@ -5,7 +5,7 @@ built, so that latent attention, experts and caches are upstream's own.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from sglang.srt.configs.deepseek_v3_ext import DeepseekV3ExtConfig
@@ -13,7 +13,7 @@ from sglang.srt.layers.logit_shaping import LogitShapingProcessor
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
 from sglang.srt.model_loader.quantised_tensors import make_check
-from sglang.srt.model_loader.strict_loading import Shapes, Weights, WeightsError
+from sglang.srt.model_loader.strict_loading import Shapes, Weights
 from sglang.srt.model_loader.transformers_shapes import transformers_shapes
 from sglang.srt.models.deepseek_nextn import DeepseekV3ForCausalLMNextN
 from sglang.srt.models.deepseek_v2 import DeepseekV3ForCausalLM
@@ -52,25 +52,37 @@ class DeepseekV3Extensions:
         """Pass on tensors, and at last the other half of each that is half of one of the model's, as the model has it.
 
         Upstream puts two projections into one, and leaves out, without a word, the one that an update has alone.
-        Raises WeightsError if that is quantised: what belongs to a half is not known then.
         """
-        parts, fused, seen = ("q_a_proj", "kv_a_proj_with_mqa"), "fused_qkv_a_proj_with_mqa", {}
+        names = []
         for name, tensor in weights:
             yield name, tensor
+            names.append(name)
+        for other, which, whole in self.lone_halves(names):
+            yield other, whole.detach().split(self.half_rows())[which].clone()
+
+    def faults_of_part(self, names: Iterable[str]) -> list[str]:
+        """List what an update of these tensors alone lacks: where both halves share what quantises them, the other."""
+        return [
+            f"{other}: missing, and what is quantised is updated with it"
+            for other, _, whole in self.lone_halves(names)
+            if not whole.dtype.is_floating_point or whole.shape[0] != sum(self.half_rows())
+        ]
+
+    def lone_halves(self, names: Iterable[str]) -> Iterator[tuple[str, int, nn.Parameter]]:
+        """Find the other half of each of these tensors that is one: its name, which it is, and what has both here."""
+        parts, fused = ("q_a_proj", "kv_a_proj_with_mqa"), "fused_qkv_a_proj_with_mqa"
+        found: dict[str, set[str]] = {}
+        for name in names:
             for part in parts if self.config.q_lora_rank is not None else ():  # else the queries have one projection
                 if f".{part}." in name:
-                    seen.setdefault(name.replace(part, fused), set()).add(part)
+                    found.setdefault(name.replace(part, fused), set()).add(part)
         parameters = dict(self.named_parameters())
-        for name, there in seen.items():
-            if len(there) == len(parts):
-                continue
-            [lacking] = {*parts} - there
+        for name, there in found.items():
             own = name.replace(draft_prefix(self.config), "model.decoder.")
-            whole = parameters[name if name in parameters else own]
-            if not whole.dtype.is_floating_point or whole.shape[0] != sum(self.half_rows()):
-                raise WeightsError(f"{name.replace(fused, lacking)}: missing, and what is quantised is updated with it")
-            half = whole.detach().split(self.half_rows())[parts.index(lacking)]
-            yield name.replace(fused, lacking), half.clone()
+            whole = parameters.get(name, parameters.get(own))
+            if len(there) < len(parts) and whole is not None:
+                [lacking] = {*parts} - there
+                yield name.replace(fused, lacking), parts.index(lacking), whole
 
     def half_rows(self) -> tuple[int, int]:
         """Give the rows of both projections in the one that upstream makes of them."""
