@@ -22,7 +22,9 @@ from unit.conftest import REPOSITORY
 LOCKED = list(load_lock(REPOSITORY / "upstream.lock"))
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").iterdir())
 GITHUB = REPOSITORY / ".github" / "workflows" / "ci.yml"
+WATCH = REPOSITORY / ".github" / "workflows" / "watch.yml"
 GITLAB = REPOSITORY / ".gitlab-ci.yml"
+CI = sorted((REPOSITORY / ".ci").iterdir())
 SCHEMAS = {
     **dict.fromkeys(WORKFLOWS, ("vendor.github-workflows", "custom.github-workflows-require-timeout")),
     GITLAB: ("vendor.gitlab-ci",),
@@ -55,6 +57,11 @@ def scripts(definition: object) -> Iterator[str]:
             yield from scripts(value)
 
 
+def whole(script: str) -> str:
+    """Return a shell script with those of the project's that it calls."""
+    return "\n".join([script, *(file.read_text(encoding="utf-8") for file in CI if f".ci/{file.name}" in script)])
+
+
 def called(script: str) -> list[str]:
     """List the sessions that the calls of nox in a shell script name."""
     lexer = shlex.shlex(script, posix=True, punctuation_chars=";&|\n")
@@ -83,15 +90,16 @@ def test_what_a_job_waits_for_is_there() -> None:
     for workflow in WORKFLOWS:
         jobs = read(workflow)["jobs"]
         needed = [job["needs"] for job in jobs.values() if "needs" in job]
-        assert set(needed) <= jobs.keys()
+        assert {name for names in needed for name in ([names] if isinstance(names, str) else names)} <= jobs.keys()
     pipeline = read(GITLAB)
-    stages = {job["stage"] for job in pipeline.values() if isinstance(job, dict) and "script" in job}
-    assert stages == set(pipeline["stages"])
+    jobs = {name: job for name, job in pipeline.items() if isinstance(job, dict) and "script" in job}
+    assert {job["stage"] for job in jobs.values()} == set(pipeline["stages"])
+    assert {name for job in jobs.values() for name in job.get("needs", [])} <= jobs.keys()
 
 
 @pytest.mark.parametrize("path", [*WORKFLOWS, GITLAB], ids=lambda path: path.name)
 def test_each_session_that_a_pipeline_runs_exists(path: Path, sessions: set[str]) -> None:
-    found = list(scripts(read(path)))
+    found = [whole(script) for script in scripts(read(path))]
     matrix = [script.replace("${{ matrix.version }}", version) for version in LOCKED for script in found]
     ran = {session for script in matrix for session in called(script)}
     assert ran
@@ -150,12 +158,23 @@ def test_each_action_is_pinned_by_its_commit() -> None:
             assert re.search(r"uses: [\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
 
 
-def test_only_the_job_that_runs_nothing_of_the_projects_may_sign() -> None:
+def test_a_job_that_may_write_runs_nothing_of_upstreams() -> None:
+    found = {}
     for workflow in WORKFLOWS:
         definition = read(workflow)
         assert definition["permissions"] == {"contents": "read"}
-        rights = {name: job["permissions"] for name, job in definition["jobs"].items() if "permissions" in job}
-        assert all(not list(scripts(definition["jobs"][name])) for name in rights)
+        for name, job in definition["jobs"].items():
+            if "permissions" in job:
+                found[name] = list(scripts(job))
+    assert found == {"attest": [], "propose": [".ci/propose watched"]}
+    for job in (read(WATCH)["jobs"]["propose"], read(GITLAB)["propose"]):
+        assert all(called(whole(script)) == [] for script in scripts(job))
+    assert read(WATCH)["jobs"]["propose"]["permissions"] == {
+        "contents": "write", "pull-requests": "write", "issues": "write"
+    }  # fmt: skip
+
+
+def test_wheels_of_a_tag_are_signed_by_a_job_that_runs_nothing() -> None:
     job = read(GITHUB)["jobs"]["attest"]
     assert job["permissions"] == {"contents": "read", "id-token": "write", "attestations": "write"}
     assert job["needs"] == "wheels"
@@ -165,6 +184,37 @@ def test_only_the_job_that_runs_nothing_of_the_projects_may_sign() -> None:
     ]
     uploaded = next(step for step in read(GITHUB)["jobs"]["wheels"]["steps"] if "upload" in step.get("uses", ""))
     assert job["steps"][0]["with"] == uploaded["with"]
+
+
+def test_wheels_of_a_tag_are_proven_first() -> None:
+    jobs, pipeline = read(GITHUB)["jobs"], read(GITLAB)
+    assert jobs["wheels"]["needs"] == ["test", "status"]
+    assert pipeline["stages"].index(pipeline["status"]["stage"]) < pipeline["stages"].index(pipeline["wheels"]["stage"])
+    for job in (jobs["status"], pipeline["status"]):
+        assert any("nox -s status -- --check" in script for script in scripts(job))
+
+
+def test_every_python_of_the_readme_is_tested() -> None:
+    said = re.search(
+        r"Python (3\.\d+(?:, 3\.\d+)*) or (3\.\d+)", (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    )
+    assert said is not None
+    pythons = [*said[1].split(", "), said[2]]
+    assert read(GITHUB)["jobs"]["test"]["strategy"]["matrix"] == {"python": pythons}
+    assert read(GITLAB)["test"]["parallel"] == {"matrix": [{"PYTHON": pythons}]}
+
+
+def test_a_schedule_looks_at_new_releases_one_run_at_a_time() -> None:
+    definition = read(WATCH)
+    assert definition[True]["schedule"]  # YAML takes `on` for a truth value
+    assert definition["concurrency"] == {"group": "watch", "cancel-in-progress": False}
+    steps = [job["steps"][0] for job in definition["jobs"].values()]
+    assert all("checkout" in step["uses"] and step["with"] == {"fetch-depth": 0} for step in steps)  # with all branches
+    for name in ("watch", "propose"):
+        assert read(GITLAB)[name]["variables"]["GIT_DEPTH"] == 0
+        (rule,) = read(GITLAB)[name]["rules"]
+        assert rule == {"if": '$CI_PIPELINE_SOURCE == "schedule" && $WATCH'}
+    assert read(GITLAB)["watch"]["resource_group"] == "watch"
 
 
 def test_the_hooks_of_a_commit_are_yaml() -> None:

@@ -10,6 +10,8 @@ from overlay_tools.proving.runner import describe
 from overlay_tools.proving.watch import Seen
 from overlay_tools.report.changes import plain, to_markdown
 
+_MOST = 60_000  # characters: GitHub takes 65,536
+
 
 def print_seen(seen: Seen, where: str) -> None:
     """Show what became of one release.
@@ -42,7 +44,8 @@ def describe_seen(seen: Seen) -> str:
         parts.append("No stage of the tests has run.")
     if seen.changes is not None:
         parts.append(to_markdown(seen.changes).rstrip("\n"))
-    return "\n\n".join(parts) + "\n"
+    text = "\n\n".join(parts) + "\n"
+    return text if len(text) <= _MOST else text[:_MOST].rpartition("\n")[0] + "\n\nThe rest is cut off.\n"
 
 
 def to_row(seen: Seen) -> dict[str, Any]:

@@ -1,0 +1,148 @@
+"""`.ci/watch` and `.ci/propose`: one request or issue for each release, with real git and stand-ins for all else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from unit.conftest import REPOSITORY
+
+# What nox would do: two branches, and a report.
+NOX = """\
+#!/bin/sh
+[ "$*" = "-s watch" ] || exit 9
+mkdir -p .nox/watched
+for version in 1.2 1.3; do
+    git show-ref --quiet "refs/remotes/origin/watch/$version" && continue
+    git checkout --quiet --detach && git commit --quiet --allow-empty --message="Take $version"
+    git branch "watch/$version" && git checkout --quiet main
+    echo "about $version" >".nox/watched/$version.md"
+done
+echo "why 1.4 does not fit" >.nox/watched/1.4.md
+"""
+# A program that notes what it is asked, and answers with the titles of the issues that it was asked to open.
+NOTING = """\
+#!/bin/sh
+[ ! -f "{log}.fails" ] || case "$*" in *"pr create"*|*merge_requests*) exit 7;; esac
+{{ printf '%s\\n' "$*" | tr '\\n' ' '; echo; }} >>"{log}"
+case "$*" in *"issue list"*|*--get*)
+    ! grep -q "needs a person.*1.4.md" "{log}" || echo '[{{"title":"sglang 1.4 needs a person"}}]';;
+esac
+"""
+GITHUB = {"GITHUB_REF_NAME": "main", "GH_TOKEN": "x"}
+GITLAB = {
+    "GITLAB_CI": "true", "CI_API_V4_URL": "https://lab/api/v4", "CI_PROJECT_ID": "7", "CI_DEFAULT_BRANCH": "main",
+    "CI_SERVER_HOST": "lab", "CI_PROJECT_PATH": "a/b", "WATCH_TOKEN": "secret",
+}  # fmt: skip
+
+
+class Desk:
+    """A remote repository, and clones of it as jobs have them."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self.folder, self.log = folder, folder / "asked"
+        tools = folder / "tools"
+        tools.mkdir()
+        for name, text in {"nox": NOX, "python3": "#!/bin/sh\n", "gh": NOTING, "curl": NOTING}.items():
+            (tools / name).write_text(text.replace("{log}", str(self.log)).replace("{{", "{").replace("}}", "}"))
+            (tools / name).chmod(0o755)
+        self.remote = folder / "remote.git"
+        # A push to the address of GitLab's comes to the same repository.
+        where = {
+            "GIT_CONFIG_GLOBAL": str(folder / "gitconfig"), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"
+        }  # fmt: skip
+        (folder / "gitconfig").write_text(
+            f'[user]\n name = me\n email = me@here\n[url "{self.remote}"]\n insteadOf = https://watch:secret@lab/a/b.git\n'
+        )
+        self.env = {**os.environ, **where, **env}
+        self.git("init", "--quiet", "--initial-branch=main", str(folder / "first"), cwd=folder)
+        (folder / "first/.ci").mkdir()
+        for name in ("watch", "propose"):
+            shutil.copy(REPOSITORY / ".ci" / name, folder / "first/.ci" / name)
+        (folder / "first/.gitignore").write_text(".nox\nwatched\n")
+        self.git("add", "--all", cwd=folder / "first")
+        self.git("commit", "--quiet", "--message=first", cwd=folder / "first")
+        self.git("clone", "--quiet", "--bare", str(folder / "first"), str(self.remote), cwd=folder)
+
+    def git(self, *words: str, cwd: Path) -> str:
+        done = subprocess.run(["git", *words], cwd=cwd, env=self.env, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def job(self, *words: str, watched: Path | None = None) -> Path:
+        """Run a job's script in a new clone, which is returned."""
+        clone = self.folder / f"clone{len(list(self.folder.glob('clone*')))}"
+        self.git("clone", "--quiet", str(self.remote), str(clone), cwd=self.folder)
+        if watched is not None:
+            shutil.copytree(watched, clone / "watched")
+        done = subprocess.run(words, cwd=clone, env=self.env, capture_output=True, text=True, check=False)
+        self.said, self.status = done.stdout + done.stderr, done.returncode
+        return clone
+
+    def run(self) -> None:
+        """Run both jobs, as one pipeline does."""
+        watched = self.job(".ci/watch", "watched") / "watched"
+        assert self.status == 0, self.said
+        self.job(".ci/propose", "watched", watched=watched)
+
+    def asked(self) -> list[str]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in lines if "issue list" not in line and "--get" not in line]
+
+    def branches(self) -> set[str]:
+        return set(self.git("for-each-ref", "--format=%(refname:short)", "refs/heads", cwd=self.remote).split())
+
+
+@pytest.fixture(params=[GITHUB, GITLAB], ids=["github", "gitlab"])
+def desk(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    for name in [name for name in os.environ if name.startswith(("GIT_", "CI_", "GITLAB_", "GITHUB_"))]:
+        monkeypatch.delenv(name)
+    return Desk(tmp_path, request.param)
+
+
+def test_each_release_is_proposed_once(desk: Desk) -> None:
+    desk.run()
+    assert desk.status == 0, desk.said
+    assert desk.branches() == {"main", "watch/1.2", "watch/1.3"}
+    asked = desk.asked()
+    requests = [line for line in asked if "Take sglang" in line]
+    assert [("watch/1.2" in line, "watch/1.3" in line) for line in requests] == [(True, False), (False, True)]
+    assert all("main" in line for line in requests)
+    assert "1.2.md" in requests[0]
+    (issue,) = (line for line in asked if line not in requests)
+    assert "sglang 1.4 needs a person" in issue
+    assert "1.4.md" in issue
+    desk.run()
+    assert desk.status == 0, desk.said
+    assert desk.asked() == asked
+    assert "secret" not in desk.said
+
+
+def test_a_branch_without_its_request_does_not_stay(desk: Desk) -> None:
+    (desk.folder / "asked.fails").touch()
+    desk.run()
+    assert desk.status != 0
+    assert desk.branches() == {"main"}
+    (desk.folder / "asked.fails").unlink()
+    desk.run()
+    assert desk.branches() == {"main", "watch/1.2", "watch/1.3"}
+
+
+def test_where_nothing_was_seen_nothing_is_asked(desk: Desk) -> None:
+    nox = desk.folder / "tools/nox"
+    nox.write_text("#!/bin/sh\nexit 0\n")
+    desk.run()
+    assert desk.status == 0, desk.said
+    assert desk.asked() == []
+    assert desk.branches() == {"main"}
+
+
+def test_where_the_watcher_fails_the_job_does(desk: Desk) -> None:
+    (desk.folder / "tools/nox").write_text("#!/bin/sh\necho no network\nexit 1\n")
+    desk.job(".ci/watch", "watched")
+    assert desk.status == 1
+    assert "no network" in desk.said
