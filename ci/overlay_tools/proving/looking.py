@@ -35,6 +35,16 @@ class Shown:
     logits: Callable[[torch.Tensor], torch.Tensor]
 
 
+def read_tokenizer(folder: Path) -> Any:  # noqa: ANN401  # transformers has no types
+    """Read a checkpoint's tokenizer, without its configuration where Transformers has no class for that.
+
+    Some versions fail on a key that only a class explains, as on YaRN's of rotary positions.
+    """
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    config = None if kind in transformers.CONFIG_MAPPING else transformers.PretrainedConfig()
+    return transformers.AutoTokenizer.from_pretrained(folder, config=config)
+
+
 def message(prompt: str, pictures: Sequence[Any], part: Callable[[Any], Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return a prompt as a chat of one message, in which `part` makes what stands for a picture."""
     texts = prompt.split(PLACE)

@@ -28,6 +28,7 @@ from looking import (  # type: ignore[import-not-found]  # it is beside this one
     first_line,
     open_picture,
     places_of,
+    read_tokenizer,
     show_to_case,
     show_to_transformers,
     template_of,
@@ -99,7 +100,7 @@ def describe(job: Job) -> dict[str, Any]:
 
 @functools.cache
 def _tokenizer(folder: Path) -> Any:  # noqa: ANN401
-    return _try(transformers.AutoTokenizer.from_pretrained, folder, what=f"{folder} has no tokenizer to read")
+    return _try(read_tokenizer, folder, what=f"{folder} has no tokenizer to read")
 
 
 def _prompts(job: Job, questions: Sequence[tuple[str, Sequence[str]]]) -> list[dict[str, Any]]:
@@ -271,7 +272,7 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401  
 def _try(call: Callable[..., Any], *args: object, what: str, **kwargs: object) -> Any:  # noqa: ANN401
     try:
         return call(*args, **kwargs)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ReferenceProblem(f"{what}: {' '.join(lines[:3]) or type(error).__name__}") from None
 

@@ -110,6 +110,13 @@ def test_vectors_of_the_same_model_are_the_same(name: str, models: Models, tmp_p
         assert found.module.name == "norm"
 
 
+@pytest.mark.parametrize("name", [name for name, case in cases().items() if case.ours])
+def test_each_model_of_ours_can_be_compared(name: str, models: Models, tmp_path: Path) -> None:
+    """Its prompts are read, whatever Transformers makes of a configuration that it does not know."""
+    make_checkpoint(name, tmp_path)
+    models.describe(tmp_path, tmp_path)
+
+
 @pytest.mark.parametrize("architecture", ["BertModel", "XLMRobertaForSequenceClassification", "Gemma3TextModel"])
 def test_what_the_engine_pools_in_another_way_is_refused(architecture: str, models: Models, tmp_path: Path) -> None:
     """The last token's state, or its scores, are not what it gives for these."""

@@ -18,7 +18,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
-from looking import first_line, inputs_of, message, png, show_to_case  # type: ignore[import-not-found]
+from looking import first_line, inputs_of, message, png, read_tokenizer, show_to_case  # type: ignore[import-not-found]
 from reference_script import Compute, ReferenceProblem, find, find_case, find_vectors, load  # type: ignore[import-not-found]  # sys.path has it
 
 JOB: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -286,8 +286,8 @@ def reference_model() -> Any:  # noqa: ANN401
 def tokenizer() -> Any:  # noqa: ANN401
     """Read the checkpoint's tokenizer."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(JOB["checkpoint"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return read_tokenizer(Path(JOB["checkpoint"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Problem(f"{JOB['checkpoint']} has no tokenizer to read: {first_line(error)}") from None
 
 
