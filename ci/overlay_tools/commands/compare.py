@@ -12,7 +12,7 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, begin, count, open_engine
+from overlay_tools.commands.shared import Plan, add_passed_on, add_python, begin, count, open_engine
 from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.comparison import (
     Comparison,
@@ -91,7 +91,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
             folder=folder,
             tokens=arguments.tokens,
         )
-        comparison = _compare(engine, reference, checkpoint, questions, project.root / _TEXT, plan.drafts)
+        comparison = _compare(engine, reference, checkpoint, questions, project.root / _TEXT, plan)
     print_comparison(comparison)
     for path, text in {arguments.json: comparison.to_json(), arguments.html: render_comparison(comparison)}.items():
         if path is not None:
@@ -106,7 +106,7 @@ def _compare(
     checkpoint: Path,
     questions: Sequence[Question],
     text: Path,
-    drafts: bool,
+    plan: Plan,
 ) -> Comparison:
     with console.step("Describe the reference model"):
         described = reference.describe(questions, read_text(text))
@@ -115,7 +115,7 @@ def _compare(
         vectors = ask_engine_for_vectors(engine, checkpoint, described.prompts)
         rows = judge_vectors(vectors, described.prompts, reference, engine.dtype)
     else:
-        answers = ask_engine(engine, checkpoint, described.prompts, drafts)
+        answers = ask_engine(engine, checkpoint, described.prompts, drafts=plan.drafts, state=plan.state)
         rows = judge(answers, reference, engine.dtype)
     comparison = Comparison(
         checkpoint=str(checkpoint),

@@ -57,12 +57,13 @@ class Plan:
     """How a checkpoint is computed.
 
     `dtype`, in which the engine computes; `where` a reference model does, as torch names it; `drafts`, whether the
-    checkpoint has a head for them.
+    checkpoint has a head for them; `state`, whether it keeps one beside its KV cache.
     """
 
     dtype: str
     where: str
     drafts: bool
+    state: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,14 +85,22 @@ class Begun:
 
         Raises an OverlayError if it is none, or memory does not take it.
         """
-        dtype = _engine_dtype(named.read_config(checkpoint / "config.json"), self.flags, self.device.gpu)
+        config = named.read_config(checkpoint / "config.json")
+        dtype = _engine_dtype(config, self.flags, self.device.gpu)
         # Upstream loads other formats too, and dummy weights: what is measured need not be safetensors.
         counted = self.reference in ("exact", "alike") or any(checkpoint.glob("*.safetensors"))
         tensors = count_tensors(checkpoint) if counted else {}
         of_reference = "float32" if self.reference == "exact" else self.reference and dtype
         gpus = _ranks(self.flags) if self.device.gpu else 0
         where = choose_reference_device(tensors, dtype, gpus, of_reference, together=self.reference == "beside")
-        return Plan(dtype=dtype, where=where, drafts=any(name.startswith("mtp.") for name in tensors))
+        # Named as of Qwen3-Next, or as of DeepSeek-V3: a layer after the last.
+        heads = ("mtp.", f"model.layers.{config.get('num_hidden_layers')}.")
+        return Plan(
+            dtype=dtype,
+            where=where,
+            drafts=any(name.startswith(heads) for name in tensors),
+            state=any(".linear_attn." in name for name in tensors),
+        )
 
 
 def begin(

@@ -9,6 +9,8 @@ import pytest
 from overlay_tools import cli
 from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard
 from overlay_tools.commands import compare
+from overlay_tools.commands.shared import Begun
+from overlay_tools.engines.device import Device
 from overlay_tools.errors import CompareError
 from overlay_tools.proving import memory
 from overlay_tools.proving.reference import Question
@@ -63,6 +65,27 @@ def test_a_checkpoint_that_memory_does_not_take_is_refused(
     assert cli.main(["compare", "model", "--", "--trust-remote-code"]) == 1
     assert "This needs about 3.0 GiB of memory (6 values in float32), and 1.0 GiB are free." in capsys.readouterr().err
     assert not (mini_here.root / "dist").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "drafts", "state"),
+    [
+        (["model.layers.1.linear_attn.A_log", "mtp.fc.weight"], True, True),
+        (["model.layers.1.self_attn.q_proj.weight", "model.layers.2.eh_proj.weight"], True, False),
+        (["model.layers.1.linear_attn.A_log"], False, True),
+        (["model.layers.20.mlp.up_proj.weight"], False, False),
+    ],
+)
+def test_a_head_for_drafts_is_found_by_what_its_tensors_are_named(
+    checkpoint: Path, names: list[str], drafts: bool, state: bool
+) -> None:
+    """As of Qwen3-Next, or as the layer after the last that DeepSeek-V3 has; only the first has states to keep."""
+    config = {"architectures": ["X"], "dtype": "bfloat16", "num_hidden_layers": 2}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    tensors = {name: Tensor("BF16", [1], bytes(2)) for name in names}
+    (checkpoint / "model.safetensors").write_bytes(dump_shard(tensors))
+    plan = Begun(version="", device=Device(gpu=False, why=""), flags=[], reference="exact").plan(checkpoint)
+    assert (plan.drafts, plan.state) == (drafts, state)
 
 
 def test_a_prompt_is_a_line_whatever_else_is_in_it(tmp_path: Path) -> None:

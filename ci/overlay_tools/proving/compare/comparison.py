@@ -109,15 +109,21 @@ def _finite(value: object) -> object:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def ask_engine(engine: Engine, checkpoint: Path, prompts: Sequence[Prompt], drafts: bool) -> dict[str, list[Answer]]:
-    """Let the engine answer prompts greedily in every way: at once, from the cache, in chunks, with drafts."""
+def ask_engine(
+    engine: Engine, checkpoint: Path, prompts: Sequence[Prompt], *, drafts: bool, state: bool
+) -> dict[str, list[Answer]]:
+    """Let the engine answer prompts greedily in every way: at once, from the cache, in chunks, with drafts.
+
+    Parameters: `drafts`, whether the checkpoint has a head for them; `state`, as of `engine_config.drafts`.
+    """
     answers: dict[str, list[Answer]] = {}
     with engine.serving(checkpoint, "as it is") as server:
         answers |= dict(ask_plainly(server, prompts, engine.tokens))
     with engine.serving(checkpoint, "in chunks", {"chunked_prefill_size": _CHUNK}) as server:
         answers["in chunks"] = ask_one_by_one(server, prompts, engine.tokens)
     if drafts:
-        with engine.serving(checkpoint, "with drafts", *engine_config.drafts(engine.version, _STEPS)) as server:
+        arguments, environment = engine_config.drafts(engine.version, _STEPS, state=state)
+        with engine.serving(checkpoint, "with drafts", arguments, environment) as server:
             # Some releases give no distributions with drafts.
             answers["with drafts"] = ask_at_once(server, prompts, engine.tokens, distributions=False)
     return answers

@@ -89,23 +89,23 @@ def engines(stand_in: StandIn, server: Server, tmp_path: Path) -> Engines:
 
 
 def test_chunks_and_drafts_have_a_server_of_their_own(engines: Engines, stand_in: StandIn) -> None:
-    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=True)
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=True, state=True)
     assert [way for way, _ in engines.started] == ["as it is", "in chunks", "with drafts"]
     assert engines.started[1][1] == {"chunked_prefill_size": 64}
     assert engines.started[2][1]["speculative_algorithm"] == "NEXTN"
     assert [*answers][-2:] == ["in chunks", "with drafts"]
-    assert "with drafts" not in ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False)
+    assert "with drafts" not in ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False, state=True)
 
 
 def test_answers_are_as_long_as_is_asked(engines: Engines) -> None:
     engines.tokens = 3
-    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=True)
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=True, state=True)
     lengths = {way: len(of[0].tokens) - of[0].chosen for way, of in answers.items()}
     assert {way for way, length in lengths.items() if length != 3} == {"prefill", "answer as prompt"}
 
 
 def test_each_way_is_judged_by_itself(engines: Engines) -> None:
-    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False)
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False, state=True)
     rows = judge(answers, cast(Reference, Says()), "float32")
     assert [row.way for row in rows] == [*answers]
     assert all(row.distance.values for row in rows)
@@ -115,7 +115,7 @@ def test_each_way_is_judged_by_itself(engines: Engines) -> None:
 
 
 def test_in_another_dtype_the_reference_model_is_asked_twice(engines: Engines) -> None:
-    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False)
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False, state=True)
     assert all(row.own is not None for row in judge(answers, cast(Reference, Says()), "bfloat16"))
 
 
@@ -133,7 +133,7 @@ def test_in_another_dtype_the_reference_model_is_asked_twice(engines: Engines) -
 def test_the_way_that_differs_is_gone_again(
     way: str, but: int, asked: list[list[int]], passes: list[int], engines: Engines, stand_in: StandIn
 ) -> None:
-    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS[:1], drafts=False)
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS[:1], drafts=False, state=True)
     says = Says(but=but)
     rows = [row for row in judge(answers, cast(Reference, says), "float32") if row.way == way]
     assert rows[0].problems
@@ -148,7 +148,7 @@ def test_the_way_that_differs_is_gone_again(
 
 
 def test_what_is_computed_together_is_not_looked_into(engines: Engines) -> None:
-    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False)
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False, state=True)
     says = Says(but=44)
     rows = [row for row in judge(answers, cast(Reference, says), "float32") if row.way == "in a batch"]
     found = locate(cast(Engine, engines), Path("model"), cast(Reference, says), PROMPTS, answers, rows)
@@ -194,7 +194,7 @@ def test_a_vector_that_differs_is_looked_into(engines: Engines, stand_in: StandI
 def test_nothing_is_held_against_what_is_no_number(engines: Engines, off: float) -> None:
     """In float16, Transformers' own error would be infinite, and any engine as good."""
     says = cast(Reference, Says(but=20, off=off))
-    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False)
+    answers = ask_engine(cast(Engine, engines), Path("model"), PROMPTS, drafts=False, state=True)
     with pytest.raises(CompareError, match=r"The reference model gives numbers that are not finite, in float32\."):
         judge(answers, says, "float16")
     vectors = ask_engine_for_vectors(cast(Engine, engines), Path("model"), PROMPTS)
