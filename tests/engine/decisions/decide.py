@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import gc
 import importlib
 import importlib.util
 import inspect
@@ -168,19 +169,27 @@ def _parts(value: object) -> dict[Any, Any] | None:
         return None
     fields = getattr(value, "__struct_fields__", ())  # of msgspec's records: ServerArgs from 0.5.20 on
     parts = {**{name: getattr(value, name) for name in fields}, **getattr(value, "__dict__", {})}
-    for name in dir(kind):
-        member = inspect.getattr_static(kind, name)
-        asked = isinstance(member, property | functools.cached_property)
-        # Questions without a parameter, which are properties in other releases.
-        called = inspect.isfunction(member) and name.startswith(("get_", "use_", "is_", "enable_mamba"))
-        called = called and name != "get_mtp_config"  # a copy of the configuration, and of that one more, without end
-        if name.startswith("__") or not (asked or (called and list(inspect.signature(member).parameters) == ["self"])):
-            continue
+    for name, called in _questions(kind):
         try:
-            parts[f"{name}()"] = getattr(value, name) if asked else getattr(value, name)()
+            parts[f"{name}()"] = getattr(value, name)() if called else getattr(value, name)
         except Exception as error:  # an answer as well
             parts[f"{name}()"] = f"{type(error).__name__}: {error}"
     return parts
+
+
+@functools.cache
+def _questions(kind: type) -> list[tuple[str, bool]]:
+    """List what an object of a class can be asked without a parameter, and whether it is to be called for that."""
+    found = []
+    for name in dir(kind):
+        member = inspect.getattr_static(kind, name)
+        # What is a method in one release is a property in others.
+        called = inspect.isfunction(member) and name.startswith(("get_", "use_", "is_", "enable_mamba"))
+        called = called and name != "get_mtp_config"  # a copy of the configuration, and of that one more, without end
+        called = called and list(inspect.signature(member).parameters) == ["self"]
+        if not name.startswith("__") and (called or isinstance(member, property | functools.cached_property)):
+            found.append((name, called))
+    return found
 
 
 def decide_all(cases: Mapping[str, Any], device: str, out: Path) -> None:
@@ -195,6 +204,7 @@ def decide_all(cases: Mapping[str, Any], device: str, out: Path) -> None:
         decide(cases["warm_up"], {**always, **options})
     os.environ.clear()
     os.environ.update(environment)
+    gc.freeze()  # else each process copies all that it looks through for garbage
     with _fork.Pool(1, maxtasksperchild=1) as pool:
         decided = {
             checkpoint: pool.starmap(
