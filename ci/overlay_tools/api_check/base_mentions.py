@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from overlay_tools.api_check.bindings import FUNCTION, absolute_module, last_name
+from overlay_tools.api_check.bindings import FUNCTION, absolute_module, last_name, walk_imports
 from overlay_tools.api_check.contract_file import Entry, contract_path, load_contract
 from overlay_tools.api_check.overlay_code import read_overlay
 from overlay_tools.api_check.registered_names import MODELS
@@ -110,8 +110,8 @@ def _used_models(resolver: NameResolver) -> set[str]:
         path = left.pop()
         tree = resolver.overlay.files.get(path) or resolver.sources.tree(path)
         package = module_name(path).rpartition(".")[0]
-        for node in ast.walk(tree) if tree else ():
-            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+        for node in walk_imports(tree) if tree else ():
+            names = [alias.name for alias in node.names]
             if isinstance(node, ast.ImportFrom):
                 module = absolute_module(node, package)
                 names = [module, *(f"{module}.{name}" for name in names)]

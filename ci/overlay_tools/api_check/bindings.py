@@ -86,6 +86,16 @@ def absolute_module(node: ast.ImportFrom, package: str) -> str:
     return ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
 
 
+def walk_imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield the imports in a module or a statement, at any depth; expressions, most of all nodes, hold none."""
+    for block in _blocks(node):
+        for item in block:
+            if isinstance(item, (ast.Import, ast.ImportFrom)):
+                yield item
+            else:
+                yield from walk_imports(item)
+
+
 def member_kind(node: object) -> str:
     """Return what a member of a class is: a `method`, `classmethod`, `staticmethod`, `property` or `value`."""
     if not isinstance(node, FUNCTION):

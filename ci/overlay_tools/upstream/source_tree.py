@@ -18,6 +18,7 @@ from overlay_tools.errors import LockError, WheelError
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import THIS_PYTHON, LockedWheel, Release
 
+_STEM = 8  # letters of a word that is searched for
 _HELD: dict[tuple[bytes, ...], dict[tuple[int, int], bool]] = {}  # by CRC and size: releases share most files
 
 
@@ -79,7 +80,9 @@ class SourceTree:
 
     def holding(self, *words: str) -> list[str]:
         """Return the names of the Python files whose text holds at least one of some words."""
-        few = sorted(word.encode() for word in words if not any(other in word for other in words if other != word))
+        every = {word for word in words if not any(other in word for other in words if other != word)}
+        few = sorted(word.encode() for word in every)
+        stems = {word[:_STEM] for word in few}  # fewer searches: many words begin alike, and few files have a stem
         held, found = _HELD.setdefault(tuple(few), {}), []
         for name in self.names:
             data = self._changed.get(name)
@@ -90,7 +93,7 @@ class SourceTree:
                 key = zlib.crc32(data), len(data)
             if key not in held:
                 data = self.read(name) or b""
-                held[key] = any(word in data for word in few)
+                held[key] = any(stem in data for stem in stems) and any(word in data for word in few)
             if held[key]:
                 found.append(name)
         return found
