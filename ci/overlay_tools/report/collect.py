@@ -6,6 +6,7 @@ import gc
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from datetime import date
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -18,6 +19,7 @@ from overlay_tools.patches.model import Hook, Patch, source_of, split_lines
 from overlay_tools.proving.inputs import Inputs
 from overlay_tools.proving.results import Result, commit_of, load_results
 from overlay_tools.proving.stages import STAGES
+from overlay_tools.report.hook_distance import measure_hooks
 from overlay_tools.report.model import Cell, State, Status, StatusTable
 from overlay_tools.report.overlay_cells import COLUMNS, files_cell, requirements_cell
 from overlay_tools.settings import Project
@@ -97,7 +99,8 @@ def collect_status(
     except OverlayError:
         commit = ""
     shown = [table for table in tables if table.columns]
-    return Status(commit=commit, default=project.default, releases=list(lock), tables=shown)
+    distances = measure_hooks(project.root, hooks, list(lock), date.today())
+    return Status(commit=commit, default=project.default, releases=list(lock), tables=shown, hooks=distances)
 
 
 def _check_sources(

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from overlay_tools.errors import OverlayError
+from overlay_tools.report.hook_distance import HEADS, HOOKS
 from overlay_tools.report.model import State, Status
 from overlay_tools.user_files import hint_of, write_whole
 
@@ -62,7 +63,7 @@ def check_place(path: Path, option: str = "--html") -> None:
 
 def render_page(status: Status) -> str:
     """Return the page; the same status always gives the same page."""
-    return render("page.html.j2", status=status, legend=_LEGEND)
+    return render("page.html.j2", status=status, legend=_LEGEND, hooks=HOOKS, heads=HEADS)
 
 
 def render(template: str, **values: object) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from overlay_tools.report.hook_distance import HookDistance
+
 
 class State(Enum):
     """How a cell stands, by the sign that is shown for it; the worse, the later."""
@@ -58,12 +60,16 @@ class StatusTable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """The status of a checkout at `commit`, which is empty outside git; its `default` release is marked."""
+    """The status of a checkout at `commit`, which is empty outside git; its `default` release is marked.
+
+    `hooks`: how far each is from upstream.
+    """
 
     commit: str
     default: str
     releases: Sequence[str]
     tables: Sequence[StatusTable]
+    hooks: Sequence[HookDistance] = ()
 
     def state(self, release: str) -> State:
         """Return the worst state of a release."""
