@@ -320,6 +320,11 @@ FIXUPS: tuple[Fixup, ...] = (
             (">=0.5.10", "sglang.srt.layers.rotary_embedding.factory"),
         )
     ),
+    # Gemma 3.
+    _edit(">=0.5.12,<0.5.14", "sglang.srt.models.gemma3_causal", "Gemma3TextModel",
+          "asks for the factor of rotary positions that are not scaled",
+          'config.rope_parameters["full_attention"]["factor"]',
+          'config.rope_parameters["full_attention"].get("factor", 1.0)'),
     # Adapters (LoRA).
     _edit("<0.5.10", "sglang.srt.lora.backend.torch_backend", "TorchNativeLoRABackend.prepare_lora_batch",
           "takes as many groups of requests as there are requests, and fails where two of an adapter stand together",
