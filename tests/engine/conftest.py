@@ -6,18 +6,21 @@ These tests run inside an environment where the wheel under test, its kernel whe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+import pickle
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
+from _pytest.junitxml import xml_key
+from filelock import FileLock
 from overlay_tools.engines import engine_config
 from overlay_tools.supervisor import end_with_parent
 
 os.environ.update(engine_config.ENV)  # before anything imports torch or sglang
 
 from reference.cases import cases, left_out, make_checkpoint
-from reference.greedy import all_answers, is_decided
+from reference.greedy import Completion, all_answers, is_decided
 
 from engine.harness import CHECKPOINTS, Model, run_first
 
@@ -42,11 +45,11 @@ def pytest_report_header() -> list[str]:
     return [f"left out: {name}: {why}" for name, why in left_out().items()]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def report_what_is_left_out(record_testsuite_property: Callable[[str, object], None]) -> None:
-    """Say the same in pytest's report."""
-    for name, why in left_out().items():
-        record_testsuite_property("left out", f"{name}: {why}")
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Say the same in pytest's report, which the process writes that the others work for."""
+    if (report := session.config.stash.get(xml_key, None)) is not None:
+        for name, why in left_out().items():
+            report.add_global_property("left out", f"{name}: {why}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -62,20 +65,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
-    """Make each of CHECKPOINTS and ask its reference model."""
-    made = {}
-    # A process of their own: sglang and its kernels change torch and transformers for all that is loaded after them.
-    # It ends here, before an engine does: that kills all processes that this one has started.
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+    """Make each of CHECKPOINTS and ask its reference model, once for all processes that run tests."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    kept = folder / "answers.pickle"
+    with FileLock(folder / "answers.lock"):
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(_asked(folder)))
+    return {
+        name: Model(path=path, case=cases()[CHECKPOINTS[name][0]], answers=answers)
+        for name, (path, answers) in pickle.loads(kept.read_bytes()).items()
+    }
+
+
+def _asked(folder: Path) -> dict[str, tuple[Path, list[Completion]]]:
+    asked: dict[str, tuple[Path, Future[list[Completion]]]] = {}
+    # Processes of their own: sglang and its kernels change torch and transformers for all that is loaded after them.
+    # They end here, before an engine does: that kills all processes that this one has started.
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(max_workers=cores, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         for name, (kind, changes) in CHECKPOINTS.items():
-            path = tmp_path_factory.mktemp(kind)
+            path = folder / "checkpoints" / str(len(asked))
             make_checkpoint(kind, path, changes)
-            model = Model(
-                path=path,
-                case=cases()[kind],
-                answers=pool.submit(all_answers, kind, path).result(),
-            )
-            # Where the reference model is nearly undecided, rounding decides: that would say nothing about the engine.
-            assert is_decided(model.answers), f"{kind}: run `python tests/reference/seeds.py {kind}` for another seed"
-            made[name] = model
+            asked[name] = path, pool.submit(all_answers, kind, path)
+        made = {name: (path, answers.result()) for name, (path, answers) in asked.items()}
+    for name, (_, answers) in made.items():
+        # Where the reference model is nearly undecided, rounding decides: that would say nothing about the engine.
+        kind = CHECKPOINTS[name][0]
+        assert is_decided(answers), f"{name}: run `python tests/reference/seeds.py {kind}` for another seed"
     return made

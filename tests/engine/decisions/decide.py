@@ -169,7 +169,7 @@ def _parts(value: object) -> dict[Any, Any] | None:
         return None
     fields = getattr(value, "__struct_fields__", ())  # of msgspec's records: ServerArgs from 0.5.20 on
     parts = {**{name: getattr(value, name) for name in fields}, **getattr(value, "__dict__", {})}
-    for name, called in _questions(kind):
+    for name, called in _questions(kind):  # type: ignore[arg-type]  # mypy takes the hash of what it makes for its own
         try:
             parts[f"{name}()"] = getattr(value, name)() if called else getattr(value, name)
         except Exception as error:  # an answer as well
