@@ -6,31 +6,33 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from reference.cases import make_checkpoint
 
 from engine.harness import OURS, ours
 
 ACTOR = """\
-def resolve(path, is_embedding):
+def resolve(paths, are_embeddings):
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.model_loader.utils import get_model_architecture
 
-    config = ModelConfig(path, is_embedding=is_embedding)
-    model, _ = get_model_architecture(config)
-    print(f"{model.__module__}.{model.__name__} of {type(config.hf_config).__module__}")
+    for path, is_embedding in zip(paths.splitlines(), are_embeddings.splitlines(), strict=True):
+        config = ModelConfig(path, is_embedding=is_embedding == "True")
+        model, _ = get_model_architecture(config)
+        print("resolved", f"{model.__module__}.{model.__name__}", type(config.hf_config).__module__)
 """
 UNPICKLE = "import pickle, sys; function, *given = pickle.load(sys.stdin.buffer); function(*given)"
 
 
-def resolved(checkpoint: Path, folder: Path, is_embedding: bool = False) -> str:
-    """Ask a new Python which class serves a checkpoint, and of which module its configuration is."""
+def resolved(checkpoints: Sequence[Path], are_embeddings: Sequence[bool], folder: Path) -> list[list[str]]:
+    """Ask a new Python which class serves each checkpoint, and of which module its configuration is."""
     (folder / "actor.py").write_text(ACTOR, encoding="utf-8")
     path = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
     # A tuple of the function, by its name, and what it is given, as pickle writes it: this process cannot import it.
-    given = b"".join(pickle.dumps(value, protocol=0).removesuffix(b".") for value in (str(checkpoint), is_embedding))
+    words = ("\n".join(map(str, checkpoints)), "\n".join(map(str, are_embeddings)))
+    given = b"".join(pickle.dumps(value, protocol=0).removesuffix(b".") for value in words)
     sent = b"(cactor\nresolve\n" + given + b"t."
     done = subprocess.run(
         [sys.executable, "-c", UNPICKLE],
@@ -39,14 +41,19 @@ def resolved(checkpoint: Path, folder: Path, is_embedding: bool = False) -> str:
         stdout=subprocess.PIPE,
         check=True,
     )
-    return done.stdout.decode().splitlines()[-1]
+    lines = [line.split() for line in done.stdout.decode().splitlines()]
+    return [words for word, *words in filter(None, lines) if word == "resolved"]
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_a_model_of_ours_is_served_by_our_class(name: str, tmp_path: Path) -> None:
-    row = next(row for row in ours("overlay_registry").MODELS if row.architecture == OURS[name].architecture)
-    checkpoint = tmp_path / "checkpoint"
-    make_checkpoint(name, checkpoint)
-    model, _, config = resolved(checkpoint, tmp_path, not row.generates).partition(" of ")
-    assert model == row.model.replace(":", ".")
-    assert row.config is None or config == row.config.partition(":")[0]
+def test_each_model_of_ours_is_served_by_our_class(tmp_path: Path) -> None:
+    rows = [
+        next(row for row in ours("overlay_registry").MODELS if row.architecture == case.architecture)
+        for case in OURS.values()
+    ]
+    for name in OURS:
+        make_checkpoint(name, tmp_path / name)
+    found = resolved([tmp_path / name for name in OURS], [not row.generates for row in rows], tmp_path)
+    assert [model for model, _ in found] == [row.model.replace(":", ".") for row in rows]
+    # A row without a configuration has that of another model of ours, or of upstream's.
+    modules = [row.config and row.config.partition(":")[0] for row in rows]
+    assert [config if module else None for module, (_, config) in zip(modules, found, strict=True)] == modules
