@@ -79,7 +79,14 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
     asked = {"lm-eval": LM_EVAL, "--limit": arguments.limit}
     earlier, done = _read_files(arguments, asked, [task.name for task in tasks])
     reads = [*arguments.task, arguments.against]
-    begun = begin(project, arguments, None if earlier else "alike", {"--json": arguments.json}, reads)
+    begun = begin(
+        project,
+        arguments,
+        None if earlier else "alike",
+        {"--json": arguments.json},
+        reads,
+        asked="Transformers" if done else "The engine",
+    )
     with ExitStack() as stack:
         python = stack.enter_context(open_engine(project, begun.version, arguments.python, gpu=begun.device.gpu))
         packages = stack.enter_context(open_lm_eval(python, arguments.python))

@@ -109,11 +109,14 @@ def begin(
     reference: Literal["exact", "alike", "beside"] | None,
     writes: Mapping[str, Path | None],
     reads: Sequence[str | Path | None] = (),
+    *,
+    asked: str = "The engine",
 ) -> Begun:
-    """Refuse what cannot be done before anything is built, and say where the engine runs.
+    """Refuse what cannot be done before anything is built, and say where what is asked runs.
 
     Parameters: `arguments`, with `checkpoint`, `version`, `reference` and `passed_on`; `reference`, as of `Begun`;
-    `writes`, the files that options name to be written; `reads`, what may be a file that is read.
+    `writes`, the files that options name to be written; `reads`, what may be a file that is read; `asked`, what is
+    named as running there.
     Raises an OverlayError.
     """
     version = arguments.version or project.default
@@ -125,7 +128,7 @@ def begin(
     here = Path(arguments.checkpoint)
     if (here / "config.json").is_file():  # another is made or fetched with the engine's environment, and planned then
         begun.plan(here)
-    console.line(f"The engine runs on {'a GPU' if begun.device.gpu else 'the CPU'}: {begun.device.why}.")
+    console.line(f"{asked} runs on {'a GPU' if begun.device.gpu else 'the CPU'}: {begun.device.why}.")
     return begun
 
 

@@ -223,7 +223,10 @@ def test_what_the_engine_did_is_not_lost_where_transformers_fails(
     assert cli.main(["accuracy", "model", "--task", "own.jsonl", "--engine", "r.json", "--json", "r.json"]) == 1
     assert made_up.servers == []
     assert made_up.jobs[-1][0]["dtype"] == "bfloat16"
-    assert "The engine does worse than Transformers in bfloat16: own.jsonl." in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "The engine does worse than Transformers in bfloat16: own.jsonl." in said.out
+    assert "Transformers runs on" in said.out
+    assert "The engine runs on" not in said.out
     written = json.loads(Path("r.json").read_text())
     assert written["worse"] == ["own.jsonl"]
     assert (written["about"]["sglang"], written["about"]["arguments"]) == ("1.1", ["--dtype", "bfloat16"])
