@@ -32,8 +32,8 @@ _SAYING = re.compile(
     r"(?:print|log|debug|info|warn|warning|error|exception|critical|fatal)(?:_once)?|.*(?:Error|Exception)"
 )
 _PASSING_ON = {"", "cast", "field", "setattr", "super", "__new__"}  # what they are given decides nothing
-# Code that serves. Parsers are chosen by an option or by the chat template, and have names that some models have too.
-_SERVING, _PARSERS = "sglang/srt/", "sglang/srt/parser/"
+# Parsers are chosen by an option or by the chat template, and have names that some models have too.
+_PARSERS = "sglang/srt/parser/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ def find_base_mentions(project: Project, sources: SourceTree) -> list[BaseMentio
     files = [
         path
         for path in sorted(files_naming(resolver, names.every))
-        if path.startswith(_SERVING) and not path.startswith(_PARSERS) and (path in used or not path.startswith(MODELS))
+        if not path.startswith(_PARSERS) and (path in used or not path.startswith(MODELS))
     ]
     found = [mention for file in files for mention in _mentions_in(sources, file, names)]
     unused = {entry: entry.times for entry in load_contract(contract_path(project)).mentions}

@@ -35,6 +35,7 @@ _KINDS_CAUGHT_BY = {
     "TypeError": {"call"},
     "Exception": {"import", "attribute", "call"},
 }
+_LEAVES = (ast.Name, ast.Constant, ast.expr_context, ast.operator, ast.cmpop, ast.boolop, ast.unaryop)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +113,14 @@ class _ReferenceFinder(ast.NodeVisitor):
         """Visit a node, unless it is code that no hook changes in a file where only a hook is asked about."""
         if not self.hook or not hasattr(node, "lineno") or self._line(node):
             super().visit(node)
+
+    def generic_visit(self, node: ast.AST) -> None:
+        """Visit what is in a node and may need something: most of it cannot."""
+        for name in node._fields:
+            value = getattr(node, name, None)
+            for item in value if isinstance(value, list) else (value,):
+                if isinstance(item, ast.AST) and not isinstance(item, _LEAVES):
+                    self.visit(item)
 
     def visit_all(self, nodes: Iterable[ast.AST]) -> None:
         """Visit nodes in turn."""

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from overlay_tools.upstream.source_tree import SourceTree
 
 MODELS, _CONFIGS, PROCESSORS = "sglang/srt/models/", "sglang/srt/configs/", "sglang/srt/multimodal/processors/"
+REGISTERING = (MODELS, _CONFIGS, PROCESSORS)  # where files are that make names known
 
 
 def registered_names(path: str, tree: ast.Module | None) -> Iterator[tuple[int, str, str]]:

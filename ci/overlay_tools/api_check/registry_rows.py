@@ -11,13 +11,14 @@ from overlay_tools.api_check.bindings import Imported, last_name
 from overlay_tools.api_check.hook_code import AppliedHooks
 from overlay_tools.api_check.model_types import model_type_of
 from overlay_tools.api_check.references import Reference
-from overlay_tools.api_check.registered_names import MODELS, entry_classes, places_of, registered_names
+from overlay_tools.api_check.registered_names import MODELS, REGISTERING, entry_classes, places_of, registered_names
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.api_check.symbols import Symbol
 from overlay_tools.errors import ContractError
 from overlay_tools.settings import Project
-from overlay_tools.upstream.source_tree import parse
+from overlay_tools.upstream.source_tree import module_name, parse
 
+SERVING = "sglang/srt/"  # where the code is that serves; as much again is for other purposes
 ROWS = "sglang/srt/overlay_models/"
 _PARSERS = {
     "reasoning_parser": ("sglang/srt/parser/reasoning_parser.py", "DetectorMap"),
@@ -115,7 +116,8 @@ def _named(row: RegistryRow, resolver: NameResolver) -> Iterator[tuple[str, str]
             )
     if base := row.fields.get("base"):
         files = [path for path in files_naming(resolver, {base}) if path.startswith(MODELS)]
-        listed = any(base in entry_classes(resolver.sources.tree(path)) for path in files)
+        modules = (resolver.module(module_name(path)) for path in files)
+        listed = any(base in entry_classes(module.tree) for module in modules if module)
         yield f"base {base}", "" if listed else f"upstream has no model {base}"
     for field, (path, table) in _PARSERS.items():
         name = row.fields.get(field, ":")
@@ -196,9 +198,11 @@ def base_names(resolver: NameResolver) -> BaseNames:
 
 
 def files_naming(resolver: NameResolver, names: Collection[str]) -> list[str]:
-    """Return upstream's files that hold one of some `names`, which are the overlay's or a base's."""
+    """Return upstream's files that serve and hold one of some `names`, which are the overlay's or a base's."""
     every = {name for _, _, name in _overlay_names(resolver)} | base_names(resolver).every
-    files = resolver.sources.holding(*every, *names) if names else []  # one search for all that are ever asked for
+    files = (
+        resolver.sources.holding(*every, *names, under=SERVING) if names else []
+    )  # one search for all that are ever asked for
     words = [name.encode() for name in names]
     files = [path for path in files if any(word in (resolver.sources.read(path) or b"") for word in words)]
     return [path for path in files if path not in resolver.overlay.files]
@@ -235,7 +239,7 @@ def _hook_names(project: Project, resolver: NameResolver, hooks: AppliedHooks) -
     by_file = {name: applied.patch.path for applied in hooks.patches for name in applied.after}
     names = []
     for path, data in hooks.files.items():
-        if data is not None and path.endswith(".py"):
+        if data is not None and path.endswith(".py") and path.startswith(REGISTERING):
             before = {(kind, name) for _, kind, name in registered_names(path, resolver.sources.tree(path))}
             after = {(kind, name) for _, kind, name in registered_names(path, parse(data, path))}
             where = by_file[path].relative_to(project.root).as_posix()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 
 from overlay_tools.api_check.bindings import (
@@ -17,6 +18,7 @@ from overlay_tools.api_check.bindings import (
     last_name,
     member_kind,
 )
+from overlay_tools.api_check.definitions import bind_definitions, cut_module
 from overlay_tools.api_check.overlay_code import OverlayCode
 from overlay_tools.api_check.symbols import UNKNOWN, Module, Scope, Symbol, is_sglang
 from overlay_tools.upstream.source_tree import SourceTree
@@ -51,13 +53,24 @@ class NameResolver:
     def _load(self, name: str) -> Module | None:
         stem = name.replace(".", "/")
         for path in (f"{stem}/__init__.py", f"{stem}.py"):
-            tree = self.overlay.files.get(path) or (self.sources.tree(path) if path in self._paths else None)
-            if tree is not None:
-                return Module(name=name, path=path, in_overlay=path in self.overlay.files, tree=tree)
+            if (ours := self.overlay.files.get(path)) is not None:
+                return Module(name=name, path=path, in_overlay=True, tree=ours)
+            if path in self._paths:
+                return self._load_upstream(name, path)
         if is_sglang(name) and any(path.startswith(f"{stem}/") for path in self._paths):
             empty = ast.Module(body=[], type_ignores=[])
             return Module(name=name, path=f"{stem}/__init__.py", in_overlay=False, tree=empty)
         return None
+
+    def _load_upstream(self, name: str, path: str) -> Module | None:
+        """Return a module of the release, its definitions unparsed where no hook changes it."""
+        # What a hook adds is looked at in all of the file.
+        cut = None if self.sources.is_changed(path) else cut_module(self.sources.read(path) or b"")
+        if cut is None:
+            tree = self.sources.tree(path)
+            return None if tree is None else Module(name=name, path=path, in_overlay=False, tree=tree)
+        definitions = partial(bind_definitions, cut, whole=lambda: self.sources.tree(path) or cut.rest)
+        return Module(name=name, path=path, in_overlay=False, tree=cut.rest, definitions=definitions)
 
     def resolve_import(self, module: str, name: str | None) -> list[Symbol]:
         """Return what an import of a module, or of a name in it, gives."""

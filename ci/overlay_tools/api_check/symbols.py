@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from overlay_tools.api_check.bindings import Bindings, collect_bindings
@@ -38,18 +38,21 @@ UNKNOWN = Symbol()
 class Module:
     """One file of the release or, if `in_overlay`, of the overlay; or a folder without `__init__.py`, which is empty.
 
-    `path`: in the wheel; `bindings`: what its statements bind; `star_imports`: the modules of which it takes all names.
+    `path`: in the wheel; `tree`: its statements, without the `definitions` that are parsed when they are asked for;
+    `bindings`: what all of them bind; `star_imports`: the modules of which it takes all names.
     """
 
     name: str
     path: str
     in_overlay: bool
     tree: ast.Module
+    definitions: Callable[[Bindings, str], Bindings] | None = None
     bindings: Bindings = field(init=False)
     star_imports: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.bindings, self.star_imports = collect_bindings(self.tree.body, self.package)
+        known, self.star_imports = collect_bindings(self.tree.body, self.package)
+        self.bindings = self.definitions(known, self.package) if self.definitions else known
 
     @property
     def package(self) -> str:

@@ -53,7 +53,9 @@ def collect_status(
     optional = sorted({stage for version, stage in results if version in lock and stage not in STAGES})
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("fork"), initializer=_begin_worker) as pool:
         try:
-            checks = pool.map(partial(_check_sources, project, hooks, cache), lock.values(), chunksize=3)
+            # Releases that follow one another share most files, and a process reads each of these once.
+            share = -(-len(lock) // _PROCESSES)
+            checks = pool.map(partial(_check_sources, project, hooks, cache), lock.values(), chunksize=share)
             checked = dict(zip(lock, checks, strict=True))
         except BaseException:
             for worker in active_children():  # else the pool would wait for what they are at

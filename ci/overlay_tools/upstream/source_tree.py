@@ -78,13 +78,22 @@ class SourceTree:
             self._trees[name] = parse(data, f"{name} of sglang {self.version}")
         return self._trees[name]
 
-    def holding(self, *words: str) -> list[str]:
-        """Return the names of the Python files whose text holds at least one of some words."""
+    def is_changed(self, name: str) -> bool:
+        """Tell whether a file is another than upstream has."""
+        return name in self._changed
+
+    def holding(self, *words: str, under: str = "") -> list[str]:
+        """Return the names of the Python files whose text holds at least one of some words.
+
+        Parameters: `under`, how the paths begin that are asked about.
+        """
         every = {word for word in words if not any(other in word for other in words if other != word)}
         few = sorted(word.encode() for word in every)
         stems = {word[:_STEM] for word in few}  # fewer searches: many words begin alike, and few files have a stem
         held, found = _HELD.setdefault(tuple(few), {}), []
         for name in self.names:
+            if not name.startswith(under):
+                continue
             data = self._changed.get(name)
             if data is None:
                 info = self._wheel.members[name]
@@ -122,14 +131,14 @@ def module_name(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def parse(data: bytes, what: str) -> ast.Module:
+def parse(data: bytes, what: str, *, keep: bool = True) -> ast.Module:
     """Return the syntax tree of a file's content.
 
-    Parameters: `what`, what an error calls the file.
+    Parameters: `what`, what an error calls the file; `keep`, whether it is kept for the next time.
     Raises WheelError if it is not valid Python.
     """
     try:
-        return _parse(data)
+        return _parse(data) if keep else _parse.__wrapped__(data)
     except (SyntaxError, ValueError) as error:
         raise WheelError(f"{what}: {error}.", hint="The wheel is damaged, or for a newer Python than this.") from None
 
