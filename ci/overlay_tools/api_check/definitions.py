@@ -15,7 +15,7 @@ from overlay_tools.api_check.bindings import Binding, Bindings, collect_bindings
 from overlay_tools.errors import WheelError
 from overlay_tools.upstream.source_tree import parse
 
-_DEFINITION = re.compile(rb"(?:async def|def|class) (\w+)")
+_DEFINITION = re.compile(rb"(?:async def|def|class) (\w+)[(:\[]")  # a name in other letters is parsed at once
 _STATEMENT = re.compile(rb"^[^\s)\]}#]", re.MULTILINE)  # another line is part of what is above it
 _QUOTES = (b'"""', b"'''")
 

@@ -15,7 +15,8 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, begin, count, open_engine
+from overlay_tools.commands.options import add_passed_on, add_python, count
+from overlay_tools.commands.shared import begin, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.device import Device
 from overlay_tools.engines.server import Server

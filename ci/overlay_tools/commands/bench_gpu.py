@@ -6,7 +6,8 @@ import argparse
 import os
 
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_python, open_engine, require_cuda
+from overlay_tools.commands.options import add_python
+from overlay_tools.commands.shared import open_engine, require_cuda
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import run_attached
 

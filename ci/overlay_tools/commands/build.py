@@ -6,7 +6,8 @@ import argparse
 import platform
 
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_python, show_wheel
+from overlay_tools.commands.options import add_python
+from overlay_tools.commands.shared import show_wheel
 from overlay_tools.engines.environment import build_release
 from overlay_tools.errors import UsageError
 from overlay_tools.patches.series import load_series

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from overlay_tools import console
 from overlay_tools.commands import Command
-from overlay_tools.commands.shared import check_places
+from overlay_tools.commands.options import check_places
 from overlay_tools.downstream.changes import compare_releases
 from overlay_tools.errors import UsageError
 from overlay_tools.report.changes import print_changes, to_json, to_markdown

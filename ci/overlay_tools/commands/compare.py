@@ -12,7 +12,8 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import Plan, add_passed_on, add_python, begin, count, open_engine
+from overlay_tools.commands.options import add_passed_on, add_python, count
+from overlay_tools.commands.shared import Plan, begin, open_engine
 from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.comparison import (
     Comparison,

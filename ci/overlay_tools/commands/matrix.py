@@ -6,7 +6,7 @@ import argparse
 
 from overlay_tools import console
 from overlay_tools.commands import LOCKED, Command
-from overlay_tools.commands.shared import add_python
+from overlay_tools.commands.options import add_python
 from overlay_tools.proving.runner import plan_matrix, run_matrix
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import get_release, load_lock

@@ -11,7 +11,8 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import demo_model, named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, engine_folder, open_engine
+from overlay_tools.commands.options import add_passed_on, add_python
+from overlay_tools.commands.shared import engine_folder, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.engines.server import Server, check_free

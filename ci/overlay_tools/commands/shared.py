@@ -11,28 +11,15 @@ from typing import Any, Literal
 
 from overlay_tools import console
 from overlay_tools.checkpoints import named
-from overlay_tools.commands import PASSED_ON
+from overlay_tools.commands.options import check_places, count
 from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.engines.environment import engine_environment
 from overlay_tools.errors import OverlayError, UsageError
 from overlay_tools.proving.memory import choose_reference_device, count_tensors
-from overlay_tools.report.html import check_place
 from overlay_tools.settings import Project
-from overlay_tools.upstream.lockfile import PYTHONS, THIS_PYTHON, get_release, load_lock
+from overlay_tools.upstream.lockfile import THIS_PYTHON, get_release, load_lock
 from overlay_tools.wheels.builder import BuiltWheel
 from overlay_tools.wheels.provenance import statement_of
-
-
-def add_python(parser: argparse.ArgumentParser, purpose: str) -> None:
-    """Add `--python`, the minor version of CPython to do something with."""
-    parser.add_argument(
-        "--python", choices=PYTHONS, help=f"CPython to {purpose} (default: the one that runs this, {THIS_PYTHON})"
-    )
-
-
-def add_passed_on(parser: argparse.ArgumentParser, of: str) -> None:
-    """Add `passed_on`, the words after a `--`, which are arguments `of` another program."""
-    parser.add_argument(PASSED_ON, nargs="*", metavar="-- ARGUMENT", help=f"after --, arguments {of}")
 
 
 def engine_folder(project: Project, version: str, python: str | None, *, gpu: bool, plugin: bool = False) -> Path:
@@ -155,23 +142,6 @@ def _ranks(flags: Sequence[str]) -> int:
     return int(found.tensors * found.layers)
 
 
-def check_places(writes: Mapping[str, Path | None], reads: Sequence[str | Path | None] = ()) -> None:
-    """Raise an OverlayError if the file that an option names cannot be written, or two options name one.
-
-    Parameters: `writes`, by the options; `reads`, what may be a file that is read, and must stay.
-    """
-    seen: dict[Path, str] = {}
-    for option, path in writes.items():
-        if path is None:
-            continue
-        check_place(path, option)
-        if (other := seen.setdefault(path.resolve(), option)) != option:
-            raise UsageError(f"{other} and {option} both name {path}.", hint="Name two files.")
-        for name in reads:
-            if name is not None and path.exists() and Path(name).exists() and path.samefile(name):
-                raise UsageError(f"{name} is read, and {option} would overwrite it.", hint="Name another file.")
-
-
 def check_class(name: str | None) -> None:
     """Raise UsageError if the name of a reference model is not that of a class in a module."""
     module, colon, kind = (name or "a:b").partition(":")
@@ -179,13 +149,6 @@ def check_class(name: str | None) -> None:
         raise UsageError(
             f"--reference {name} is not MODULE:CLASS.", hint="As models.qwen3_next_ext.reference:Qwen3NextExt."
         )
-
-
-def count(text: str) -> int:
-    """Read a number from 1 on. Raises ArgumentTypeError if a word of the command line is none."""
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
-    return int(text)
 
 
 def require_cuda() -> None:

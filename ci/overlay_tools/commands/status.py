@@ -10,7 +10,7 @@ from rich.console import Console
 
 from overlay_tools import console
 from overlay_tools.commands import Command
-from overlay_tools.commands.shared import add_python
+from overlay_tools.commands.options import add_python
 from overlay_tools.errors import OverlayError
 from overlay_tools.patches.series import load_series
 from overlay_tools.report.collect import collect_status

@@ -6,7 +6,8 @@ import argparse
 import signal
 
 from overlay_tools.commands import LOCKED, Command
-from overlay_tools.commands.shared import add_passed_on, add_python, open_engine, require_cuda
+from overlay_tools.commands.options import add_passed_on, add_python
+from overlay_tools.commands.shared import open_engine, require_cuda
 from overlay_tools.engines import engine_config
 from overlay_tools.errors import ToolError, UsageError
 from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_TESTS, in_parallel

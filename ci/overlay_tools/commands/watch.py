@@ -8,7 +8,7 @@ from pathlib import Path
 
 from overlay_tools import console
 from overlay_tools.commands import Command
-from overlay_tools.commands.shared import add_python, check_places
+from overlay_tools.commands.options import add_python, check_places
 from overlay_tools.proving.stages import STAGES
 from overlay_tools.proving.watch import Seen, Watcher
 from overlay_tools.report.html import write_text

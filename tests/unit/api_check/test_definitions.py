@@ -42,6 +42,10 @@ if os.name:
 else:
     either = None
 
+def größe():
+    return 1
+
+
 async def later(a, *, b=1) -> int:
     return a
 value = later
@@ -66,7 +70,7 @@ def test_the_names_and_nodes_are_those_of_the_whole_file() -> None:
     text = MODULE.replace('"""A text\ndef of_no_module():\n"""\n', "")
     found, (whole, _) = lazy(text), collect_bindings(ast.parse(text).body, "p")
     assert found is not None
-    assert set(found) == set(whole) == {"os", "Late", "either", "later", "value"}
+    assert set(found) == set(whole) == {"os", "Late", "either", "größe", "later", "value"}
     for name, bindings in whole.items():
         assert [shown(item) for item in found[name]] == [shown(item) for item in bindings]
     assert found["os"] == [Imported(module="os", name=None)]
