@@ -42,7 +42,8 @@ def test_help_lists_each_command_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_every_module_of_a_command_is_listed() -> None:
-    modules = {path.stem for path in Path(cli.__file__).parent.glob("commands/*.py")} - {"__init__", "options", "shared"}
+    files = {path.stem for path in Path(cli.__file__).parent.glob("commands/*.py")}
+    modules = files - {"__init__", "options", "shared"}
     assert {cli.module_name(name) for name in cli.COMMANDS} == modules
 
 
