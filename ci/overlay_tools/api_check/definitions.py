@@ -57,6 +57,7 @@ def cut_module(data: bytes) -> CutModule | None:
         return None
     starts = [*(match.start() for match in _STATEMENT.finditer(data)), len(data)]
     rest, found, line, at = [data[: starts[0]]], dict[str, tuple[int, bytes]](), data.count(b"\n", 0, starts[0]), 0
+    cut_to = 0
     while at < len(starts) - 1:
         begin = starts[at]
         while at < len(starts) - 2 and data.startswith(b"@", starts[at]):  # a decorator is part of what follows
@@ -68,8 +69,9 @@ def cut_module(data: bytes) -> CutModule | None:
             rest.append(data[begin:end])
         else:
             name, text = named[1].decode(), data[begin:end]
-            # Where no text of several lines is open, there is an even number of marks before it.
-            is_open = any(data.count(mark, 0, begin) % 2 or text.count(mark) % 2 for mark in _QUOTES)
+            # All definitions before have an even number of marks; where no text is open, so has what is between them.
+            between, cut_to = data[cut_to:begin], end
+            is_open = any(between.count(mark) % 2 or text.count(mark) % 2 for mark in _QUOTES)
             if name in found or is_open or text.rstrip(b"\n").endswith(b"\\"):
                 return None
             found[name] = line, text
