@@ -107,7 +107,7 @@ class Case:
     - `upstream`: the model of upstream's that reads the same checkpoints, but for the extensions: its case.
     - `state`: whether it has a state beside its KV cache, kept for some lengths of a prompt only.
     - `served`: the set with which it is asked over HTTP, empty for none.
-    - `servers`: the kinds of servers that it is tested on, of test_servers.py.
+    - `servers`: the kinds of servers that it is tested on, of test_servers.py; `two ranks, SET` for a set of `sets`.
     - `distinct`: the least number of different answers to 80 prompts; `accepted`: of tokens a step with drafts; `nats`:
       the range of the mean logprob of held-out text; `sums`: the sums over two ranks in a step.
     - `updates`: the weights that are updated while it serves, the draft's last.

@@ -104,14 +104,15 @@ def kinds_of(case: Case) -> Iterator[Kind]:
         for steps in (1, 2, 3):
             arguments, environment = speculative(steps, state=case.state)
             yield Kind("drafts", arguments=pool | arguments, environment=environment)
-    if "two ranks" in case.servers:
-        yield Kind("two ranks", arguments=pool | TWO_RANKS[0], environment=TWO_RANKS[1], first=FUSE)
+    for name, changes in {"": {}, **{f", {name}": changes for name, changes in case.sets.items()}}.items():
+        if f"two ranks{name}" in case.servers:
+            yield Kind("two ranks", changes, pool | TWO_RANKS[0], TWO_RANKS[1], FUSE)
 
 
 def title(name: str, case: Case, kind: Kind) -> str:
     """Name a server: the model, and the set or the kind, with the steps of its drafts."""
     found = next((given for given, changes in case.sets.items() if kind.changes is changes), "")
-    words = [kind.kind] if kind.kind != "set" else [found or "as it is"]
+    words = [kind.kind, *([found] if found else [])] if kind.kind != "set" else [found or "as it is"]
     if steps := kind.arguments.get("speculative_num_steps"):
         words.append(f"{steps} steps")
     return ", ".join([name, *words])
