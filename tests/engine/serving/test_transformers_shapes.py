@@ -71,6 +71,21 @@ def test_a_derived_configuration_has_those_of_its_base(tmp_path: Path) -> None:
     assert transformers_shapes(DerivedConfig(**SIZES)) == written_by_transformers(base, tmp_path)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
+def test_they_are_those_of_the_checkpoint_where_upstream_rounds_up_those_of_the_model(
+    model_type: str, tmp_path: Path
+) -> None:
+    """As it does on a CPU for ranks that cannot share one key, or an inner size, evenly."""
+    given = SIZES | {"num_key_value_heads": 1}
+    config = AutoConfig.for_model(model_type, **given)
+    rounded = {"num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 64, "moe_intermediate_size": 64}
+    rounded = {key: value for key, value in rounded.items() if hasattr(config, key)}
+    config.update(rounded | {f"original_{key}": given[key] for key in rounded if key != "num_key_value_heads"})
+    config.original_total_num_kv_heads = 1
+    written = written_by_transformers(AutoConfig.for_model(model_type, **given), tmp_path)
+    assert transformers_shapes(config) == written
+
+
 def test_a_configuration_without_a_language_model_is_named() -> None:
     with pytest.raises(ValueError, match="no language model for"):
         transformers_shapes(PretrainedConfig())

@@ -18,7 +18,8 @@ def transformers_shapes(config: PretrainedConfig) -> Shapes:
         raise ValueError(f"transformers {transformers.__version__} has no language model for {type(config).__name__}")
     # Rotary positions have no tensors, and some models of upstream's rename their scaling in the configuration.
     left_out = ("architectures", "model_type", "rope_parameters", "rope_scaling")
-    plain = cls(**{key: value for key, value in config.to_dict().items() if key not in left_out})
+    said = {key: value for key, value in config.to_dict().items() if key not in left_out}
+    plain = cls(**said | sizes_of_checkpoint(config))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(plain, attn_implementation="eager")
     state = model.state_dict()
@@ -32,3 +33,17 @@ def transformers_shapes(config: PretrainedConfig) -> Shapes:
     if plain.tie_word_embeddings:
         shapes.pop("lm_head.weight", None)
     return shapes
+
+
+def sizes_of_checkpoint(config: PretrainedConfig) -> dict[str, int]:
+    """Give the sizes of a checkpoint where upstream has rounded up those of the model: key of config.json to size.
+
+    It does so where ranks of a CPU cannot share heads, or an inner size, evenly; the weights are then filled up with 0.
+    """
+    ends = ("_heads", "intermediate_size")
+    kept = {
+        key.removeprefix("original_").replace("total_num_kv_heads", "num_key_value_heads"): value
+        for key, value in vars(config).items()
+        if key.startswith("original_") and key.endswith(ends)
+    }
+    return {key: value for key, value in kept.items() if hasattr(config, key)}
