@@ -8,11 +8,12 @@ configurations of the served model and of its draft are made from them. CASES.js
 `plugin` that has the overlay's models, or nothing.
 
 OUT_FOLDER/DEVICE.json gets, for each checkpoint, a list with one member an option set: None where the release lacks one
-of the options, else a mapping of dotted names to values. Where upstream refuses the options, it has only `refusal`.
+of the options, or the device is not one of MAIN and is asked about each third set alone; else a mapping of dotted names
+to values. Where upstream refuses the options, it has only `refusal`.
 
-A GPU is simulated by what PyTorch says of it, and only as far as these decisions ask. Upstream is imported before, as
-on a host without one, because the modules with its kernels need a real one. So what they found out when they were
-imported stays that host's: their choice among kernels is not part of this.
+A GPU or an NPU is simulated by what PyTorch says of it, and only as far as these decisions ask. Upstream is imported
+before, as on a host without one, because the modules with its kernels need a real one. So what they found out when
+they were imported stays that host's: their choice among kernels is not part of this.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ GPUS = {  # a name: compute capability, name, GiB, multiprocessors
     "sm80": ((8, 0), "NVIDIA A100-SXM4-80GB", 80, 108),
     "sm90": ((9, 0), "NVIDIA H100 80GB HBM3", 80, 132),
     "sm100": ((10, 0), "NVIDIA B200", 180, 148),
+    "gfx942": ((9, 4), "AMD Instinct MI300X", 192, 304),
+    "npu": ((0, 0), "Ascend910B2", 64, 24),
 }
+MAIN = ("cpu", "sm80", "sm90", "sm100")
 _plugin = ""
 # Options of ServerArgs by the names that they had before.
 FORMER_NAMES = {"mamba_radix_cache_strategy": "mamba_scheduler_strategy"}  # to 0.5.13.post1
@@ -55,6 +59,7 @@ def simulate(device: str) -> None:
     memory = gib << 30
     properties = SimpleNamespace(
         name=name,
+        gcnArchName=device,
         major=capability[0],
         minor=capability[1],
         total_memory=memory,
@@ -69,10 +74,17 @@ def simulate(device: str) -> None:
         "get_device_properties": properties,
         "mem_get_info": (memory, memory),
     }
+    if device == "npu":
+        torch.npu = MagicMock()
+        sys.modules |= {"torch_npu": MagicMock(), "acl": MagicMock()}
     for function, answer in answers.items():
-        setattr(torch.cuda, function, lambda *_args, _answer=answer, **_kwargs: _answer)
-    torch.version.cuda = torch.version.cuda or "12.8"
-    common.get_nvgpu_memory_capacity = lambda: memory >> 20  # it asks nvidia-smi
+        setattr(torch.npu if device == "npu" else torch.cuda, function, lambda *_, _answer=answer, **__: _answer)
+    if device.startswith("sm"):
+        torch.version.cuda = torch.version.cuda or "12.8"
+    elif device.startswith("gfx"):  # which PyTorch has as a `cuda` too
+        torch.version.cuda, torch.version.hip = None, "6.4"
+    # They ask programs that come with the device.
+    common.get_nvgpu_memory_capacity = common.get_amdgpu_memory_capacity = lambda: memory >> 20
     for probe in vars(common).values():  # they keep what they found when upstream was imported
         if callable(probe) and hasattr(probe, "cache_clear"):
             probe.cache_clear()
@@ -80,11 +92,13 @@ def simulate(device: str) -> None:
         vars(platforms)["_current_platform"] = None
 
 
-def decide(checkpoint: str, options: Mapping[str, Any]) -> dict[str, str] | None:
+def decide(checkpoint: str, options: Mapping[str, Any], asked: bool = True) -> dict[str, str] | None:
     """Let upstream resolve `options` for `checkpoint`, and list all that it decided by dotted names.
 
-    Gives None when the installed release lacks one of the options.
+    Gives None when the installed release lacks one of the options, or this is not `asked`.
     """
+    if not asked:
+        return None
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.server_args import ServerArgs
     from sglang.srt.utils import get_device_sm
@@ -208,7 +222,12 @@ def decide_all(cases: Mapping[str, Any], device: str, out: Path) -> None:
     with _fork.Pool(1, maxtasksperchild=1) as pool:
         decided = {
             checkpoint: pool.starmap(
-                decide, [(checkpoint, {**always, **options}) for options in cases["option_sets"]], chunksize=1
+                decide,
+                [
+                    (checkpoint, {**always, **options}, i % (1 if device in MAIN else 3) == 0)
+                    for i, options in enumerate(cases["option_sets"])
+                ],
+                chunksize=1,
             )
             for checkpoint in cases["checkpoints"]
         }

@@ -2,8 +2,8 @@
 
 A derived model shows itself to upstream as its base, so that upstream's lists of architectures, which choose attention
 backends, caches, schedules, quantisation, MoE kernels and draft models, hold for it. Here upstream resolves many sets
-of options for checkpoints of both with the same dimensions, on a CPU and on simulated GPUs (see `decide.py`, also
-for what cannot be simulated), and all that it decides is compared.
+of options for checkpoints of both with the same dimensions, on a CPU and on simulated GPUs and NPUs (see `decide.py`,
+also for what cannot be simulated), and all that it decides is compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from overlay_tools.subprocesses import start
 from reference.cases import Decisions, cases
 from reference.checkpoints import write_config, write_tokenizer
 
-from engine.decisions.decide import GPUS
+from engine.decisions.decide import GPUS, MAIN
 from engine.harness import PLUGIN
 
 DEVICES = ("cpu", *GPUS)
@@ -203,7 +203,7 @@ def test_all_that_may_differ_does(decided: Decided, variant: tuple[str, str]) ->
 @pytest.mark.parametrize("device", DEVICES)
 def test_most_option_sets_resolve(decided: Decided, device: str, first: tuple[str, str]) -> None:
     refusals = [base.get("refusal") for _, base, _ in pairs(decided, device, first)]
-    assert refusals.count(None) >= 40
+    assert refusals.count(None) >= (40 if device in MAIN else 10)
     # Not what fails for want of something that is not simulated: that would compare nothing.
     upstreams = ("ValueError: ", "AssertionError: ")
     assert [text for text in refusals if text is not None and not text.startswith(upstreams)] == []
@@ -217,8 +217,9 @@ def test_some_option_sets_are_refused(decided: Decided, first: tuple[str, str]) 
 @pytest.mark.parametrize("first", FIRST, ids=", ".join)
 def test_upstream_sees_the_simulated_devices(decided: Decided, first: tuple[str, str]) -> None:
     _, base, _ = zip(*(next(pairs(decided, device, first)) for device in DEVICES), strict=True)
-    assert [decisions["device_sm"] for decisions in base] == ["0", "80", "90", "100"]
+    assert [decisions["device_sm"] for decisions in base] == ["0", "80", "90", "100", "94", "0"]
     names = ("resolved.attention_backend", "args.attention_backend")  # the first where `args` is what was asked for
     backends = [next(decisions[name] for name in names if name in decisions) for decisions in base]
     # An SM80 and an SM90 have the same in some releases.
-    assert len(set(backends)) >= 3, backends
+    assert len(set(backends)) >= 5, backends
+    assert backends[-2:] == ["'aiter'", "'ascend'"]

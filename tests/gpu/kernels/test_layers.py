@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 DOT_DTYPES = DTYPES if GPU else DTYPES[:2]  # the interpreter multiplies the bits of bfloat16 as if they were integers
 LESS = 1 if GPU else 8  # interpreting an adapter takes as long as the square of its size: minutes
 NAN, INF = math.nan, math.inf
+
+
+stages = head_adapter._stages.__wrapped__
 
 
 @pytest.fixture(autouse=True)
@@ -160,3 +164,19 @@ def test_rows_of_an_adapter_do_not_depend_on_each_other(rows: int) -> None:
 def test_an_adapter_that_has_no_kernel_is_not_fused() -> None:
     for size, rank, fused in ((2048, 128, True), (2048, 129, False), (200, 8, False), (16, 1, True)):
         assert head_adapter.can_fuse(torch.empty(rank, size)) is fused
+
+
+@pytest.mark.parametrize(
+    ("properties", "wanted"),
+    [
+        ({"shared_memory_per_block_optin": 232448}, 4),
+        ({"shared_memory_per_block_optin": 101376}, 2),
+        ({"gcnArchName": "gfx942"}, 2),
+    ],
+    ids=["H200", "L40", "MI300X"],
+)
+def test_no_more_memory_is_taken_than_a_gpu_says_that_it_has(
+    properties: dict[str, object], wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**properties))
+    assert stages(torch.device("cuda"), 16) == wanted

@@ -104,7 +104,8 @@ def adapt_triton(hidden_states: torch.Tensor, down: torch.Tensor, up: torch.Tens
 @functools.cache
 def _stages(device: torch.device, block: int) -> int:
     """Choose how many blocks of columns are on their way at once."""
-    memory = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    # Of AMD's GPUs PyTorch may not say it; they have 64 KiB.
+    memory = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
     if memory < 160 * 1024:
         return 2
     return 4 if block <= 32 else 3  # three leave room for two programs on a multiprocessor
