@@ -209,8 +209,9 @@ class Watcher:
             self._clear()
 
     def _clear(self) -> None:
+        # One that a killed run has begun is locked. `git worktree prune` would forget those on a disk that is away too.
+        git(["worktree", "remove", "--force", "--force", str(self.tree)], cwd=self.project.root)
         shutil.rmtree(self.tree, ignore_errors=True)
-        self._git("worktree", "prune")
 
     def _commit(self, project: Project, subject: str, body: str) -> None:
         name, email = self.author

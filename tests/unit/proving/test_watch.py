@@ -230,6 +230,19 @@ def test_a_run_that_is_killed_leaves_nothing_and_the_next_one_does_it(project: M
     assert list(load_lock(project.root / "upstream.lock")) == ["1.0", "1.1", "2.0", "2.0.post1", "2.2rc1"]
 
 
+def test_another_worktree_of_the_repository_is_left_alone(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(project, monkeypatch, {"1.2": LOADER})
+    away = project.root.parent / "on a disk that is away"
+    git(project, "worktree", "add", "--quiet", "--detach", str(away))
+    away.rename(away.with_name("unmounted"))
+    git(project, "worktree", "add", "--quiet", "--detach", "--lock", ".nox/watching")  # of a run that was killed
+    assert cli.main(["watch", "--stages", "static"]) == 0
+    listed = git(project, "worktree", "list", "--porcelain")
+    assert str(away) in listed
+    assert "watching" not in listed
+    assert "watch/1.2" in branches(project)
+
+
 def test_where_nothing_is_newer_it_says_so(
     project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
