@@ -45,10 +45,13 @@ _MANY = 50  # hunks: with more of them open, an error has a line for each hook a
 
 
 class Port:
-    """The one port that can be in progress in a checkout."""
+    """The one port that can be in progress in a checkout.
 
-    def __init__(self, project: Project, cache: Path) -> None:
-        self.project, self.cache = project, cache
+    Parameters: `announce`, whether it says in the end what was written, and what to do next.
+    """
+
+    def __init__(self, project: Project, cache: Path, *, announce: bool = True) -> None:
+        self.project, self.cache, self.announce = project, cache, announce
         self.folder = project.root / ".nox" / "porting"  # .nox/port is the session's environment, which nox may remove
         self.tree = Worktree(self.folder / "worktree")
 
@@ -152,6 +155,8 @@ class Port:
         text = dump_lock({**lock, release.version: release})
         changed = write_patches(self.project.patches, files, {self.project.lock.name: text.encode()})
         shutil.rmtree(self.folder, ignore_errors=True)
+        if not self.announce:
+            return follower.reports
         done = "takes what was carried to it" if release.version in lock else "is locked"
         console.line("\n  ".join([f"sglang {release.version} {done}.", *changed]), style="green")
         console.line(f"Next: nox -s test-{release.version}")

@@ -114,7 +114,7 @@ class Watcher:
             older = [locked for locked in lock if Version(locked) < Version(version)]
             changes = compare_releases(project, self.cache, lock[older[-1] if older else next(iter(lock))], release)
             try:
-                Port(project, self.cache).start(version, lambda _: release)
+                Port(project, self.cache, announce=False).start(version, lambda _: release)
             except (FetchError, ToolError):
                 raise
             except OverlayError as error:

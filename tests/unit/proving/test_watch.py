@@ -116,7 +116,9 @@ def test_a_release_that_fits_becomes_a_branch(
     project.write("overlay/sglang/models/ours.py", "OURS = 2\n")  # not committed
     (seen,) = watch(project).values()
     assert (seen["outcome"], seen["branch"]) == ("branch", "watch/1.2")
-    assert "carried and proven in the branch watch/1.2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "carried and proven in the branch watch/1.2" in said
+    assert "is locked" not in said  # in this checkout it is not
     assert os.environ["UV_CACHE_DIR"] == "elsewhere"
     git(project, "checkout", "--quiet", "-f", "watch/1.2")
     assert list(project.lock) == ["1.0", "1.1", "1.2"]
