@@ -179,3 +179,14 @@ def test_what_the_servers_overrides_leave_behind_is_named() -> None:
     config.update(given)
     with pytest.raises(ValueError, match=r"config.json: layer_types is .* and with the server's overrides"):
         module.settle(config, {**said, **given})
+
+
+@pytest.mark.parametrize(("backends", "size"), [(("fa3", "triton"), WINDOW), (("triton", "flashinfer"), WINDOW - 1)])
+def test_each_backend_decodes_with_the_whole_window(
+    backends: tuple[str, str], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upstream's for Triton takes the size for that of all tokens of a window, others for that of those before."""
+    module = ours("models.qwen3_windows")
+    monkeypatch.setattr(module, "attention_backends", lambda: backends)
+    model = SimpleNamespace(config=SimpleNamespace(is_hybrid_swa=True, sliding_window=WINDOW))
+    assert module.Qwen3WindowsForCausalLM.get_attention_sliding_window_size(model) == size
