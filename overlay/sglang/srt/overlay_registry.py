@@ -7,6 +7,7 @@ torch nor transformers itself.
 import importlib
 import json
 import logging
+import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -126,6 +127,10 @@ def resolve_model(model_config: Any) -> tuple[type, str] | None:
     Raises OverlayError when the class cannot be imported (with that error as the cause), is not the one that
     upstream's registry holds, is not what the server's arguments ask for, or config.json has a key that would be lost.
     """
+    if "sglang.srt.lora.lora_manager" in sys.modules:  # a process that loads adapters too
+        from sglang.srt.model_loader.checked_adapters import check_adapters
+
+        check_adapters()
     row = _row_of(model_config.hf_config)
     if row is None:
         if not _is_anothers(model_config.hf_config):

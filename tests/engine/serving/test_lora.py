@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import urllib.error
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from overlay_tools.engines.server import Server
+from overlay_tools.errors import ServeError
 from overlay_tools.supervisor import end_with_parent
 from reference.cases import cases, make_checkpoint
 from reference.checkpoints import change_tensors
@@ -30,6 +33,7 @@ SOME = PROMPTS[-6:]
 __test__ = bool(NAMES)  # without such a model there is nothing to test here
 
 Adapter = dict[str, tuple[torch.Tensor, torch.Tensor]]
+Tensors = dict[str, torch.Tensor]
 
 
 def draw(checkpoint: Path, modules: tuple[str, ...], seed: int) -> Adapter:
@@ -127,8 +131,83 @@ def test_another_is_loaded_and_unloaded_while_it_serves(served: Served) -> None:
     served.assert_right("first", "")
 
 
+TOO_MUCH: dict[str, Callable[[Tensors], str]] = {}
+"""What is wrong with an adapter: changes its tensors and gives the name of what the server must say."""
+
+
+def too_much(change: Callable[[Tensors], str]) -> Callable[[Tensors], str]:
+    TOO_MUCH[change.__name__] = change
+    return change
+
+
+@too_much
+def of_no_layer(tensors: Tensors) -> str:
+    tensors["base_model.model.model.norm.lora_A.weight"] = torch.zeros(RANK, 128)
+    return "base_model.model.model.norm.lora_A.weight: the engine has no place for it"
+
+
+@too_much
+def of_what_is_not_adapted(tensors: Tensors) -> str:
+    tensors["base_model.model.model.layers.2.mlp.gate.lora_B.weight"] = torch.zeros(4, RANK)
+    return "base_model.model.model.layers.2.mlp.gate.lora_B.weight: the engine has no place for it; of this layer"
+
+
+@too_much
+def of_a_layer_of_another_model(tensors: Tensors) -> str:
+    tensors["base_model.model.encoder.layers.2.attention.o_proj.lora_B.weight"] = torch.zeros(128, RANK)
+    return "base_model.model.encoder.layers.2.attention.o_proj"
+
+
+@too_much
+def too_wide(tensors: Tensors) -> str:
+    name = next(name for name in tensors if "o_proj.lora_B" in name)
+    rows = len(tensors[name])
+    tensors[name] = torch.zeros(rows // 2, RANK)
+    return f"{name}: its shape is ({rows // 2}, {RANK}), and the engine has room for {rows} rows"
+
+
+@too_much
+def half_of_a_pair(tensors: Tensors) -> str:
+    name = next(name for name in tensors if "o_proj.lora_B" in name)
+    del tensors[name]
+    return "o_proj: the adapter has its factor A alone"
+
+
+@pytest.mark.parametrize("change", TOO_MUCH.values(), ids=TOO_MUCH)
+def test_what_would_be_lost_of_an_adapter_is_named(
+    served: Served, change: Callable[[Tensors], str], tmp_path: Path
+) -> None:
+    shutil.copytree(served.adapters["second"], tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    named = change(tensors)
+    save_file(tensors, file)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(served.server.url, "/load_lora_adapter", lora_name="third", lora_path=str(tmp_path / "adapter"))
+    said = json.loads(refused.value.read().decode())
+    assert named in json.dumps(said).replace("\\n", "\n")
+    served.assert_right("first", "")
+
+
 def test_an_adapter_that_is_not_there_is_refused(served: Served) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         generate(served.server, SOME[:1], 1, lora_path="third")
     assert refused.value.code == 400
     served.assert_right("first", "")
+
+
+STOCK = [name for name, case in cases().items() if not case.ours and case.state]
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_an_adapter_that_upstream_has_no_room_for_is_refused_when_the_server_starts(name: str, tmp_path: Path) -> None:
+    """Upstream's Qwen3-Next forgets the gates beside its queries; its server ended when the adapter was first used."""
+    make_checkpoint(name, tmp_path / "model")
+    modules = ("q_proj", "k_proj", "v_proj")
+    folder = write(tmp_path / "adapter", draw(tmp_path / "model", modules, 1), modules)
+    arguments = {**ARGUMENTS, "lora_paths": f"first={folder}"}
+    with pytest.raises(ServeError), server(tmp_path / "model", tmp_path / "log", arguments):
+        pytest.fail("it serves")
+    said = (tmp_path / "log").read_text(errors="replace")
+    assert re.search(r"AdapterError: the adapter first does not fit the model, or the engine:", said)
+    assert re.search(r"qkv_proj\.lora_B\.weight: its shape is \(384, 4\), and the engine has room for 256 rows", said)

@@ -1,0 +1,141 @@
+"""Adapters (LoRA), of the overlay's models and upstream's: one that would be lost in part is refused when it comes.
+
+Upstream drops tensors of an adapter that it has no place for, some of them without a word. Others it finds out about
+when the adapter is first used, and its scheduler ends. Here an adapter is compared, tensor by tensor, with the modules
+that the engine adapts: when it is loaded, or, where the server starts with it, as soon as these are made.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+_FACTOR = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
+_EXPERT = re.compile(r"\.experts(\.|$)")
+_EXPERTS = "experts"
+
+
+class AdapterError(ValueError):
+    """Name each tensor of an adapter that the engine has no place for."""
+
+
+@functools.cache
+def check_adapters() -> None:
+    """Put the check around what upstream does when it loads adapters, in this process."""
+    from sglang.srt.lora.lora import LoRAAdapter
+    from sglang.srt.lora.lora_manager import LoRAManager
+
+    if hasattr(LoRAAdapter, "_process_weight"):  # from 0.5.9 on
+        LoRAAdapter._process_weight = _noting_dropped(LoRAAdapter._process_weight)
+        LoRAManager.load_lora_weights_from_tensors = _checked(LoRAManager.load_lora_weights_from_tensors)
+    LoRAManager.load_lora_weights = _checked(LoRAManager.load_lora_weights)
+    LoRAManager.init_memory_pool = _checked_at_start(LoRAManager.init_memory_pool)
+
+
+def _noting_dropped(upstreams: Callable[..., None]) -> Callable[..., None]:
+    """Wrap `LoRAAdapter._process_weight`, which keeps a tensor in one of several places, or drops it."""
+
+    @functools.wraps(upstreams)
+    def process(self: Any, name: str, loaded_weight: torch.Tensor) -> None:
+        before = _kept(self)
+        upstreams(self, name, loaded_weight)
+        if _kept(self) == before:
+            self.__dict__.setdefault("dropped_tensors", []).append(name)
+
+    return process
+
+
+def _kept(adapter: Any) -> int:
+    layers = sum(len(layer.weights) for layer in adapter.layers)
+    return layers + len(adapter.embedding_layers) + len(adapter.added_tokens_embeddings)
+
+
+def _checked(upstreams: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(upstreams)
+    def load(self: Any, lora_ref: Any, *args: Any, **kwargs: Any) -> None:
+        upstreams(self, lora_ref, *args, **kwargs)
+        if getattr(self, "memory_pool", None) is not None:
+            try:
+                _require_fit(self, lora_ref.lora_id, lora_ref.lora_name)
+            except AdapterError:
+                del self.loras[lora_ref.lora_id], self.configs[lora_ref.lora_id]
+                raise
+
+    return load
+
+
+def _checked_at_start(upstreams: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(upstreams)
+    def init_memory_pool(self: Any) -> None:
+        upstreams(self)
+        for uid, ref in self.lora_refs.items():
+            _require_fit(self, uid, ref.lora_name)
+
+    return init_memory_pool
+
+
+def _require_fit(manager: Any, uid: str, name: str) -> None:
+    """Raise AdapterError, a line a tensor, unless the engine has a place for all of an adapter."""
+    adapter = manager.loras[uid]
+    faults = [f"{tensor}: the engine has no place for it" for tensor in getattr(adapter, "dropped_tensors", [])]
+    parameters = [parameter for parameter, _ in manager.base_model.named_parameters()]
+    for index, layer in enumerate(adapter.layers):
+        if any(f"layers.{index}." in parameter for parameter in parameters):  # else another rank of a pipeline has it
+            modules = dict(manager.lora_modules[index])
+            if manager.device.type == "cpu":  # upstream adapts experts with kernels for GPUs alone
+                modules = {name: module for name, module in modules.items() if _kind(name) != _EXPERTS}
+            faults += _layer_faults(layer.weights, modules, functools.partial(_sizes, manager, index))
+    for tensor in adapter.embedding_layers:
+        kind = "embed_tokens" if "embed_tokens" in tensor else "lm_head"
+        if getattr(manager, f"{kind}_module", None) is None:
+            faults.append(f"{tensor}: the engine adapts no {kind} of this model")
+    if faults:
+        raise AdapterError(f"the adapter {name} does not fit the model, or the engine:\n  " + "\n  ".join(faults))
+
+
+def _layer_faults(
+    weights: dict[str, torch.Tensor], modules: dict[str, Any], sizes: Callable[[str], tuple[int, int]]
+) -> Iterator[str]:
+    """Name the tensors of a layer that its adapted `modules` (by their names in the model) do not take.
+
+    Upstream has put those of projections that it has fused into one by now, under the name of that one. It goes by the
+    last part of a name: all modules of a layer that share it are one to it.
+    """
+    there = {_kind(name) for name in modules}
+    found: dict[str, dict[str, set[str]]] = {}
+    for tensor, value in weights.items():
+        module = _FACTOR.sub("", tensor)
+        kind = _kind(module)
+        if module == tensor or kind not in there:
+            adapted = ", ".join(sorted(there)) or "nothing"
+            yield f"{tensor}: the engine has no place for it; of this layer it adapts {adapted}"
+            continue
+        factor = "A" if "lora_A" in tensor else "B"
+        found.setdefault(kind, {}).setdefault(module, set()).add(factor)
+        if kind != _EXPERTS and value.ndim == 2:
+            inputs, outputs = sizes(kind)
+            if (value.shape[1] if factor == "A" else value.shape[0]) != (inputs if factor == "A" else outputs):
+                wanted = f"{inputs} columns" if factor == "A" else f"{outputs} rows"
+                yield f"{tensor}: its shape is {tuple(value.shape)}, and the engine has room for {wanted}"
+    for kind, of in found.items():
+        if kind == _EXPERTS:
+            continue
+        if len(of) > 1:
+            yield f"{', '.join(sorted(of))}: one module to the engine"
+        for module, factors in of.items():
+            if len(factors) == 1:
+                yield f"{module}: the adapter has its factor {factors.pop()} alone"
+
+
+def _kind(module: str) -> str:
+    """Give the last part of a module's name; all experts of a layer are one module."""
+    return _EXPERTS if _EXPERT.search(module) else module.rpartition(".")[2]
+
+
+def _sizes(manager: Any, layer: int, kind: str) -> tuple[int, int]:
+    """Give how many inputs and outputs upstream has made room for at a module, over all ranks."""
+    from sglang.srt.lora.utils import get_hidden_dim
+
+    return get_hidden_dim(kind, manager.base_hf_config, manager.base_model, layer)
