@@ -299,8 +299,14 @@ class _ReferenceFinder(ast.NodeVisitor):
             if base is not None:
                 problems = _override_problems(ours, self.resolver.members(base)[name][-1])
                 self._add(place, "override", f"{node.name}.{name}", problems, [_member(base, name)])
-            elif not name.startswith("__") and name not in self.resolver.overlay.accessed_attributes:
+            elif not (name.startswith("__") or name in self.resolver.overlay.accessed_attributes or self._asked(name)):
                 self._add(place, "override", f"{node.name}.{name}", [self._missing(bases[0], name)])
+
+    def _asked(self, name: str) -> bool:
+        """Tell whether upstream asks an object by `hasattr` or `getattr` whether it has something of this name."""
+        asked = re.compile(rf"""\b(?:has|get)attr\([^()]*,\s*["']{name}["']""".encode())
+        sources = self.resolver.sources
+        return any(asked.search(sources.read(file) or b"") for file in sources.holding(name))
 
     def _of_upstream(self, module: Module | None) -> bool:
         return module is not None and not module.in_overlay

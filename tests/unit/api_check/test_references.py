@@ -139,6 +139,21 @@ def test_a_change_of_upstream_is_reported(ours: Miniature, upstream: dict[str, s
 
 
 @pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ('hasattr(model, "forward")', False),
+        ("getattr(\n    model, 'forward', None\n)", False),
+        ('hasattr(model, "forward_split")', True),
+        ('print(model, "forward")', True),
+    ],
+)
+def test_what_upstream_asks_any_model_for_need_not_be_its_base_s(ours: Miniature, asked: str, found: bool) -> None:
+    upstream = changed("def forward", "def run") | {"sglang/srt/runner.py": f"{asked}\n"}
+    misfit = "override OursForCausalLM.forward: BaseForCausalLM has no `forward`"
+    assert any(text.startswith(misfit) for text in misfits(check(ours, upstream))) == found
+
+
+@pytest.mark.parametrize(
     "layers",
     [
         "from sglang.srt.layers.head import make_head\n",
