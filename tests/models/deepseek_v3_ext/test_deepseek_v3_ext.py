@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -74,10 +75,17 @@ def settled(**changes: object) -> Any:  # noqa: ANN401
 
 
 @pytest.mark.parametrize("given", [{}, {"attention_factor": 1.5}, {"mscale": None}, {"mscale_all_dim": None}])
-def test_upstreams_rotary_positions_have_the_magnitude_of_transformers(given: dict[str, float | None]) -> None:
-    from sglang.srt.layers.rotary_embedding import get_rope_wrapper
+def test_upstreams_rotary_positions_have_the_magnitude_of_transformers(
+    given: dict[str, float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.layers.rotary_embedding import RotaryEmbedding, get_rope_wrapper
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+    # Old releases ask what a server was started with whether a trainer wants the same numbers.
+    untrained = SimpleNamespace(rl_on_policy_target=None)
+    asks = importlib.import_module(RotaryEmbedding.__module__)
+    monkeypatch.setattr(asks, "get_global_server_args", lambda: untrained, raising=False)
+    monkeypatch.setattr(asks, "get_exec", lambda: SimpleNamespace(deterministic=untrained), raising=False)
     scaling = {key: value for key, value in {**YARN, **given}.items() if value is not None}
     config = settled(rope_scaling=scaling)
     for_upstream = {**config.rope_scaling, "rope_type": "deepseek_yarn"}  # as it says itself of each scaling
