@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from reference.cases import DATA, Case, Config, Decisions, Fault, read_config
 from reference.checkpoints import Draw, change_tensors, write_config
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from models.qwen3_next.case import CONFIG as QWEN3_NEXT
@@ -20,6 +21,7 @@ TRAINED = DATA / "qwen3-next-ext"  # its README.md says what it is
 OFF: dict[str, Any] = dict.fromkeys(
     ("nope_layers", "scoring_func", "n_group", "topk_group", "head_adapter_rank", "logit_transform", "logit_softcap")
 )
+ONE_KEY = "one key for all heads"
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 
 
@@ -31,7 +33,17 @@ def on(*keys: str, **values: object) -> dict[str, Any]:
 def unused(config: Mapping[str, Any]) -> list[str]:
     """List parts of the names of tensors that only an extension needs that is off."""
     names = [] if config.get("scoring_func") == "sigmoid" else ["e_score_correction_bias"]
+    names += [] if config["num_key_value_heads"] > 1 else [".k_proj.", ".v_proj."]  # `added` has others
     return names + ([] if config.get("head_adapter_rank") else ["head_adapter"])
+
+
+def added(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Give the keys and values that all heads share, if that is what they do: the first head's of the trained ones."""
+    if config["num_key_value_heads"] > 1:
+        return {}
+    trained = {name: tensor for file in TRAINED.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    heads = {name: tensor for name, tensor in trained.items() if ".k_proj." in name or ".v_proj." in name}
+    return {name: tensor[: config["head_dim"]].clone() for name, tensor in heads.items()}
 
 
 def added_by(model: type[Qwen3NextExt]) -> Callable[[Config], dict[str, torch.Tensor]]:
@@ -180,6 +192,7 @@ CASE = Case(
     load=load,
     draft=load_draft,
     unused=unused,
+    added=added,
     upstream="qwen3-next",
     sets={
         "none": OFF,
@@ -188,10 +201,11 @@ CASE = Case(
         "head_adapter": on("head_adapter_rank"),
         "softcap": on("logit_transform", "logit_softcap"),
         "sqrt_positive": on(logit_transform="sqrt_positive"),
+        ONE_KEY: {"num_key_value_heads": 1},
         "all": {},
     },
     state=True,
-    servers=("sets", "extra_buffer", "small pool", "drafts", "two ranks"),
+    servers=("sets", "extra_buffer", "small pool", "drafts", "two ranks", f"two ranks, {ONE_KEY}"),
     distinct=40,
     accepted=1.5,
     nats=(0.8, 1.3),
