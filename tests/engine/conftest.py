@@ -6,14 +6,12 @@ These tests run inside an environment where the wheel under test, its kernel whe
 from __future__ import annotations
 
 import os
-import pickle
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from _pytest.junitxml import xml_key
-from filelock import FileLock
 from overlay_tools.engines import engine_config
 from overlay_tools.supervisor import end_with_parent
 
@@ -46,7 +44,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Say the same in pytest's report, which the process writes that the others work for."""
+    """Say the same in pytest's report."""
     if (report := session.config.stash.get(xml_key, None)) is not None:
         for name, why in left_out().items():
             report.add_global_property("left out", f"{name}: {why}")
@@ -65,33 +63,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
-    """Make each of CHECKPOINTS and ask its reference model, once for all processes that run tests."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    kept = folder / "answers.pickle"
-    with FileLock(folder / "answers.lock"):
-        if not kept.exists():
-            kept.write_bytes(pickle.dumps(_asked(folder)))
-    return {
-        name: Model(path=path, case=cases()[CHECKPOINTS[name][0]], answers=answers)
-        for name, (path, answers) in pickle.loads(kept.read_bytes()).items()
-    }
-
-
-def _asked(folder: Path) -> dict[str, tuple[Path, list[Completion]]]:
+    """Make each of CHECKPOINTS and ask its reference model, on all cores."""
     asked: dict[str, tuple[Path, Future[list[Completion]]]] = {}
     # Processes of their own: sglang and its kernels change torch and transformers for all that is loaded after them.
     # They end here, before an engine does: that kills all processes that this one has started.
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(max_workers=cores, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         for name, (kind, changes) in CHECKPOINTS.items():
-            path = folder / "checkpoints" / str(len(asked))
+            path = tmp_path_factory.mktemp(kind)
             make_checkpoint(kind, path, changes)
             asked[name] = path, pool.submit(all_answers, kind, path)
-        made = {name: (path, answers.result()) for name, (path, answers) in asked.items()}
-    for name, (_, answers) in made.items():
+        made = {
+            name: Model(path=path, case=cases()[CHECKPOINTS[name][0]], answers=answers.result())
+            for name, (path, answers) in asked.items()
+        }
+    for name, model in made.items():
         # Where the reference model is nearly undecided, rounding decides: that would say nothing about the engine.
         kind = CHECKPOINTS[name][0]
-        assert is_decided(answers), f"{name}: run `python tests/reference/seeds.py {kind}` for another seed"
+        assert is_decided(model.answers), f"{name}: run `python tests/reference/seeds.py {kind}` for another seed"
     return made

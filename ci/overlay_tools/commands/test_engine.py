@@ -10,7 +10,7 @@ from overlay_tools.commands.options import add_passed_on, add_python
 from overlay_tools.commands.shared import open_engine, require_cuda
 from overlay_tools.engines import engine_config
 from overlay_tools.errors import ToolError, UsageError
-from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_TESTS, in_parallel
+from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_TESTS
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import run_attached
 
@@ -43,7 +43,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
     if files:
         where = ()
     # An engine environment holds what the release pins, whose warnings are not ours to mend.
-    words = ["-m", "pytest", "-W", "default", *([] if arguments.gpu else in_parallel()), *where, *arguments.passed_on]
+    words = ["-m", "pytest", "-W", "default", *where, *arguments.passed_on]
     with open_engine(
         project, arguments.version, arguments.python, gpu=arguments.gpu, plugin=arguments.plugin
     ) as python:
@@ -60,9 +60,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
 COMMAND = Command(
     about="Builds a release's wheels, installs them with all that the release pins into an environment in .nox/engines,"
     " and runs the tests of the engine there. The sessions `test-VERSION`, `test-gpu-VERSION` and"
-    " `test-plugin-VERSION` run this, and hand their arguments to pytest: `nox -s test-0.5.17 -- -k parity`."
-    " On a CPU they run in as many processes as there are cores, each file in one; pytest's `-n 0` takes one for all,"
-    " in which `-s` shows what tests print.",
+    " `test-plugin-VERSION` run this, and hand their arguments to pytest: `nox -s test-0.5.17 -- -k parity`.",
     examples={
         "0.5.17": "all tests of the engine",
         "0.5.17 -- tests/engine/serving/test_http.py -x": "one file of them",

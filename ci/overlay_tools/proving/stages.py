@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import time
@@ -14,7 +13,6 @@ from tempfile import TemporaryDirectory
 
 from overlay_tools.engines import engine_config
 from overlay_tools.errors import OverlayError
-from overlay_tools.proving.memory import free_memory
 from overlay_tools.proving.results import Result
 from overlay_tools.subprocesses import run, run_logged
 
@@ -31,18 +29,6 @@ STAGES: dict[str, tuple[str, ...]] = {
 ENGINE_TESTS = (*STAGES["kernels"], *STAGES["decisions"], *STAGES["engine"])
 PLUGIN_TESTS = ("tests/engine/decisions", "tests/engine/serving", "tests/models", "tests/plugin")
 GPU_TESTS = ("tests/gpu",)
-
-
-_OF_A_WORKER = 8 << 30  # bytes of memory that the servers of one may take at a time
-
-
-def in_parallel() -> list[str]:
-    """Return the arguments with which pytest runs the engine's tests on all cores, each file in one process.
-
-    A test waits for its server, and that for one core. A later `-n 0` takes all into one process again.
-    """
-    workers = max(1, min(len(os.sched_getaffinity(0)), 8, free_memory() // _OF_A_WORKER))
-    return [f"--numprocesses={workers}", "--dist=loadfile"]
 
 
 # What an environment has of what a release computes with, said in a few words.
@@ -69,7 +55,7 @@ def run_stage(
         interpreter = sys.executable if static else python
         words: list[str | Path] = [interpreter, "-m", "pytest", f"--junitxml={report}"]
         # An engine environment holds what the release pins, whose warnings are not ours to mend.
-        words += ["-k", f"[{version}]"] if static else ["-W", "default", *in_parallel()]
+        words += ["-k", f"[{version}]"] if static else ["-W", "default"]
         started = time.monotonic()
         run_logged([*words, *STAGES[stage]], cwd=root, env={} if static else engine_config.ENV, log=log)
         seconds = time.monotonic() - started

@@ -99,7 +99,6 @@ def machine(mini: Miniature, tmp_path: Path) -> Machine:
         "tomlkit": "0.14",
         "pip": "25.0",
         "psutil": "7.0",
-        "pytest-xdist": "3.8",
         "rich": "14.0",
         "uv": "0.9",
         "torch": "2.0",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from overlay_tools.proving import stages
-from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_TESTS, STAGES, in_parallel
+from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_TESTS, STAGES
 
 from unit.conftest import REPOSITORY
 
@@ -37,12 +36,3 @@ def test_the_plugin_is_not_asked_for_a_drop_in_wheel() -> None:
     left_out -= {module.name for folder in PLUGIN_TESTS for module in modules(folder)}
     assert {"test_install.py", "test_wheel.py"} <= left_out
     assert not any("test_qwen3" in name for name in left_out)
-
-
-@pytest.mark.parametrize(("cores", "gib", "workers"), [(2, 24, 2), (2, 12, 1), (2, 1, 1), (4, 64, 4), (64, 500, 8)])
-def test_the_engine_s_tests_run_on_all_cores_as_far_as_memory_goes(
-    cores: int, gib: int, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores))
-    monkeypatch.setattr(stages, "free_memory", lambda: gib << 30)
-    assert in_parallel()[0] == f"--numprocesses={workers}"
