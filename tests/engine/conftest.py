@@ -6,12 +6,12 @@ These tests run inside an environment where the wheel under test, its kernel whe
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from _pytest.junitxml import xml_key
 from overlay_tools.engines import engine_config
 from overlay_tools.supervisor import end_with_parent
 
@@ -43,11 +43,11 @@ def pytest_report_header() -> list[str]:
     return [f"left out: {name}: {why}" for name, why in left_out().items()]
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def report_what_is_left_out(record_testsuite_property: Callable[[str, object], None]) -> None:
     """Say the same in pytest's report."""
-    if (report := session.config.stash.get(xml_key, None)) is not None:
-        for name, why in left_out().items():
-            report.add_global_property("left out", f"{name}: {why}")
+    for name, why in left_out().items():
+        record_testsuite_property("left out", f"{name}: {why}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -63,12 +63,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
-    """Make each of CHECKPOINTS and ask its reference model, on all cores."""
+    """Make each of CHECKPOINTS and ask its reference model, some at a time."""
     asked: dict[str, tuple[Path, Future[list[Completion]]]] = {}
     # Processes of their own: sglang and its kernels change torch and transformers for all that is loaded after them.
     # They end here, before an engine does: that kills all processes that this one has started.
-    cores = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(max_workers=cores, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+    workers = min(len(os.sched_getaffinity(0)), 4)  # each takes a gigabyte
+    with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         for name, (kind, changes) in CHECKPOINTS.items():
             path = tmp_path_factory.mktemp(kind)
             make_checkpoint(kind, path, changes)

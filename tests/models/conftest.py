@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.conftest import quicker_starts
+from engine.conftest import quicker_starts, report_what_is_left_out
 from reference.cases import left_out
 
-__all__ = ["quicker_starts"]
+__all__ = ["quicker_starts", "report_what_is_left_out"]
 
 collect_ignore = [*left_out()]
