@@ -41,6 +41,7 @@ BEFORE = {
     ),
     "git apply residual.diff": f"{PREPARE} diff overlay/README.md >residual.diff",
     "nox -s matrix": f"{PREPARE} prove",
+    "nox -s verify -- --env": f"nox -s test-{DEFAULT} -- -k test_sglang_is_the_overlay_build",
     "nox -s watch": "git config user.name Reader; git config user.email reader@example.org",
     "python -m sglang_overlay_plugin doctor": UPSTREAM,
     "pip install '../acme-models": UPSTREAM,

@@ -200,10 +200,14 @@ def test_a_start_of_python_takes_no_time(site: Site, tmp_path: Path) -> None:
     cases = {"without": (bare, {}), "with": (site, {}), "with the variable": (site, VARIABLE)}
     for where, _ in cases.values():
         where.run("-c", "", PYTHONDONTWRITEBYTECODE="")
-    # The least of many, of this process alone: whatever else the machine does only adds to it.
-    least = {name: min(seconds_to_start(*case) for _ in range(20)) for name, case in cases.items()}
-    assert least["with"] < least["without"] + 0.005
-    assert least["with the variable"] < least["without"] + 0.005
+    # The least of many, of this process alone: whatever else the machine does only adds to it, and to each case in turn.
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(20):
+        for name, case in cases.items():
+            seconds[name].append(seconds_to_start(*case))
+    least = {name: min(measured) for name, measured in seconds.items()}
+    assert least["with"] < 1.5 * least["without"]
+    assert least["with the variable"] < 1.5 * least["without"]
 
 
 def seconds_to_start(site: Site, environment: Mapping[str, str]) -> float:
