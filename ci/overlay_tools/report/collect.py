@@ -20,6 +20,7 @@ from overlay_tools.proving.inputs import Inputs
 from overlay_tools.proving.results import Result, commit_of, load_results
 from overlay_tools.proving.stages import STAGES
 from overlay_tools.report.hook_distance import measure_hooks
+from overlay_tools.report.kept_checks import Cells, KeptChecks
 from overlay_tools.report.model import Cell, State, Status, StatusTable
 from overlay_tools.report.overlay_cells import COLUMNS, files_cell, requirements_cell
 from overlay_tools.settings import Project
@@ -42,7 +43,7 @@ def _begin_worker() -> None:
 def collect_status(
     project: Project, lock: Mapping[str, Release], hooks: Sequence[Hook], cache: Path, python: str | None = None
 ) -> Status:
-    """Read the sources of every release once, and return all that is known of each.
+    """Return all that is known of each release. Its sources are read if they were not, or what is checked has changed.
 
     Parameters: `python`, as "3.12", the one that results are to be of, this one if None.
     What cannot be found out about a release is a red cell.
@@ -55,7 +56,8 @@ def collect_status(
         try:
             # Releases that follow one another share most files, and a process reads each of these once.
             share = -(-len(lock) // _PROCESSES)
-            checks = pool.map(partial(_check_sources, project, hooks, cache), lock.values(), chunksize=share)
+            check = partial(_check_release, project, hooks, cache, KeptChecks(project))
+            checks = pool.map(check, lock.values(), chunksize=share)
             checked = dict(zip(lock, checks, strict=True))
         except BaseException:
             for worker in active_children():  # else the pool would wait for what they are at
@@ -105,10 +107,10 @@ def collect_status(
     return Status(commit=commit, default=project.default, releases=list(lock), tables=shown, hooks=distances)
 
 
-def _check_sources(
-    project: Project, hooks: Sequence[Hook], cache: Path, release: Release
-) -> tuple[Sequence[Cell], Sequence[Cell], Sequence[Cell]]:
+def _check_release(project: Project, hooks: Sequence[Hook], cache: Path, kept: KeptChecks, release: Release) -> Cells:
     """Return the cells of a release's hooks, those of its contract and base mentions, and those of `COLUMNS`."""
+    if found := kept.find(release):
+        return found
     try:
         with open_source_tree(release, cache) as sources:
             checks = [
@@ -116,10 +118,12 @@ def _check_sources(
                 _cell_or_error(project, "not checked", _base_mentions_cell, project, sources),
             ]
             required = _cell_or_error(project, "cannot be changed", requirements_cell, project, release, sources)
-            return list(_hook_cells(project, hooks, sources)), checks, [files_cell(project, release), required]
+            checked = list(_hook_cells(project, hooks, sources)), checks, [files_cell(project, release), required]
     except OverlayError as error:
         cell = _error_cell(project, "no sources", error)
         return [cell] * len(hooks), [cell, cell], [cell] * len(COLUMNS)
+    kept.keep(release, checked)
+    return checked
 
 
 def _hook_cells(project: Project, hooks: Sequence[Hook], sources: SourceTree) -> Iterator[Cell]:

@@ -200,7 +200,7 @@ def test_a_start_of_python_takes_no_time(site: Site, tmp_path: Path) -> None:
     cases = {"without": (bare, {}), "with": (site, {}), "with the variable": (site, VARIABLE)}
     for where, _ in cases.values():
         where.run("-c", "", PYTHONDONTWRITEBYTECODE="")
-    # The least of many, of this process alone: whatever else the machine does only adds to it, and to each case in turn.
+    # The least of many, of this process alone, each case in turn: whatever else the machine does only adds to it.
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(20):
         for name, case in cases.items():

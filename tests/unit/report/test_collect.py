@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -18,6 +19,7 @@ from overlay_tools.proving.results import Result, commit_of, save_results
 from overlay_tools.proving.stages import STAGES
 from overlay_tools.report import collect
 from overlay_tools.report.collect import collect_status
+from overlay_tools.report.html import render_page
 from overlay_tools.report.model import Cell, State, Status
 from overlay_tools.report.terminal import print_status
 from overlay_tools.settings import Project
@@ -91,7 +93,7 @@ def prove(mini: Miniature, *others: Result) -> None:
 
 
 @pytest.fixture
-def set_checks(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Finding], list[BaseMention]], None]:
+def set_checks(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Finding], list[BaseMention]], None]:
     """Return a function that sets the findings and base mentions of every release."""
 
     def set_checks(findings: list[Finding], mentions: list[BaseMention]) -> None:
@@ -101,6 +103,7 @@ def set_checks(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Finding], list
         def find_base_mentions(project: Project, sources: SourceTree) -> list[BaseMention]:
             return [mention for mention in mentions if mention.release == sources.version]
 
+        shutil.rmtree(mini.root / ".nox" / "checked", ignore_errors=True)  # it is of the functions as they were
         monkeypatch.setattr(collect, "check_contract", check_contract)
         monkeypatch.setattr(collect, "find_base_mentions", find_base_mentions)
 
@@ -284,6 +287,44 @@ def test_contract_and_base_mentions_count_what_fits_and_list_the_rest(
     assert (mentions.state, mentions.word, mentions.notes) == (State.RED, "1 unclassified", ["1 handled"])
     assert mentions.problems == ["sglang/b.py:7, B.run: 'Base'"]
     assert status.verdict == "1 of 2 releases green, 1 red"
+
+
+def test_sources_are_not_read_again_while_nothing_that_is_checked_changes(mini: Miniature) -> None:
+    prove(mini)
+    first = status_now(mini)
+    shutil.rmtree(mini.cache)
+    again = status_now(mini)
+    assert terminal(again) == terminal(first)
+    assert render_page(again) == render_page(first)
+    mini.lock_release("1.1", {**upstream_files("1.1"), "sglang/new.py": b""})
+    changed = status_now(mini)
+    assert cell_of(changed, "1.0", "contract").state == State.GREEN
+    assert cell_of(changed, "1.1", "contract").word == "0 fit"
+
+
+@pytest.mark.parametrize("name", ["overlay/sglang/models/ours.py", "patches/choose/1.0.patch", "ci/contract.toml"])
+def test_sources_are_read_again_once_anything_that_is_checked_changes(mini: Miniature, name: str) -> None:
+    status_now(mini)
+    shutil.rmtree(mini.cache)
+    path = mini.root / name
+    before = path.read_text() if path.exists() else None
+    mini.write(name, (before or "") + "\n")
+    assert cell_of(status_now(mini, "1.0"), "1.0", "contract").word == "no sources"
+    if before is None:
+        path.unlink()
+    else:
+        path.write_text(before)
+    assert cell_of(status_now(mini, "1.0"), "1.0", "contract").word == "0 fit"
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"of": 1', '{"of": "OF", "cells": [[{"state": "BLUE"}]]}'])
+def test_what_was_kept_and_is_damaged_is_found_out_anew(mini: Miniature, damage: str) -> None:
+    first = status_now(mini)
+    path = mini.root / ".nox" / "checked" / "1.0.json"
+    kept = path.read_text()
+    path.write_text(damage.replace("OF", json.loads(kept)["of"]))
+    assert terminal(status_now(mini)) == terminal(first)
+    assert path.read_text() == kept
 
 
 def test_what_cannot_be_checked_is_red_with_the_reason(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
