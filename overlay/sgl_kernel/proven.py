@@ -49,6 +49,18 @@ ARCHITECTURES: Mapping[str, str] = {
 WINDOWED = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
 """Those of them that keep to the window of config.json; upstream's others attend to all tokens."""
 
+SCALED: Mapping[str, Collection[str]] = {
+    "DeepseekV2ForCausalLM": ("yarn",),
+    "DeepseekV3ForCausalLM": ("yarn",),
+    "LlamaForCausalLM": ("linear", "llama3", "yarn"),
+    "MistralForCausalLM": ("yarn",),
+    "Qwen2ForCausalLM": ("yarn",),
+    "Qwen3ForCausalLM": ("yarn",),
+    "Qwen3MoeForCausalLM": ("yarn",),
+}
+"""How each of them may scale its rotary positions. Upstream computes some for no model as Transformers does (`dynamic`,
+`longrope`), and of some models none."""
+
 _NATIVE = ("torch_native",)
 OPTIONS: Mapping[str, Collection[Any]] = {
     "attention_backend": _NATIVE,
@@ -73,8 +85,8 @@ def refuse_model(resolve: Callable[[Any], tuple[type, str]]) -> Callable[[Any], 
 
     A draft is left alone: what it proposes is verified.
 
-    :raises UnprovenError: if the model neither stands in ARCHITECTURES nor is one of an overlay's, is quantised, or has
-        a window and does not stand in WINDOWED.
+    :raises UnprovenError: if the model neither stands in ARCHITECTURES nor is one of an overlay's, is quantised, has a
+        window and does not stand in WINDOWED, or scales its rotary positions as SCALED does not say of it.
     """
 
     @functools.wraps(resolve)
@@ -82,11 +94,14 @@ def refuse_model(resolve: Callable[[Any], tuple[type, str]]) -> Callable[[Any], 
         found, name = resolve(model_config)
         if not model_config.is_draft_model:
             quantised = getattr(model_config, "quantization", None)
-            window = None if _is_claimed(name) or name in WINDOWED else _window(model_config)
+            own = _is_claimed(name)  # whose configuration says itself what it takes
+            window = None if own or name in WINDOWED else _window(model_config)
+            scalings = set() if own else _scalings(model_config) - {*SCALED.get(name, ())}
             unproven = {
                 name: not is_proven(name),
                 f"sliding_window {window}": window,
                 f"quantization {quantised}": quantised,
+                **{f"rope_type {kind}": True for kind in sorted(scalings)},
             }
             _refuse(what for what, so in unproven.items() if so)
         return found, name
@@ -134,6 +149,14 @@ def _window(model_config: Any) -> int | None:
     window: int | None = getattr(config, "sliding_window", None)
     asked = window is not None and getattr(config, "use_sliding_window", True) and window < model_config.context_len
     return window if asked else None
+
+
+def _scalings(model_config: Any) -> set[str]:
+    """Give how config.json scales rotary positions, of each kind of layers if it says so; nothing where it does not."""
+    config = model_config.hf_text_config
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    said = [found, *(value for value in found.values() if isinstance(value, Mapping))]
+    return {str(each.get("rope_type") or each.get("type") or "default") for each in said} - {"default", "mrope"}
 
 
 def _refuse(unproven: Iterable[str]) -> None:

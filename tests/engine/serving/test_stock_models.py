@@ -48,6 +48,18 @@ YARN = {
         "mscale_all_dim": 0.7,
     },
 }
+PLAIN_YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+def scaled(how: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the configuration of a model that was trained on 128 tokens and is made to take 512."""
+    return {
+        "max_position_embeddings": 512,
+        "original_max_position_embeddings": 128,
+        "rope_scaling": {"original_max_position_embeddings": 128, **how},
+    }
+
+
 SOME = (
     f"Gemma3ForCausalLM, {POOLED}",
     "Qwen2ForCausalLM",
@@ -97,7 +109,31 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "DeepseekV2ForCausalLM, whole queries": LATENT
     | {"topk_method": "group_limited_greedy", "scoring_func": "softmax", "q_lora_rank": None},
     "DeepseekV3ForCausalLM": LATENT | SIGMOID,
-    "DeepseekV3ForCausalLM, scaled": LATENT | SIGMOID | YARN,
+    "DeepseekV2ForCausalLM, yarn": LATENT | {"topk_method": "group_limited_greedy", "scoring_func": "softmax"} | YARN,
+    "DeepseekV3ForCausalLM, yarn": LATENT | SIGMOID | YARN,
+    "LlamaForCausalLM, llama3": scaled(
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    ),
+    "LlamaForCausalLM, linear": scaled({"rope_type": "linear", "factor": 4.0}),
+    "LlamaForCausalLM, yarn": scaled(PLAIN_YARN),
+    "MistralForCausalLM, yarn": scaled(PLAIN_YARN) | {"sliding_window": None},
+    "Qwen2ForCausalLM, yarn": scaled(PLAIN_YARN),
+    "Qwen3ForCausalLM, yarn": scaled(PLAIN_YARN),
+    "Qwen3MoeForCausalLM, yarn": EXPERTS | {"num_experts": 8} | scaled(PLAIN_YARN),
+}
+
+UNPROVEN = "GemmaForCausalLM"
+# What is known to be wrong.
+WRONG: Mapping[str, Mapping[str, Any]] = {
+    UNPROVEN: GELU,
+    "LlamaForCausalLM, dynamic": scaled({"rope_type": "dynamic", "factor": 4.0}),
+    "Phi3ForCausalLM, longrope": scaled(
+        {"rope_type": "longrope", "long_factor": [4.0] * 16, "short_factor": [1.0] * 16}
+    ),
+    "Gemma3ForCausalLM, linear": WINDOW
+    | GELU
+    | {"layer_types": ["sliding_attention", "full_attention"] * 2}
+    | scaled({"rope_type": "linear", "factor": 4.0}),
 }
 
 
@@ -119,12 +155,12 @@ def model_of(name: str) -> str:
 
 
 def write(name: str, folder: Path) -> None:
-    """Write the checkpoint of a family, or of UNPROVEN."""
+    """Write the checkpoint of a family, or of WRONG."""
     model = getattr(transformers, model_of(name))
     config = {
         **COMMON,
         **LAYERS,
-        **FAMILIES.get(name, GELU),
+        **{**FAMILIES, **WRONG}[name],
         "architectures": [model_of(name)],
         "model_type": model.config_class.model_type,
     }
@@ -168,13 +204,13 @@ def test_all_that_are_known_to_be_right_are_compared() -> None:
     assert named == proven.ARCHITECTURES
 
 
-UNPROVEN = "GemmaForCausalLM"
-
-
 @pytest.mark.parametrize(
     ("asked", "arguments", "named"),
     [
         (UNPROVEN, {}, UNPROVEN),
+        ("LlamaForCausalLM, dynamic", {}, "rope_type dynamic"),
+        ("Phi3ForCausalLM, longrope", {}, "rope_type longrope"),
+        ("Gemma3ForCausalLM, linear", {}, "rope_type linear"),
         ("LlamaForCausalLM", {"kv_cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype fp8_e4m3"),
         ("LlamaForCausalLM", {"quantization": "fp8"}, "quantization fp8"),
         ("LlamaForCausalLM", {"model_impl": "transformers"}, "Transformers.*"),
