@@ -81,7 +81,7 @@ LATENT: dict[str, Any] = {
     "kv_lora_rank": 48,
     "qk_nope_head_dim": 24,
     "qk_rope_head_dim": 16,
-    "v_head_dim": 40,
+    "v_head_dim": 36,
     "first_k_dense_replace": 1,
     "moe_layer_freq": 1,
     "n_routed_experts": 8,
