@@ -8,7 +8,6 @@ answers are two lines: the server's process, and how it has ended, as of `subpro
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import runpy
@@ -19,10 +18,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).parents[2] / "ci")
+TESTS = Path(__file__).parents[1]
+sys.path[:1] = [str(TESTS), str(TESTS.parent / "ci")]
 from overlay_tools.supervisor import end_with_parent  # noqa: E402
 
-sys.path[0] = ""  # as it is where a module is run
+from engine.huge_pages import prepare_to_fork  # noqa: E402
+
+sys.path[:2] = [""]  # as it is where a module is run
 
 MODULE = "sglang.launch_server"
 
@@ -35,8 +37,7 @@ def import_all() -> None:
     import sglang.srt.managers.scheduler
     import sglang.srt.models.registry  # noqa: F401  # which imports all models
 
-    gc.collect()
-    gc.freeze()
+    prepare_to_fork()
 
 
 def serve(path: Path) -> None:

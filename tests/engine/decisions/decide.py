@@ -20,20 +20,24 @@ from __future__ import annotations
 
 import enum
 import functools
-import gc
 import importlib
 import importlib.util
 import inspect
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[2])
+from engine.huge_pages import prepare_to_fork
 
 GPUS = {  # a name: compute capability, name, GiB, multiprocessors
     "sm80": ((8, 0), "NVIDIA A100-SXM4-80GB", 80, 108),
@@ -92,13 +96,11 @@ def simulate(device: str) -> None:
         vars(platforms)["_current_platform"] = None
 
 
-def decide(checkpoint: str, options: Mapping[str, Any], asked: bool = True) -> dict[str, str] | None:
+def decide(checkpoint: str, options: Mapping[str, Any]) -> dict[str, str] | None:
     """Let upstream resolve `options` for `checkpoint`, and list all that it decided by dotted names.
 
-    Gives None when the installed release lacks one of the options, or this is not `asked`.
+    Gives None when the installed release lacks one of the options.
     """
-    if not asked:
-        return None
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.server_args import ServerArgs
     from sglang.srt.utils import get_device_sm
@@ -206,6 +208,26 @@ def _questions(kind: type) -> list[tuple[str, bool]]:
     return found
 
 
+def in_a_fork(function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401  # whatever it returns
+    """Call a function in a process of its own, and return what it returns."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with os.fdopen(write, "wb") as answer:
+                pickle.dump(function(*arguments), answer)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as answer:
+        returned = answer.read()
+    os.waitpid(pid, 0)
+    return pickle.loads(returned)
+
+
 def decide_all(cases: Mapping[str, Any], device: str, out: Path) -> None:
     """Write what upstream decides on one device."""
     if device in GPUS:
@@ -218,19 +240,15 @@ def decide_all(cases: Mapping[str, Any], device: str, out: Path) -> None:
         decide(cases["warm_up"], {**always, **options})
     os.environ.clear()
     os.environ.update(environment)
-    gc.freeze()  # else each process copies all that it looks through for garbage
-    with _fork.Pool(1, maxtasksperchild=1) as pool:
-        decided = {
-            checkpoint: pool.starmap(
-                decide,
-                [
-                    (checkpoint, {**always, **options}, i % (1 if device in MAIN else 3) == 0)
-                    for i, options in enumerate(cases["option_sets"])
-                ],
-                chunksize=1,
-            )
-            for checkpoint in cases["checkpoints"]
-        }
+    prepare_to_fork()
+    step = 1 if device in MAIN else 3
+    decided = {
+        checkpoint: [
+            in_a_fork(decide, checkpoint, {**always, **options}) if i % step == 0 else None
+            for i, options in enumerate(cases["option_sets"])
+        ]
+        for checkpoint in cases["checkpoints"]
+    }
     (out / f"{device}.json").write_text(json.dumps(decided), encoding="utf-8")
 
 

@@ -95,7 +95,8 @@ def kinds_of(case: Case) -> Iterator[Kind]:
     whole = list(case.sets)[-1]
     if "sets" in case.servers:
         for name, changes in case.sets.items():
-            yield Kind("set", changes, pool, SPAWN if name == whole else {})
+            # test_http.py starts those that it serves as users do.
+            yield Kind("set", changes, pool, SPAWN if name == whole and not case.served else {})
     if "extra_buffer" in case.servers:
         yield Kind("extra_buffer", arguments=pool | EXTRA_BUFFER)
     if "small pool" in case.servers:
