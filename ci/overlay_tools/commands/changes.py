@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from overlay_tools import console
 from overlay_tools.commands import Command
-from overlay_tools.commands.options import check_places
+from overlay_tools.commands.options import add_index, check_places
 from overlay_tools.downstream.changes import compare_releases
 from overlay_tools.errors import UsageError
 from overlay_tools.report.changes import print_changes, to_json, to_markdown
@@ -23,11 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             name, metavar=name.upper(), help=f"{which}: locked, or one that the package index has, as 0.5.24"
         )
-    parser.add_argument(
-        "--index",
-        metavar="URL",
-        help="the package index that has what is not locked (default: the one that uv and pip are configured for)",
-    )
+    add_index(parser, "that has what is not locked")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write it as Markdown (default: no)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write it as JSON (default: no)")
 
@@ -51,8 +46,7 @@ def _find(project: Project, word: str, index: str | None) -> Release:
     lock = load_lock(project.lock)
     if not asked.paths and asked.version in lock:
         return lock[asked.version]
-    with console.step(f"Look up sglang {asked.version}"):
-        return asked.look_up(project.root)
+    return asked.look_up(project.root)
 
 
 COMMAND = Command(

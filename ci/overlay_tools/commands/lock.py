@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from overlay_tools import console
 from overlay_tools.checkout import only_writer
 from overlay_tools.commands import Command
+from overlay_tools.commands.options import add_index
 from overlay_tools.downstream.transaction import undo, write_files
 from overlay_tools.errors import LockError, OverlayError, PatchError, ToolError, UsageError
 from overlay_tools.patches.series import load_series
@@ -26,11 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an SGLang release that the package index has, as 0.5.23, or the paths of its wheels; with --check, one"
         " that is locked (default: all that are locked)",
     )
-    parser.add_argument(
-        "--index",
-        metavar="URL",
-        help="the package index that has the release (default: the one that uv and pip are configured for)",
-    )
+    add_index(parser, "that has the release")
     parser.add_argument(
         "--check",
         action="store_true",
@@ -58,7 +55,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
 def _lock(project: Project, asked: Sequence[AskedRelease]) -> None:
     old = dict(load_lock(project.lock)) if project.lock.exists() else {}
     new: dict[str, Release] = dict(old)
-    for release in [_look_up(project, from_one_place(one, old)) for one in asked]:
+    for release in [from_one_place(one, old).look_up(project.root) for one in asked]:
         new[release.version] = release
         for path in files_elsewhere(release):
             console.line(f"{path} is outside the checkout: whoever else builds on it needs it at the same place.")
@@ -99,7 +96,7 @@ def _check(project: Project, versions: Sequence[str]) -> None:
     lines = []
     for release in [get_release(lock, version, project.lock) for version in versions] or lock.values():
         try:
-            lines += difference(release, _look_up(project, AskedRelease.again(release)))
+            lines += difference(release, AskedRelease.again(release).look_up(project.root))
         except ToolError:
             raise
         except OverlayError as error:
@@ -107,11 +104,6 @@ def _check(project: Project, versions: Sequence[str]) -> None:
     if lines:
         raise LockError(*lines, hint="`nox -s lock -- VERSION` writes what there is now: ask why it changed first.")
     console.line("The index and the lock agree.")
-
-
-def _look_up(project: Project, asked: AskedRelease) -> Release:
-    with console.step(f"Look up sglang {asked.version}"):
-        return asked.look_up(project.root)
 
 
 COMMAND = Command(

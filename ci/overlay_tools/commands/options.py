@@ -19,6 +19,15 @@ def add_python(parser: argparse.ArgumentParser, purpose: str) -> None:
     )
 
 
+def add_index(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add `--index`, the package index `purpose`."""
+    parser.add_argument(
+        "--index",
+        metavar="URL",
+        help=f"the package index {purpose} (default: the one that uv and pip are configured for)",
+    )
+
+
 def add_passed_on(parser: argparse.ArgumentParser, of: str) -> None:
     """Add `passed_on`, the words after a `--`, which are arguments `of` another program."""
     parser.add_argument(PASSED_ON, nargs="*", metavar="-- ARGUMENT", help=f"after --, arguments {of}")

@@ -8,6 +8,7 @@ import sys
 from overlay_tools import console
 from overlay_tools.checkout import only_writer
 from overlay_tools.commands import Command
+from overlay_tools.commands.options import add_index
 from overlay_tools.downstream.port import Port
 from overlay_tools.downstream.selection import Wanted
 from overlay_tools.errors import UsageError
@@ -25,11 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an SGLang release that the package index has, as 0.5.24, or the paths of its wheels; with --take or"
         " --drop, one that is locked too",
     )
-    parser.add_argument(
-        "--index",
-        metavar="URL",
-        help="the package index that has the release (default: the one that uv and pip are configured for)",
-    )
+    add_index(parser, "that has the release")
     parser.add_argument(
         "--continue", action="store_true", dest="go_on", help="take over what you settled in the worktree, and go on"
     )

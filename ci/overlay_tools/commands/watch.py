@@ -8,7 +8,7 @@ from pathlib import Path
 
 from overlay_tools import console
 from overlay_tools.commands import Command
-from overlay_tools.commands.options import add_python, check_places
+from overlay_tools.commands.options import add_index, add_python, check_places
 from overlay_tools.proving.stages import STAGES
 from overlay_tools.proving.watch import Seen, Watcher
 from overlay_tools.report.html import write_text
@@ -21,11 +21,7 @@ from overlay_tools.upstream.versions import newer_versions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument(
-        "--index",
-        metavar="URL",
-        help="the package index to ask (default: the one that uv and pip are configured for)",
-    )
+    add_index(parser, "to ask")
     parser.add_argument("--post", action="store_true", help="look at post-releases too, as 0.5.24.post1 (default: no)")
     parser.add_argument(
         "--candidates", action="store_true", help="look at pre-releases too, as 0.5.24rc1 (default: no)"

@@ -74,8 +74,7 @@ class Port:
         hooks = load_checked_series(self.project.patches, list(lock))
         release = _find_locked(lock, version)
         if release is None:
-            with console.step(f"Look up sglang {version}"):
-                release = query(version)
+            release = query(version)
         selection = select(hooks, release.version, wanted)
         if selection.faults:
             raise PortError(*selection.faults, hint=_FOR_NOT_DUE)

@@ -103,8 +103,7 @@ class Watcher:
     def _look(self, version: str, index: str, base: str) -> Seen:
         """Carry one release and prove it, on top of a branch or of HEAD."""
         try:
-            with console.step(f"Look up sglang {version}"):
-                release = AskedRelease(version=version, index=index).look_up(self.project.root)
+            release = AskedRelease(version=version, index=index).look_up(self.project.root)
         except YankedError as error:
             return Seen(release=version, outcome="skipped", why=error.problems)
         except LockError as error:

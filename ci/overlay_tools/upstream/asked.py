@@ -9,6 +9,7 @@ from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
+from overlay_tools import console
 from overlay_tools.errors import LockError, UsageError
 from overlay_tools.upstream.index import query_release
 from overlay_tools.upstream.index_url import checked_index
@@ -35,7 +36,8 @@ class AskedRelease:
 
         Raises OverlayError of the kind that fits.
         """
-        return read_release(self.paths, root) if self.paths else query_release(self.version, self.index)
+        with console.step(f"Look up sglang {self.version}"):
+            return read_release(self.paths, root) if self.paths else query_release(self.version, self.index)
 
     def words(self) -> str:
         """Return what names it on the command line."""
