@@ -33,7 +33,7 @@ _PROCESSES = 2
 
 
 def _begin_worker() -> None:
-    """Prepare a process for _check_sources: none outlives this one, and Ctrl-C is for this one to answer."""
+    """Prepare a process for _check_release: none outlives this one, and Ctrl-C is for this one to answer."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The syntax trees of whole modules come and go; searching them for cycles would take a third of the time.

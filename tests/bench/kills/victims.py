@@ -60,7 +60,7 @@ serve.demo_model.prepare = lambda *arguments: subprocesses.run([python, "-m", "s
 def check_for_ever(*arguments):
     Path("up").touch()
     time.sleep(600)
-collect._check_sources = check_for_ever
+collect._check_release = check_for_ever
 sys.exit(cli.main(sys.argv[1:]))
 """
 TEST = """\
