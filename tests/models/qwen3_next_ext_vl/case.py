@@ -86,5 +86,6 @@ CASE = Case(
     right=0.95,
     upstream="qwen3-next",
     state=True,
+    lora=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     written=written,
 )

@@ -205,6 +205,14 @@ class Qwen3NextExtVLForConditionalGeneration(nn.Module):
         }
         return {f"{part}.{name}": shape for part, shapes in of_parts.items() for name, shape in shapes.items()}
 
+    def get_hidden_dim(self, module_name: str, layer_idx: int) -> tuple[int, int]:
+        """Give how many inputs and outputs a module of the text model has, for the buffers of adapters (LoRA)."""
+        return self.language_model.get_hidden_dim(module_name, layer_idx)
+
+    def should_apply_lora(self, module_name: str) -> bool:
+        """Tell whether adapters may change a module: those of the text model's layers, none of the vision tower."""
+        return module_name.startswith("language_model.model.layers.")
+
     def pad_input_ids(self, input_ids, mm_inputs: MultimodalInputs):
         """Replace each picture's tokens by numbers that stand for its content, by which prefixes are compared."""
         padded = input_ids[:]
