@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from overlay_tools.engines.server import Server
 from overlay_tools.subprocesses import end, start
@@ -33,24 +34,31 @@ _AT_START = {
 
 
 class ForkedServer(Server):
-    """A server that is forked, unless what is imported may depend on its environment."""
+    """A server that is forked, unless what is imported may depend on its environment.
+
+    Its processes run the code `first` before all: it puts functions into CHANGES, as those of `harness.FIRST` are, and
+    does nothing else. Where it is not forked, they do so by the variables `spawned`.
+    """
+
+    first = ""
+    spawned: Mapping[str, str] = MappingProxyType({})
 
     def _start(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         if any(os.environ.get(name) != environment.get(name) for name in {*os.environ, *environment} - _AT_START):
-            return super()._start(environment)
+            return super()._start({**environment, **self.spawned})
         self.log.write_bytes(b"")
-        return Forked(self.command[3:], environment, self.log)  # type: ignore[return-value]  # as far as it is used
+        return Forked(self.command[3:], environment, self.log, self.first)  # type: ignore[return-value]  # as far as it is used
 
 
 class Forked:
     """A forked server, used as `subprocess.Popen` is; its processes are in one group."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path, first: str) -> None:
         self.returncode: int | None = None
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(str(_zygote()))
         self._lines = self._connection.makefile()
-        asked = {"arguments": arguments, "environment": dict(environment), "log": str(log.resolve())}
+        asked = {"arguments": arguments, "environment": {**environment}, "log": str(log.resolve()), "first": first}
         self._connection.sendall(json.dumps(asked).encode() + b"\n")
         self.pid = int(self._lines.readline())
 

@@ -85,12 +85,22 @@ def running_engine(path: Path) -> Iterator[Any]:
 
 
 def server(
-    path: Path, log: Path, arguments: Mapping[str, object] | None = None, env: Mapping[str, str] | None = None
+    path: Path,
+    log: Path,
+    arguments: Mapping[str, object] | None = None,
+    env: Mapping[str, str] | None = None,
+    first: str = "",
 ) -> Server:
-    """Describe a server of a checkpoint, its output in the file `log`, to be started by `with`."""
+    """Describe a server of a checkpoint, its output in the file `log`, to be started by `with`.
+
+    Its processes run the code `first`, which changes upstream's modules by CHANGES.
+    """
     flags = engine_config.flags({**engine_config.ARGS, **(arguments or {})})
     # Left to end by itself, a server takes 4 to 6 seconds, nearly all of them asleep.
-    return ForkedServer(Path(sys.executable), path, flags, env={**engine_config.ENV, **(env or {})}, log=log, grace=0)
+    made = ForkedServer(Path(sys.executable), path, flags, env={**engine_config.ENV, **(env or {})}, log=log, grace=0)
+    if first:
+        made.first, made.spawned = first, run_first(first, log.parent)
+    return made
 
 
 EXTRA_BUFFER = engine_config.extra_buffer(str(RELEASE))

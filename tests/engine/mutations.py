@@ -22,9 +22,16 @@ from overlay_tools.supervisor import end_with_parent
 from reference.cases import make_checkpoint
 from reference.checkpoints import change_tensors
 
-from engine.harness import CHUNK, HELD_OUT, run_first, server
+from engine.harness import CHUNK, HELD_OUT, server
 
 Tensors = dict[str, torch.Tensor]
+# Captures modules as the tool does, of an engine whose modules may be imported already.
+CAPTURES = """
+import pathlib, runpy
+
+script = runpy.run_path({script!r})
+CHANGES[script["MODULE"]] = lambda module: script["change"](module, pathlib.Path({folder!r}))
+"""
 PROMPTS = [Prompt(tokens=HELD_OUT[311 * n : 311 * n + length]) for n, length in enumerate((1, 2, 17, 65, 130, 200))]
 TOKENS = 12
 
@@ -129,9 +136,8 @@ def serving(
 
     Its processes run `first` before all.
     """
-    capture = f"import runpy; runpy.run_path({str(comparison.CAPTURE)!r}, run_name='sitecustomize')\n"
-    env = {**run_first(first + capture, folder), "SGLANG_OVERLAY_CAPTURE": str(folder), **(environment or {})}
-    with server(checkpoint, folder / "log", {"chunked_prefill_size": CHUNK}, env) as running:
+    captures = CAPTURES.format(script=str(comparison.CAPTURE), folder=str(folder))
+    with server(checkpoint, folder / "log", {"chunked_prefill_size": CHUNK}, environment, first + captures) as running:
         if vectors:
             given: dict[str, Any] = {"vectors": dict(ask_for_vectors(running, prompts))}
         else:

@@ -2,8 +2,9 @@
 
     python zygote.py SOCKET
 
-Each connection to the socket is one server. It sends a line of JSON: `arguments`, `environment` and the file `log`. The
-answers are two lines: the server's process, and how it has ended, as of `subprocess.Popen.returncode`.
+Each connection to the socket is one server. It sends a line of JSON: `arguments`, `environment`, the file `log`, and
+code that runs `first`. The answers are two lines: the server's process, and how it has ended, as of
+`subprocess.Popen.returncode`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import selectors
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
@@ -86,6 +89,7 @@ def become(asked: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(asked["environment"])
     sys.argv = [MODULE, *asked["arguments"]]
+    run_first(asked["first"], Path(asked["log"]).with_name("sitecustomize.py"))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     status = 1
     try:
@@ -99,6 +103,24 @@ def become(asked: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def run_first(code: str, file: Path) -> None:
+    """Run code of a test as if it had run before the modules were imported that it changes."""
+    changes: dict[str, Callable[[ModuleType], None]] = {}
+    exec(code, {"CHANGES": changes, "__file__": str(file)})
+    for name, change in changes.items():
+        if name not in sys.modules:
+            sys.modules["sitecustomize"].CHANGES[name] = change
+            continue
+        module = sys.modules[name]
+        before = dict(vars(module))
+        change(module)
+        changed = {id(old): vars(module)[key] for key, old in before.items() if vars(module)[key] is not old}
+        for other in [*sys.modules.values()] if changed else []:  # what others have imported from it
+            for key, value in [*getattr(other, "__dict__", {}).items()]:
+                if id(value) in changed:
+                    setattr(other, key, changed[id(value)])
 
 
 if __name__ == "__main__":

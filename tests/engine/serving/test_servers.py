@@ -37,7 +37,6 @@ from engine.harness import (
     ours,
     post,
     post_request,
-    run_first,
     server,
     speculative,
     tokens_of,
@@ -205,8 +204,7 @@ def relay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         model, _, kind = CASES[name]
         folder = tmp_path_factory.mktemp(model)
         make_checkpoint(model, folder, kind.changes)
-        environment = {**kind.environment, **(run_first(kind.first, folder) if kind.first else {})}
-        return server(folder, folder / "log", kind.arguments, environment).__enter__()
+        return server(folder, folder / "log", kind.arguments, kind.environment, kind.first).__enter__()
 
     relay = Relay([name for name in dict.fromkeys(selected) if name in CASES], start)
     yield relay

@@ -20,7 +20,6 @@ from engine.harness import (
     flush,
     generate,
     ours,
-    run_first,
     server,
     tokens_of,
 )
@@ -61,7 +60,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("windows")
     make_checkpoint("qwen3-windows", folder / "model")
     arguments = {"max_total_tokens": TOKENS, "swa_full_tokens_ratio": RATIO, "chunked_prefill_size": 128}
-    with server(folder / "model", folder / "log", arguments, run_first(TOLD, folder)) as running:
+    with server(folder / "model", folder / "log", arguments, first=TOLD) as running:
         yield running
 
 

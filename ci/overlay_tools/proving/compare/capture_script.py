@@ -64,7 +64,7 @@ def _copy(tensor: Any) -> Any:  # noqa: ANN401
     return tensor.detach().to("cpu", copy=True)
 
 
-def _change(module: ModuleType, folder: Path) -> None:
+def change(module: ModuleType, folder: Path) -> None:
     """Register the hooks on each model that is loaded, but for drafts."""
     load = module.ModelRunner.load_model
 
@@ -97,7 +97,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def and_change(module: ModuleType) -> None:
             execute(module)
-            _change(module, self.folder)
+            change(module, self.folder)
 
         spec.loader.exec_module = and_change  # type: ignore[method-assign]
         return spec
