@@ -86,9 +86,9 @@ def test_layers_with_a_window_have_a_pool_of_their_own(served: Server) -> None:
 
 
 def test_prompts_that_part_at_the_edge_of_a_window(served: Server, answers: Ask) -> None:
-    """A branch takes from the cache what it shares, whatever side of an edge it parts, or is computed whole.
+    """A branch is right whatever side of an edge it parts, and whatever of what it shares comes from the cache.
 
-    The second where upstream has dropped a window before the place: that is its own choice.
+    That ends where it parts, or where one before it did if upstream has dropped a window since, as it may.
     """
     flush(served)
     stem = HELD_OUT[600:720]
@@ -99,8 +99,9 @@ def test_prompts_that_part_at_the_edge_of_a_window(served: Server, answers: Ask)
     assert_answers(generate(served, [stem], FEW), [first])
     outputs = [generate(served, [branch], FEW)[0] for branch in branches]
     assert_answers(outputs, others)
-    assert all(hit in (0, at) for hit, at in zip(cached(outputs), places, strict=True))
-    assert cached(outputs).count(0) < len(places) // 2
+    hits = dict(zip(places, cached(outputs), strict=True))
+    assert {at: hit for at, hit in hits.items() if hit > at or hit not in (0, *places)} == {}
+    assert [*hits.values()].count(0) < len(places) // 2
 
 
 def test_what_goes_on_from_an_answer_longer_than_its_window(served: Server, answers: Ask) -> None:
@@ -142,9 +143,10 @@ def test_upstream_is_told_which_layers_have_windows() -> None:
     assert (off.is_hybrid_swa, off.hybrid_layer_pattern) == (False, [0, 0, 0, 0])
 
 
-def test_a_window_is_that_many_tokens_with_the_queries_own() -> None:
+def test_a_window_is_that_many_tokens_with_the_queries_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Upstream counts those before it, in what it asks the model for and in a layer."""
     module = ours("models.qwen3_windows")
+    monkeypatch.setattr(module, "attention_backends", lambda: ("torch_native", "torch_native"))
     size_of = module.Qwen3WindowsForCausalLM.get_attention_sliding_window_size
     assert size_of(SimpleNamespace(config=settled())) == WINDOW - 1
     assert size_of(SimpleNamespace(config=settled(**dict.fromkeys(WINDOWS)))) is None
