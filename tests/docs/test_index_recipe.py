@@ -86,7 +86,7 @@ class Indexes:
 
     def adapt(self, text: str) -> str:
         """Return commands or settings of the page with this machine's addresses and the versions that are served."""
-        text = text.replace("http://localhost:8080", self.ours).replace("0.5.23+overlay.4", OURS)
+        text = text.replace("OUR_INDEX", self.ours).replace("0.5.23+overlay.4", OURS)
         text = text.replace("cp311-cp311-manylinux_2_34_x86_64", "py3-none-any")
         assert "0.5.23" not in text
         return text.replace("HASH", hashlib.sha256(self.wheel.read_bytes()).hexdigest())
