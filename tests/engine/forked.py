@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from overlay_tools.engines.server import Server
 from overlay_tools.subprocesses import end, start
@@ -36,29 +35,28 @@ _AT_START = {
 class ForkedServer(Server):
     """A server that is forked, unless what is imported may depend on its environment.
 
-    Its processes run the code `first` before all: it puts functions into CHANGES, as those of `harness.FIRST` are, and
-    does nothing else. Where it is not forked, they do so by the variables `spawned`.
+    The code `changes` puts functions into CHANGES, as `harness.FIRST` describes them; only what is forked can have it.
     """
 
-    first = ""
-    spawned: Mapping[str, str] = MappingProxyType({})
+    changes = ""
 
     def _start(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         if any(os.environ.get(name) != environment.get(name) for name in {*os.environ, *environment} - _AT_START):
-            return super()._start({**environment, **self.spawned})
+            assert not self.changes, "it cannot be forked"
+            return super()._start(environment)
         self.log.write_bytes(b"")
-        return Forked(self.command[3:], environment, self.log, self.first)  # type: ignore[return-value]  # as far as it is used
+        return Forked(self.command[3:], environment, self.log, self.changes)  # type: ignore[return-value]  # as far as it is used
 
 
 class Forked:
     """A forked server, used as `subprocess.Popen` is; its processes are in one group."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path, first: str) -> None:
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path, changes: str) -> None:
         self.returncode: int | None = None
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(str(_zygote()))
         self._lines = self._connection.makefile()
-        asked = {"arguments": arguments, "environment": {**environment}, "log": str(log.resolve()), "first": first}
+        asked = {"arguments": arguments, "environment": {**environment}, "log": str(log.resolve()), "changes": changes}
         self._connection.sendall(json.dumps(asked).encode() + b"\n")
         self.pid = int(self._lines.readline())
 

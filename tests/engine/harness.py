@@ -23,7 +23,7 @@ from overlay_tools.engines.loopback import post_request as request_to
 from overlay_tools.engines.server import Server
 from packaging.version import Version
 from reference.cases import DATA, Case, cases
-from reference.greedy import MAX_NEW_TOKENS, PROMPTS, Completion, encode
+from reference.greedy import MAX_NEW_TOKENS, PROMPTS, Completion, Verdict, encode
 
 from engine.forked import ForkedServer
 
@@ -89,17 +89,16 @@ def server(
     log: Path,
     arguments: Mapping[str, object] | None = None,
     env: Mapping[str, str] | None = None,
-    first: str = "",
+    changes: str = "",
 ) -> Server:
     """Describe a server of a checkpoint, its output in the file `log`, to be started by `with`.
 
-    Its processes run the code `first`, which changes upstream's modules by CHANGES.
+    The code `changes` changes upstream's modules in its processes, by CHANGES.
     """
     flags = engine_config.flags({**engine_config.ARGS, **(arguments or {})})
     # Left to end by itself, a server takes 4 to 6 seconds, nearly all of them asleep.
     made = ForkedServer(Path(sys.executable), path, flags, env={**engine_config.ENV, **(env or {})}, log=log, grace=0)
-    if first:
-        made.first, made.spawned = first, run_first(first, log.parent)
+    made.changes = changes
     return made
 
 
@@ -194,7 +193,9 @@ def cached(outputs: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def assert_answers(
-    outputs: Sequence[Mapping[str, Any]], answers: Sequence[Completion], prompt_from: int | None = None
+    outputs: Sequence[Mapping[str, Any]],
+    answers: Sequence[Completion | Verdict],
+    prompt_from: int | None = None,
 ) -> None:
     """Assert that the engine's outputs have the reference model's tokens, and its logprobs within 1e-3.
 
@@ -204,7 +205,7 @@ def assert_answers(
     assert len(outputs) == len(answers)
     for output, answer in zip(outputs, answers, strict=True):
         meta = output["meta_info"]
-        length = len(answer.prompt)
+        length = meta["prompt_tokens"]
         assert [token for _, token, *_ in meta["output_token_logprobs"]] == answer.tokens, f"prompt of {length} tokens"
         got = [logprob for logprob, *_ in meta["output_token_logprobs"]]
         assert got == pytest.approx(answer.logprobs, abs=1e-3, rel=0), f"output logprobs, prompt of {length} tokens"

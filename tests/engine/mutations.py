@@ -126,18 +126,13 @@ class Served:
 def serving(
     checkpoint: Path,
     folder: Path,
-    first: str = "",
-    environment: Mapping[str, str] | None = None,
     *,
     vectors: bool = False,
     prompts: Sequence[Prompt] = PROMPTS,
 ) -> Iterator[Served]:
-    """Serve a checkpoint and ask for answers, or vectors, in all ways that one server has.
-
-    Its processes run `first` before all.
-    """
+    """Serve a checkpoint and ask for answers, or vectors, in all ways that one server has."""
     captures = CAPTURES.format(script=str(comparison.CAPTURE), folder=str(folder))
-    with server(checkpoint, folder / "log", {"chunked_prefill_size": CHUNK}, environment, first + captures) as running:
+    with server(checkpoint, folder / "log", {"chunked_prefill_size": CHUNK}, changes=captures) as running:
         if vectors:
             given: dict[str, Any] = {"vectors": dict(ask_for_vectors(running, prompts))}
         else:

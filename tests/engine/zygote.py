@@ -3,7 +3,7 @@
     python zygote.py SOCKET
 
 Each connection to the socket is one server. It sends a line of JSON: `arguments`, `environment`, the file `log`, and
-code that runs `first`. The answers are two lines: the server's process, and how it has ended, as of
+the code `changes`. The answers are two lines: the server's process, and how it has ended, as of
 `subprocess.Popen.returncode`.
 """
 
@@ -89,7 +89,7 @@ def become(asked: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(asked["environment"])
     sys.argv = [MODULE, *asked["arguments"]]
-    run_first(asked["first"], Path(asked["log"]).with_name("sitecustomize.py"))
+    change_modules(asked["changes"], asked["log"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     status = 1
     try:
@@ -105,10 +105,10 @@ def become(asked: dict[str, Any]) -> None:
         os._exit(status)
 
 
-def run_first(code: str, file: Path) -> None:
-    """Run code of a test as if it had run before the modules were imported that it changes."""
+def change_modules(code: str, log: str) -> None:
+    """Run code of a test as if it had run before the modules were imported that it changes; `log` is its file."""
     changes: dict[str, Callable[[ModuleType], None]] = {}
-    exec(code, {"CHANGES": changes, "__file__": str(file)})
+    exec(code, {"CHANGES": changes, "__file__": log})
     for name, change in changes.items():
         if name not in sys.modules:
             sys.modules["sitecustomize"].CHANGES[name] = change

@@ -22,7 +22,7 @@ from reference.checkpoints import change_tensors
 from reference.greedy import PROMPTS, Run, Verdict, judge
 from safetensors.torch import load_file, save_file
 
-from engine.harness import generate, post, server, tokens_of
+from engine.harness import assert_answers, generate, post, server, tokens_of
 
 RANK, ALPHA = 4, 8
 SEEDS = {"first": 1, "second": 2}
@@ -100,14 +100,7 @@ class Served:
         for name in adapters:
             mine = [output for (other, _), output in zip(asked, outputs, strict=True) if other == name]
             answers[name] = [tokens_of(output) for output in mine]
-            verdicts = self.judge(name, list(zip(SOME, answers[name], strict=True)))
-            both = zip(verdicts, mine, strict=True)
-            decided = [(verdict, output) for verdict, output in both if verdict.margin > 1e-4]
-            assert len(decided) >= len(SOME) - 1  # of the others, rounding decides
-            for verdict, output in decided:
-                assert tokens_of(output) == verdict.tokens, name
-                got = [logprob for logprob, *_ in output["meta_info"]["output_token_logprobs"]]
-                assert got == pytest.approx(verdict.logprobs, abs=1e-3, rel=0), name
+            assert_answers(mine, self.judge(name, list(zip(SOME, answers[name], strict=True))))
         return answers
 
 

@@ -45,13 +45,13 @@ from engine.harness import (
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A server: its checkpoint's set of switches, its arguments and environment, and what its processes run first."""
+    """A server: its checkpoint's switches, its arguments and environment, and code that changes upstream's modules."""
 
     kind: str
     changes: Mapping[str, object] = field(default_factory=dict)
     arguments: Mapping[str, object] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
-    first: str = ""
+    code: str = ""
 
 
 SMALL_POOL: dict[str, object] = {"chunked_prefill_size": 48, "max_total_tokens": 1024, "max_running_requests": 4}
@@ -62,7 +62,7 @@ NO_BUFFER: dict[str, object] = {
 }
 
 # On a Hopper GPU, one kernel sums what a layer left over ranks and norms it. Here two operations do, for every batch
-# while there is a file `fuse` beside this code.
+# while there is a file `fuse` beside the server's log.
 FUSE = """
 import pathlib
 
@@ -204,7 +204,7 @@ def relay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         model, _, kind = CASES[name]
         folder = tmp_path_factory.mktemp(model)
         make_checkpoint(model, folder, kind.changes)
-        return server(folder, folder / "log", kind.arguments, kind.environment, kind.first).__enter__()
+        return server(folder, folder / "log", kind.arguments, kind.environment, kind.code).__enter__()
 
     relay = Relay([name for name in dict.fromkeys(selected) if name in CASES], start)
     yield relay

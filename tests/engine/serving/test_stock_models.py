@@ -36,30 +36,17 @@ POOLED = "a pool of windows"
 GELU = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
 LATENT = checkpoints.LATENT | {"head_dim": 16}  # which Transformers has for that of the rotated part
 SIGMOID = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True}
-YARN = {
-    "max_position_embeddings": 512,
-    "rope_scaling": {
-        "rope_type": "yarn",
-        "factor": 4.0,
-        "original_max_position_embeddings": 128,
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "mscale": 1.0,
-        "mscale_all_dim": 0.7,
-    },
-}
-PLAIN_YARN = {"rope_type": "yarn", "factor": 4.0}
+SOFTMAX = {"topk_method": "group_limited_greedy", "scoring_func": "softmax"}
 
 
-def scaled(how: Mapping[str, Any]) -> dict[str, Any]:
+def scaled(kind: str, **settings: float | list[float]) -> dict[str, Any]:
     """Give the configuration of a model that was trained on 128 tokens and is made to take 512."""
-    return {
-        "max_position_embeddings": 512,
-        "original_max_position_embeddings": 128,
-        "rope_scaling": {"original_max_position_embeddings": 128, **how},
-    }
+    scaling = {"rope_type": kind, "original_max_position_embeddings": 128, **settings}
+    return {"max_position_embeddings": 512, "rope_scaling": scaling}
 
 
+YARN = scaled("yarn", factor=4.0)
+LATENT_YARN = scaled("yarn", factor=4.0, beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=0.7)
 SOME = (
     f"Gemma3ForCausalLM, {POOLED}",
     "Qwen2ForCausalLM",
@@ -105,35 +92,31 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     },
     "Starcoder2ForCausalLM": {"sliding_window": None, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
     "ArceeForCausalLM": {"hidden_act": "relu2"},
-    "DeepseekV2ForCausalLM": LATENT | {"topk_method": "group_limited_greedy", "scoring_func": "softmax"},
-    "DeepseekV2ForCausalLM, whole queries": LATENT
-    | {"topk_method": "group_limited_greedy", "scoring_func": "softmax", "q_lora_rank": None},
+    "DeepseekV2ForCausalLM": LATENT | SOFTMAX,
+    "DeepseekV2ForCausalLM, whole queries": LATENT | SOFTMAX | {"q_lora_rank": None},
+    "DeepseekV2ForCausalLM, yarn": LATENT | SOFTMAX | LATENT_YARN,
     "DeepseekV3ForCausalLM": LATENT | SIGMOID,
-    "DeepseekV2ForCausalLM, yarn": LATENT | {"topk_method": "group_limited_greedy", "scoring_func": "softmax"} | YARN,
-    "DeepseekV3ForCausalLM, yarn": LATENT | SIGMOID | YARN,
-    "LlamaForCausalLM, llama3": scaled(
-        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    ),
-    "LlamaForCausalLM, linear": scaled({"rope_type": "linear", "factor": 4.0}),
-    "LlamaForCausalLM, yarn": scaled(PLAIN_YARN),
-    "MistralForCausalLM, yarn": scaled(PLAIN_YARN) | {"sliding_window": None},
-    "Qwen2ForCausalLM, yarn": scaled(PLAIN_YARN),
-    "Qwen3ForCausalLM, yarn": scaled(PLAIN_YARN),
-    "Qwen3MoeForCausalLM, yarn": EXPERTS | {"num_experts": 8} | scaled(PLAIN_YARN),
+    "DeepseekV3ForCausalLM, yarn": LATENT | SIGMOID | LATENT_YARN,
+    "LlamaForCausalLM, llama3": scaled("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0),
+    "LlamaForCausalLM, linear": scaled("linear", factor=4.0),
+    "LlamaForCausalLM, yarn": YARN,
+    "MistralForCausalLM, yarn": YARN | {"sliding_window": None},
+    "Qwen2ForCausalLM, yarn": YARN,
+    "Qwen3ForCausalLM, yarn": YARN,
+    "Qwen3MoeForCausalLM, yarn": EXPERTS | {"num_experts": 8} | YARN,
 }
 
 UNPROVEN = "GemmaForCausalLM"
 # What is known to be wrong.
 WRONG: Mapping[str, Mapping[str, Any]] = {
     UNPROVEN: GELU,
-    "LlamaForCausalLM, dynamic": scaled({"rope_type": "dynamic", "factor": 4.0}),
-    "Phi3ForCausalLM, longrope": scaled(
-        {"rope_type": "longrope", "long_factor": [4.0] * 16, "short_factor": [1.0] * 16}
-    ),
+    "LlamaForCausalLM, dynamic": scaled("dynamic", factor=4.0),
+    "Phi3ForCausalLM, longrope": scaled("longrope", long_factor=[4.0] * 16, short_factor=[1.0] * 16)
+    | {"original_max_position_embeddings": 128},
     "Gemma3ForCausalLM, linear": WINDOW
     | GELU
     | {"layer_types": ["sliding_attention", "full_attention"] * 2}
-    | scaled({"rope_type": "linear", "factor": 4.0}),
+    | scaled("linear", factor=4.0),
 }
 
 

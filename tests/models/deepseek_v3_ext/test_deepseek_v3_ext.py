@@ -55,7 +55,7 @@ CHANGES["sglang.srt.mem_cache.memory_pool"] = tell("__init__", pool)
 def test_a_token_has_one_latent_vector_in_each_layer(tmp_path: Path) -> None:
     """DeepSeek-V2 (arXiv:2405.04434), section 2.1: the compressed vector and the rotated key, whatever the heads."""
     make_checkpoint("deepseek-v3-ext", tmp_path)
-    with server(tmp_path, tmp_path / "log", {"max_total_tokens": 4096}, first=TOLD) as running:
+    with server(tmp_path, tmp_path / "log", {"max_total_tokens": 4096}, changes=TOLD) as running:
         generate(running, [HELD_OUT[:8]], 2)
     log = (tmp_path / "log").read_text(encoding="utf-8")
     cell = 4 * SIZES["num_hidden_layers"] * (SIZES["kv_lora_rank"] + SIZES["qk_rope_head_dim"])

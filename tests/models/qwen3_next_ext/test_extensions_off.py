@@ -41,12 +41,12 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]
     folder = tmp_path_factory.mktemp("off")
     make_checkpoint("qwen3-next-ext", folder, OFF)
     switch = folder / "switch"
-    first = f"OURS = {PACKAGE + '.models.qwen3_next_ext'!r}\nSWITCH = {str(switch)!r}\n" + BESIDE
+    changes = f"OURS = {PACKAGE + '.models.qwen3_next_ext'!r}\nSWITCH = {str(switch)!r}\n" + BESIDE
     prompts = [HELD_OUT[500 * i : 500 * i + length] for i, length in enumerate((1, 2, 17, 64, 100, 129, 300))]
     sampling = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
     options = {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 20}
     found: dict[str, list[object]] = {}
-    with server(folder, folder / "log", {"max_mamba_cache_size": 64}, first=first) as running:
+    with server(folder, folder / "log", {"max_mamba_cache_size": 64}, changes=changes) as running:
         for name in ("ours", "upstream's", "ours again"):
             if name == "upstream's":
                 switch.touch()
