@@ -106,6 +106,8 @@ def read_stock(folder: Path) -> Stock:
             raise AdoptError(f"{files[_INDEX]}: weight_map must map tensors to shards.", hint="Download it again.")
         if not isinstance(index.get("metadata", {}), dict):
             raise AdoptError(f"{files[_INDEX]}: metadata must be an object.", hint="Download it again.")
+        if not weight_map:
+            raise AdoptError(f"{files[_INDEX]}: weight_map must name a tensor.", hint="Download it again.")
         shards = sorted(set(weight_map.values()))
     if not shards:
         raise AdoptError(f"{folder} has no weight shards (*.safetensors).", hint="Download or convert its weights.")
