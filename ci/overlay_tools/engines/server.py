@@ -23,6 +23,7 @@ from overlay_tools.errors import ServeError
 from overlay_tools.subprocesses import Shown, end, start
 
 _LAST_LINES = 30
+_TICK = 0.25  # seconds between two looks whether a server is up
 
 
 class Server:
@@ -117,7 +118,7 @@ class Server:
             return start(self.command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
     def _wait(self) -> None:
-        started = time.monotonic()
+        started, said = time.monotonic(), -1
         while not self._healthy():
             self.check()
             if others := self._others():
@@ -125,9 +126,11 @@ class Server:
             waited = time.monotonic() - started
             if waited > self.timeout:
                 raise self.failure(f"The server did not come up within {self.timeout:.0f} s")
-            self.waiting(int(waited))
+            if int(waited) > said:
+                said = int(waited)
+                self.waiting(said)
             console.follow(self.log)  # it loads shards, or captures graphs
-            time.sleep(1)
+            time.sleep(_TICK)
 
     def _healthy(self) -> bool:
         """Tell whether this server is up: an answer of another that listens on its port does not count."""
