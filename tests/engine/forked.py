@@ -1,4 +1,4 @@
-"""Servers that are forks of a process which has imported SGLang already: see zygote.py."""
+"""Servers and engines that are forks of a process which has imported SGLang already: see zygote.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from overlay_tools.engines.server import Server
@@ -45,18 +45,32 @@ class ForkedServer(Server):
             assert not self.changes, "it cannot be forked"
             return super()._start(environment)
         self.log.write_bytes(b"")
-        return Forked(self.command[3:], environment, self.log, self.changes)  # type: ignore[return-value]  # as far as it is used
+        return fork(self.command[2:], environment, self.log, self.changes)
+
+
+def fork(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, changes: str = ""
+) -> subprocess.Popen[bytes]:
+    """Fork a process that runs a program, a module or a file, with arguments, its output in the file `log`."""
+    return Forked(command, environment, log, changes)  # type: ignore[return-value]  # as far as it is used
 
 
 class Forked:
-    """A forked server, used as `subprocess.Popen` is; its processes are in one group."""
+    """A forked process, used as `subprocess.Popen` is; it and its own are in one group."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path, changes: str) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, changes: str) -> None:
         self.returncode: int | None = None
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(str(_zygote()))
         self._lines = self._connection.makefile()
-        asked = {"arguments": arguments, "environment": {**environment}, "log": str(log.resolve()), "changes": changes}
+        program, *arguments = command
+        asked = {
+            "program": program,
+            "arguments": arguments,
+            "environment": {**environment},
+            "log": str(log.resolve()),
+            "changes": changes,
+        }
         self._connection.sendall(json.dumps(asked).encode() + b"\n")
         self.pid = int(self._lines.readline())
 
@@ -74,7 +88,7 @@ class Forked:
                 self.returncode = int(self._lines.readline())
             except (TimeoutError, OSError):  # a file of a socket that has timed out once says so in its own way
                 self._lines = self._connection.makefile()
-                raise subprocess.TimeoutExpired("a forked server", timeout or 0) from None
+                raise subprocess.TimeoutExpired("a forked process", timeout or 0) from None
             self._connection.close()
         return self.returncode
 
@@ -100,7 +114,7 @@ _one_at_a_time = threading.Lock()  # servers are started by several threads
 def _zygote() -> Path:
     """Return the socket of the process of which servers are forked, started first if it does not run.
 
-    It ends with this process; an engine of this process that is shut down ends it too, with all others.
+    It ends with this process.
     """
     with _one_at_a_time:
         if not _zygotes or _zygotes[-1][0].poll() is not None:

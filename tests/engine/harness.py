@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points, version
+from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,11 +23,13 @@ from overlay_tools.engines import engine_config
 from overlay_tools.engines.loopback import post as post_to
 from overlay_tools.engines.loopback import post_request as request_to
 from overlay_tools.engines.server import Server
+from overlay_tools.subprocesses import end, start
+from overlay_tools.supervisor import END_NOW
 from packaging.version import Version
 from reference.cases import DATA, Case, cases
 from reference.greedy import MAX_NEW_TOKENS, PROMPTS, Completion, Verdict, encode
 
-from engine.forked import ForkedServer
+from engine.forked import ForkedServer, fork
 
 SAMPLING = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": True}
 
@@ -72,16 +76,49 @@ def ours(name: str) -> ModuleType:
     return importlib.import_module(f"{PACKAGE}.{name}")
 
 
-@contextmanager
-def running_engine(path: Path) -> Iterator[Any]:
-    """Run `sglang.Engine` on a checkpoint."""
-    import sglang
+OFFLINE = Path(__file__).with_name("offline_engine.py")
 
-    engine = sglang.Engine(model_path=str(path), log_level="error", **engine_config.ARGS)
-    try:
-        yield engine
-    finally:
-        engine.shutdown()
+
+class OfflineEngine:
+    """`sglang.Engine` in a process of its own, which the engine kills when it cannot go on."""
+
+    def __init__(self, connection: Connection, log: Path) -> None:
+        self._connection, self._log = connection, log
+
+    def receive(self) -> Any:  # noqa: ANN401  # whatever the engine answers
+        """Wait for what the process sends."""
+        try:
+            return self._connection.recv()
+        except EOFError:
+            pytest.fail(f"the engine ended:\n{self._log.read_text(encoding='utf-8', errors='replace')[-4000:]}")
+
+    def generate(self, **options: object) -> Any:  # noqa: ANN401
+        """Do what `Engine.generate` does."""
+        self._connection.send(options)
+        return self.receive()
+
+
+@contextmanager
+def running_engine(path: Path, log: Path, *, spawned: bool) -> Iterator[OfflineEngine]:
+    """Run `sglang.Engine` on a checkpoint, its output in the file `log`.
+
+    Parameters: `spawned`, whether it starts as it does for users; else it and its processes are forks.
+    """
+    arguments = {"model_path": str(path), "log_level": "error", **engine_config.ARGS}
+    with Listener(family="AF_UNIX") as listener, log.open("wb") as output:
+        command = [str(OFFLINE), str(listener.address), json.dumps(arguments)]
+        if spawned:
+            process = start([sys.executable, *command], env={**os.environ, **SPAWN}, stdout=output, stderr=output)
+        else:
+            process = fork(command, os.environ, log)
+        try:
+            with listener.accept() as connection:
+                engine = OfflineEngine(connection, log)
+                assert engine.receive() == "ready"
+                yield engine
+            assert process.wait(60) == 0
+        finally:
+            end(process, END_NOW, 10)
 
 
 def server(
@@ -115,8 +152,8 @@ TWO_RANKS: tuple[dict[str, object], dict[str, str]] = (
     {"SGLANG_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[-1]}"},
 )
 
-# A server started with this starts its processes as it does for users: each imports everything anew. Once for each kind
-# of model is enough; elsewhere all are forks of one that has (forked.py), and a start takes 2 s, not 15.
+# A server or engine started with this starts its processes as it does for users: each imports everything anew. Once for
+# each kind of model is enough; elsewhere all are forks of one that has (forked.py), and a start takes 2 s, not 15.
 SPAWN = {"SPAWN": "1"}
 
 # A start makes a million objects, nearly all to stay: looking for garbage among them takes an eighth of its time.

@@ -1,10 +1,10 @@
-"""A process that has imported what a server imports, of which servers are forked: to import it takes 15 s of CPU.
+"""A process of which servers and engines are forked.
 
     python zygote.py SOCKET
 
-Each connection to the socket is one server. It sends a line of JSON: `arguments`, `environment`, the file `log`, and
-the code `changes`. The answers are two lines: the server's process, and how it has ended, as of
-`subprocess.Popen.returncode`.
+Each connection to the socket is one of them. It sends a line of JSON: `program`, which is a module or a file, its
+`arguments` and `environment`, the file `log`, and the code `changes`. The answers are two lines: the process, and how
+it has ended, as of `subprocess.Popen.returncode`.
 """
 
 from __future__ import annotations
@@ -25,26 +25,13 @@ TESTS = Path(__file__).parents[1]
 sys.path[:1] = [str(TESTS), str(TESTS.parent / "ci")]
 from overlay_tools.supervisor import end_with_parent  # noqa: E402
 
-from engine.huge_pages import prepare_to_fork  # noqa: E402
+from engine.preload import import_all  # noqa: E402
 
 sys.path[:2] = [""]  # as it is where a module is run
 
-MODULE = "sglang.launch_server"
-
-
-def import_all() -> None:
-    """Import what the processes of a server import."""
-    import sglang.launch_server
-    import sglang.srt.entrypoints.http_server
-    import sglang.srt.managers.detokenizer_manager
-    import sglang.srt.managers.scheduler
-    import sglang.srt.models.registry  # noqa: F401  # which imports all models
-
-    prepare_to_fork()
-
 
 def serve(path: Path) -> None:
-    """Fork a server for each connection, and tell how it ends."""
+    """Fork a process for each connection, and tell how it ends."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
@@ -69,7 +56,7 @@ def serve(path: Path) -> None:
 
 
 def tell(connection: socket.socket, status: int) -> None:
-    """Send how a server has ended to who asked for it, if it is still there."""
+    """Send how a process has ended to who asked for it, if it is still there."""
     try:
         connection.sendall(f"{status}\n".encode())
     except OSError:
@@ -79,7 +66,7 @@ def tell(connection: socket.socket, status: int) -> None:
 
 
 def become(asked: dict[str, Any]) -> None:
-    """Turn this process, which has just been forked, into a server."""
+    """Turn this process, which has just been forked, into what runs a program."""
     end_with_parent()
     os.setsid()
     os.closerange(3, 64)
@@ -88,12 +75,16 @@ def become(asked: dict[str, Any]) -> None:
             os.dup2(source.fileno(), target)
     os.environ.clear()
     os.environ.update(asked["environment"])
-    sys.argv = [MODULE, *asked["arguments"]]
+    program = asked["program"]
+    sys.argv = [program, *asked["arguments"]]
     change_modules(asked["changes"], asked["log"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     status = 1
     try:
-        runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
