@@ -6,12 +6,14 @@ These tests run inside an environment where the wheel under test, its kernel whe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import pickle
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from overlay_tools.engines import engine_config
 from overlay_tools.supervisor import end_with_parent
 
@@ -21,6 +23,7 @@ from reference.cases import cases, left_out, make_checkpoint
 from reference.greedy import Completion, all_answers, is_decided
 
 from engine.harness import CHECKPOINTS, Model, run_first
+from engine.turns import turn
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,15 +46,25 @@ def pytest_report_header() -> list[str]:
     return [f"left out: {name}: {why}" for name, why in left_out().items()]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def report_what_is_left_out(record_testsuite_property: Callable[[str, object], None]) -> None:
-    """Say the same in pytest's report."""
-    for name, why in left_out().items():
-        record_testsuite_property("left out", f"{name}: {why}")
+@pytest.fixture(scope="session")
+def common(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Give the folder that all processes of this run have."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(request.config, "workerinput") else own
+
+
+@pytest.fixture(autouse=True)
+def one_turn(request: pytest.FixtureRequest, common: Path) -> Iterator[None]:
+    """Run a test that is marked so alone, and others beside those of another process."""
+    with turn(common, alone=request.node.get_closest_marker("alone") is not None):
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out the tests that no case of this release needs, which pytest would skip."""
+    """Take out the tests that no case of this release needs, which pytest would skip.
+
+    The first that is left says in pytest's report which models this release is built without.
+    """
     idle = [
         item
         for item in items
@@ -59,10 +72,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     items[:] = [item for item in items if item not in idle]
     config.hook.pytest_deselected(items=idle)
+    for item in items[:1]:
+        item.user_properties += [("left out", f"{name}: {why}") for name, why in left_out().items()]
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+def models(common: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    """Make each of CHECKPOINTS and ask its reference model, once for all processes of this run."""
+    path = common / "models"
+    with FileLock(common / "models.lock"):
+        if not path.exists():
+            path.write_bytes(pickle.dumps(_ask_reference_models(tmp_path_factory)))
+    made = {
+        name: Model(path=folder, case=cases()[CHECKPOINTS[name][0]], answers=answers)
+        for name, (folder, answers) in pickle.loads(path.read_bytes()).items()
+    }
+    for name, model in made.items():
+        # Where the reference model is nearly undecided, rounding decides: that would say nothing about the engine.
+        kind = CHECKPOINTS[name][0]
+        assert is_decided(model.answers), f"{name}: run `python tests/reference/seeds.py {kind}` for another seed"
+    return made
+
+
+def _ask_reference_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[Completion]]]:
     """Make each of CHECKPOINTS and ask its reference model, some at a time."""
     asked: dict[str, tuple[Path, Future[list[Completion]]]] = {}
     # Processes of their own: sglang and its kernels change torch and transformers for all that is loaded after them.
@@ -73,12 +105,4 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
             path = tmp_path_factory.mktemp(kind)
             make_checkpoint(kind, path, changes)
             asked[name] = path, pool.submit(all_answers, kind, path)
-        made = {
-            name: Model(path=path, case=cases()[CHECKPOINTS[name][0]], answers=answers.result())
-            for name, (path, answers) in asked.items()
-        }
-    for name, model in made.items():
-        # Where the reference model is nearly undecided, rounding decides: that would say nothing about the engine.
-        kind = CHECKPOINTS[name][0]
-        assert is_decided(model.answers), f"{name}: run `python tests/reference/seeds.py {kind}` for another seed"
-    return made
+        return {name: (path, answers.result()) for name, (path, answers) in asked.items()}

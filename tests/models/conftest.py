@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.conftest import quicker_starts, report_what_is_left_out
+from engine.conftest import common, one_turn, quicker_starts
 from reference.cases import left_out
 
-__all__ = ["quicker_starts", "report_what_is_left_out"]
+__all__ = ["common", "one_turn", "quicker_starts"]
 
 collect_ignore = [*left_out()]

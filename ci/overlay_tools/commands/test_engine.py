@@ -10,7 +10,7 @@ from overlay_tools.commands.options import add_passed_on, add_python
 from overlay_tools.commands.shared import open_engine, require_cuda
 from overlay_tools.engines import engine_config
 from overlay_tools.errors import ToolError, UsageError
-from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_TESTS
+from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, IN_PROCESSES, PLUGIN_TESTS
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import run_attached
 
@@ -29,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the tests that need a CUDA GPU, with upstream's kernels (default: those for a CPU)",
     )
-    add_passed_on(parser, "of pytest; those that begin with tests/ take the place of the usual test files")
+    add_passed_on(
+        parser,
+        "of pytest, which then runs in one process; those that begin with tests/ take the place of the usual test"
+        " files",
+    )
 
 
 def run(project: Project, arguments: argparse.Namespace) -> int:
@@ -44,6 +48,8 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
         where = ()
     # An engine environment holds what the release pins, whose warnings are not ours to mend.
     words = ["-m", "pytest", "-W", "default", *where, *arguments.passed_on]
+    if not arguments.gpu and not arguments.passed_on:  # a person who chooses tests wants to see what each says
+        words += IN_PROCESSES
     with open_engine(
         project, arguments.version, arguments.python, gpu=arguments.gpu, plugin=arguments.plugin
     ) as python:

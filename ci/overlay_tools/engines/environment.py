@@ -23,7 +23,10 @@ from overlay_tools.wheels.plugin import build_plugin
 # Bounds that a release should have set: newer versions of what it leaves open do not work with what it pins.
 BOUNDS = {">=0.5.11,<0.5.13": ("kernels<0.13",)}
 # What the tests and the parts of the tool that they call take, and `accelerate`: transformers reads GGUF files with it.
-_TEST_EXTRAS = ("accelerate", "filelock", "pip", "platformdirs", "psutil", "pytest>=8", "rich", "tomlkit", "uv")
+_TEST_EXTRAS = (
+    *("accelerate", "filelock", "pip", "platformdirs", "psutil"),
+    *("pytest>=8", "pytest-xdist>=3.6", "rich", "tomlkit", "uv"),
+)
 _GPU_EXTRAS = ("flash-linear-attention>=0.4",)  # what transformers' Qwen3-Next takes on a GPU
 
 

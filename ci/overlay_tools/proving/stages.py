@@ -30,6 +30,10 @@ ENGINE_TESTS = (*STAGES["kernels"], *STAGES["decisions"], *STAGES["engine"])
 PLUGIN_TESTS = ("tests/engine/decisions", "tests/engine/serving", "tests/models", "tests/plugin")
 GPU_TESTS = ("tests/gpu",)
 
+# How all tests of an engine run: in several processes, of which each has files of its own, as a file's tests share
+# servers. A process takes five gigabytes.
+IN_PROCESSES = ("--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile")
+
 
 # What an environment has of what a release computes with, said in a few words.
 _INSTALLED = """
@@ -55,7 +59,7 @@ def run_stage(
         interpreter = sys.executable if static else python
         words: list[str | Path] = [interpreter, "-m", "pytest", f"--junitxml={report}"]
         # An engine environment holds what the release pins, whose warnings are not ours to mend.
-        words += ["-k", f"[{version}]"] if static else ["-W", "default"]
+        words += ["-k", f"[{version}]"] if static else ["-W", "default", *IN_PROCESSES]
         started = time.monotonic()
         run_logged([*words, *STAGES[stage]], cwd=root, env={} if static else engine_config.ENV, log=log)
         seconds = time.monotonic() - started

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from reference import cases
 
+from engine import conftest
 from engine.harness import OURS
 
 NAME = next(iter(OURS))
@@ -31,3 +32,12 @@ def test_a_model_that_a_release_is_built_without_has_no_case(without: str) -> No
     [(folder, why)] = cases.left_out().items()
     assert folder == NAME.replace("-", "_")
     assert without in why
+
+
+def test_the_report_names_it_once(without: str) -> None:
+    items = [SimpleNamespace(user_properties=[], iter_markers=lambda name: []) for _ in range(2)]
+    hook = SimpleNamespace(pytest_deselected=lambda items: None)
+    conftest.pytest_collection_modifyitems(SimpleNamespace(hook=hook), items)  # type: ignore[arg-type]
+    [(name, value)] = items[0].user_properties
+    assert (name, value.startswith(f"{NAME.replace('-', '_')}: ")) == ("left out", True)
+    assert items[1].user_properties == []

@@ -282,6 +282,7 @@ BEFORE, AFTER = "Look well at this. " * 5, "How many squares are there? " * 4
 BEFORE_PICTURE = len(request_of(BEFORE)[0])  # tokens that a prompt shares with one of another picture
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("by_picture", [False, True], ids=["weights shared", "pictures shared"])
 @pytest.mark.parametrize("name", PICTURED)
 def test_two_ranks_give_what_one_gives(

@@ -237,8 +237,12 @@ def served(request: pytest.FixtureRequest, relay: Relay, reference_process: Proc
 
 def on_servers(*kinds: str, where: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
     """Run a test on each server of some kinds, of the cases for which `where` is true."""
-    names = [name for name, (_, case, kind) in CASES.items() if kind.kind in kinds and where(case)]
-    return pytest.mark.parametrize("served", names, indirect=True, scope="module")
+    named = [
+        pytest.param(name, marks=[pytest.mark.alone] if kind.kind == "two ranks" else [])
+        for name, (_, case, kind) in CASES.items()
+        if kind.kind in kinds and where(case)
+    ]
+    return pytest.mark.parametrize("served", named, indirect=True, scope="module")
 
 
 on_whole = pytest.mark.parametrize("served", WHOLE, indirect=True, scope="module")

@@ -431,6 +431,7 @@ def test_storm(
     assert running.streamed["length"] >= count
 
 
+@pytest.mark.alone
 @on("on two ranks")
 def test_both_ranks_take_an_update_or_none(running: Running, tmp_path: Path) -> None:
     updates = Updates(running, tmp_path / "update")
@@ -452,6 +453,7 @@ def test_both_ranks_take_an_update_or_none(running: Running, tmp_path: Path) -> 
     running.assert_right(running.answers())
 
 
+@pytest.mark.alone
 @on("on two ranks")
 def test_weights_that_a_trainer_broadcasts(running: Running) -> None:
     updates = Updates(running, Path())

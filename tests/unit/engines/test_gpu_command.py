@@ -94,6 +94,7 @@ def machine(mini: Miniature, tmp_path: Path) -> Machine:
     publish(index, "pytest", "9.0", {"pytest/__init__.py": "", "pytest/__main__.py": RECORDER})
     versions = {
         "accelerate": "1.0",
+        "pytest-xdist": "3.6",
         "filelock": "3",
         "platformdirs": "4",
         "tomlkit": "0.14",
@@ -147,6 +148,11 @@ def test_without_a_gpu_the_engine_is_tested_with_the_overlay_s_kernels(machine: 
     assert ran["installed"]["sglang-kernel"] == "0.4+cpu.3"
     assert "flash-linear-attention" not in ran["installed"]
     assert ran["environment"]["SGLANG_USE_CPU_ENGINE"] == "1"
+
+
+def test_all_tests_without_a_gpu_run_in_several_processes(machine: Machine) -> None:
+    assert machine.run("no GPU", "test-engine", "1.0").returncode == 0
+    assert machine.record()["arguments"][-3:] == ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile"]
 
 
 def test_beside_a_gpu_the_tests_for_a_cpu_have_an_environment_of_their_own(machine: Machine) -> None:

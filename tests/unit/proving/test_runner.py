@@ -157,8 +157,8 @@ def test_a_skipped_test_is_not_green_and_its_reason_is_kept(project: Miniature) 
 def test_a_model_that_a_release_is_built_without_is_named_and_counts_as_nothing(
     project: Miniature, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    project.write("tests/engine/test_e.py", "def test_a(record_testsuite_property) -> None:\n"
-                  "    record_testsuite_property('left out', 'mine: it is for others')\n")  # fmt: skip
+    project.write("tests/engine/test_e.py", "def test_a(record_property) -> None:\n"
+                  "    record_property('left out', 'mine: it is for others')\n")  # fmt: skip
     assert run(project) == 0
     result = results(project)["1.0", "engine"]
     assert (result.passed, result.left_out, result.green) == (1, ["mine: it is for others"], True)
