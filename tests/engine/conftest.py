@@ -77,32 +77,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def models(common: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+def reference_process() -> Iterator[ProcessPoolExecutor]:
+    """Run reference models in a process of their own: sglang changes transformers for all that is loaded after it."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def models(
+    common: Path, reference_process: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Model]:
     """Make each of CHECKPOINTS and ask its reference model, once for all processes of this run."""
     path = common / "models"
     with FileLock(common / "models.lock"):
         if not path.exists():
-            path.write_bytes(pickle.dumps(_ask_reference_models(tmp_path_factory)))
-    made = {
-        name: Model(path=folder, case=cases()[CHECKPOINTS[name][0]], answers=answers)
-        for name, (folder, answers) in pickle.loads(path.read_bytes()).items()
-    }
-    for name, model in made.items():
+            asked: dict[str, tuple[Path, Future[list[Completion]]]] = {}
+            for name, (kind, changes) in CHECKPOINTS.items():
+                folder = tmp_path_factory.mktemp(kind)
+                make_checkpoint(kind, folder, changes)
+                asked[name] = folder, reference_process.submit(all_answers, kind, folder)
+            answered = {name: (folder, answers.result()) for name, (folder, answers) in asked.items()}
+            path.write_bytes(pickle.dumps(answered))
+    made = {}
+    for name, (folder, answers) in pickle.loads(path.read_bytes()).items():
+        kind, _ = CHECKPOINTS[name]
         # Where the reference model is nearly undecided, rounding decides: that would say nothing about the engine.
-        kind = CHECKPOINTS[name][0]
-        assert is_decided(model.answers), f"{name}: run `python tests/reference/seeds.py {kind}` for another seed"
+        assert is_decided(answers), f"{name}: run `python tests/reference/seeds.py {kind}` for another seed"
+        made[name] = Model(path=folder, case=cases()[kind], answers=answers)
     return made
-
-
-def _ask_reference_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[Completion]]]:
-    """Make each of CHECKPOINTS and ask its reference model, some at a time."""
-    asked: dict[str, tuple[Path, Future[list[Completion]]]] = {}
-    # Processes of their own: sglang and its kernels change torch and transformers for all that is loaded after them.
-    # They end here, before an engine does: that kills all processes that this one has started.
-    workers = min(len(os.sched_getaffinity(0)), 4)  # each takes a gigabyte
-    with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        for name, (kind, changes) in CHECKPOINTS.items():
-            path = tmp_path_factory.mktemp(kind)
-            make_checkpoint(kind, path, changes)
-            asked[name] = path, pool.submit(all_answers, kind, path)
-        return {name: (path, answers.result()) for name, (path, answers) in asked.items()}

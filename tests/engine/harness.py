@@ -155,6 +155,10 @@ TWO_RANKS: tuple[dict[str, object], dict[str, str]] = (
 # A server or engine started with this starts its processes as it does for users: each imports everything anew. Once for
 # each kind of model is enough; elsewhere all are forks of one that has (forked.py), and a start takes 2 s, not 15.
 SPAWN = {"SPAWN": "1"}
+_KINDS: dict[tuple[bool, ...], str] = {}
+for _name, _case in OURS.items():
+    _KINDS.setdefault((_case.decisions is not None, bool(_case.pictures), _case.vector is not None), _name)
+AS_FOR_USERS = {*_KINDS.values()}  # the first case of each kind
 
 # A start makes a million objects, nearly all to stay: looking for garbage among them takes an eighth of its time.
 # A function that is put into CHANGES is given the module it is under, once that has been imported.

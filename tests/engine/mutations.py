@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from overlay_tools.proving.compare.engine import Answer, Vectors, ask_for_vector
 from overlay_tools.proving.compare.modules import Difference, first_difference
 from overlay_tools.proving.compare.statistics import Row, compare, compare_vectors, runs_of
 from overlay_tools.proving.reference import Prompt, Verdict
-from overlay_tools.supervisor import end_with_parent
 from reference.cases import make_checkpoint
 from reference.checkpoints import change_tensors
 
@@ -180,10 +178,3 @@ def _job(checkpoint: Path) -> dict[str, Any]:
         "dtype": "float32",
         "embedding": False,
     }
-
-
-@contextmanager
-def reference_models() -> Iterator[Models]:
-    """Start the process of reference models."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        yield Models(pool)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.conftest import common, one_turn, quicker_starts
+from engine.conftest import common, one_turn, quicker_starts, reference_process
 from reference.cases import left_out
 
-__all__ = ["common", "one_turn", "quicker_starts"]
+__all__ = ["common", "one_turn", "quicker_starts", "reference_process"]
 
 collect_ignore = [*left_out()]

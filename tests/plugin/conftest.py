@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from engine.conftest import common, models, one_turn, quicker_starts
+from engine.conftest import common, models, one_turn, quicker_starts, reference_process
 
-__all__ = ["common", "models", "one_turn", "quicker_starts"]
+__all__ = ["common", "models", "one_turn", "quicker_starts", "reference_process"]

@@ -30,9 +30,9 @@ ENGINE_TESTS = (*STAGES["kernels"], *STAGES["decisions"], *STAGES["engine"])
 PLUGIN_TESTS = ("tests/engine/decisions", "tests/engine/serving", "tests/models", "tests/plugin")
 GPU_TESTS = ("tests/gpu",)
 
-# How all tests of an engine run: in several processes, of which each has files of its own, as a file's tests share
-# servers. A process takes five gigabytes.
-IN_PROCESSES = ("--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile")
+# How all tests of an engine run: in two processes, of which each has files of its own, as a file's tests share servers.
+# With its servers, each takes four gigabytes.
+IN_PROCESSES = ("--numprocesses=logical", "--maxprocesses=2", "--dist=loadfile")
 
 
 # What an environment has of what a release computes with, said in a few words.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from reference.cases import cases, make_checkpoint
 
 from engine.harness import CHUNK
-from engine.mutations import MUTATIONS, TOKENS, Models, Mutation, Served, reference_models, serving
+from engine.mutations import MUTATIONS, TOKENS, Models, Mutation, Served, serving
 
 NAME = "qwen3-next-ext"
 PICTURED = [name for name, case in cases().items() if case.pictures]
@@ -29,9 +30,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[Models]:
-    with reference_models() as started:
-        yield started
+def models(reference_process: ProcessPoolExecutor) -> Models:
+    return Models(reference_process)
 
 
 @pytest.fixture(scope="module")

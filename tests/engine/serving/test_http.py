@@ -11,6 +11,8 @@ from overlay_tools.engines.loopback import openai_client
 from reference.greedy import CHAT, MAX_NEW_TOKENS, QUESTION, TEXT, encode
 
 from engine.harness import (
+    AS_FOR_USERS,
+    CHECKPOINTS,
     SAMPLING,
     SERVED,
     SPAWN,
@@ -25,10 +27,10 @@ from engine.harness import (
 def served(
     request: pytest.FixtureRequest, models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Model]]:
-    """Run a server; give its address and the model."""
+    """Run a server, of each kind of model one as users do; give its address and the model."""
     model = models[request.param]
     log = tmp_path_factory.mktemp("server") / "log"
-    with server(model.path, log, env=SPAWN) as running:
+    with server(model.path, log, env=SPAWN if CHECKPOINTS[request.param][0] in AS_FOR_USERS else {}) as running:
         yield running.url, model
 
 

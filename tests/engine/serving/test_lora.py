@@ -9,14 +9,12 @@ import urllib.error
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import ServeError
-from overlay_tools.supervisor import end_with_parent
 from reference.cases import cases, make_checkpoint
 from reference.checkpoints import change_tensors
 from reference.greedy import PROMPTS, Run, Verdict, judge
@@ -105,7 +103,9 @@ class Served:
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    request: pytest.FixtureRequest, reference_process: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     """Run one server after the other, with the first adapter loaded."""
     name, modules = request.param, tuple(cases()[request.param].lora)
     folder = tmp_path_factory.mktemp(name)
@@ -118,14 +118,11 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         make_checkpoint(name, checkpoints[label])
         merge(checkpoints[label], adapter)
     arguments = {**ARGUMENTS, "lora_paths": f"first={adapters['first']}"}
-    with (
-        ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool,
-        server(folder / "model", folder / "log", arguments) as running,
-    ):
+    with server(folder / "model", folder / "log", arguments) as running:
         yield Served(
             server=running,
             adapters=adapters,
-            judge=lambda label, runs: pool.submit(judge, name, checkpoints[label], runs).result(),
+            judge=lambda label, runs: reference_process.submit(judge, name, checkpoints[label], runs).result(),
         )
 
 

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ import torch
 from openai import BadRequestError
 from overlay_tools.engines.loopback import open_directly, openai_client
 from overlay_tools.engines.server import Server
-from overlay_tools.supervisor import end_with_parent
 from packaging.version import Version
 from PIL import Image
 from reference.cases import cases, make_checkpoint
@@ -188,13 +186,6 @@ def ramp(mode: str) -> Image.Image:
         picture.putalpha(grey)
         return picture
     return grey.convert(mode)
-
-
-@pytest.fixture(scope="module")
-def reference_process() -> Iterator[ProcessPoolExecutor]:
-    """Run the reference model in a process of its own: sglang changes transformers for all that is loaded after it."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        yield pool
 
 
 @contextmanager

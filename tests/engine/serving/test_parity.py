@@ -9,7 +9,7 @@ import pytest
 
 from engine.harness import CHECKPOINTS, SAMPLING, Model, OfflineEngine, assert_answers, running_engine
 
-AS_FOR_USERS = next(iter(CHECKPOINTS))  # one start is enough
+SPAWNED = next(iter(CHECKPOINTS))  # one start as it is for users
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
@@ -19,7 +19,7 @@ def served(
     """Run one model after the other, each for all tests of this module."""
     model = models[request.param]
     log = tmp_path_factory.mktemp("engine") / "log"
-    with running_engine(model.path, log, spawned=request.param == AS_FOR_USERS) as engine:
+    with running_engine(model.path, log, spawned=request.param == SPAWNED) as engine:
         yield engine, model
 
 

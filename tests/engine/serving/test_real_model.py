@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from overlay_tools.checkpoints import demo_model
 from overlay_tools.engines.loopback import openai_client
 from overlay_tools.engines.server import Server
 from overlay_tools.settings import load_project
-from overlay_tools.supervisor import end_with_parent
 from reference.greedy import judge
 
 from engine.harness import STOCK, flush, generate, server, tokens_of
@@ -82,15 +80,18 @@ def running(demo: demo_model.Demo, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_it_answers_as_transformers_does(
-    demo: demo_model.Demo, running: Server, prompts: list[list[int]], capsys: pytest.CaptureFixture[str]
+    demo: demo_model.Demo,
+    running: Server,
+    prompts: list[list[int]],
+    reference_process: ProcessPoolExecutor,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     flush(running)
     alone = [generate(running, [prompt], 16)[0] for prompt in prompts[::6]]
     at_once = generate(running, prompts, 16)  # some of them from the cache
     outputs = [*alone, *at_once]
     runs = [(prompt, tokens_of(output)) for prompt, output in zip([*prompts[::6], *prompts], outputs, strict=True)]
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        verdicts = pool.submit(judge, STOCK, demo.folder, runs).result()
+    verdicts = reference_process.submit(judge, STOCK, demo.folder, runs).result()
     decided, largest = 0, 0.0
     for (_, tokens), output, verdict in zip(runs, outputs, verdicts, strict=True):
         got = [logprob for logprob, *_ in output["meta_info"]["output_token_logprobs"]]

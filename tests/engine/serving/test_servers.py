@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from typing import Any
 from urllib.error import HTTPError
 
@@ -19,12 +18,12 @@ import psutil
 import pytest
 from overlay_tools.engines.loopback import open_directly
 from overlay_tools.engines.server import Server
-from overlay_tools.supervisor import end_with_parent
 from packaging.version import Version
 from reference.cases import Case, cases, make_checkpoint
 from reference.greedy import Verdict, encode, judge, steps_with_drafts
 
 from engine.harness import (
+    AS_FOR_USERS,
     CHUNK,
     EXTRA_BUFFER,
     HELD_OUT,
@@ -87,15 +86,16 @@ CHANGES["sglang.srt.layers.layer_boundary.residual.add_norm"] = may_fuse
 """
 
 
-def kinds_of(case: Case) -> Iterator[Kind]:
+def kinds_of(model: str, case: Case) -> Iterator[Kind]:
     """Give the servers of a case."""
     # A state pool as large as upstream's default takes seconds to make.
     pool: dict[str, object] = {"max_mamba_cache_size": 128} if case.state else {}
     whole = list(case.sets)[-1]
     if "sets" in case.servers:
         for name, changes in case.sets.items():
-            # test_http.py starts those that it serves as users do.
-            yield Kind("set", changes, pool, SPAWN if name == whole and not case.served else {})
+            # Those that test_http.py serves start as for users there.
+            spawned = model in AS_FOR_USERS and name == whole and not case.served
+            yield Kind("set", changes, pool, SPAWN if spawned else {})
     if "extra_buffer" in case.servers:
         yield Kind("extra_buffer", arguments=pool | EXTRA_BUFFER)
     if "small pool" in case.servers:
@@ -120,7 +120,7 @@ def title(name: str, case: Case, kind: Kind) -> str:
 
 STEPS = "speculative_num_steps"
 CASES: dict[str, tuple[str, Case, Kind]] = {
-    title(name, case, kind): (name, case, kind) for name, case in cases().items() for kind in kinds_of(case)
+    title(name, case, kind): (name, case, kind) for name, case in cases().items() for kind in kinds_of(name, case)
 }
 WHOLE = [title for title, (_, case, kind) in CASES.items() if kind.changes is list(case.sets.values())[-1]]
 
@@ -209,13 +209,6 @@ def relay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     relay = Relay([name for name in dict.fromkeys(selected) if name in CASES], start)
     yield relay
     relay.close()
-
-
-@pytest.fixture(scope="session")
-def reference_process() -> Iterator[ProcessPoolExecutor]:
-    """Run reference models in a process of their own: sglang changes transformers for all that is loaded after it."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        yield pool
 
 
 @pytest.fixture(scope="module")

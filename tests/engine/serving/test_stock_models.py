@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from reference.checkpoints import COMMON, drawn_for, write_checkpoint
 from sgl_kernel import proven
 
 from engine.harness import CHUNK, HELD_OUT, RELEASE, generate, server
-from engine.mutations import PROMPTS, TOKENS, Models, Served, reference_models
+from engine.mutations import PROMPTS, TOKENS, Models, Served
 
 LAYERS = {"num_hidden_layers": 3}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True, "decoder_sparse_step": 1}
@@ -161,9 +162,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[Models]:
-    with reference_models() as started:
-        yield started
+def models(reference_process: ProcessPoolExecutor) -> Models:
+    return Models(reference_process)
 
 
 def test_a_stock_model_is_transformers(family: str, models: Models, tmp_path: Path) -> None:

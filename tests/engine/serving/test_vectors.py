@@ -6,13 +6,11 @@ import urllib.error
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 import pytest
 import torch
 from overlay_tools.engines.loopback import openai_client
 from overlay_tools.engines.server import Server
-from overlay_tools.supervisor import end_with_parent
 from reference.cases import cases, make_checkpoint
 from reference.greedy import PROMPTS, TEXT, encode, vectors
 
@@ -41,13 +39,14 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    request: pytest.FixtureRequest, reference_process: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     """Run one server after the other."""
     name, kind = request.param
     folder = tmp_path_factory.mktemp(name)
     make_checkpoint(name, folder)
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        wanted = pool.submit(vectors, name, folder).result()
+    wanted = reference_process.submit(vectors, name, folder).result()
     with server(folder, folder / "log", ARGUMENTS[kind]) as running:
         yield Served(server=running, wanted=wanted)
 

@@ -18,14 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
 from overlay_tools.engines.loopback import open_directly
 from overlay_tools.engines.server import Server
-from overlay_tools.supervisor import end_with_parent
 from packaging.version import Version
 from reference.cases import Case, cases, make_checkpoint
 from reference.checkpoints import change_tensors
@@ -184,7 +182,9 @@ KINDS: dict[str, tuple[dict[str, object], dict[str, str], int]] = {
 
 
 @pytest.fixture(scope="module")
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(
+    request: pytest.FixtureRequest, reference_process: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     """Run a server of a case, as one of KINDS says."""
     name, kind = request.param
     case = cases()[name]
@@ -195,10 +195,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         weights |= load_file(shard)
     arguments, environment, ranks = KINDS[kind]
     arguments = {**({"max_mamba_cache_size": 128} if case.state else {}), **arguments}
-    with (
-        ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool,
-        server(folder, tmp_path_factory.mktemp("log") / "log", arguments, environment) as started,
-    ):
+    with server(folder, tmp_path_factory.mktemp("log") / "log", arguments, environment) as started:
         copy = tmp_path_factory.mktemp("expected")
         make_checkpoint(name, copy)
         yield Running(
@@ -209,7 +206,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             ranks=ranks,
             folder=copy,
             weights=weights,
-            pool=pool,
+            pool=reference_process,
         )
 
 

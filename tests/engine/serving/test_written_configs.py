@@ -11,7 +11,6 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 from reference.cases import DATA, cases, make_checkpoint
 from reference.checkpoints import write_config
-from reference.greedy import Verdict, judge
+from reference.greedy import judge
 
 from engine.harness import HELD_OUT, generate, ours, server, tokens_of
 
@@ -121,12 +120,6 @@ def make(model: str, folder: Path, config: Mapping[str, Any]) -> Path:
     return write_config(folder, config)
 
 
-def judged(model: str, folder: Path, runs: list[tuple[list[int], list[int]]]) -> list[Verdict]:
-    """Let the reference model of a checkpoint judge runs, in a process of its own."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(judge, model, folder, runs).result()
-
-
 @pytest.fixture(scope="module", params=SERVED, ids=" ".join)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """Serve a written config.json, and make the same checkpoint as the oldest version has written it."""
@@ -140,11 +133,14 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield SimpleNamespace(model=model, server=running, reference=reference)
 
 
-def test_served_it_answers_as_transformers_does(served: SimpleNamespace) -> None:
+def test_served_it_answers_as_transformers_does(
+    served: SimpleNamespace, reference_process: ProcessPoolExecutor
+) -> None:
     outputs = generate(served.server, PROMPTS, 8, logprob_start_len=0)
     runs = [(prompt, tokens_of(output)) for prompt, output in zip(PROMPTS, outputs, strict=True)]
     decided, largest = 0, 0.0
-    for output, verdict in zip(outputs, judged(served.model, served.reference, runs), strict=True):
+    verdicts = reference_process.submit(judge, served.model, served.reference, runs).result()
+    for output, verdict in zip(outputs, verdicts, strict=True):
         if verdict.router_margin < 2e-6:
             continue  # rounding chooses an expert
         decided += 1

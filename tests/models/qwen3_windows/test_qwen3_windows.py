@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +23,6 @@ from engine.harness import (
     tokens_of,
 )
 from overlay_tools.engines.server import Server
-from overlay_tools.supervisor import end_with_parent
 from packaging.version import Version
 from reference.cases import make_checkpoint
 from reference.greedy import Completion, all_answers
@@ -65,15 +63,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def answers(served: Server) -> Iterator[Ask]:
-    """Ask the reference model, in a process of its own: sglang changes transformers for all that is loaded after it."""
+def answers(served: Server, reference_process: ProcessPoolExecutor) -> Ask:
+    """Ask the reference model."""
 
     def ask(prompts: list[list[int]]) -> list[Completion]:
-        found = pool.submit(all_answers, "qwen3-windows", served.model, prompts).result()
+        found = reference_process.submit(all_answers, "qwen3-windows", served.model, prompts).result()
         return [replace(each, tokens=each.tokens[:FEW], logprobs=each.logprobs[:FEW]) for each in found]
 
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        yield ask
+    return ask
 
 
 def test_layers_with_a_window_have_a_pool_of_their_own(served: Server) -> None:

@@ -152,7 +152,7 @@ def test_without_a_gpu_the_engine_is_tested_with_the_overlay_s_kernels(machine: 
 
 def test_all_tests_without_a_gpu_run_in_several_processes(machine: Machine) -> None:
     assert machine.run("no GPU", "test-engine", "1.0").returncode == 0
-    assert machine.record()["arguments"][-3:] == ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile"]
+    assert machine.record()["arguments"][-3:] == ["--numprocesses=logical", "--maxprocesses=2", "--dist=loadfile"]
 
 
 def test_beside_a_gpu_the_tests_for_a_cpu_have_an_environment_of_their_own(machine: Machine) -> None:
