@@ -35,6 +35,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import psutil
+
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[2])
 from engine.preload import prepare_to_fork
@@ -119,6 +121,7 @@ def decide(checkpoint: str, options: Mapping[str, Any]) -> dict[str, str] | None
         draft = ModelConfig.from_server_args(args, is_draft_model=True)
         found = {
             "device_sm": get_device_sm(),
+            "memory": psutil.virtual_memory().available,
             "args": args,
             "resolved": args.resolved_dict() if hasattr(args, "resolved_dict") else None,
             "environment": {name: value for name, value in os.environ.items() if name.startswith("SGL")},
@@ -256,6 +259,8 @@ def main() -> None:
     """Decide the cases on all devices at once."""
     global _plugin
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    memory = psutil.virtual_memory()
+    psutil.virtual_memory = lambda: memory  # a CPU's share of it is decided, and what is free changes all the time
     _plugin = cases["plugin"]
     if _plugin:
         importlib.import_module(_plugin).register()
