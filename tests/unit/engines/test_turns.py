@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import select
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from engine.turns import turn
 
+PATIENCE = 30  # seconds, until it counts as never
 TESTS = Path(__file__).parents[2]
 OTHER = """
 import sys
@@ -28,20 +30,28 @@ def other(folder: Path, how: str) -> Iterator[subprocess.Popen[str]]:
     """Run another process that waits for its turn, and keeps it until its input ends."""
     command = [sys.executable, "-c", OTHER, str(folder), how]
     with subprocess.Popen(command, cwd=TESTS, stdin=-1, stdout=-1, text=True) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def leave(process: subprocess.Popen[str]) -> None:
+    """End a process's turn."""
+    assert process.stdin is not None
+    process.stdin.close()
 
 
 def is_in(process: subprocess.Popen[str]) -> bool:
-    """Wait until it is a process's turn."""
+    """Tell whether it is a process's turn, which may take a moment."""
     assert process.stdout is not None
-    return process.stdout.readline() == "in\n"
+    ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+    return bool(ready) and process.stdout.readline() == "in\n"
 
 
 def waits(process: subprocess.Popen[str], folder: Path) -> bool:
     """Tell whether a process waits in the door, once it is there."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < until:
         with (folder / "door").open("w") as door:
             try:
@@ -62,8 +72,7 @@ def test_one_that_is_alone_waits_for_others_and_they_for_it(tmp_path: Path) -> N
         assert is_in(alone)
         with other(tmp_path, "beside") as process:
             assert waits(process, tmp_path)
-            assert alone.stdin is not None
-            alone.stdin.close()
+            leave(alone)
             assert is_in(process)
     with other(tmp_path, "alone") as alone:
         with turn(tmp_path, alone=False):
@@ -73,13 +82,12 @@ def test_one_that_is_alone_waits_for_others_and_they_for_it(tmp_path: Path) -> N
 
 def test_who_waits_to_be_alone_is_next(tmp_path: Path) -> None:
     """Not those that come after it: one after the other would keep it waiting for ever."""
-    with other(tmp_path, "beside") as first, other(tmp_path, "alone") as alone:
+    with other(tmp_path, "beside") as first:
         assert is_in(first)
-        assert waits(alone, tmp_path)
-        with other(tmp_path, "beside") as late:
-            assert first.stdin is not None
-            first.stdin.close()
-            assert is_in(alone)
-            assert alone.stdin is not None
-            alone.stdin.close()
-            assert is_in(late)
+        with other(tmp_path, "alone") as alone:
+            assert waits(alone, tmp_path)
+            with other(tmp_path, "beside") as late:
+                leave(first)
+                assert is_in(alone)
+                leave(alone)
+                assert is_in(late)
