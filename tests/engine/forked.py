@@ -14,7 +14,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from overlay_tools.engines.server import Server
@@ -46,6 +47,23 @@ class ForkedServer(Server):
             return super()._start(environment)
         self.log.write_bytes(b"")
         return fork(self.command[2:], environment, self.log, self.changes)
+
+
+@contextmanager
+def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program, a file with arguments, its output in the file `log`, and end all of it.
+
+    It is forked, unless something is added to its environment, which what is imported may depend on.
+    """
+    if environment:
+        with log.open("wb") as output:
+            process = start([sys.executable, *command], env={**os.environ, **environment}, stdout=output, stderr=output)
+    else:
+        process = fork(command, os.environ, log)
+    try:
+        yield process
+    finally:
+        end(process, END_NOW, 10)
 
 
 def fork(

@@ -23,13 +23,11 @@ from overlay_tools.engines import engine_config
 from overlay_tools.engines.loopback import post as post_to
 from overlay_tools.engines.loopback import post_request as request_to
 from overlay_tools.engines.server import Server
-from overlay_tools.subprocesses import end, start
-from overlay_tools.supervisor import END_NOW
 from packaging.version import Version
 from reference.cases import DATA, Case, cases
 from reference.greedy import MAX_NEW_TOKENS, PROMPTS, Completion, Verdict, encode
 
-from engine.forked import ForkedServer, fork
+from engine.forked import ForkedServer, running
 
 SAMPLING = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": True}
 
@@ -105,20 +103,14 @@ def running_engine(path: Path, log: Path, *, spawned: bool) -> Iterator[OfflineE
     Parameters: `spawned`, whether it starts as it does for users; else it and its processes are forks.
     """
     arguments = {"model_path": str(path), "log_level": "error", **engine_config.ARGS}
-    with Listener(family="AF_UNIX") as listener, log.open("wb") as output:
+    with Listener(family="AF_UNIX") as listener:
         command = [str(OFFLINE), str(listener.address), json.dumps(arguments)]
-        if spawned:
-            process = start([sys.executable, *command], env={**os.environ, **SPAWN}, stdout=output, stderr=output)
-        else:
-            process = fork(command, os.environ, log)
-        try:
+        with running(command, SPAWN if spawned else {}, log) as process:
             with listener.accept() as connection:
                 engine = OfflineEngine(connection, log)
                 assert engine.receive() == "ready"
                 yield engine
             assert process.wait(60) == 0
-        finally:
-            end(process, END_NOW, 10)
 
 
 def server(

@@ -1,5 +1,35 @@
-"""The servers of a plugin project's tests, which start as for users: each project has a copy of this file."""
+"""What a plugin project's tests start, which starts as for users: each project has a copy of this file."""
 
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import overlay_tools.supervisor as supervisor
 from overlay_tools.engines.server import Server as ForkedServer
 
-__all__ = ["ForkedServer"]
+__all__ = ["ForkedServer", "running"]
+
+
+@contextmanager
+def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program, a file with arguments, its output in the file `log`, and end all of it."""
+    supervised = [sys.executable, "-IS", supervisor.__file__, str(os.getpid()), supervisor.APART, sys.executable]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*supervised, *command],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(supervisor.END_NOW)
+        process.wait()

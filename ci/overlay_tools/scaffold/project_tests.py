@@ -32,6 +32,7 @@ _MODULES = {
 _SERVING = "tests/engine/serving"
 _TESTS = (  # those that run on a case of any kind, each on what the case declares
     "tests/engine/conftest.py",
+    "tests/engine/offline_engine.py",
     f"{_SERVING}/test_http.py",
     f"{_SERVING}/test_multimodal.py",
     f"{_SERVING}/test_parity.py",

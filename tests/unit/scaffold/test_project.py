@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from email import message_from_bytes
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
+import tomlkit
 from overlay_tools import cli
 from overlay_tools.commands import new as command
 from overlay_tools.errors import OverlayError, ToolError, UsageError
@@ -100,6 +102,21 @@ def test_a_project_has_all_that_it_needs_of_ours_and_names_nothing_else_of_it(ki
                 assert module.replace(".", "/") in modules, f"{name}: {module}"
     assert all(name.startswith(roots) for name in files if name.endswith(".py"))
     assert b"{{" not in files["README.md"] + files["pyproject.toml"]
+
+
+def test_a_project_knows_the_marks_of_its_tests_and_has_the_programs_that_they_run(tmp_path: Path) -> None:
+    files = content(make(tmp_path, "text"))
+    tests = {name: data for name, data in files.items() if name.startswith("tests/") and name.endswith(".py")}
+    used = {mark.decode() for data in tests.values() for mark in re.findall(rb"pytest\.mark\.(\w+)", data)}
+    settings = tomlkit.parse(files["pyproject.toml"].decode()).unwrap()["tool"]["pytest"]["ini_options"]
+    assert used - {"parametrize", "skipif"} == {mark.partition(":")[0] for mark in settings["markers"]}
+    programs = {
+        str(PurePosixPath(name).with_name(program.decode()))
+        for name, data in tests.items()
+        for program in re.findall(rb'Path\(__file__\)\.with_name\("(\w+\.py)"\)', data)
+    }
+    assert programs
+    assert programs <= tests.keys()
 
 
 def test_of_what_a_model_derives_from_nothing_is_served_or_tested(tmp_path: Path) -> None:
