@@ -1,4 +1,4 @@
-"""A process of which servers and engines are forked.
+"""A process that has imported what a server imports, of which servers and engines are forked: it takes 15 s of CPU.
 
     python zygote.py SOCKET
 
@@ -25,9 +25,20 @@ TESTS = Path(__file__).parents[1]
 sys.path[:1] = [str(TESTS), str(TESTS.parent / "ci")]
 from overlay_tools.supervisor import end_with_parent  # noqa: E402
 
-from engine.preload import import_all  # noqa: E402
+from engine.huge_pages import prepare_to_fork  # noqa: E402
 
 sys.path[:2] = [""]  # as it is where a module is run
+
+
+def import_all() -> None:
+    """Import what the processes of a server import."""
+    import sglang.launch_server
+    import sglang.srt.entrypoints.http_server
+    import sglang.srt.managers.detokenizer_manager
+    import sglang.srt.managers.scheduler
+    import sglang.srt.models.registry  # noqa: F401  # which imports all models
+
+    prepare_to_fork()
 
 
 def serve(path: Path) -> None:

@@ -39,7 +39,7 @@ import psutil
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[2])
-from engine.preload import prepare_to_fork
+from engine.huge_pages import prepare_to_fork
 
 GPUS = {  # a name: compute capability, name, GiB, multiprocessors
     "sm80": ((8, 0), "NVIDIA A100-SXM4-80GB", 80, 108),

@@ -1,7 +1,4 @@
-"""A process of which servers are forked: it has imported what they import, and has its memory in huge pages.
-
-To import it takes 15 s of CPU. A fork copies the table of all pages first, which takes 0.1 s of a process with SGLang.
-"""
+"""Memory in huge pages: a fork copies the table of all pages first, which takes 0.1 s of a process with SGLang."""
 
 from __future__ import annotations
 
@@ -12,17 +9,6 @@ from pathlib import Path
 
 _COLLAPSE = 25  # MADV_COLLAPSE, from Linux 6.1 on
 _HUGE = 2 << 20  # bytes
-
-
-def import_all() -> None:
-    """Import what the processes of a server import, and prepare to fork them."""
-    import sglang.launch_server
-    import sglang.srt.entrypoints.http_server
-    import sglang.srt.managers.detokenizer_manager
-    import sglang.srt.managers.scheduler
-    import sglang.srt.models.registry  # noqa: F401  # which imports all models
-
-    prepare_to_fork()
 
 
 def prepare_to_fork() -> None:
