@@ -42,24 +42,33 @@ class ForkedServer(Server):
     changes = ""
 
     def _start(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        if any(os.environ.get(name) != environment.get(name) for name in {*os.environ, *environment} - _AT_START):
+        if not may_be_forked(environment):
             assert not self.changes, "it cannot be forked"
             return super()._start(environment)
         self.log.write_bytes(b"")
         return fork(self.command[2:], environment, self.log, self.changes)
 
 
+def may_be_forked(environment: Mapping[str, str]) -> bool:
+    """Tell whether nothing that is imported may depend on how an environment differs from this process's."""
+    names = {*os.environ, *environment} - _AT_START
+    return all(os.environ.get(name) == environment.get(name) for name in names)
+
+
 @contextmanager
 def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program, a file with arguments, its output in the file `log`, and end all of it.
 
-    It is forked, unless something is added to its environment, which what is imported may depend on.
+    It is forked, unless what is imported may depend on what is added to its `environment`.
     """
-    if environment:
-        with log.open("wb") as output:
-            process = start([sys.executable, *command], env={**os.environ, **environment}, stdout=output, stderr=output)
+    environment = {**os.environ, **environment}
+    if may_be_forked(environment):
+        process = fork(command, environment, log)
     else:
-        process = fork(command, os.environ, log)
+        with log.open("wb") as output:
+            process = start(
+                [sys.executable, *command], env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
     try:
         yield process
     finally:

@@ -24,8 +24,16 @@ from overlay_tools.wheels.plugin import build_plugin
 BOUNDS = {">=0.5.11,<0.5.13": ("kernels<0.13",)}
 # What the tests and the parts of the tool that they call take, and `accelerate`: transformers reads GGUF files with it.
 _TEST_EXTRAS = (
-    *("accelerate", "filelock", "pip", "platformdirs", "psutil"),
-    *("pytest>=8", "pytest-xdist>=3.6", "rich", "tomlkit", "uv"),
+    "accelerate",
+    "filelock",
+    "pip",
+    "platformdirs",
+    "psutil",
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "rich",
+    "tomlkit",
+    "uv",
 )
 _GPU_EXTRAS = ("flash-linear-attention>=0.4",)  # what transformers' Qwen3-Next takes on a GPU
 

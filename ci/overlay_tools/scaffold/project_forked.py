@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import overlay_tools.supervisor as supervisor
-from overlay_tools.engines.server import Server as ForkedServer
+from overlay_tools.scaffold.project_server import Server as ForkedServer
+from overlay_tools.scaffold.project_server import start
 
 __all__ = ["ForkedServer", "running"]
 
@@ -18,16 +19,7 @@ __all__ = ["ForkedServer", "running"]
 @contextmanager
 def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program, a file with arguments, its output in the file `log`, and end all of it."""
-    supervised = [sys.executable, "-IS", supervisor.__file__, str(os.getpid()), supervisor.APART, sys.executable]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*supervised, *command],
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    process = start([sys.executable, *command], {**os.environ, **environment}, log)
     try:
         yield process
     finally:

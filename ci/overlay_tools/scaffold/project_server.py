@@ -48,16 +48,7 @@ class Server:
     def __enter__(self) -> Server:
         command: list[str | Path] = [self.python, "-m", "sglang.launch_server", "--model-path", self.model]
         command += ["--host", HOST, "--port", str(self.port), *self.flags]
-        supervised = [sys.executable, "-IS", supervisor.__file__, str(os.getpid()), supervisor.APART]
-        with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [*supervised, *command],
-                env=without_proxy({**os.environ, **self.env}),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        self.process = start(command, without_proxy({**os.environ, **self.env}), self.log)
         try:
             self._wait()
         except BaseException:
@@ -98,6 +89,20 @@ class Server:
     def _failure(self, what: str) -> ServeError:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
         return ServeError("\n".join([f"{what}. The last lines of {self.log}:", *lines]))
+
+
+def start(command: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a program with its output in the file `log`; whatever ends this process ends all of it."""
+    supervised = [sys.executable, "-IS", supervisor.__file__, str(os.getpid()), supervisor.APART]
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [*supervised, *command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
 
 def _free_port() -> int:

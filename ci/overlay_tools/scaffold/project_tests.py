@@ -26,6 +26,7 @@ _MODULES = {
     "overlay_tools.engines.loopback": "engine.loopback",
     "overlay_tools.engines.server": "engine.server",
     "overlay_tools.errors": "engine.server",
+    "overlay_tools.scaffold.project_server": "engine.server",
     "overlay_tools.settings": "engine.settings",
     "overlay_tools.supervisor": "engine.supervisor",
 }
