@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from sglang.srt.configs.deepseek_v3_ext import DeepseekV3ExtConfig
 from sglang.srt.layers.logit_shaping import LogitShapingProcessor
+from sglang.srt.layers.moved_experts import follow_moved_experts
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
 from sglang.srt.model_loader.quantised_tensors import make_check
@@ -122,6 +123,7 @@ class DeepseekV3ExtForCausalLM(DeepseekV3Extensions, DeepseekV3ForCausalLM):
         check_quantisation(config, quant_config)
         super().__init__(config, quant_config, prefix)
         self.extend_checked(config, self.model.layers, transformers_shapes(config), (draft_prefix(config),))
+        follow_moved_experts(self.model.layers)
 
 
 class DeepseekV3ExtForCausalLMNextN(DeepseekV3Extensions, DeepseekV3ForCausalLMNextN):

@@ -15,6 +15,7 @@ from sglang.srt.layers.head_adapter import HeadAdapter
 from sglang.srt.layers.logit_shaping import LogitShapingProcessor
 from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.layers.moe.utils import RoutingMethodType
+from sglang.srt.layers.moved_experts import follow_moved_experts
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.lora.utils import get_hidden_dim
 from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
@@ -209,6 +210,7 @@ class Qwen3NextExtForCausalLM(Qwen3NextExtensions, Qwen3NextForCausalLM):
         config.check_extensions()  # again: --json-model-override-args may have changed it since it was made
         super().__init__(config, quant_config, prefix)
         self.extend_checked(config, self.ignored)
+        follow_moved_experts(self.model.layers)
 
     @classmethod
     def checkpoint_shapes(cls, config: Qwen3NextExtConfig) -> Shapes:
