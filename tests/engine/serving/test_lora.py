@@ -15,14 +15,13 @@ import pytest
 import torch
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import ServeError
+from reference.adapters import RANK, draw, merge, write
 from reference.cases import cases, make_checkpoint
-from reference.checkpoints import change_tensors
 from reference.greedy import PROMPTS, Run, Verdict, judge
 from safetensors.torch import load_file, save_file
 
 from engine.harness import assert_answers, generate, post, server, tokens_of
 
-RANK, ALPHA = 4, 8
 SEEDS = {"first": 1, "second": 2}
 ARGUMENTS: Mapping[str, object] = {"lora_backend": "torch_native", "max_loras_per_batch": 3, "max_lora_rank": RANK}
 NAMES = [name for name, case in cases().items() if case.lora]
@@ -31,50 +30,7 @@ TOKENS = 24
 
 __test__ = bool(NAMES)  # without such a model there is nothing to test here
 
-Adapter = dict[str, tuple[torch.Tensor, torch.Tensor]]
 Tensors = dict[str, torch.Tensor]
-
-
-def draw(checkpoint: Path, modules: tuple[str, ...], seed: int) -> Adapter:
-    """Draw an adapter of all modules with these names: each one's two factors, [rank, inputs] and [outputs, rank]."""
-    random = torch.Generator().manual_seed(seed)
-    shapes: dict[str, torch.Size] = {}
-    for shard in sorted(checkpoint.glob("*.safetensors")):
-        shapes |= {name: tensor.shape for name, tensor in load_file(shard).items()}
-    return {
-        module: (
-            torch.randn(RANK, shape[1], generator=random) * shape[1] ** -0.5,
-            torch.randn(shape[0], RANK, generator=random) * 0.1,
-        )
-        for name, shape in sorted(shapes.items())
-        if (module := name.removesuffix(".weight")).endswith(modules) and "model.layers." in module
-    }
-
-
-def write(folder: Path, adapter: Adapter, modules: tuple[str, ...]) -> Path:
-    """Write an adapter as PEFT does."""
-    folder.mkdir()
-    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": list(modules), "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    tensors = {
-        f"base_model.model.{module}.lora_{'AB'[i]}.weight": factor
-        for module, factors in adapter.items()
-        for i, factor in enumerate(factors)
-    }
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return folder
-
-
-def merge(checkpoint: Path, adapter: Adapter) -> None:
-    """Add an adapter to a checkpoint's weights: each becomes W + alpha / rank * B A (arXiv:2106.09685, section 4.1)."""
-
-    def merged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        for module, (a, b) in adapter.items():
-            if (name := f"{module}.weight") in tensors:
-                tensors[name] = tensors[name] + ALPHA / RANK * (b @ a)
-        return tensors
-
-    change_tensors(checkpoint, merged)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

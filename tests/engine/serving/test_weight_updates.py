@@ -13,7 +13,6 @@ import shutil
 import socket
 import threading
 import time
-import urllib.error
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -36,28 +35,16 @@ from engine.harness import (
     TWO_RANKS,
     flush,
     generate,
-    post,
     post_request,
     server,
     speculative,
     tokens_of,
 )
+from engine.updates import SESSIONS, send, send_tensors
 
 Tensors = dict[str, torch.Tensor]
 
 PROBES = [HELD_OUT[700 * i : 700 * i + length] for i, length in enumerate((5, 40, 65, 130))]
-SESSIONS = Version("0.5.21") <= RELEASE  # tensors are sent between the beginning and the end of an update
-
-
-def send(address: str, path: str, **body: object) -> tuple[bool, str]:
-    """Send an update; give whether it was taken and what the server says."""
-    try:
-        answer = post(address, path, **body)
-    except urllib.error.HTTPError as error:
-        if error.code != 400:
-            raise
-        answer = json.loads(error.read())
-    return answer["success"], answer["message"]
 
 
 @dataclass(kw_only=True)
@@ -85,22 +72,7 @@ class Running:
         self, *of_ranks: Sequence[tuple[str, torch.Tensor]], load_format: str | None = None
     ) -> tuple[bool, str]:
         """Send tensors: the same to all ranks, or each rank's own."""
-        from sglang.srt.utils import MultiprocessingSerializer
-
-        torch.multiprocessing.set_sharing_strategy("file_system")  # the server is no child of this process
-        payloads = [
-            MultiprocessingSerializer.serialize(_payload(of_ranks[rank % len(of_ranks)], load_format), output_str=True)
-            for rank in range(self.ranks)
-        ]
-        body: dict[str, object] = {"serialized_named_tensors": payloads}
-        if load_format is not None:
-            body["load_format"] = load_format
-        if SESSIONS:
-            assert send(self.server.url, "/begin_weight_update")[0]
-        answer = send(self.server.url, "/update_weights_from_tensor", **body)
-        if SESSIONS:
-            assert send(self.server.url, "/end_weight_update")[0]
-        return answer
+        return send_tensors(self.server.url, self.ranks, *of_ranks, load_format=load_format)
 
     def answers(self) -> list[tuple[list[int], list[float]]]:
         """Answer the probes with nothing else running: tokens, and their logprobs."""
@@ -133,15 +105,6 @@ class Running:
     def alive(self) -> bool:
         """Tell whether the server has not ended."""
         return self.server.process.poll() is None
-
-
-def _payload(tensors: Sequence[tuple[str, torch.Tensor]], load_format: str | None) -> object:
-    if load_format != "flattened_bucket":
-        return list(tensors)
-    from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorBucket
-
-    bucket = FlattenedTensorBucket(named_tensors=list(tensors))
-    return {"flattened_tensor": bucket.get_flattened_tensor(), "metadata": bucket.get_metadata()}
 
 
 def _stream(running: Running, index: int, idle: threading.Event) -> None:
