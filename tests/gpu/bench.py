@@ -1,13 +1,15 @@
-"""Measure on one CUDA GPU, side by side; the report is Markdown.
+"""Measure on CUDA GPUs, side by side; the report is Markdown.
 
-    python -m gpu.bench [PART ...]
+    python -m gpu.bench [PART ...] [-- arguments of the servers]
 
-with the folders `ci` and `tests` on PYTHONPATH. Parts: layers, overhead, transformers, drafts; all of them by default.
+with the folders `ci` and `tests` on PYTHONPATH. Parts: layers, overhead, transformers, drafts, scale; all of them by
+default. `scale` takes all GPUs, the others one.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,17 +18,20 @@ import torch
 
 from gpu.bench_layers import bench_layers
 from gpu.bench_models import bench_drafts, bench_overhead, bench_transformers, draft_models, realistic_models
+from gpu.bench_scale import bench_scale
 from gpu.servers import servers
 
 MODELS = {"overhead": bench_overhead, "transformers": bench_transformers, "drafts": bench_drafts}
-PARTS = ("layers", *MODELS)
+PARTS = ("layers", *MODELS, "scale")
 
 
 def main() -> None:
     """Run the named parts, or all."""
-    parser = argparse.ArgumentParser(description="Measure on one CUDA GPU.")
+    parser = argparse.ArgumentParser(description="Measure on CUDA GPUs.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
-    parts = parser.parse_args().parts or PARTS
+    words = [*sys.argv[1:], "--"]
+    own, flags = words[: words.index("--")], words[words.index("--") + 1 : -1]
+    parts = parser.parse_args(own).parts or PARTS
     if unknown := set(parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: known are {', '.join(PARTS)}")
     print(f"sglang {sglang.__version__}, torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
@@ -36,10 +41,12 @@ def main() -> None:
         wanted = realistic_models(Path(name)) if {"overhead", "transformers"} & set(parts) else {}
         wanted |= draft_models() if "drafts" in parts else {}
         if wanted:
-            with servers(wanted, Path(name)) as running:
+            with servers(wanted, Path(name), flags) as running:
                 for part, bench in MODELS.items():
                     if part in parts:
                         bench(running)
+        if "scale" in parts:
+            bench_scale(Path(name) / "scale", flags)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -45,19 +45,20 @@ def graphs(most: int) -> dict[str, object]:
 
 
 @contextmanager
-def servers(wanted: Mapping[str, Wanted], logs: Path) -> Iterator[dict[str, Server]]:
+def servers(wanted: Mapping[str, Wanted], logs: Path, flags: Sequence[str] = ()) -> Iterator[dict[str, Server]]:
     """Start servers side by side and stop them all at the end; their output goes to files in `logs`.
 
+    Parameters: `flags`, further arguments of all of them.
     Raises ServeError, with a server's own last lines, if one does not come up.
     """
     described = [
-        _describe(asked, logs / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.log") for name, asked in wanted.items()
+        _describe(asked, logs / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.log", flags) for name, asked in wanted.items()
     ]
     with ExitStack() as stack, ThreadPoolExecutor(max_workers=len(wanted)) as pool:
         yield dict(zip(wanted, pool.map(stack.enter_context, described), strict=True))
 
 
-def _describe(asked: Wanted, log: Path) -> Server:
+def _describe(asked: Wanted, log: Path, flags: Sequence[str]) -> Server:
     arguments = {key: value for key, value in ARGS.items() if key in KNOWN} | dict(asked.arguments)
-    flags = engine_config.flags(arguments)
+    flags = [*engine_config.flags(arguments), *flags]
     return Server(Path(sys.executable), asked.model, flags, env=asked.environment, log=log, grace=0)

@@ -6,12 +6,12 @@ import argparse
 import os
 
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.options import add_python
+from overlay_tools.commands.options import add_passed_on, add_python
 from overlay_tools.commands.shared import open_engine, require_cuda
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import run_attached
 
-_PARTS = ("layers", "overhead", "transformers", "drafts")
+_PARTS = ("layers", "overhead", "transformers", "drafts", "scale")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=_part,
         metavar="PART",
-        help="what to measure: layers, overhead, transformers or drafts (default: all of them)",
+        help="what to measure: layers, overhead, transformers, drafts or scale (default: all of them)",
     )
     parser.add_argument("--release", metavar="VERSION", help=f"{LOCKED} (default: {DEFAULT})")
     add_python(parser, "measure with")
+    add_passed_on(parser, "of the servers")
 
 
 def _part(text: str) -> str:
@@ -38,12 +39,14 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
     require_cuda()
     path = os.pathsep.join(str(project.root / name) for name in ("ci", "tests"))
     with open_engine(project, arguments.release or project.default, arguments.python, gpu=True) as python:
-        return run_attached([python, "-m", "gpu.bench", *arguments.parts], env={"PYTHONPATH": path})
+        words = [python, "-m", "gpu.bench", *arguments.parts, "--", *arguments.passed_on]
+        return run_attached(words, env={"PYTHONPATH": path})
 
 
 COMMAND = Command(
-    about="Measures on one CUDA GPU, side by side: fused layers beside upstream's (layers), the derived model beside"
-    " its base (overhead), beside Transformers (transformers), and with drafts (drafts). The report is Markdown.",
+    about="Measures on CUDA GPUs, side by side: fused layers beside upstream's (layers), the derived model beside"
+    " its base (overhead), beside Transformers (transformers), and with drafts (drafts), all these on one GPU; and"
+    " beside its base at the sizes of Qwen3-Next-80B, on all (scale). The report is Markdown.",
     examples={"": "everything", "layers drafts --release 0.5.17": "two parts, on SGLang 0.5.17"},
     add_arguments=add_arguments,
     run=run,

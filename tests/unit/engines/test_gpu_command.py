@@ -174,10 +174,10 @@ def test_beside_a_gpu_the_tests_for_a_cpu_have_an_environment_of_their_own(machi
 def test_benchmarks_run_on_a_gpu_in_the_environment_of_a_release(machine: Machine) -> None:
     machine.mini.write("tests/gpu/__init__.py", "")
     machine.mini.write("tests/gpu/bench.py", RECORDER)
-    done = machine.run("a GPU", "bench-gpu", "layers", "drafts", "--release", "1.1")
+    done = machine.run("a GPU", "bench-gpu", "layers", "drafts", "--release", "1.1", "--", "--tp-size", "2")
     assert done.returncode == 0, done.stderr
     ran = machine.record()
-    assert ran["arguments"] == ["layers", "drafts"]
+    assert ran["arguments"] == ["layers", "drafts", "--", "--tp-size", "2"]
     assert ran["installed"]["sglang"] == "1.1+overlay.3"
     assert ran["installed"]["sglang-kernel"] == "0.4"
 
