@@ -19,6 +19,8 @@ Runs = Sequence[tuple[Sequence[int], Sequence[int]]]
 Outputs = Sequence[dict[str, Any]]
 Servers = Mapping[str, Server]
 
+WORKERS = 4  # processes of reference models
+
 # The models that are tested: a trained one's answers are peaked, and these have a state beside the cache, and a draft.
 MODELS = [
     name
@@ -52,15 +54,17 @@ def distance(got: Sequence[float], wanted: Sequence[float], same: Sequence[bool]
 class ReferenceModel:
     """The reference model of a checkpoint, in several processes on the GPU: one mostly waits for its own Python."""
 
-    def __init__(self, name: str, checkpoint: Path, pool: ProcessPoolExecutor, workers: int) -> None:
-        self.name, self.checkpoint, self.pool, self.workers = name, checkpoint, pool, workers
+    def __init__(
+        self, name: str, checkpoint: Path, pool: ProcessPoolExecutor, judge: Callable[..., list[Verdict]] = judge
+    ) -> None:
+        self.name, self.checkpoint, self._pool, self._judge = name, checkpoint, pool, judge
 
     def judge(self, runs: Runs, dtype: torch.dtype) -> list[Verdict]:
         """Judge runs as `reference.greedy.judge` does."""
-        parts = [runs[i :: self.workers] for i in range(self.workers)]
-        futures = [self.pool.submit(judge, self.name, self.checkpoint, part, dtype, "cuda") for part in parts]
+        parts = [runs[i::WORKERS] for i in range(WORKERS)]
+        futures = [self._pool.submit(self._judge, self.name, self.checkpoint, part, dtype, "cuda") for part in parts]
         verdicts = [future.result() for future in futures]
-        return [verdicts[i % self.workers][i // self.workers] for i in range(len(runs))]
+        return [verdicts[i % WORKERS][i // WORKERS] for i in range(len(runs))]
 
     def distances(self, prompts: Sequence[list[int]], outputs: Outputs) -> tuple[Distance, Distance]:
         """Measure the engine, and the reference model in bfloat16 on the engine's tokens."""

@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,9 @@ import torch
 from overlay_tools.errors import CheckpointError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torch.nn import functional
 
-BLOCK = 128  # rows and columns of a weight that share a scale, and values of a token that do
+BLOCK = 128  # rows and columns of a weight that share a scale
 LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 
 # The layers that are quantised, by the last parts of their names.
@@ -112,7 +111,10 @@ def dequantise(checkpoint: Path, out: Path) -> list[str]:
         return found
 
     _copy(
-        checkpoint, out, converted, lambda: {key: value for key, value in config.items() if key != "quantization_config"}
+        checkpoint,
+        out,
+        converted,
+        lambda: {key: value for key, value in config.items() if key != "quantization_config"},
     )
     return done
 
@@ -132,20 +134,6 @@ def quantise_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def dequantise_weight(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Give a quantised weight [out, in] in float32."""
     return _out_of_blocks(_in_blocks(weight.float()) * scales.float()[:, None, :, None], weight.shape)
-
-
-def quantise_inputs(model: nn.Module, layers: Collection[str]) -> None:
-    """Let a model round what its linear `layers` take as upstream does: to FP8, each 128 values of a token by a scale."""
-    for name, layer in model.named_modules():
-        if name in layers:
-            layer.register_forward_pre_hook(lambda _, inputs: (_rounded(inputs[0]),))
-
-
-def _rounded(values: torch.Tensor) -> torch.Tensor:
-    groups = values.float().unflatten(-1, (-1, BLOCK))
-    scales = groups.abs().amax(dim=-1, keepdim=True).clamp(min=1e-10) / LARGEST
-    rounded = (groups / scales).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).float() * scales
-    return rounded.flatten(-2).to(values.dtype)
 
 
 def _in_blocks(weight: torch.Tensor) -> torch.Tensor:
@@ -217,7 +205,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}.", hint="Name the folder of a whole checkpoint.") from None
+        raise CheckpointError(
+            f"{file} cannot be read: {error}.", hint="Name the folder of a whole checkpoint."
+        ) from None
 
 
 def _write(file: Path, value: Mapping[str, Any]) -> None:

@@ -121,8 +121,13 @@ def judge(
     notes there how near it is to another choice.
     """
     torch.set_num_threads(1)
+    return judge_with(name, cases()[name].load(checkpoint, dtype), runs, device)
+
+
+def judge_with(name: str, model: Any, runs: Sequence[Run], device: str = "cpu") -> list[Verdict]:  # noqa: ANN401
+    """Do `judge` with a reference model of the case `name` that is loaded already."""
     case = cases()[name]
-    model = case.load(checkpoint, dtype).eval().to(device)
+    model = model.eval().to(device)
     routers = [module for module in model.modules() if hasattr(module, "margin")]
     verdicts = []
     with torch.no_grad():
