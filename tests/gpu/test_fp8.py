@@ -102,7 +102,7 @@ def running(
 def assert_near(
     reference: ReferenceModel, prompts: Sequence[list[int]], outputs: Outputs, show: Callable[[str], None], what: str
 ) -> None:
-    """Do what `ReferenceModel.assert_near` does, but of greedy tokens 1 of 100 fewer than Transformers' may be right."""
+    """Do what `ReferenceModel.assert_near` does, with at most 1 of 100 greedy tokens less right than Transformers."""
     engine, transformers = reference.distances(prompts, outputs)
     show(f"FP8, {what}\n    engine        {engine}\n    transformers  {transformers}")
     assert engine.agreement >= transformers.agreement - 0.01

@@ -42,6 +42,7 @@ LAYERS = frozenset(
 _LAYER = re.compile(rf"((?:\w+\.)*layers\.\d+\.(?:\w+\.)*(?:{'|'.join(sorted(LAYERS))}))\.weight")
 _SCALE = "_scale_inv"
 _INDEX = "model.safetensors.index.json"
+_WHOLE = "Download the checkpoint again: it is not whole."
 _UNNAMED = ("model.embed_tokens", "model.norm")  # in the released checkpoints, whose readers look for linear layers
 
 Tensors = dict[str, torch.Tensor]
@@ -84,7 +85,7 @@ def quantise(checkpoint: Path, out: Path) -> list[str]:
         settings = {
             "activation_scheme": "dynamic",
             "fmt": "e4m3",
-            "modules_to_not_convert": sorted(left.difference(_UNNAMED), key=_in_order),
+            "modules_to_not_convert": sorted(left.difference(_UNNAMED)),
             "quant_method": "fp8",
             "weight_block_size": [BLOCK, BLOCK],
         }
@@ -170,7 +171,10 @@ def _copy(
     shards = sorted(checkpoint.glob("*.safetensors"))
     indexed = (checkpoint / _INDEX).exists()
     if indexed:
-        shards = [checkpoint / name for name in sorted(set(_read(checkpoint / _INDEX)["weight_map"].values()))]
+        weight_map = _read(checkpoint / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise CheckpointError(f"{checkpoint / _INDEX}: weight_map must map tensors to shards.", hint=_WHOLE)
+        shards = [checkpoint / name for name in sorted(set(weight_map.values()))]
     if not shards:
         raise CheckpointError(f"{checkpoint} has no weight shards (*.safetensors).", hint="Convert its weights.")
     index: dict[str, str] = {}
@@ -196,9 +200,7 @@ def _load(shard: Path) -> Tensors:
     try:
         return dict(load_file(shard))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{shard} cannot be read: {error}.", hint="Download the checkpoint again: it is not whole."
-        ) from None
+        raise CheckpointError(f"{shard} cannot be read: {error}.", hint=_WHOLE) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -212,11 +214,6 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _write(file: Path, value: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _in_order(name: str) -> list[tuple[int, str]]:
-    """Sort layer 10 after layer 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
 def main() -> None:

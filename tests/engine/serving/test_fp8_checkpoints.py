@@ -222,6 +222,10 @@ def absent(folder: Path) -> None:
     (folder / "part-1.safetensors").unlink()
 
 
+def no_map(folder: Path) -> None:
+    (folder / INDEX).write_text("{}")
+
+
 def no_weights(folder: Path) -> None:
     for file in [*folder.glob("*.safetensors"), folder / INDEX]:
         file.unlink()
@@ -248,6 +252,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "of another shape": (set_weight(torch.zeros(2, 8, 8)), r"has 3 dimensions, not 2"),
     "cut short": (cut, r"part-1\.safetensors cannot be read"),
     "a shard is absent": (absent, r"part-1\.safetensors cannot be read"),
+    "an index of nothing": (no_map, rf"{re.escape(INDEX)}: weight_map must"),
     "no weights": (no_weights, r"has no weight shards"),
     "other names": (other_names, r"has no layer that could be quantised"),
 }
