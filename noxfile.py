@@ -113,6 +113,12 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def tune(session: nox.Session) -> None:
+    """Find tiles of the fused MoE kernel for a checkpoint's shape, on a CUDA GPU."""
+    tool(session, "tune", "serve")
+
+
+@nox.session
 def new(session: nox.Session) -> None:
     """Start a model of your own: its files, green as they are."""
     tool(session, "new", "new")

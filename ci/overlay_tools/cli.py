@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": "compare what a checkpoint answers with what Transformers computes",
     "accuracy": "measure how well a checkpoint does on tasks, beside Transformers",
     "bench": "measure how fast a checkpoint is served, beside Transformers",
+    "tune": "find tiles of the fused MoE kernel for a checkpoint's shape, on a CUDA GPU",
     "new": "start a model of your own: its files, green as they are",
     "adopt": "make a Qwen3-Next-Ext checkpoint of a stock Qwen3-Next one",
     "edit": "open a release as a git worktree, one commit for each hook",

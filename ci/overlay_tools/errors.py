@@ -65,6 +65,10 @@ class BenchError(OverlayError):
     """Report a checkpoint whose speed cannot be measured."""
 
 
+class TuneError(OverlayError):
+    """Report a checkpoint that has no tiles to tune, or a file of tiles that would not be taken, or lost."""
+
+
 class AccuracyError(OverlayError):
     """Report tasks that cannot be read or had, or a model that cannot be asked them."""
 

@@ -169,7 +169,7 @@ def show_wheel(project: Project, built: BuiltWheel) -> None:
             ("requires", f"{after or 'nothing'}, where upstream has {before or 'nothing'}")
             for before, after in built.dependencies
         ],
-        *[("left out", f"{', '.join(built.left_out)}: for other releases")] * bool(built.left_out),
+        *[("left out", f"{', '.join(built.left_out)}: for other releases or other wheels")] * bool(built.left_out),
         ("size", f"{built.size:,} bytes"),
         ("sha256", built.sha256),
         ("made of", statement_of(built.path).name),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from overlay_tools.archive.mode import ANY_X, with_mode
 from overlay_tools.checkout import is_scratch, own_paths
@@ -75,6 +75,11 @@ def names_of(overlay: Path) -> list[str]:
         for path in own_paths(overlay / package)
         if path.is_file()
     ]
+
+
+def is_tiles(name: str) -> bool:
+    """Tell whether a path in a wheel is that of tiles of upstream's fused MoE kernel, which it looks for by name."""
+    return PurePosixPath(name).match("configs/triton_*/*.json") and name.startswith("sglang/")
 
 
 def check_ranges(project: Project, versions: Iterable[str]) -> None:

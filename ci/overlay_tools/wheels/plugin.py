@@ -19,7 +19,7 @@ from overlay_tools.upstream.lockfile import load_lock
 from overlay_tools.upstream.source_tree import module_name
 from overlay_tools.wheels.builder import BuiltWheel, build_own
 from overlay_tools.wheels.import_rewriter import rewrite
-from overlay_tools.wheels.overlay_files import check_ranges, compile_all, read_package
+from overlay_tools.wheels.overlay_files import check_ranges, compile_all, is_tiles, read_package
 
 _PACKAGE, _DISTRIBUTION = "sglang_overlay_plugin", "sglang-overlay-plugin"
 _START = f"{_PACKAGE}_start.py"  # beside the package, so that it is there to say what of the package is not
@@ -148,7 +148,8 @@ def _files(project: Project) -> dict[str, bytes]:
 
     Raises BuildError if some of these releases take a file, and others do not.
     """
-    files = read_package(project, "sglang", None)
+    # Upstream looks for tiles in its own folder, or in one that a variable names: never in a plugin.
+    files = {name: data for name, data in read_package(project, "sglang", None).items() if not is_tiles(name)}
     takers = {name: [version for version in project.plugin if project.takes(version, name)] for name in files}
     if faults := [
         f"overlay/{name} goes to {', '.join(some)} of the releases that the plugin is proven on, not to all of them."
