@@ -1,0 +1,222 @@
+"""What the script says of upstream's files and defaults, with stand-ins for upstream and torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from overlay_tools.proving.tune import bench
+
+NEW, OLD = "sglang.srt.layers.moe.moe_runner.triton_utils", "sglang.srt.layers.moe.fused_moe_triton"
+SHAPE = {
+    "experts": 64,
+    "all_experts": 64,
+    "width": 512,
+    "hidden": 2048,
+    "topk": 8,
+    "dtype": "bfloat16",
+    "fp8": False,
+    "block": [],
+    "activation": "silu",
+}
+FP8 = {**SHAPE, "fp8": True, "block": [128, 128]}
+NAME = "E=64,N=512,device_name=NVIDIA_H200.json"
+FP8_NAME = "E=64,N=512,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json"
+SMALL, LARGE = {"BLOCK_SIZE_M": 16}, {"BLOCK_SIZE_M": 64}
+
+
+def module(monkeypatch: pytest.MonkeyPatch, name: str, **names: object) -> ModuleType:
+    made = ModuleType(name)
+    made.__dict__.update(names)
+    monkeypatch.setitem(sys.modules, name, made)
+    return made
+
+
+class Upstream:
+    """An sglang that has its kernel in one of two places."""
+
+    def __init__(self, site: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch, self.place = monkeypatch, place
+        self.folder = site / place.replace(".", "/")
+        self.configs = self.folder / "configs"
+        self.configs.mkdir(parents=True)
+        self.published: list[Any] = []
+        module(monkeypatch, "sglang", __version__="0.5.17", __file__=str(site / "sglang" / "__init__.py"))
+        for name in ("sglang.srt", "sglang.srt.layers", "sglang.srt.layers.moe"):
+            module(monkeypatch, name, __path__=[])
+        self.server_args = module(
+            monkeypatch,
+            "sglang.srt.server_args",
+            ServerArgs=lambda model_path: SimpleNamespace(model_path=model_path),
+            set_global_server_args_for_scheduler=self.published.append,
+        )
+        sys.modules["sglang.srt"].server_args = self.server_args  # type: ignore[attr-defined]
+        module(monkeypatch, "sglang.srt.layers.moe.topk", StandardTopKOutput=tuple)
+        module(monkeypatch, "sglang.srt.layers.moe.moe_runner", MoeRunnerConfig=SimpleNamespace, __path__=[])
+        module(monkeypatch, place, override_config=None, fused_experts=None, __path__=[])
+        self.config = module(
+            monkeypatch,
+            f"{place}.fused_moe_triton_config",
+            __file__=str(self.folder / "fused_moe_triton_config.py"),
+            get_config_file_name=self.file_name,
+            get_moe_configs=self.read,
+            try_get_optimal_moe_config=self.tile,
+        )
+
+    def file_name(self, e: int, n: int, dtype: str | None, block: list[int], down_moe: bool = False) -> str:
+        parts = f"E={e},N={n},device_name=NVIDIA_H200" + (f",dtype={dtype}" if dtype else "")
+        return parts + (f",block_shape={block}" if all(block) else "") + "_down" * down_moe + ".json"
+
+    def read(self, e: int, n: int, dtype: str | None, *block: int) -> dict[int, Any] | None:
+        folder = Path(os.environ["SGLANG_MOE_CONFIG_DIR"], "configs")
+        for version in ("triton_3_6_0", "triton_3_5_1"):
+            if (path := folder / version / self.file_name(e, n, dtype, list(block))).exists():
+                return {int(key): of for key, of in json.loads(path.read_text()).items()}
+        return None
+
+    def tile(
+        self, w1: tuple[int, ...], w2: tuple[int, ...], topk: int, dtype: str | None, m: int, block_shape: Any
+    ) -> dict[str, int]:
+        found = self.read(w2[0], w2[2], dtype, *(block_shape or (0, 0)))
+        assert w1 == (w2[0], 2 * w2[2], w2[1])
+        if found:
+            return dict(found[min(found, key=lambda key: abs(key - m))])
+        return SMALL if m <= w2[0] else LARGE
+
+    def write(self, version: str, name: str, **entries: dict[str, int]) -> None:
+        (self.configs / version).mkdir(exist_ok=True)
+        entries = entries or {"1": SMALL}
+        (self.configs / version / name).write_text(json.dumps({key.lstrip("_"): of for key, of in entries.items()}))
+
+    def script(self) -> Any:
+        spec = importlib.util.spec_from_file_location("own_kernel_script", bench._SCRIPT)
+        assert spec is not None
+        assert spec.loader is not None
+        made = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(made)
+        return made
+
+    def describe(self, folder: Path, shape: dict[str, Any] = SHAPE, own: tuple[str, ...] = ()) -> dict[str, Any]:
+        found: dict[str, Any] = self.script().Kernel(shape, weighed=True).describe(own, folder)
+        return found
+
+
+@contextmanager
+def no_gradients() -> Any:
+    yield
+
+
+@pytest.fixture(params=[NEW, OLD])
+def upstream(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Upstream:
+    cuda = SimpleNamespace(
+        get_device_properties=lambda number: SimpleNamespace(L2_cache_size=0, shared_memory_per_block_optin=232_448),
+        graph_pool_handle=tuple,
+        mem_get_info=lambda: (7, 9),
+        get_device_name=lambda: "NVIDIA H200",
+    )
+    values = {"bfloat16": "bfloat16", "float8_e4m3fn": "fp8", "inference_mode": no_gradients}
+    module(
+        monkeypatch, "torch", cuda=cuda, empty=lambda *_, **__: [], full=lambda *_, **__: None, Tensor=None, **values
+    )
+    module(monkeypatch, "triton", __version__="3.6.0")
+    monkeypatch.setenv("SGLANG_MOE_CONFIG_DIR", "/of/the/user")
+    made = Upstream(tmp_path / "site-packages", request.param, monkeypatch)
+    made.write("triton_3_6_0", "E=1,N=1,device_name=NVIDIA_H200.json")
+    return made
+
+
+def test_the_file_is_where_this_release_looks_for_it(upstream: Upstream, tmp_path: Path) -> None:
+    found = upstream.describe(tmp_path)
+    assert found["place"] == f"{upstream.place.replace('.', '/')}/configs"
+    assert found["file"] == f"triton_3_6_0/{NAME}"
+    assert found["defaults"] == [(1, SMALL), (65, LARGE)]
+    assert (found["exact"], found["taken"], found["down"]) == (False, False, False)
+    assert (found["release"], found["triton"], found["device"]) == ("0.5.17", "3.6.0", "NVIDIA H200")
+    assert bench.Described(**json.loads(json.dumps(found))).shared_memory == 232_448
+
+
+def test_fp8_is_named_with_its_blocks(upstream: Upstream, tmp_path: Path) -> None:
+    assert upstream.describe(tmp_path, FP8)["file"] == f"triton_3_6_0/{FP8_NAME}"
+    upstream.write("triton_3_6_0", FP8_NAME)
+    assert upstream.describe(tmp_path, FP8)["exact"]
+    assert not upstream.describe(tmp_path)["exact"]
+
+
+def test_a_file_of_another_triton_is_upstream_s_default(upstream: Upstream, tmp_path: Path) -> None:
+    upstream.write("triton_3_5_1", NAME, _1=SMALL, _9=LARGE)
+    found = upstream.describe(tmp_path)
+    assert (found["exact"], found["taken"]) == (False, True)
+    assert found["defaults"] == [(1, SMALL), (6, LARGE)]
+
+
+def test_what_is_ours_is_not_upstream_s(upstream: Upstream, tmp_path: Path) -> None:
+    """It is installed, from the overlay, and measured anew."""
+    upstream.write("triton_3_6_0", NAME, _1=LARGE)
+    assert upstream.describe(tmp_path)["exact"]
+    place = f"{upstream.place.replace('.', '/')}/configs/triton_3_6_0"
+    own = (f"{place}/{NAME}", f"{place}/not-installed.json", "sglang/elsewhere/configs/triton_3_6_0/x.json")
+    found = upstream.describe(tmp_path, own=own)
+    assert (found["exact"], found["taken"]) == (False, False)
+    assert found["defaults"] == [(1, SMALL), (65, LARGE)]
+    assert (upstream.configs / "triton_3_6_0" / NAME).exists()
+
+
+def test_a_file_for_the_second_half_is_noticed(upstream: Upstream, tmp_path: Path) -> None:
+    upstream.write("triton_3_5_1", NAME.replace(".json", "_down.json"))
+    assert upstream.describe(tmp_path)["down"]
+
+
+@pytest.mark.parametrize("missing", ["get_config_file_name", "get_moe_configs", "try_get_optimal_moe_config"])
+def test_what_a_release_lacks_is_named_with_it(upstream: Upstream, missing: str) -> None:
+    delattr(upstream.config, missing)
+    script = upstream.script()
+    with pytest.raises(script.KernelProblem, match=rf"sglang 0\.5\.17 has no {upstream.place}.*\.{missing}$"):
+        script.Kernel(SHAPE, weighed=True)
+
+
+def test_a_release_without_the_kernel_is_named(upstream: Upstream) -> None:
+    for name in (upstream.place, f"{upstream.place}.fused_moe_triton_config"):
+        upstream.monkeypatch.delitem(sys.modules, name)
+    script = upstream.script()
+    with pytest.raises(script.KernelProblem, match=r"sglang 0\.5\.17 has its fused MoE kernel in none of"):
+        script.Kernel(SHAPE, weighed=True)
+
+
+def test_what_upstream_s_kernel_lacks_is_not_taken_for_another_release(upstream: Upstream) -> None:
+    def broken(name: str) -> ModuleType:
+        raise ModuleNotFoundError("No module named 'sgl_kernel'", name="sgl_kernel")
+
+    script = upstream.script()
+    upstream.monkeypatch.setattr(script.importlib, "import_module", broken)
+    with pytest.raises(ModuleNotFoundError, match="sgl_kernel"):
+        script.Kernel(SHAPE, weighed=True)
+
+
+def test_facts_are_those_that_upstream_serves_by(upstream: Upstream) -> None:
+    text = SimpleNamespace(num_experts=64, hidden_size=2048)
+    whole = SimpleNamespace(quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    parsed: list[list[str]] = []
+
+    def prepare(words: list[str]) -> SimpleNamespace:
+        parsed.append(words)
+        return SimpleNamespace(tp_size=2, ep_size=1)
+
+    model = SimpleNamespace(hf_text_config=text, hf_config=whole, dtype="torch.bfloat16", quantization="fp8")
+    config = SimpleNamespace(from_server_args=lambda arguments: model)
+    module(upstream.monkeypatch, "sglang.srt.configs", __path__=[])
+    module(upstream.monkeypatch, "sglang.srt.configs.model_config", ModelConfig=config)
+    upstream.server_args.__dict__["prepare_server_args"] = prepare
+    job = {"checkpoint": "model", "flags": ["--tp-size", "2"], "keys": ["num_experts", "n_routed_experts"]}
+    found = upstream.script().read_facts(job)
+    assert parsed == [["--model-path", "model", "--tp-size", "2"]]
+    assert found["config"] == {"num_experts": 64, "n_routed_experts": None}
+    assert (found["dtype"], found["quantization"], found["block"]) == ("bfloat16", "fp8", [128, 128])
+    assert (found["server"]["tp_size"], found["server"]["moe_dp_size"]) == (2, None)
+    assert upstream.published[0].tp_size == 2
