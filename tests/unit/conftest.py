@@ -138,7 +138,8 @@ def write_wheel(path: Path, files: Mapping[str, bytes]) -> Path:
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, data)
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-            lines.append(f"{name},sha256={digest},{len(data)}\n")
+            entry = f'"{name}"' if "," in name else name
+            lines.append(f"{entry},sha256={digest},{len(data)}\n")
         record = zipfile.ZipInfo(f"{dist_info}/RECORD", (2026, 1, 2, 3, 4, 6))
         archive.writestr(record, "".join([*lines, f"{dist_info}/RECORD,,\n"]))
     return path

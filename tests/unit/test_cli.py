@@ -88,7 +88,7 @@ def test_a_command_s_help_explains_every_argument(name: str) -> None:
         assert required or told or action.dest in ("help", "wheels", "version"), f"{action.dest}: no default"
 
 
-@pytest.mark.parametrize("name", ["build", "edit", "export", "matrix", "serve", "test-engine", "bench-gpu"])
+@pytest.mark.parametrize("name", ["build", "edit", "export", "matrix", "serve", "test-engine", "bench-gpu", "tune"])
 def test_help_says_what_a_version_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = " ".join(help_of(name, capsys).split())
     assert "VERSION an SGLang release, as 0.5.23; `nox -l` and upstream.lock list those that are locked" in said

@@ -182,7 +182,7 @@ def test_benchmarks_run_on_a_gpu_in_the_environment_of_a_release(machine: Machin
     assert ran["installed"]["sglang-kernel"] == "0.4"
 
 
-@pytest.mark.parametrize("words", [("test-engine", "--gpu", "1.0"), ("bench-gpu",)])
+@pytest.mark.parametrize("words", [("test-engine", "--gpu", "1.0"), ("bench-gpu",), ("tune", "model")])
 @pytest.mark.parametrize(
     ("driver", "variables", "why"),
     [

@@ -51,6 +51,20 @@ def contents(path: Path) -> dict[str, bytes]:
         return {name: wheel.read(name) for name in wheel.namelist()}
 
 
+def test_tiles_are_for_the_drop_in_wheel_alone(mini: Miniature) -> None:
+    """Upstream looks for them in its own folder, where a plugin cannot put them."""
+    tiles = "sglang/srt/layers/moe/moe_runner/triton_utils/configs/triton_3_6_0/E=64,N=512,device_name=NVIDIA_H200.json"
+    mini.write(f"overlay/{tiles}", "{}")
+    mini.write("overlay/sglang/srt/configs/other.json", "{}")
+    built = build_plugin(mini.project)
+    assert list(built.left_out) == [tiles]
+    assert [name for name in contents(built.path) if name.endswith(".json")][:1] == [
+        "sglang_overlay_plugin/configs/other.json"
+    ]
+    assert not [name for name in contents(built.path) if "triton" in name]
+    assert tiles in mini.build().added
+
+
 def test_what_is_executable_in_the_overlay_is_so_in_the_plugin(mini: Miniature) -> None:
     (mini.root / "overlay/sglang/srt/models/x.py").chmod(0o755)
     mini.write("overlay/sglang/srt/run.sh", "#!/bin/sh\n").chmod(0o755)
