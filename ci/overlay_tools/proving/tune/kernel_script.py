@@ -83,7 +83,6 @@ class Kernel:
         size = 3 * e * n * k * (1 if shape["fp8"] else 2)
         cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0)
         self.layers = [self._weights(weighed) for _ in range(1 + 2 * cache // size if weighed else 1)]
-        self.pool = torch.cuda.graph_pool_handle()
 
     def describe(self, own: Sequence[str], folder: Path) -> dict[str, Any]:
         """Say which file upstream looks for, where it has it, and from which number of tokens on it has which tile."""
@@ -130,12 +129,13 @@ class Kernel:
     def time(self, tokens: int, tiles: Sequence[Mapping[str, int]], rounds: int) -> list[list[float] | str]:
         """Measure in turns, in CUDA graphs, what upstream takes itself and each tile."""
         inputs = Inputs(self, tokens, _CALLS if tokens < _LONG else _FEW_CALLS)
-        own, right = self._capture(None, inputs)
+        pool = torch.cuda.graph_pool_handle()  # one for all these graphs, of which no output is needed again
+        own, right = self._capture(None, inputs, pool)
         found: list[list[float] | str] = [[]]
         graphs = {0: own}
         for number, tile in enumerate(tiles, 1):
             try:
-                graph, output = self._capture(tile, inputs)
+                graph, output = self._capture(tile, inputs, pool)
             except Exception as error:  # out of shared memory or registers, or a fault of the compiler
                 found.append(f"{type(error).__name__}: {error}".splitlines()[0])
                 continue
@@ -159,14 +159,14 @@ class Kernel:
                 times.append(1000 * begin.elapsed_time(end) / inputs.calls)
         return found
 
-    def _capture(self, tile: Mapping[str, int] | None, inputs: Inputs) -> tuple[Any, torch.Tensor]:
+    def _capture(self, tile: Mapping[str, int] | None, inputs: Inputs, pool: Any) -> tuple[Any, torch.Tensor]:  # noqa: ANN401
         """Return a graph of some calls, and the output of the first."""
         for _ in range(2):
             self._call(tile, inputs, 0)
         torch.cuda.synchronize()
         output = inputs.hidden.float()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=pool):
             for number in range(inputs.calls):
                 self._call(tile, inputs, number)
         return graph, output
