@@ -89,9 +89,10 @@ class Processes:
     def _compile(self, each: tuple[Tile, Sequence[int]]) -> str:
         script = self._idle.get()
         tile, tokens = each
-        problem: str = script.ask(what="compile", tile=tile, tokens=tokens).get("problem", "")
-        self._idle.put(script)
-        return problem
+        try:
+            return str(script.ask(what="compile", tile=tile, tokens=tokens).get("problem", ""))
+        finally:
+            self._idle.put(script)  # also if it has ended: who takes it then must not wait for it
 
     def time(self, tokens: int, tiles: Sequence[Tile], rounds: int) -> tuple[list[float], list[list[float] | None]]:
         """Measure in turns; return microseconds in each round of upstream's default, and of each tile that runs."""

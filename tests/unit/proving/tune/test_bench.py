@@ -33,6 +33,8 @@ for line in sys.stdin:
         said = {"release": "1.0", "triton": "3.6.0", "device": "GPU", "place": "sglang/configs", "file": "t/E.json",
                 "exact": False, "taken": False, "down": False, "defaults": [[1, {}]], "shared_memory": 1, "free": FREE}
         said = said if asked["weighed"] else {}
+    elif asked["what"] == "compile" and asked["tokens"] == [99]:
+        sys.exit("out of memory")
     elif asked["what"] == "compile":
         said = {"problem": "out of registers"} if asked["tile"]["num_warps"] == 8 else {}
     elif asked["tokens"] == 99:
@@ -95,6 +97,14 @@ def test_processes_that_compile_leave_room_on_the_gpu(tmp_path: Path, monkeypatc
         processes.open(QWEN, [])
         processes.compile([(tile(n=n), [1]) for n in (32, 64, 128)], lambda done, total: None)
         assert len(asked(tmp_path)) == 1 + 2
+
+
+def test_processes_that_have_ended_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4))
+    with opened(tmp_path, monkeypatch) as processes:
+        processes.open(QWEN, [])
+        with pytest.raises(TuneError, match=r"Its process ended: out of memory\."):
+            processes.compile([(tile(n=n), [99]) for n in (16, 32, 64, 128, 256)], lambda done, total: None)
 
 
 def test_a_tile_that_does_not_run_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
