@@ -110,6 +110,8 @@ class Processes:
     def _open(self, name: str, job: Mapping[str, Any], env: Mapping[str, str]) -> Script:
         folder = self._folder / name
         folder.mkdir(parents=True, exist_ok=True)
+        # Where torch compiles something, it moves Triton's cache; what is compiled there would be compiled once more.
+        env = {**env, "TRITON_CACHE_DIR": str(self._folder / "triton")}
         opened = open_script(self._python, _SCRIPT, job, env=env, folder=folder, failed=TuneError)
         return self._stack.enter_context(opened)
 
