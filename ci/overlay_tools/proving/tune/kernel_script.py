@@ -166,9 +166,14 @@ class Kernel:
         torch.cuda.synchronize()
         output = inputs.hidden.float()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            for number in range(inputs.calls):
-                self._call(tile, inputs, number)
+        gc.collect()  # what a tile that failed has left must not be collected, and freed, while calls are recorded
+        gc.disable()
+        try:
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                for number in range(inputs.calls):
+                    self._call(tile, inputs, number)
+        finally:
+            gc.enable()
         return graph, output
 
     def _call(self, tile: Mapping[str, int] | None, inputs: Inputs, number: int) -> None:
@@ -261,7 +266,7 @@ def main() -> None:
     printed = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what upstream and compilers print is no answer
     print(json.dumps(read_facts(job) if "checkpoint" in job else {}, default=str), file=printed, flush=True)
-    gc.freeze()  # there are millions of objects, and each capture of a graph may collect
+    gc.freeze()  # there are millions of objects, and each capture of a graph collects
     kernel: Kernel | None = None
     for line in sys.stdin:
         asked = json.loads(line)
