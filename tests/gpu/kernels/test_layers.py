@@ -72,6 +72,21 @@ def test_logits_of_any_layout(dtype: torch.dtype, cap: float | None) -> None:
         torch.testing.assert_close(out.double(), shaped(logits, cap), rtol=2e-6, atol=2e-6)
 
 
+def far_apart(values: torch.Tensor) -> torch.Tensor:
+    """Copy three rows to places of which the last is more values away than 32 bits count; most is never touched."""
+    rows, columns = values.shape
+    stride = 2**30 + 8
+    memory = torch.empty((rows - 1) * stride + columns, dtype=values.dtype, device=DEVICE)
+    return memory.as_strided((rows, columns), (stride, 1)).copy_(values)
+
+
+@pytest.mark.parametrize("cap", [None, 15.0])
+def test_more_logits_than_32_bits_count(cap: float | None) -> None:
+    logits = far_apart(20 * torch.randn(3, 260, device=DEVICE, dtype=torch.float16))
+    out = logit_shaping.shape_triton(logits, far_apart(torch.zeros(3, 260, device=DEVICE)), cap)
+    torch.testing.assert_close(out.double(), shaped(logits, cap), rtol=2e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize("cap", [None, 15.0])
 def test_logits_in_place(cap: float | None) -> None:
     logits = 20 * torch.randn(5, 2500, device=DEVICE)
@@ -159,6 +174,13 @@ def test_rows_of_an_adapter_do_not_depend_on_each_other(rows: int) -> None:
     assert torch.equal(out, head_adapter.adapt_triton(hidden.contiguous(), down, up))
     hidden[1:] = torch.tensor([NAN, INF], device=DEVICE).repeat(128)  # what padding may hold
     assert torch.equal(out[0], head_adapter.adapt_triton(hidden, down, up)[0])
+
+
+def test_more_hidden_states_than_32_bits_count() -> None:
+    hidden = torch.randn(3, 256, device=DEVICE).to(torch.float16)
+    down, up = weights(256, 16, torch.float16)
+    out = head_adapter.adapt_triton(far_apart(hidden), down, up)
+    assert torch.equal(out, head_adapter.adapt_triton(hidden, down, up))
 
 
 def test_an_adapter_that_has_no_kernel_is_not_fused() -> None:
