@@ -60,7 +60,7 @@ def test_the_record_of_a_wheel_is_named_with_the_wheel(tmp_path: Path) -> None:
     with WheelReader(write_wheel(tmp_path / "good.whl", files)) as wheel:
         assert list(wheel.record()) == [*files, "sglang-1.0.dist-info/RECORD"]
         assert wheel.record()["sglang/loader.py"].size == len(files["sglang/loader.py"])
-    bad = write_wheel(tmp_path / "bad.whl", {**files, "sglang/a,b": b"", "sglang/a": b""})
+    bad = write_wheel(tmp_path / "bad.whl", {**files, 'sglang/a",b': b""})
     with (
         WheelReader(bad) as wheel,
         pytest.raises(WheelError, match=r"bad\.whl: sglang-1\.0\.dist-info/RECORD: entry 11: "),
