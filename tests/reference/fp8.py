@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
 import torch
 from overlay_tools.errors import CheckpointError
+from overlay_tools.user_files import parse_json
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
@@ -205,7 +206,7 @@ def _load(shard: Path) -> Tensors:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(parse_json(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} cannot be read: {error}.", hint="Name the folder of a whole checkpoint."

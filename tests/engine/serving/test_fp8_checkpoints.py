@@ -210,6 +210,10 @@ def no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def key_twice(folder: Path) -> None:
+    (folder / "config.json").write_text('{"vocab_size": 260, "vocab_size": 261}')
+
+
 def quantised_config(folder: Path) -> None:
     write_config(folder, {**read_config(folder), "quantization_config": {"quant_method": "awq"}})
 
@@ -242,6 +246,7 @@ def other_names(folder: Path) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config.json": (no_config, r"config\.json cannot be read"),
+    "a key twice": (key_twice, r"config\.json cannot be read: `vocab_size` is there twice"),
     "quantised, by its config.json": (quantised_config, r"config\.json: it is quantised already"),
     "quantised, by its tensors": (
         set_weight(torch.zeros(8, 8).to(torch.float8_e4m3fn)),
