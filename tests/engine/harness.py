@@ -220,6 +220,12 @@ def tokens_of(output: Mapping[str, Any]) -> list[int]:
     return [token for _, token, *_ in output["meta_info"]["output_token_logprobs"]]
 
 
+def tokens_a_step(outputs: Sequence[Mapping[str, Any]]) -> float:
+    """Give how many tokens came of each step of a server with drafts."""
+    verified = sum(output["meta_info"]["spec_verify_ct"] for output in outputs)
+    return float(sum(output["meta_info"]["completion_tokens"] for output in outputs) / verified)
+
+
 def cached(outputs: Sequence[Mapping[str, Any]]) -> list[int]:
     """List how many tokens of each prompt came from the cache."""
     return [output["meta_info"]["cached_tokens"] for output in outputs]

@@ -57,6 +57,14 @@ BASE, OFF, ON = "Qwen3-Next", "Ext, all off", "Ext, all on"
 NO_DRAFTS = "no drafts"
 PROMPT = 128  # tokens of a prompt
 DECODED = 256  # tokens of a continuation after the first
+ARGUMENTS: dict[str, object] = {  # of servers that are measured at up to 64 requests
+    "max_total_tokens": 40_960,
+    "max_running_requests": 64,
+    "max_mamba_cache_size": 128,
+    "disable_radix_cache": True,
+    "skip_tokenizer_init": True,
+    **graphs(64),
+}
 LONG, AT_ONCE = 4096, 4  # tokens of a long prompt, and how many are sent at once
 
 _random = torch.Generator().manual_seed(2)
@@ -94,16 +102,8 @@ def realistic_models(folder: Path) -> dict[str, Wanted]:
     stock = make_stock(folder / "stock")
     adopt(read_stock(stock), folder / "off", [], OVERLAY)
     adopt(read_stock(stock), folder / "on", EVERYTHING, OVERLAY)
-    arguments: dict[str, object] = {
-        "max_total_tokens": 40_960,
-        "max_running_requests": 64,
-        "max_mamba_cache_size": 128,
-        "disable_radix_cache": True,
-        "skip_tokenizer_init": True,
-        **graphs(64),
-    }
     return {
-        name: Wanted(model, arguments) for name, model in {BASE: stock, OFF: folder / "off", ON: folder / "on"}.items()
+        name: Wanted(model, ARGUMENTS) for name, model in {BASE: stock, OFF: folder / "off", ON: folder / "on"}.items()
     }
 
 

@@ -15,8 +15,8 @@ from overlay_tools.engines.server import Server
 from reference.cases import Config
 from reference.checkpoints import write_config
 
-from gpu.bench_models import AT_ONCE, LONG, decode_step, prefill
-from gpu.servers import Wanted, graphs, servers
+from gpu.bench_models import ARGUMENTS, AT_ONCE, LONG, decode_step, prefill
+from gpu.servers import Wanted, servers
 from gpu.timing import figure, in_turns, ratios, table
 
 EVERYTHING: Config = DECISIONS.derived["extensions on"]
@@ -61,15 +61,8 @@ def _compare(folder: Path, others: Sequence[str], ranks: int, places: Sequence[i
                 "load_format": "dummy",
                 "tp_size": ranks,
                 "base_gpu_id": place,
-                "max_total_tokens": 40_960,
-                "max_running_requests": 64,
-                "max_mamba_cache_size": 128,
-                "disable_radix_cache": True,
-                "skip_tokenizer_init": True,
-                **graphs(64),
+                **ARGUMENTS,
             },
-            # Servers that start side by side take memory on one GPU before the other: upstream would refuse that.
-            {"SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "0"},
         )
         for number, (name, place) in enumerate(zip(names, places, strict=True))
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine.harness import tokens_of
+from engine.harness import CHUNK, HELD_OUT, cached, generate, post, tokens_of
 from overlay_tools.engines.server import Server
 from reference.cases import cases
 from reference.greedy import Verdict, judge
@@ -49,6 +49,20 @@ def distance(got: Sequence[float], wanted: Sequence[float], same: Sequence[bool]
         p99=differences[len(differences) * 99 // 100],
         agreement=statistics.fmean(same),
     )
+
+
+def ask_again(server: Server) -> tuple[list[list[int]], list[dict[str, Any]]]:
+    """Send prompts twice, and give them with the second outputs, which came from the cache as far as states are kept.
+
+    One state is kept, where the last whole chunk ends; the last token of a prompt is always computed.
+    """
+    post(server.url, "/flush_cache")
+    prompts = [HELD_OUT[250 * i : 250 * i + 65 + 3 * i] for i in range(64)]
+    first, second = (generate(server, prompts, 32) for _ in range(2))
+    assert max(cached(first)) == 0
+    kept = [len(prompt) // CHUNK * CHUNK for prompt in prompts]
+    assert cached(second) == [at if at < len(prompt) else 0 for at, prompt in zip(kept, prompts, strict=True)]
+    return prompts, second
 
 
 class ReferenceModel:

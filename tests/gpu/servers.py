@@ -26,12 +26,14 @@ ARGS: dict[str, object] = {
     "sleep_on_idle": True,
     "skip_server_warmup": True,
 }
+# Servers that start side by side take memory on one GPU before the other: upstream would refuse such a pair of ranks.
+ENVIRONMENT = {"SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "0"}
 KNOWN = inspect.signature(ServerArgs).parameters  # the arguments that this release has
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A server to start: its checkpoint, and arguments and environment beside ARGS."""
+    """A server to start: its checkpoint, and arguments and environment beside ARGS and ENVIRONMENT."""
 
     model: Path
     arguments: Mapping[str, object] = field(default_factory=dict)
@@ -61,4 +63,4 @@ def servers(wanted: Mapping[str, Wanted], logs: Path, flags: Sequence[str] = ())
 def _describe(asked: Wanted, log: Path, flags: Sequence[str]) -> Server:
     arguments = {key: value for key, value in ARGS.items() if key in KNOWN} | dict(asked.arguments)
     flags = [*engine_config.flags(arguments), *flags]
-    return Server(Path(sys.executable), asked.model, flags, env=asked.environment, log=log, grace=0)
+    return Server(Path(sys.executable), asked.model, flags, env={**ENVIRONMENT, **asked.environment}, log=log, grace=0)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from engine.harness import CHUNK, EXTRA_BUFFER, HELD_OUT, cached, generate, post, speculative, tokens_of
+from engine.harness import CHUNK, EXTRA_BUFFER, HELD_OUT, cached, generate, post, speculative, tokens_a_step, tokens_of
 from reference.cases import cases, make_checkpoint
 from reference.greedy import encode
 
-from gpu.near import ReferenceModel, Servers
+from gpu.near import ReferenceModel, Servers, ask_again
 from gpu.servers import Wanted, graphs, servers
 
 COMMON: dict[str, object] = {"max_total_tokens": 32_768, "max_running_requests": 32, **graphs(32)}
@@ -65,15 +65,8 @@ def test_bfloat16_is_as_exact_as_transformers(
 
 
 def test_the_same_request_again_comes_from_the_cache(running: Servers, reference: ReferenceModel, show: Show) -> None:
-    server = running["triton"]
-    post(server.url, "/flush_cache")
-    prompts = [HELD_OUT[250 * i : 250 * i + 65 + 3 * i] for i in range(64)]
-    first, second = (generate(server, prompts, 32) for _ in range(2))
-    assert max(cached(first)) == 0
-    # One state is kept, where the last whole chunk ends; the last token of a prompt is always computed.
-    kept = [len(prompt) // CHUNK * CHUNK for prompt in prompts]
-    assert cached(second) == [at if at < len(prompt) else 0 for at, prompt in zip(kept, prompts, strict=True)]
-    reference.assert_near(prompts, second, show, "from the cache")
+    prompts, outputs = ask_again(running["triton"])
+    reference.assert_near(prompts, outputs, show, "from the cache")
 
 
 def test_a_branch_continues_from_the_chunk_before_it(running: Servers, reference: ReferenceModel, show: Show) -> None:
@@ -105,8 +98,7 @@ def test_a_conversation_continues_from_the_cache(running: Servers, reference: Re
 def test_drafts_are_accepted_and_change_nothing(running: Servers, reference: ReferenceModel, show: Show) -> None:
     prompts = PROMPTS[100:164]
     drafted, plain = (generate(running[name], prompts, 64) for name in ("drafts", "triton"))
-    verified = sum(output["meta_info"]["spec_verify_ct"] for output in drafted)
-    length = sum(output["meta_info"]["completion_tokens"] for output in drafted) / verified
+    length = tokens_a_step(drafted)
     same = statistics.fmean(tokens_of(a) == tokens_of(b) for a, b in zip(drafted, plain, strict=True))
     show(f"{length:.2f} tokens a step with drafts of 3; {same:.0%} of the answers are wholly those without")
     assert 1.5 < length <= 4
