@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from overlay_tools import console
 from overlay_tools.checkout import only_writer, own_folder
@@ -16,7 +15,7 @@ from overlay_tools.commands.shared import open_engine, require_cuda
 from overlay_tools.errors import TuneError, UsageError
 from overlay_tools.proving.tune.bench import Described, open_processes
 from overlay_tools.proving.tune.search import Choice, Progress, dump, search
-from overlay_tools.proving.tune.shape import SHARED, shape_of
+from overlay_tools.proving.tune.shape import shape_of
 from overlay_tools.proving.tune.tiles import points
 from overlay_tools.report.html import write_text
 from overlay_tools.settings import Project
@@ -76,8 +75,9 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             path = _place(project, described, arguments.out)
             _check(path, described, arguments)
             console.line(f"{shape}; {described.device}, Triton {described.triton}, sglang {described.release}")
-            for note in _notes(processes.facts, described):
-                console.line(note)
+            if described.taken:
+                other = "" if described.exact else ", made with another Triton"
+                console.line(f"Upstream's default is its own file for this shape{other}.")
             prefill = processes.facts["server"].get("chunked_prefill_size") or 0
             most = min(_MOST, prefill if prefill > 0 else _PREFILL)
             grid = points(arguments.batch, described.defaults, most)
@@ -115,21 +115,6 @@ def _check(path: Path, described: Described, arguments: argparse.Namespace) -> N
 def _check_free(path: Path, again: bool) -> None:
     if path.exists() and not again:
         raise TuneError(f"{path} is there already.", hint="--again tunes it anew, and replaces it.")
-
-
-def _notes(facts: Mapping[str, Any], described: Described) -> list[str]:
-    """Say what else a person has to know of a shape."""
-    notes = []
-    if described.exact:
-        notes.append("Upstream's default is its own file for this shape.")
-    elif described.taken:
-        notes.append("Upstream's default is its own file for this shape, made with another Triton.")
-    if facts["config"].get(SHARED) and not facts["server"].get("disable_shared_experts_fusion"):
-        notes.append(
-            "Shared experts are not counted. If the server's log says that it looks for a file with more experts, give"
-            " --disable-shared-experts-fusion to both."
-        )
-    return notes
 
 
 def _step(text: str, work: Callable[[Progress], None]) -> None:

@@ -37,6 +37,7 @@ _PACKAGES = {
         "engines",
         "proving/accuracy",
         "proving/compare",
+        "proving/tune",
         *(f"proving/{name}.py" for name in ("lines", "looking", "reference", "reference_script", "script")),
     ),
 }

@@ -28,14 +28,23 @@ from unit.proving.tune.made_up import LARGE, SHARED_MEMORY, SMALL, MadeUp
 PLACE = "sglang/srt/layers/moe/moe_runner/triton_utils/configs"
 FILE = "triton_3_6_0/E=64,N=256,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json"
 SHIPPED = f"overlay/{PLACE}/{FILE}"
-CONFIG = {"num_experts": 64, "moe_intermediate_size": 512, "hidden_size": 2048, "num_experts_per_tok": 8}
+LAYER = {
+    "num_experts": 64,
+    "num_fused_shared_experts": 0,
+    "top_k": 8,
+    "hidden_size": 2048,
+    "intermediate_size": 512,
+    "activation": "silu",
+    "is_gated": True,
+}
 
 
 @dataclass
 class Machine:
     """A GPU, and what an engine's environment says on it."""
 
-    config: dict[str, Any] = field(default_factory=lambda: dict(CONFIG))
+    experts: int | None = 64
+    layer: dict[str, Any] = field(default_factory=lambda: dict(LAYER))
     server: dict[str, Any] = field(default_factory=lambda: {"tp_size": 2, "ep_size": 1, "chunked_prefill_size": 2048})
     found: dict[str, Any] = field(default_factory=dict)
     cost: float = 50.0
@@ -47,7 +56,7 @@ class Machine:
     @property
     def facts(self) -> dict[str, Any]:
         read = {"dtype": "bfloat16", "quantization": "fp8", "block": [128, 128]}
-        return {"config": self.config, "server": self.server, **read}
+        return {"experts": self.experts, "layer": self.layer, "problem": "", "server": self.server, **read}
 
     def open(self, shape: Shape, own: Sequence[str]) -> Described:
         self.shape, self.own = shape, own
@@ -223,13 +232,14 @@ def test_a_shape_with_a_file_for_the_second_half_is_refused(
     assert "ends with _down.json." in capsys.readouterr().err
 
 
-def test_shared_experts_are_said_not_to_count(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    said = "Shared experts are not counted."
-    for shared_experts, disabled, told in ((1, None, True), (1, True, False), (None, None, False)):
-        machine.config["n_shared_experts"] = shared_experts
-        machine.server["disable_shared_experts_fusion"] = disabled
-        assert cli.main(["tune", "model", "--again", "--batch", "1"]) == 0
-        assert (said in capsys.readouterr().out) is told
+def test_shared_experts_that_upstream_computes_with_the_others_are_measured_with_them(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.layer |= {"num_experts": 65, "num_fused_shared_experts": 1, "top_k": 9}
+    assert cli.main(["tune", "model", "--batch", "1"]) == 0
+    assert machine.shape is not None
+    assert (machine.shape.experts, machine.shape.topk, machine.shape.shared) == (65, 9, 1)
+    assert "65 experts of 2048 x 256 (1 of them shared), 9 a token, fp8" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -258,7 +268,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_built(
 
 
 def test_a_checkpoint_without_experts_is_one_error(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    machine.config = {"hidden_size": 2048}
+    machine.experts = None
     assert cli.main(["tune", "model"]) == 1
     assert capsys.readouterr().err.startswith("error: model has no experts: ")
 

@@ -18,7 +18,7 @@ from overlay_tools.proving.tune.search import Progress
 from overlay_tools.proving.tune.shape import KEYS, Shape
 from overlay_tools.proving.tune.tiles import Tile
 
-_SCRIPT = Path(__file__).with_name("kernel_script.py")
+SCRIPT = Path(__file__).with_name("kernel_script.py")
 _MOST_WORKERS = 8
 _CONTEXT = 1 << 30  # bytes of GPU memory that a process takes besides weights
 _SHARE = 2  # of the free GPU memory, one part in so many is for those that compile
@@ -112,7 +112,7 @@ class Processes:
         folder.mkdir(parents=True, exist_ok=True)
         # Where torch compiles something, it moves Triton's cache; what is compiled there would be compiled once more.
         env = {**env, "TRITON_CACHE_DIR": str(self._folder / "triton")}
-        opened = open_script(self._python, _SCRIPT, job, env=env, folder=folder, failed=TuneError)
+        opened = open_script(self._python, SCRIPT, job, env=env, folder=folder, failed=TuneError)
         return self._stack.enter_context(opened)
 
     def _ask(self, script: Script, **asked: object) -> dict[str, Any]:

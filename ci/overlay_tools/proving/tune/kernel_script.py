@@ -3,8 +3,8 @@
     python kernel_script.py JOB
 
 JOB is a file of JSON. With a `checkpoint` in it, and the arguments of a server as `flags`, the first line printed says
-what upstream reads there, of which the names are in `keys`; else it is empty. Then each line read, of which `what` says
-what is asked, is answered by a line:
+what upstream makes of these; `keys` are the names that configurations have for the number of experts. Else that line is
+empty. Then each line read, of which `what` says what is asked, is answered by a line:
 
 - open: takes a shape, `own`, names of files in a wheel that do not count, and a folder to copy the others to; says
   which file upstream looks for, and which tiles it has without;
@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import gc
 import importlib
+import inspect
 import json
 import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import sglang
 import torch
@@ -38,13 +39,25 @@ _SERVER = (
     "tp_size",
     "ep_size",
     "moe_dp_size",
-    "ep_num_redundant_experts",
     "moe_a2a_backend",
     "moe_runner_backend",
     "enable_deterministic_inference",
-    "disable_shared_experts_fusion",
     "chunked_prefill_size",
 )
+# Where releases build a model as a server does, the newest first.
+_BUILDERS = ("sglang.benchmark.one_batch", "sglang.bench_one_batch")
+# What a layer of experts is made with: all of the model's, whatever a rank has of them.
+_LAYER = (
+    "num_experts",
+    "num_fused_shared_experts",
+    "top_k",
+    "hidden_size",
+    "intermediate_size",
+    "activation",
+    "is_gated",
+)
+_SPREAD = ("tp_size", "ep_size", "dp_size", "moe_dp_size", "pp_size", "attn_cp_size", "dcp_size", "nnodes")
+_OF_MANY = ("--enable-dp-attention", "--enable-dp-lm-head", "--enable-eplb")  # refused with one rank
 _MOST = 65536  # tokens up to which upstream's own tiles are looked up
 _CALLS, _FEW_CALLS, _LONG = 16, 4, 1024  # in a graph: few from _LONG tokens on, which take long
 _SAME = 0.05  # of a token's output, by which tiles may differ: they add up in another order, and round in between
@@ -52,6 +65,10 @@ _SAME = 0.05  # of a token's output, by which tiles may differ: they add up in a
 
 class KernelProblem(Exception):  # noqa: N818  # as in `looking`
     """What keeps the kernel from being run, in words for a person."""
+
+
+class Stop(BaseException):  # not Exception, which upstream may take for a fault of the model
+    """Ends upstream's work once it has said what is asked."""
 
 
 class Kernel:
@@ -72,6 +89,10 @@ class Kernel:
         self.runner = runner(
             num_experts=shape["all_experts"],
             num_local_experts=shape["experts"],
+            num_fused_shared_experts=shape["shared"],
+            top_k=shape["topk"],
+            hidden_size=shape["hidden"],
+            intermediate_size_per_partition=shape["width"],
             activation=shape["activation"],
             inplace=True,  # or upstream would ask its groups of ranks where the output is to be
         )
@@ -208,16 +229,24 @@ class Inputs:
         self.source = torch.randn(tokens, kernel.shape["hidden"], device="cuda", generator=made).to(kernel.dtype)
         self.hidden = torch.empty_like(self.source)
         self.routes = []
+        experts, shared = kernel.shape["experts"], kernel.shape["shared"]
+        of_all = torch.arange(experts - shared, experts, device="cuda").expand(tokens, -1)
         for _ in range(calls):
-            logits = torch.randn(tokens, kernel.shape["all_experts"], device="cuda", generator=made)
-            weights, ids = logits.softmax(-1).topk(kernel.shape["topk"])
-            ids = ids.masked_fill(ids >= kernel.shape["experts"], -1)  # those of other GPUs
+            logits = torch.randn(tokens, kernel.shape["all_experts"] - shared, device="cuda", generator=made)
+            weights, ids = logits.softmax(-1).topk(kernel.shape["topk"] - shared)
+            ids = ids.masked_fill(ids >= experts - shared, -1)  # those of other GPUs
             weights = weights / weights.sum(-1, keepdim=True)
+            weights = torch.cat([weights, torch.ones_like(of_all, dtype=weights.dtype)], -1)
+            ids = torch.cat([ids, of_all], -1)
             self.routes.append(kernel.topk_output(weights, ids.to(torch.int32), logits))
 
 
 def read_facts(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Say what upstream reads of a checkpoint and of a server's arguments."""
+    """Say what upstream makes of a checkpoint and a server's arguments.
+
+    That is the number of `experts` that the configuration has, None where it has none; `layer`, what the model's first
+    layer of experts is made with, None where there is none, or the `problem` that kept upstream from building it.
+    """
     from sglang.srt.configs.model_config import ModelConfig
 
     arguments = server_args.prepare_server_args(["--model-path", job["checkpoint"], *job["flags"]])
@@ -227,8 +256,19 @@ def read_facts(job: Mapping[str, Any]) -> dict[str, Any]:
     quantized = getattr(model.hf_config, "quantization_config", None) or getattr(text, "quantization_config", None)
     if quantized is not None and not isinstance(quantized, Mapping):
         quantized = quantized.to_dict()
+    experts = next((value for key in job["keys"] if (value := getattr(text, key, None)) is not None), None)
+    layer, problem = None, ""
+    if experts not in (None, 0, 1):  # a large model without is not to be built for nothing
+        try:
+            layer = _read_layer(job, arguments)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(":.,; ")
+        gc.collect()  # what is half built, now that no traceback holds it: the same process measures
+        torch.cuda.empty_cache()
     return {
-        "config": {key: getattr(text, key, None) for key in job["keys"]},
+        "experts": experts,
+        "layer": layer,
+        "problem": problem,
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": model.quantization,
         "block": (quantized or {}).get("weight_block_size"),
@@ -236,15 +276,60 @@ def read_facts(job: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _read_layer(job: Mapping[str, Any], served: Any) -> dict[str, Any] | None:  # noqa: ANN401
+    """Let upstream build a model up to its first layer of experts; return what that is made with, None without one.
+
+    It is built for one rank, with weights made up: nothing is read, and only what comes before that layer is allocated.
+    """
+    flags = [flag for flag in job["flags"] if flag not in _OF_MANY]
+    for name in (name for name in _SPREAD if (getattr(served, name, None) or 1) > 1):
+        flags += [f"--{name.replace('_', '-')}", "1"]
+    if getattr(served, "node_rank", 0):
+        flags += ["--node-rank", "0"]
+    arguments = server_args.prepare_server_args(["--model-path", job["checkpoint"], *flags, "--load-format", "dummy"])
+    server_args.set_global_server_args_for_scheduler(arguments)
+    builder = _first_module(_BUILDERS, "a way to build a model")
+    experts = _name(importlib.import_module("sglang.srt.layers.moe.fused_moe_triton.layer"), "FusedMoE")
+    make, load = experts.__init__, builder.load_model
+    signature, found = inspect.signature(make), {}
+
+    def stop(*given: Any, **named: Any) -> NoReturn:  # noqa: ANN401
+        bound = signature.bind(*given, **named)
+        bound.apply_defaults()
+        found.update({name: bound.arguments.get(name) for name in _LAYER})
+        raise Stop
+
+    def load_alone(*given: Any) -> NoReturn:  # noqa: ANN401
+        load(*given)
+        raise Stop
+
+    dtype = torch.get_default_dtype()  # which upstream sets, and leaves so where it is stopped
+    experts.__init__, builder.load_model = stop, load_alone
+    try:
+        ports = server_args.PortArgs.init_new(arguments)
+        builder.latency_test(arguments, ports, builder.BenchArgs(), 0, 0)
+    except Stop:
+        return found or None
+    finally:
+        experts.__init__, builder.load_model = make, load
+        torch.set_default_dtype(dtype)
+    raise KernelProblem(f"sglang {sglang.__version__} builds no model where it measures one")
+
+
 def _find_package() -> tuple[Any, Any]:
     """Return the package that has the kernel, and its module that looks for files."""
-    for place in _PLACES:
+    configs = _first_module([f"{place}.fused_moe_triton_config" for place in _PLACES], "its fused MoE kernel")
+    return importlib.import_module(configs.__name__.rpartition(".")[0]), configs
+
+
+def _first_module(places: Sequence[str], what: str) -> Any:  # noqa: ANN401
+    for place in places:
         try:
-            return importlib.import_module(place), importlib.import_module(f"{place}.fused_moe_triton_config")
+            return importlib.import_module(place)
         except ModuleNotFoundError as error:
-            if not (error.name or "").startswith(place):  # it is there, and lacks something else
+            if not place.startswith(error.name or " "):  # it is there, and lacks something else
                 raise
-    raise KernelProblem(f"sglang {sglang.__version__} has its fused MoE kernel in none of {', '.join(_PLACES)}")
+    raise KernelProblem(f"sglang {sglang.__version__} has {what} in none of {', '.join(places)}")
 
 
 def _name(module: Any, name: str) -> Any:  # noqa: ANN401

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from overlay_tools.errors import TuneError
 
-# What configurations call these; the first one that is there counts.
-_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
-_WIDTH = ("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
-_TOPK = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
-_ACTIVATION = ("hidden_act", "mlp_hidden_act")
-SHARED = "n_shared_experts"
-KEYS = (*_EXPERTS, *_WIDTH, *_TOPK, *_ACTIVATION, SHARED, "hidden_size")
+# What configurations call the number of experts.
+KEYS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 _COMPUTED = ("bfloat16", "float16")  # what the kernel computes in
 
 
@@ -22,9 +17,10 @@ _COMPUTED = ("bfloat16", "float16")  # what the kernel computes in
 class Shape:
     """What one GPU has of a layer's experts.
 
-    `experts` there, of `all_experts`; `width`, of an expert's middle; `hidden`, of the model; `topk`, experts a token;
-    `dtype`, of activations; `fp8`, whether weights are in that, with a scale for each `block` of rows and columns, or
-    for each expert where that is empty; `activation`, silu or gelu.
+    `experts` there, of `all_experts`, of which the last ones, `shared`, are there on each GPU, and each token goes to
+    them; `width`, of an expert's middle; `hidden`, of the model; `topk`, experts a token, with those; `dtype`, of
+    activations; `fp8`, whether weights are in that, with a scale for each `block` of rows and columns, or for each
+    expert where that is empty; `activation`, silu or gelu.
     """
 
     experts: int
@@ -33,6 +29,7 @@ class Shape:
     hidden: int
     topk: int
     dtype: str
+    shared: int = 0
     fp8: bool = False
     block: tuple[int, ...] = ()
     activation: str = "silu"
@@ -46,49 +43,64 @@ class Shape:
         some = f" of {self.all_experts}" * (self.experts < self.all_experts)
         scales = f", scales of blocks of {' x '.join(map(str, self.block))}" if self.block else ""
         kind = f"fp8{scales}" if self.fp8 else self.dtype
-        return f"{self.experts}{some} experts of {self.hidden} x {self.width}, {self.topk} a token, {kind}"
+        shared = f" ({self.shared} of them shared)" * (self.shared > 0)
+        return f"{self.experts}{some} experts of {self.hidden} x {self.width}{shared}, {self.topk} a token, {kind}"
 
 
 def shape_of(facts: Mapping[str, Any], name: str) -> Shape:
-    """Return the shape that a checkpoint has.
+    """Return the shape that a checkpoint's layers of experts have, as upstream makes the first one.
 
     Parameters: `facts`, what `kernel_script.read_facts` finds; `name`, of the checkpoint.
     Raises TuneError if it has no experts, or upstream's kernel does not compute them as they would be served.
     """
-    config, server = facts["config"], facts["server"]
-    if _first(config, _EXPERTS) in (None, 0, 1):
+    layer, server = facts["layer"], facts["server"]
+    if facts["experts"] in (None, 0, 1):
+        raise _without_experts(name, f"its configuration has none of {', '.join(KEYS)}")
+    _check_served(facts, name)  # first, as that may be why it is not built
+    if facts["problem"]:
         raise TuneError(
-            f"{name} has no experts: its configuration has none of {', '.join(_EXPERTS)}.",
-            hint="Only the layers of a mixture of experts have tiles to tune.",
+            f"Upstream does not build {name}: {facts['problem']}.",
+            hint="What follows the second -- are arguments of sglang.launch_server, for one rank's share.",
         )
-    _check_served(facts, name)
-    experts, width, topk = (_whole(config, keys, name) for keys in (_EXPERTS, _WIDTH, _TOPK))
-    hidden = _whole(config, ("hidden_size",), name)
-    experts += server.get("ep_num_redundant_experts") or 0
+    if layer is None:
+        raise _without_experts(name, "upstream builds it without a layer of them")
+    experts, shared, width = (layer[key] for key in ("num_experts", "num_fused_shared_experts", "intermediate_size"))
     ranks = server["ep_size"] or 1
     parts = (server["tp_size"] or 1) // ranks // (server.get("moe_dp_size") or 1)
-    if experts % ranks or parts < 1 or width % parts:
+    if shared and ranks > 1:  # some models then compute them apart, which one rank does not show
+        raise TuneError(
+            f"{name} has shared experts that upstream may compute with the others or apart, with --ep-size {ranks}.",
+            hint="Give --disable-shared-experts-fusion after the second -- and to the server.",
+        )
+    if (experts - shared) % ranks or parts < 1 or width % parts:
         raise TuneError(
             f"{name} cannot be spread so: {experts} experts over {ranks}, a width of {width} over {parts}.",
             hint="Give --tp-size and --ep-size after the second -- as to the server.",
         )
     fp8 = facts["quantization"] == "fp8"
     return Shape(
-        experts=experts // ranks,
+        experts=(experts - shared) // ranks + shared,
         all_experts=experts,
         width=width // parts,
-        hidden=hidden,
-        topk=topk,
+        hidden=layer["hidden_size"],
+        topk=layer["top_k"],
         dtype=facts["dtype"],
+        shared=shared,
         fp8=fp8,
         block=tuple(facts["block"] or ()) if fp8 else (),
-        activation=_first(config, _ACTIVATION) or "silu",
+        activation=layer["activation"],
+    )
+
+
+def _without_experts(name: str, why: str) -> TuneError:
+    return TuneError(
+        f"{name} has no experts: {why}.", hint="Only the layers of a mixture of experts have tiles to tune."
     )
 
 
 def _check_served(facts: Mapping[str, Any], name: str) -> None:
     """Raise TuneError if what is served would not be this kernel with a file of tiles."""
-    server, why = facts["server"], ""
+    server, layer, why = facts["server"], facts["layer"] or {}, ""
     runner, sender = server.get("moe_runner_backend") or "auto", server.get("moe_a2a_backend") or "none"
     if runner not in ("auto", "triton"):
         why = f"with `--moe-runner-backend {runner}`, which takes no tiles: `triton` does"
@@ -100,24 +112,13 @@ def _check_served(facts: Mapping[str, Any], name: str) -> None:
         why = f"quantized as {facts['quantization']}; tune measures experts in bfloat16, float16 and fp8"
     elif facts["dtype"] not in _COMPUTED:
         why = f"in {facts['dtype']}; upstream's kernel computes in {' and '.join(_COMPUTED)}"
-    elif (activation := _first(facts["config"], _ACTIVATION) or "silu") not in ("silu", "gelu"):
+    elif layer.get("is_gated") is False:
+        why = "with experts that are not gated; tune measures gated ones"
+    elif (activation := layer.get("activation", "silu")) not in ("silu", "gelu"):
         why = f"with the activation {activation}; tune measures silu and gelu"
+    elif layer and layer["top_k"] is None:
+        why = "by a layer that does not say to how many experts a token goes"
     if why:
         raise TuneError(
             f"{name} is served {why}.", hint="What follows the second -- are arguments of sglang.launch_server."
         )
-
-
-def _first(config: Mapping[str, Any], keys: Sequence[str]) -> Any:  # noqa: ANN401  # whatever a configuration has
-    return next((config[key] for key in keys if config.get(key) is not None), None)
-
-
-def _whole(config: Mapping[str, Any], keys: Sequence[str], name: str) -> int:
-    found = _first(config, keys)
-    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        said = "is not there" if found is None else f"is {found!r}, not one number"
-        raise TuneError(
-            f"{name}: {' or '.join(keys)} of its configuration {said}.",
-            hint="tune takes layers of experts that are all alike.",
-        )
-    return found

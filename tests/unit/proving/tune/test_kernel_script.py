@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ SHAPE = {
     "width": 512,
     "hidden": 2048,
     "topk": 8,
+    "shared": 0,
     "dtype": "bfloat16",
     "fp8": False,
     "block": [],
@@ -103,7 +105,7 @@ class Upstream:
         (self.configs / version / name).write_text(json.dumps({key.lstrip("_"): of for key, of in entries.items()}))
 
     def script(self) -> Any:  # noqa: ANN401  # a module
-        spec = importlib.util.spec_from_file_location("own_kernel_script", bench._SCRIPT)
+        spec = importlib.util.spec_from_file_location("own_kernel_script", bench.SCRIPT)
         assert spec is not None
         assert spec.loader is not None
         made = importlib.util.module_from_spec(spec)
@@ -127,6 +129,7 @@ def upstream(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         get_device_properties=lambda number: SimpleNamespace(L2_cache_size=0, shared_memory_per_block_optin=232_448),
         mem_get_info=lambda: (7, 9),
         get_device_name=lambda: "NVIDIA H200",
+        empty_cache=lambda: None,
     )
     values = {"bfloat16": "bfloat16", "float8_e4m3fn": "fp8", "inference_mode": no_gradients}
     module(
@@ -206,24 +209,143 @@ def test_what_upstream_s_kernel_lacks_is_not_taken_for_another_release(upstream:
         script.Kernel(SHAPE, weighed=True)
 
 
+KEYS = ["num_experts", "n_routed_experts"]
+FLAGS = ["--tp-size", "2", "--enable-dp-attention", "--dp-size", "2"]
+LAYER = {
+    "num_experts": 65,
+    "num_fused_shared_experts": 1,
+    "top_k": 9,
+    "hidden_size": 2048,
+    "intermediate_size": 512,
+    "activation": "silu",
+    "is_gated": True,
+}
+
+
+class Builder:
+    """An sglang that builds models, each with one layer of experts, as `build` does."""
+
+    def __init__(self, upstream: Upstream, place: str = "sglang.benchmark.one_batch") -> None:
+        self.parsed: list[list[str]] = []
+        self.built: list[tuple[Any, Any]] = []
+        self.dtypes = ["float32"]
+        self.text = SimpleNamespace(num_experts=64)
+
+        class FusedMoE:
+            def __init__(
+                self,
+                num_experts: int,
+                hidden_size: int,
+                intermediate_size: int,
+                layer_id: int,
+                top_k: int | None = None,
+                num_fused_shared_experts: int = 0,
+                activation: str = "silu",
+                is_gated: bool = True,
+            ) -> None:
+                raise AssertionError("it is not made")
+
+        class OfAnotherKind(FusedMoE):
+            def __init__(self, **options: Any) -> None:  # noqa: ANN401
+                super().__init__(**options)
+
+        self.experts, self.kind = FusedMoE, OfAnotherKind
+        whole = SimpleNamespace(quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+        model = SimpleNamespace(hf_text_config=self.text, hf_config=whole, dtype="torch.bfloat16", quantization="fp8")
+        patch = upstream.monkeypatch
+        module(patch, "sglang.srt.configs", __path__=[])
+        config = SimpleNamespace(from_server_args=lambda arguments: model)
+        module(patch, "sglang.srt.configs.model_config", ModelConfig=config)
+        module(patch, "sglang.srt.layers.moe.fused_moe_triton", __path__=[], override_config=None, fused_experts=None)
+        module(patch, "sglang.srt.layers.moe.fused_moe_triton.layer", FusedMoE=FusedMoE)
+        module(patch, "sglang.benchmark", __path__=[])
+        self.module = module(patch, place, BenchArgs=lambda: "bench", load_model=self.load, latency_test=self.measure)
+        ports = SimpleNamespace(init_new=lambda arguments: f"ports of tp {arguments.tp_size}")
+        upstream.server_args.__dict__.update(prepare_server_args=self.prepare, PortArgs=ports)
+        sys.modules["torch"].__dict__.update(
+            get_default_dtype=lambda: self.dtypes[-1], set_default_dtype=self.dtypes.append
+        )
+        self.script = upstream.script()
+
+    def prepare(self, words: list[str]) -> SimpleNamespace:
+        self.parsed.append(words)
+        last = {flag: int(value) for flag, value in pairwise(words) if value.isdigit()}
+        return SimpleNamespace(**{flag.removeprefix("--").replace("-", "_"): size for flag, size in last.items()})
+
+    def measure(self, arguments: Any, ports: Any, bench: Any, gpu: int, rank: int) -> None:  # noqa: ANN401
+        assert (bench, gpu, rank) == ("bench", 0, 0)
+        self.module.__dict__["load_model"](arguments, ports, gpu, rank)
+        raise AssertionError("a model is not run")
+
+    def load(self, arguments: Any, ports: Any, gpu: int, rank: int) -> None:  # noqa: ANN401
+        self.built.append((arguments, ports))
+        self.dtypes.append("bfloat16")
+        self.build()
+
+    def build(self) -> None:
+        try:
+            self.kind(
+                num_experts=65, hidden_size=2048, intermediate_size=512, layer_id=3, top_k=9, num_fused_shared_experts=1
+            )
+        except Exception:  # as upstream does, which then tries another way
+            raise AssertionError("upstream was not stopped") from None
+
+    def read(self) -> dict[str, Any]:
+        before = self.experts.__init__
+        facts = self.script.read_facts({"checkpoint": "model", "flags": FLAGS, "keys": KEYS})
+        assert self.experts.__init__ is before
+        assert self.module.__dict__["load_model"] == self.load
+        assert self.dtypes[-1] == "float32"
+        return dict(json.loads(json.dumps(facts)))
+
+
 def test_facts_are_those_that_upstream_serves_by(upstream: Upstream) -> None:
-    text = SimpleNamespace(num_experts=64, hidden_size=2048)
-    whole = SimpleNamespace(quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
-    parsed: list[list[str]] = []
-
-    def prepare(words: list[str]) -> SimpleNamespace:
-        parsed.append(words)
-        return SimpleNamespace(tp_size=2, ep_size=1)
-
-    model = SimpleNamespace(hf_text_config=text, hf_config=whole, dtype="torch.bfloat16", quantization="fp8")
-    config = SimpleNamespace(from_server_args=lambda arguments: model)
-    module(upstream.monkeypatch, "sglang.srt.configs", __path__=[])
-    module(upstream.monkeypatch, "sglang.srt.configs.model_config", ModelConfig=config)
-    upstream.server_args.__dict__["prepare_server_args"] = prepare
-    job = {"checkpoint": "model", "flags": ["--tp-size", "2"], "keys": ["num_experts", "n_routed_experts"]}
-    found = upstream.script().read_facts(job)
-    assert parsed == [["--model-path", "model", "--tp-size", "2"]]
-    assert found["config"] == {"num_experts": 64, "n_routed_experts": None}
+    builder = Builder(upstream)
+    found = builder.read()
+    assert builder.parsed[0] == ["--model-path", "model", *FLAGS]
+    assert found["experts"] == 64
     assert (found["dtype"], found["quantization"], found["block"]) == ("bfloat16", "fp8", [128, 128])
     assert (found["server"]["tp_size"], found["server"]["moe_dp_size"]) == (2, None)
     assert upstream.published[0].tp_size == 2
+
+
+@pytest.mark.parametrize("place", ["sglang.benchmark.one_batch", "sglang.bench_one_batch"])
+def test_the_layer_is_what_upstream_makes_for_one_rank_without_weights(upstream: Upstream, place: str) -> None:
+    builder = Builder(upstream, place)
+    found = builder.read()
+    assert (found["layer"], found["problem"]) == (LAYER, "")
+    [(arguments, ports)] = builder.built
+    assert (arguments.tp_size, arguments.dp_size, ports) == (1, 1, "ports of tp 1")
+    assert builder.parsed[1][-2:] == ["--load-format", "dummy"]
+    assert "--enable-dp-attention" not in builder.parsed[1]
+    assert upstream.published[-1] is arguments
+
+
+@pytest.mark.parametrize("experts", [None, 0, 1])
+def test_a_model_without_experts_is_not_built(upstream: Upstream, experts: int | None) -> None:
+    builder = Builder(upstream)
+    builder.text.num_experts = experts
+    found = builder.read()
+    assert (found["experts"], found["layer"], found["problem"], builder.built) == (experts, None, "", [])
+
+
+def test_a_model_that_is_built_to_its_end_has_no_layer_of_experts(upstream: Upstream) -> None:
+    builder = Builder(upstream)
+    builder.build = lambda: None  # type: ignore[method-assign]
+    found = builder.read()
+    assert (found["layer"], found["problem"], len(builder.built)) == (None, "", 1)
+
+
+def test_what_upstream_says_where_it_does_not_build_is_kept(upstream: Upstream) -> None:
+    def fail() -> None:
+        raise ValueError("hidden_sizes is not a key.\nAnd more.")
+
+    builder = Builder(upstream)
+    builder.build = fail  # type: ignore[method-assign]
+    found = builder.read()
+    assert (found["layer"], found["problem"]) == (None, "ValueError: hidden_sizes is not a key")
+
+
+def test_a_release_that_builds_otherwise_is_named(upstream: Upstream) -> None:
+    builder = Builder(upstream, "sglang.another")
+    assert "sglang 0.5.17 has a way to build a model in none of" in builder.read()["problem"]
