@@ -11,9 +11,11 @@ import ast
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from overlay_tools.api_check.bindings import FUNCTION, absolute_module, last_name, walk_imports
 from overlay_tools.api_check.contract_file import Entry, contract_path, load_contract
+from overlay_tools.api_check.definitions import parse_around
 from overlay_tools.api_check.overlay_code import read_overlay
 from overlay_tools.api_check.registered_names import MODELS
 from overlay_tools.api_check.registry_rows import ROWS, BaseNames, base_names, files_naming
@@ -108,27 +110,39 @@ def _used_models(resolver: NameResolver) -> set[str]:
     used, left = set[str](), list(resolver.overlay.files)
     while left:
         path = left.pop()
-        tree = resolver.overlay.files.get(path) or resolver.sources.tree(path)
-        package = module_name(path).rpartition(".")[0]
-        for node in walk_imports(tree) if tree else ():
-            names = [alias.name for alias in node.names]
-            if isinstance(node, ast.ImportFrom):
-                module = absolute_module(node, package)
-                names = [module, *(f"{module}.{name}" for name in names)]
-            new = {f"{name.replace('.', '/')}.py" for name in names} - used
-            new = {file for file in new if file.startswith(MODELS) and resolver.sources.read(file) is not None}
-            used |= new
-            left += new
+        tree = resolver.overlay.files.get(path)
+        if tree is None and (data := resolver.sources.read(path)) is not None:
+            lines = {data.count(b"\n", 0, found.start()) + 1 for found in re.finditer(rb"import\b", data)}
+            tree = parse_around(data, lines, f"{path} of sglang {resolver.sources.version}")
+        named = _imported_models(tree, module_name(path).rpartition(".")[0]) if tree else frozenset()
+        new = {file for file in named - used if resolver.sources.read(file) is not None}
+        used |= new
+        left += new
     return used
 
 
+@lru_cache(maxsize=1024)
+def _imported_models(tree: ast.Module, package: str) -> frozenset[str]:
+    """Return the files of models that imports of a module in `package` may name."""
+    found = set[str]()
+    for node in walk_imports(tree):
+        names = [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            module = absolute_module(node, package)
+            names = [module, *(f"{module}.{name}" for name in names)]
+        found |= {f"{name.replace('.', '/')}.py" for name in names}
+    return frozenset(file for file in found if file.startswith(MODELS))
+
+
 def _mentions_in(sources: SourceTree, file: str, names: BaseNames) -> Iterator[BaseMention]:
-    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(names.every)))})\b")
-    text = (sources.read(file) or b"").decode("utf-8", "replace")
-    rows, starts = text.split("\n"), [found.start() for found in pattern.finditer(text)]
-    indexes = {text.count("\n", 0, start) for start in starts}
+    data = sources.read(file) or b""
+    text = data.decode("utf-8", "replace")
+    words = [re.escape(name) for name in names.every if name in text]
+    # A pattern that begins with its word, and looks back for the beginning of it, is searched for much faster.
+    starts = [found.start() for word in words for found in re.finditer(rf"{word}\b(?<!\w{word})", text)]
+    rows, indexes = text.split("\n"), {text.count("\n", 0, start) for start in starts}
     lines = {index + 1 for index in indexes if not _COMMENT_OR_IMPORT.match(rows[index])}
-    tree = sources.tree(file) if lines else None
+    tree = parse_around(data, lines, f"{file} of sglang {sources.version}") if lines else None
     for node, parents in _expressions_on(lines, tree, ()) if tree is not None else ():
         what, handled = _decision(node, parents, names, text)
         if what:

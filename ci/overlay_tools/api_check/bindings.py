@@ -68,6 +68,7 @@ def collect_locals(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
     return parameters | {name: parameters.get(name, []) + bindings for name, bindings in inner.items()}
 
 
+@lru_cache(maxsize=4096)
 def collect_members(cls: ast.ClassDef, package: str) -> Bindings:
     """Return the attributes that a class itself defines: those of its body, and those its methods set on `self`."""
     members, _ = collect_bindings(cls.body, package)
@@ -76,6 +77,12 @@ def collect_members(cls: ast.ClassDef, package: str) -> Bindings:
             for name, binding in _instance_attributes(method.body, method.args.args[0].arg):
                 members.setdefault(name, []).append(binding)
     return members
+
+
+@lru_cache(maxsize=4096)  # releases share the trees of files that they share
+def collect_module(tree: ast.Module, package: str) -> tuple[Bindings, list[str]]:
+    """Return what a module in `package` binds, and the modules that it star-imports, as `collect_bindings` does."""
+    return collect_bindings(tree.body, package)
 
 
 def absolute_module(node: ast.ImportFrom, package: str) -> str:

@@ -1,4 +1,4 @@
-"""The functions and classes of a module of upstream's, each parsed when it is asked for.
+"""Parts of a module of upstream's: its functions and classes, parsed when they are asked for, or around some lines.
 
 A release has megabytes of modules from which the overlay takes a name or two, and to parse them took most of the time.
 """
@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 from overlay_tools.api_check.bindings import Binding, Bindings, collect_bindings
 from overlay_tools.errors import WheelError
 from overlay_tools.upstream.source_tree import parse
 
-_DEFINITION = re.compile(rb"(?:async def|def|class) (\w+)[(:\[]")  # a name in other letters is parsed at once
-_STATEMENT = re.compile(rb"^[^\s)\]}#]", re.MULTILINE)  # another line is part of what is above it
+_INDENTS = (0, 4)
+# A name in other letters is parsed at once.
+_DEFINITIONS = {n: re.compile(rb" {%d}(?:async def|def|class) (\w+)[(:\[]" % n) for n in _INDENTS}
+# Another line is part of what is above it.
+_STATEMENTS = {n: re.compile(rb"\n {0,%d}[^\s)\]}#]" % n) for n in _INDENTS}
 _QUOTES = (b'"""', b"'''")
 
 
@@ -48,41 +52,78 @@ class LazyBindings(dict[str, list[Binding]]):
         return self[name] if name in self else default  # noqa: SIM401
 
 
+@lru_cache(maxsize=512)  # releases share most of their files
 def cut_module(data: bytes) -> CutModule | None:
     """Cut the definitions out of a module, or return None if it is not certain where they begin and end.
 
     They must begin in the first column and be there once, and no text of several lines may reach over their ends.
     """
-    if b"\r" in data or b"\f" in data or b"overload" in data:
-        return None
-    starts = [*(match.start() for match in _STATEMENT.finditer(data)), len(data)]
-    rest, found, line, at = [data[: starts[0]]], dict[str, tuple[int, bytes]](), data.count(b"\n", 0, starts[0]), 0
-    cut_to = 0
-    while at < len(starts) - 1:
-        begin = starts[at]
-        while at < len(starts) - 2 and data.startswith(b"@", starts[at]):  # a decorator is part of what follows
-            at += 1
-        named, at = _DEFINITION.match(data, starts[at]), at + 1
-        end = starts[at]
-        lines = data.count(b"\n", begin, end)
-        if named is None:
-            rest.append(data[begin:end])
-        else:
-            name, text = named[1].decode(), data[begin:end]
-            # All definitions before have an even number of marks; where no text is open, so has what is between them.
-            between, cut_to = data[cut_to:begin], end
-            is_open = any(between.count(mark) % 2 or text.count(mark) % 2 for mark in _QUOTES)
-            if name in found or is_open or text.rstrip(b"\n").endswith(b"\\"):
-                return None
+    parts = None if b"overload" in data else _parts(data)
+    rest, found, line = list[bytes](), dict[str, tuple[int, bytes]](), 0
+    for name, text in parts or ():
+        if name in found:
+            return None
+        if name:
             found[name] = line, text
-            rest.append(b"\n" * lines)
+        lines = text.count(b"\n")
+        rest.append(b"\n" * lines if name else text)
         line += lines
     try:
-        tree = parse(b"".join(rest), "", keep=False)
+        tree = parse(b"".join(rest), "")
     except WheelError:
         return None
     bound, _ = collect_bindings(tree.body, "")
-    return None if bound.keys() & found.keys() else CutModule(rest=tree, definitions=found)
+    return None if parts is None or bound.keys() & found.keys() else CutModule(rest=tree, definitions=found)
+
+
+def parse_around(data: bytes, lines: Collection[int], what: str) -> ast.Module:
+    """Return the syntax tree of a module, without the functions, classes and methods in which none of some lines is.
+
+    Parameters: `lines`, counted from 1; `what`, what an error calls the module.
+    Raises WheelError if the module is not valid Python.
+    """
+    with suppress(WheelError):
+        return parse(_leave_out(data, lines), what)
+    return parse(data, what)
+
+
+def _leave_out(data: bytes, lines: Collection[int], first: int = 1, indent: int = 0) -> bytes:
+    """Return a text, which begins on the line `first`, with nothing on the lines of definitions without any `lines`."""
+    kept = []
+    for name, text in _parts(data, indent) or [("", data)]:
+        end = first + text.count(b"\n")
+        if name and not any(first <= line < end or line == first for line in lines):
+            kept.append(b" " * indent + b"pass" + b"\n" * (end - first))
+        else:
+            kept.append(_leave_out(text, lines, first, _INDENTS[-1]) if name and not indent else text)
+        first = end
+    return b"".join(kept)
+
+
+def _parts(data: bytes, indent: int = 0) -> list[tuple[str, bytes]] | None:
+    """Return a text in parts, each with the name that it defines, empty where it is no definition.
+
+    None if it is not certain where those begin and end, as where a text of several lines may reach over an end.
+    Parameters: `indent`, that of the definitions, one of _INDENTS.
+    """
+    if b"\r" in data or b"\f" in data:
+        return None
+    starts = [*(match.start() for match in _STATEMENTS[indent].finditer(b"\n" + data)), len(data)]
+    parts, at, cut_to = [("", data[: starts[0]])], 0, 0
+    while at < len(starts) - 1:
+        begin = starts[at]
+        while at < len(starts) - 2 and data.startswith(b" " * indent + b"@", starts[at]):
+            at += 1  # a decorator is part of what follows
+        named, at = _DEFINITIONS[indent].match(data, starts[at]), at + 1
+        text = data[begin : starts[at]]
+        if named is not None:
+            # All definitions before have an even number of marks; where no text is open, so has what is between them.
+            between, cut_to = data[cut_to:begin], starts[at]
+            is_open = any(between.count(mark) % 2 or text.count(mark) % 2 for mark in _QUOTES)
+            if is_open or text.rstrip(b"\n").endswith(b"\\"):
+                return None
+        parts.append((named[1].decode() if named else "", text))
+    return parts
 
 
 def bind_definitions(cut: CutModule, known: Bindings, package: str, whole: Callable[[], ast.Module]) -> LazyBindings:
@@ -94,7 +135,7 @@ def bind_definitions(cut: CutModule, known: Bindings, package: str, whole: Calla
     def define(name: str) -> list[Binding]:
         line, text = cut.definitions[name]
         try:
-            body = parse(b"\n" * line + text, "", keep=False).body
+            body = parse(b"\n" * line + text, "").body
         except WheelError:
             body = whole().body
         return collect_bindings(body, package)[0].get(name, [None])

@@ -22,6 +22,7 @@ from overlay_tools.api_check.bindings import (
     last_name,
     member_kind,
 )
+from overlay_tools.api_check.registered_names import SERVING
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.api_check.signatures import call_mismatch, call_signature, function_signature, override_mismatch
 from overlay_tools.api_check.static_conditions import evaluate_condition
@@ -211,14 +212,16 @@ class _ReferenceFinder(ast.NodeVisitor):
             return
         problem = ""
         if self.resolver.module(module) is None:
-            problem = f"there is no module {module}{self._moved_to(name) if name else ''}"
-        elif name is not None and not self.resolver.resolve_import(module, name):
+            problem = f"there is no module {module}{self._moved_to(name)}"
+        elif name is not None and not self.resolver.has(module, name):
             problem = f"{module} has no `{name}`{self._moved_to(name)}"
         names = [f"{module}:{name}"] if name and self._of_upstream(self.resolver.module(module)) else []
         self._add(node, "import", f"{module}.{name}" if name else module, [problem], names)
 
-    def _moved_to(self, name: str) -> str:
+    def _moved_to(self, name: str | None) -> str:
         """Say where else in the release something of this name is defined, in the file whose name is most alike."""
+        if name is None or "import" in self.caught_kinds:  # nobody would read it
+            return ""
         defined = re.compile(rf"^(?:class|def|async def) {name}\b|^{name}\s*[:=]".encode(), re.MULTILINE)
         sources = self.resolver.sources
         files = [file for file in sources.holding(name) if defined.search(sources.read(file) or b"")]
@@ -303,10 +306,10 @@ class _ReferenceFinder(ast.NodeVisitor):
                 self._add(place, "override", f"{node.name}.{name}", [self._missing(bases[0], name)])
 
     def _asked(self, name: str) -> bool:
-        """Tell whether upstream asks an object by `hasattr` or `getattr` whether it has something of this name."""
+        """Tell whether upstream asks an object that serves by `hasattr` or `getattr` for something of this name."""
         asked = re.compile(rf"""\b(?:has|get)attr\([^()]*,\s*["']{name}["']""".encode())
         sources = self.resolver.sources
-        return any(asked.search(sources.read(file) or b"") for file in sources.holding(name))
+        return any(held and asked.search(sources.read(file) or b"") for file, held in sources.words_in([name], SERVING))
 
     def _of_upstream(self, module: Module | None) -> bool:
         return module is not None and not module.in_overlay

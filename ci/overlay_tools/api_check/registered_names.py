@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from overlay_tools.upstream.source_tree import SourceTree
 
+SERVING = "sglang/srt/"  # where the code is that serves; as much again is for other purposes
 MODELS, _CONFIGS, PROCESSORS = "sglang/srt/models/", "sglang/srt/configs/", "sglang/srt/multimodal/processors/"
 REGISTERING = (MODELS, _CONFIGS, PROCESSORS)  # where files are that make names known
 

@@ -11,14 +11,20 @@ from overlay_tools.api_check.bindings import Imported, last_name
 from overlay_tools.api_check.hook_code import AppliedHooks
 from overlay_tools.api_check.model_types import model_type_of
 from overlay_tools.api_check.references import Reference
-from overlay_tools.api_check.registered_names import MODELS, REGISTERING, entry_classes, places_of, registered_names
+from overlay_tools.api_check.registered_names import (
+    MODELS,
+    REGISTERING,
+    SERVING,
+    entry_classes,
+    places_of,
+    registered_names,
+)
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.api_check.symbols import Symbol
 from overlay_tools.errors import ContractError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import module_name, parse
 
-SERVING = "sglang/srt/"  # where the code is that serves; as much again is for other purposes
 ROWS = "sglang/srt/overlay_models/"
 _PARSERS = {
     "reasoning_parser": ("sglang/srt/parser/reasoning_parser.py", "DetectorMap"),
@@ -199,13 +205,11 @@ def base_names(resolver: NameResolver) -> BaseNames:
 
 def files_naming(resolver: NameResolver, names: Collection[str]) -> list[str]:
     """Return upstream's files that serve and hold one of some `names`, which are the overlay's or a base's."""
+    if not names:
+        return []
     every = {name for _, _, name in _overlay_names(resolver)} | base_names(resolver).every
-    files = (
-        resolver.sources.holding(*every, *names, under=SERVING) if names else []
-    )  # one search for all that are ever asked for
-    words = [name.encode() for name in names]
-    files = [path for path in files if any(word in (resolver.sources.read(path) or b"") for word in words)]
-    return [path for path in files if path not in resolver.overlay.files]
+    found = resolver.sources.words_in({*every, *names}, SERVING)  # one search for all that are ever asked for
+    return [path for path, held in found if not held.isdisjoint(names) and path not in resolver.overlay.files]
 
 
 def table_rows(tree: ast.Module | None, name: str) -> list[ast.expr]:

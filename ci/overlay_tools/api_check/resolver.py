@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 
@@ -39,9 +38,8 @@ class NameResolver:
         self.overlay = overlay
         self._paths = frozenset(sources.names)
         self._modules: dict[str, Module | None] = {}
-        self._members: dict[ast.ClassDef, Bindings] = {}
-        self._mro: dict[ast.ClassDef, list[Symbol]] = {}
-        self._resolving: set[object] = set()
+        self._mro: dict[tuple[Module, ast.ClassDef], list[Symbol]] = {}  # files that are alike share their nodes
+        self._resolving: set[object] = set()  # what is being resolved, so that a circle is noticed
         self._steps = 0
 
     def module(self, name: str) -> Module | None:
@@ -65,11 +63,12 @@ class NameResolver:
     def _load_upstream(self, name: str, path: str) -> Module | None:
         """Return a module of the release, its definitions unparsed where no hook changes it."""
         # What a hook adds is looked at in all of the file.
-        cut = None if self.sources.is_changed(path) else cut_module(self.sources.read(path) or b"")
+        sources = self.sources  # what a module keeps is not to keep this resolver in a circle with it
+        cut = None if sources.is_changed(path) else cut_module(sources.read(path) or b"")
         if cut is None:
-            tree = self.sources.tree(path)
+            tree = sources.tree(path)
             return None if tree is None else Module(name=name, path=path, in_overlay=False, tree=tree)
-        definitions = partial(bind_definitions, cut, whole=lambda: self.sources.tree(path) or cut.rest)
+        definitions = partial(bind_definitions, cut, whole=lambda: sources.tree(path) or cut.rest)
         return Module(name=name, path=path, in_overlay=False, tree=cut.rest, definitions=definitions)
 
     def resolve_import(self, module: str, name: str | None) -> list[Symbol]:
@@ -79,13 +78,21 @@ class NameResolver:
             return [] if is_sglang(module) else [UNKNOWN]
         return [Symbol(module=found, node=found.tree)] if name is None else self.resolve_name(found, name)
 
+    def has(self, module: str, name: str) -> bool:
+        """Tell whether an import of a name in a module gives something, without parsing what it is."""
+        found = self.module(module)
+        return (found is not None and name in found.bindings) or bool(self.resolve_import(module, name))
+
     def resolve_name(self, module: Module, name: str) -> list[Symbol]:
         """Return what a name of a module stands for."""
         # While it is being resolved, the name is what a package imports from a module in itself.
         if name in module.bindings and (module.name, name) not in self._resolving:
-            with self._guard((module.name, name)):
+            self._resolving.add((module.name, name))
+            try:
                 # If upstream's own import of the name leads nowhere, that is for upstream to mend.
                 return self._resolve_bindings(Scope(module=module), module.bindings[name]) or [UNKNOWN]
+            finally:
+                self._resolving.discard((module.name, name))
         for star in module.star_imports:
             source = self.module(star)
             if source is None and not is_sglang(star):
@@ -114,9 +121,11 @@ class NameResolver:
     def infer(self, scope: Scope, node: ast.expr) -> list[Symbol]:
         """Return what an expression stands for."""
         self._steps = self._steps + 1 if self._resolving else 0
-        if id(node) in self._resolving or self._steps > _MOST_STEPS:  # the name is defined by itself, or by too much
+        key = scope.module, id(node)
+        if key in self._resolving or self._steps > _MOST_STEPS:  # the name is defined by itself, or by too much
             return [UNKNOWN]
-        with self._guard(id(node)):
+        self._resolving.add(key)
+        try:
             if isinstance(node, ast.Name):
                 return self._infer_name(scope, node.id)
             if isinstance(node, ast.Attribute):
@@ -124,13 +133,6 @@ class NameResolver:
             if isinstance(node, ast.Call):
                 return self._infer_call(scope, node)
             return [Symbol(module=scope.module, node=node)]
-
-    @contextmanager
-    def _guard(self, key: object) -> Iterator[None]:
-        """Mark something as being resolved, so that a circle is noticed."""
-        self._resolving.add(key)
-        try:
-            yield
         finally:
             self._resolving.discard(key)
 
@@ -214,21 +216,20 @@ class NameResolver:
         node, module = cls.node, cls.module
         assert isinstance(node, ast.ClassDef)
         assert module is not None
-        if node not in self._members:
-            self._members[node] = collect_members(node, module.package)
-        return self._members[node]
+        return collect_members(node, module.package)
 
     def mro(self, cls: Symbol) -> list[Symbol]:
         """Return a class and its bases in the order in which Python looks; UNKNOWN for a base outside sglang."""
         node, module = cls.node, cls.module
         assert isinstance(node, ast.ClassDef)
         assert module is not None
-        if node not in self._mro:
+        key = module, node
+        if key not in self._mro:
             order = [Symbol(module=module, node=node)]
-            self._mro[node] = order  # in case a class derives from itself
+            self._mro[key] = order  # in case a class derives from itself
             for base in node.bases:
                 found = next(iter(self.infer(Scope(module=module), base)), UNKNOWN)
                 order = order + (self.mro(found) if isinstance(found.node, ast.ClassDef) else [UNKNOWN])
             # A base that several classes share comes after the last of them.
-            self._mro[node] = [item for index, item in enumerate(order) if item not in order[index + 1 :]]
-        return self._mro[node]
+            self._mro[key] = [item for index, item in enumerate(order) if item not in order[index + 1 :]]
+        return self._mro[key]

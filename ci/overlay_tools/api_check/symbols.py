@@ -6,7 +6,7 @@ import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from overlay_tools.api_check.bindings import Bindings, collect_bindings
+from overlay_tools.api_check.bindings import Bindings, collect_module
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class Module:
     star_imports: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        known, self.star_imports = collect_bindings(self.tree.body, self.package)
+        known, self.star_imports = collect_module(self.tree, self.package)
         self.bindings = self.definitions(known, self.package) if self.definitions else known
 
     @property

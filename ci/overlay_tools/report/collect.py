@@ -29,7 +29,7 @@ from overlay_tools.upstream.lockfile import Release
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree
 from overlay_tools.wheels.overlay_files import check_ranges
 
-_PROCESSES = 2
+_PROCESSES, _FIRST_SHARE = 2, 0.57
 
 
 def _begin_worker() -> None:
@@ -54,8 +54,9 @@ def collect_status(
     optional = sorted({stage for version, stage in results if version in lock and stage not in STAGES})
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("fork"), initializer=_begin_worker) as pool:
         try:
-            # Releases that follow one another share most files, and a process reads each of these once.
-            share = -(-len(lock) // _PROCESSES)
+            # Releases that follow one another share most files, and a process reads each of these once. Later ones are
+            # larger, so the first process takes more of them.
+            share = max(1, round(len(lock) * _FIRST_SHARE))
             check = partial(_check_release, project, hooks, cache, KeptChecks(project))
             checks = pool.map(check, lock.values(), chunksize=share)
             checked = dict(zip(lock, checks, strict=True))

@@ -7,9 +7,10 @@ import gc
 import platform
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,8 +19,8 @@ from overlay_tools.errors import LockError, WheelError
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import THIS_PYTHON, LockedWheel, Release
 
-_STEM = 8  # letters of a word that is searched for
-_HELD: dict[tuple[bytes, ...], dict[tuple[int, int], bool]] = {}  # by CRC and size: releases share most files
+_STEM = 5  # letters: words that begin with the same ones are searched for together
+_HELD: dict[frozenset[str], dict[tuple[int, int], frozenset[str]]] = {}  # by CRC and size: releases share most files
 
 
 class SourceTree:
@@ -87,10 +88,18 @@ class SourceTree:
 
         Parameters: `under`, how the paths begin that are asked about.
         """
-        every = {word for word in words if not any(other in word for other in words if other != word)}
-        few = sorted(word.encode() for word in every)
-        stems = {word[:_STEM] for word in few}  # fewer searches: many words begin alike, and few files have a stem
-        held, found = _HELD.setdefault(tuple(few), {}), []
+        return [name for name, held in self.words_in(words, under) if held]
+
+    def words_in(self, words: Iterable[str], under: str = "") -> Iterator[tuple[str, frozenset[str]]]:
+        """Yield the names of the Python files, each with those of some words that its text holds.
+
+        Parameters: `under`, how the paths begin that are asked about.
+        """
+        every = frozenset(words)
+        alike = [list(group) for _, group in groupby(sorted(every), lambda word: word[:_STEM])]
+        # Few files hold one of these: the letters that a group begins with, or all of a word that is alone.
+        stems = [(group[0][: _STEM if group[1:] else None].encode(), group) for group in alike]
+        held = _HELD.setdefault(every, {})
         for name in self.names:
             if not name.startswith(under):
                 continue
@@ -102,10 +111,9 @@ class SourceTree:
                 key = zlib.crc32(data), len(data)
             if key not in held:
                 data = self.read(name) or b""
-                held[key] = any(stem in data for stem in stems) and any(word in data for word in few)
-            if held[key]:
-                found.append(name)
-        return found
+                begun = (word for stem, group in stems if stem in data for word in group)
+                held[key] = frozenset(word for word in begun if word.encode() in data)
+            yield name, held[key]
 
 
 @contextmanager
@@ -131,19 +139,19 @@ def module_name(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def parse(data: bytes, what: str, *, keep: bool = True) -> ast.Module:
-    """Return the syntax tree of a file's content.
+def parse(data: bytes, what: str) -> ast.Module:
+    """Return the syntax tree of a file's content, or of part of it.
 
-    Parameters: `what`, what an error calls the file; `keep`, whether it is kept for the next time.
+    Parameters: `what`, what an error calls the file.
     Raises WheelError if it is not valid Python.
     """
     try:
-        return _parse(data) if keep else _parse.__wrapped__(data)
+        return _parse(data)
     except (SyntaxError, ValueError) as error:
         raise WheelError(f"{what}: {error}.", hint="The wheel is damaged, or for a newer Python than this.") from None
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=512)
 def _parse(data: bytes) -> ast.Module:
     # Releases share most of their files, and nothing changes a tree, so trees are kept. The garbage collector is kept
     # away from them: they hold no cycles, and to search so many objects for some would take as long as to parse.

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 from overlay_tools.api_check.bindings import Declared, Imported, collect_bindings
-from overlay_tools.api_check.definitions import LazyBindings, bind_definitions, cut_module
+from overlay_tools.api_check.definitions import LazyBindings, bind_definitions, cut_module, parse_around
 
 MODULE = '''\
 """A text
@@ -106,3 +106,29 @@ def test_a_definition_that_cannot_be_parsed_by_itself_is_taken_from_the_whole_fi
     cut = type(broken)(rest=broken.rest, definitions={"f": (0, b"def f(\n")})
     again = bind_definitions(cut, {}, "p", lambda: ast.parse(textwrap.dedent(text)))
     assert [shown(item) for item in again["f"]] == [shown(item) for item in found["f"]]
+
+
+def expressions(tree: ast.AST, line: int) -> list[str]:
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.expr) and node.lineno == line)
+    return sorted(ast.dump(node, include_attributes=True) for node in found)
+
+
+def test_what_is_on_a_line_is_found_without_the_rest() -> None:
+    text = MODULE.replace('"""A text\ndef of_no_module():\n"""\n', "")
+    plain = text.replace(
+        '"""\n    def no_method(): ...\n    """', "1\n\n    @twice\n    def other(self):\n        return 2"
+    )
+    for module in (MODULE, text, plain):
+        whole = ast.parse(module)
+        for line in range(1, module.count("\n") + 1):
+            assert expressions(parse_around(module.encode(), {line}, "it"), line) == expressions(whole, line)
+    left = ast.unparse(parse_around(plain.encode(), {plain[: plain.index("return 2")].count("\n") + 1}, "it"))
+    assert "return 2" in left
+    assert "self.y" not in left
+    assert "return a" not in left
+
+
+def test_a_text_that_reaches_over_a_definition_is_parsed_as_a_whole() -> None:
+    text = 'class A:\n    x = """\n    def no_method(): ...\n    """\n    def method(self):\n        return 1\n'
+    assert ast.unparse(parse_around(text.encode(), {6}, "it")) == ast.unparse(ast.parse(text))
+    assert ast.unparse(parse_around(b"def f(): return 1\nx = 'def f(): y'\n", {2}, "it")) == "pass\nx = 'def f(): y'"
