@@ -9,7 +9,7 @@ from pathlib import Path
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving.inputs import Inputs
 from overlay_tools.proving.results import Result, save_results
-from overlay_tools.proving.stages import STAGES
+from overlay_tools.proving.stages import stages_of
 from overlay_tools.settings import load_project
 from overlay_tools.upstream.lockfile import dump_lock, load_lock
 
@@ -39,7 +39,7 @@ def prove() -> None:
             **passed,  # type: ignore[arg-type]
         )
         for version, release in load_lock(project.lock).items()
-        for stage in STAGES
+        for stage in stages_of(project, version)
     ]
     save_results(project.results, results)
 

@@ -18,7 +18,7 @@ from overlay_tools.errors import MatrixError, OverlayError
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving.inputs import Inputs
 from overlay_tools.proving.results import Result, commit_of, load_results, save_results
-from overlay_tools.proving.stages import STAGES, run_stage
+from overlay_tools.proving.stages import PLUGIN_STAGE, run_stage, stages_of
 from overlay_tools.settings import Project, load_project
 from overlay_tools.upstream.lockfile import load_lock
 
@@ -26,7 +26,13 @@ from overlay_tools.upstream.lockfile import load_lock
 # emptied before the next release is installed, so the folder stays under CACHE + 9 GB.
 CACHE = 14e9
 NEEDED = CACHE + 9e9
-_GUESS = {"static": 15.0, "kernels": 60.0, "decisions": 60.0, "engine": 540.0}  # seconds, until a run has measured them
+_GUESS = {
+    "static": 15.0,
+    "kernels": 60.0,
+    "decisions": 90.0,
+    "engine": 720.0,
+    "plugin": 240.0,
+}  # seconds, until a run has measured them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +56,7 @@ def plan_matrix(
     for version in versions:
         stages = [
             stage
-            for stage in STAGES
+            for stage in stages_of(project, version)
             if again
             or (old := results.get((version, stage))) is None
             or not old.green
@@ -103,15 +109,22 @@ def _run_stages(project: Project, item: ReleasePlan, python: str | None, folder:
     release = load_lock(project.lock)[item.version]
     commit, inputs = commit_of(project.root), Inputs(project, load_series(project.patches), python)
     ran_on = {stage: inputs.parts(release, stage) for stage in item.stages}
-    # The tests are the CPU's, also where there is a GPU: a result is the same on every machine of a kind.
-    with engine_environment(project, item.version, python, folder / "environment", gpu=False) as interpreter:
-        for stage in item.stages:
-            log = folder / "logs" / f"{item.version}-{stage}.log"
-            with console.step(f"  {stage}"):
-                result = run_stage(project.root, item.version, stage, interpreter, log, commit, ran_on[stage])
-            _check_unchanged(project, result, python)
-            save_results(project.results, {**load_results(project.results), (item.version, stage): result}.values())
-            yield result, log
+    for plugin in (False, True):
+        stages = [stage for stage in item.stages if (stage in PLUGIN_STAGE) == plugin]
+        if not stages:
+            continue
+        place = folder / "environment"
+        shutil.rmtree(place, ignore_errors=True)
+        # The tests are the CPU's, also where there is a GPU: a result is the same on every machine of a kind.
+        with engine_environment(project, item.version, python, place, gpu=False, plugin=plugin) as interpreter:
+            for stage in stages:
+                log = folder / "logs" / f"{item.version}-{stage}.log"
+                with console.step(f"  {stage}"):
+                    result = run_stage(project.root, item.version, stage, interpreter, log, commit, ran_on[stage])
+                _check_unchanged(project, result, python)
+                results = {**load_results(project.results), (item.version, stage): result}
+                save_results(project.results, results.values())
+                yield result, log
 
 
 def _check_unchanged(project: Project, result: Result, python: str | None) -> None:
@@ -139,7 +152,7 @@ class _Clock:
 
     def __init__(self, plan: Sequence[ReleasePlan], results: Mapping[tuple[str, str], Result]) -> None:
         self._left = [stage for item in plan for stage in item.stages]
-        self._took = {stage: [r.seconds for r in results.values() if r.stage == stage and r.green] for stage in STAGES}
+        self._took = {stage: [r.seconds for r in results.values() if r.stage == stage and r.green] for stage in _GUESS}
         self._started = time.monotonic()
 
     def done(self, result: Result) -> None:

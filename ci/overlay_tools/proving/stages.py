@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from overlay_tools.engines import engine_config
 from overlay_tools.errors import OverlayError
 from overlay_tools.proving.results import Result
+from overlay_tools.settings import Project
 from overlay_tools.subprocesses import run, run_logged
 
 # A stage's tests are all that lie in its folders. Those that start servers take longest, so they come last: what
@@ -23,6 +24,15 @@ STAGES: dict[str, tuple[str, ...]] = {
     "kernels": ("tests/engine/kernels", "tests/gpu/kernels"),
     "decisions": ("tests/engine/decisions",),
     "engine": ("tests/engine/drop_in", "tests/engine/serving", "tests/models"),
+}
+# One more, of the releases that the settings name for the plugin, with that beside upstream's own wheel: whatever
+# depends on how our models come into a server.
+PLUGIN_STAGE: dict[str, tuple[str, ...]] = {
+    "plugin": (
+        "tests/engine/decisions",
+        "tests/plugin",
+        "tests/engine/serving/test_http.py",
+    )
 }
 # What one pytest runs in an environment: of the drop-in wheel; of upstream's wheel and the plugin, which has no drop-in
 # wheel and the same kernels; of a machine with a CUDA GPU.
@@ -44,6 +54,11 @@ print(", ".join(f"{name} {found[name]}" for name in names if name in found))
 """
 
 
+def stages_of(project: Project, version: str) -> list[str]:
+    """Return the stages that a release has to pass."""
+    return [*STAGES, *(PLUGIN_STAGE if version in project.plugin else ())]
+
+
 def run_stage(
     root: Path, version: str, stage: str, python: Path, log: Path, commit: str, inputs: Mapping[str, str]
 ) -> Result:
@@ -61,7 +76,9 @@ def run_stage(
         # An engine environment holds what the release pins, whose warnings are not ours to mend.
         words += ["-k", f"[{version}]"] if static else ["-W", "default", *IN_PROCESSES]
         started = time.monotonic()
-        run_logged([*words, *STAGES[stage]], cwd=root, env={} if static else engine_config.ENV, log=log)
+        run_logged(
+            [*words, *{**STAGES, **PLUGIN_STAGE}[stage]], cwd=root, env={} if static else engine_config.ENV, log=log
+        )
         seconds = time.monotonic() - started
         if not report.exists():
             raise OverlayError(f"pytest ended without a report on {stage} of {version}.", hint=f"See {log}.")

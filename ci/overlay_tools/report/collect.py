@@ -18,7 +18,7 @@ from overlay_tools.patches.apply import apply_series, find_hunk
 from overlay_tools.patches.model import Hook, Patch, source_of, split_lines
 from overlay_tools.proving.inputs import Inputs
 from overlay_tools.proving.results import Result, commit_of, load_results
-from overlay_tools.proving.stages import STAGES
+from overlay_tools.proving.stages import STAGES, stages_of
 from overlay_tools.report.hook_distance import measure_hooks
 from overlay_tools.report.kept_checks import Cells, KeptChecks
 from overlay_tools.report.model import Cell, State, Status, StatusTable
@@ -51,7 +51,9 @@ def collect_status(
     """
     check_ranges(project, lock)
     results = load_results(project.results)
-    optional = sorted({stage for version, stage in results if version in lock and stage not in STAGES})
+    required = {version: stages_of(project, version) for version in lock}
+    known = {*(stage for stages in required.values() for stage in stages), *(s for v, s in results if v in lock)}
+    columns = [*STAGES, *sorted(known - {*STAGES})]
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("fork"), initializer=_begin_worker) as pool:
         try:
             # Releases that follow one another share most files, and a process reads each of these once. Later ones are
@@ -68,8 +70,7 @@ def collect_status(
     inputs = Inputs(project, hooks, python)
     for version, release in lock.items():
         stages[version] = [
-            _stage_cell(results.get((version, stage)), stage in STAGES, inputs, release)
-            for stage in (*STAGES, *optional)
+            _stage_cell(results.get((version, stage)), stage in required[version], inputs, release) for stage in columns
         ]
     tables = [
         StatusTable(
@@ -81,7 +82,7 @@ def collect_status(
         StatusTable(
             name="Stages",
             about="What did the tests say of the wheels that this checkout builds?",
-            columns=[*STAGES, *optional],
+            columns=columns,
             rows=stages,
         ),
         StatusTable(

@@ -12,7 +12,7 @@ from overlay_tools.errors import PatchError
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving.inputs import Inputs, stage_tests, stage_tool
 from overlay_tools.proving.results import Result
-from overlay_tools.proving.stages import STAGES
+from overlay_tools.proving.stages import PLUGIN_STAGE, STAGES
 from overlay_tools.upstream.lockfile import THIS_PYTHON
 
 from unit.conftest import LOADER, PATCH, REPOSITORY, Miniature, upstream_files
@@ -246,10 +246,11 @@ def test_a_result_without_parts_does_not_hold(mini: Miniature) -> None:
     assert differences(mini, replace(old, inputs=some)) == ["what ci/overlay_tools has of this stage changed"]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, *PLUGIN_STAGE])
 def test_what_the_tests_import_of_this_checkout_is_in_the_key(stage: str) -> None:
     files = stage_tests(stage), stage_tool(stage)
-    modules = [path for folder in STAGES[stage] for path in (REPOSITORY / folder).rglob("*.py")]
+    roots = [REPOSITORY / root for root in {**STAGES, **PLUGIN_STAGE}[stage]]
+    modules = [path for root in roots for path in ([root] if root.is_file() else root.rglob("*.py"))]
     seen, missing = set(modules), set()
     while modules:
         for name in _imports(ast.parse(modules.pop().read_text(encoding="utf-8"))):

@@ -23,11 +23,14 @@ GREEN = "def test_a() -> None:\n    pass\n"
 
 
 @contextmanager
-def make_environment(project: Project, version: str, python: str | None, folder: Path, *, gpu: bool) -> Iterator[Path]:
+def make_environment(
+    project: Project, version: str, python: str | None, folder: Path, *, gpu: bool, plugin: bool
+) -> Iterator[Path]:
     """Stand for the installation of a release, which takes minutes and gigabytes."""
     assert not gpu
     folder.mkdir()
     (folder / "release").write_text(version)
+    (folder / "has").write_text("plugin" if plugin else "drop-in wheel")
     yield Path(sys.executable)
 
 
@@ -43,7 +46,6 @@ def project(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
     table = {"static": ("tests/static",), "engine": ("tests/engine",)}
     monkeypatch.setattr(stages, "STAGES", table)
     monkeypatch.setattr(inputs, "STAGES", table)
-    monkeypatch.setattr(runner, "STAGES", table)
     monkeypatch.setattr(runner, "NEEDED", 1.0)
     monkeypatch.setattr(runner, "engine_environment", make_environment)
     monkeypatch.setenv("UV_CACHE_DIR", "elsewhere")
@@ -73,6 +75,22 @@ def test_every_stage_of_every_release_is_run_and_recorded(
     assert "GB of disk" in said
     assert not (project.root / ".nox/releases/environment").exists()
     assert "1 passed" in (project.root / ".nox/releases/logs/1.1-engine.log").read_text()
+
+
+def test_the_plugin_is_proven_on_the_releases_that_the_settings_name(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is so in an environment of its own, in which no other stage runs."""
+    for module in (stages, inputs):
+        monkeypatch.setattr(module, "PLUGIN_STAGE", {"plugin": ("tests/plugin",)})
+    settings = project.root / "pyproject.toml"
+    settings.write_text(settings.read_text().replace("plugin = []", 'plugin = ["1.1"]'))
+    has = "import pathlib\n\ndef test_a() -> None:\n    [has] = pathlib.Path('.nox').rglob('has')\n"
+    project.write("tests/plugin/test_p.py", f"{has}    assert has.read_text() == 'plugin'\n")
+    project.write("tests/engine/test_e.py", f"{has}    assert has.read_text() == 'drop-in wheel'\n")
+    assert run(project) == 0
+    assert [key for key in results(project) if key[1] == "plugin"] == [("1.1", "plugin")]
+    assert {(result.passed, result.failed) for result in results(project).values()} == {(1, 0)}
 
 
 def test_what_is_proven_is_not_run_again_until_what_is_built_changes(
@@ -119,11 +137,13 @@ def test_one_red_release_keeps_no_other_from_being_run(
     project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @contextmanager
-    def fail_at_first(owner: Project, version: str, python: str | None, folder: Path, *, gpu: bool) -> Iterator[Path]:
+    def fail_at_first(
+        owner: Project, version: str, python: str | None, folder: Path, *, gpu: bool, plugin: bool
+    ) -> Iterator[Path]:
         if version == "1.0":
             folder.mkdir()
             raise ToolError("uv pip install failed with status 2:\nno torch")
-        with make_environment(owner, version, python, folder, gpu=gpu) as interpreter:
+        with make_environment(owner, version, python, folder, gpu=gpu, plugin=plugin) as interpreter:
             yield interpreter
 
     monkeypatch.setattr(runner, "engine_environment", fail_at_first)

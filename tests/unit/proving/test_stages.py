@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_TESTS, STAGES
+from overlay_tools.proving.stages import ENGINE_TESTS, GPU_TESTS, PLUGIN_STAGE, PLUGIN_TESTS, STAGES
 
 from unit.conftest import REPOSITORY
 
@@ -24,6 +24,12 @@ def test_each_module_of_the_engine_s_tests_belongs_to_one_stage(module: Path) ->
 @pytest.mark.parametrize("folder", dict.fromkeys([*ENGINE_TESTS, *PLUGIN_TESTS, *GPU_TESTS, *STAGES["static"]]))
 def test_each_folder_of_a_stage_holds_tests(folder: str) -> None:
     assert modules(folder) != []
+
+
+@pytest.mark.parametrize("path", PLUGIN_STAGE["plugin"])
+def test_the_plugin_s_stage_is_of_the_plugin_s_tests(path: str) -> None:
+    assert (REPOSITORY / path).exists()
+    assert any(Path(path).is_relative_to(folder) for folder in PLUGIN_TESTS)
 
 
 def test_the_engine_comes_last() -> None:

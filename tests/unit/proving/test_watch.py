@@ -62,7 +62,7 @@ def project(mini_here: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
     git(mini_here, "add", "--all")
     git(mini_here, "commit", "--quiet", "--message=first")
     table = {"static": ("tests/static",), "engine": ("tests/engine",)}
-    for module in (stages, inputs, runner, command):
+    for module in (stages, inputs, command):
         monkeypatch.setattr(module, "STAGES", table)
     monkeypatch.setattr(runner, "NEEDED", 1.0)
     monkeypatch.setattr(runner, "engine_environment", make_environment)
