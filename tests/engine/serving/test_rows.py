@@ -23,7 +23,7 @@ from reference.checkpoints import VOCAB_SIZE, change_tensors
 from reference.greedy import encode
 from tokenizers import AddedToken, Tokenizer
 
-from engine.harness import OURS, PACKAGE, RELEASE, SPAWN, flush, post, run_first, server
+from engine.harness import OURS, PACKAGE, RELEASE, flush, post, run_first, server
 
 NAME = "llama-logit-shaping"
 ARCHITECTURE = OURS[NAME].architecture
@@ -89,7 +89,6 @@ class Talk:
     marks: tuple[str, str, str, str]
     prompt: str
     holds: Mapping[str, Any]
-    environment: Mapping[str, str]
 
 
 ROW: dict[str, Any] = {
@@ -116,7 +115,6 @@ TALKS = {
             "chunked_prefill_size": 48,
             "max_running_requests": 8,
         },
-        environment=SPAWN,
     ),
     "the user says": Talk(
         row={**ROW, "reasoning_parser": "deepseek-r1", "tool_call_parser": "row_parts:Calling"},
@@ -137,7 +135,6 @@ TALKS = {
             "chunked_prefill_size": 32,
             "max_running_requests": 8,
         },
-        environment={},
     ),
 }
 
@@ -192,7 +189,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     user = {**talk.user}
     if "chat_template" in user:
         user["chat_template"] = folder / user["chat_template"]
-    with server(folder / "model", folder / "log", user, {**environment, **talk.environment}) as running:
+    with server(folder / "model", folder / "log", user, environment) as running:
         yield running, talk
 
 
