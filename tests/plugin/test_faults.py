@@ -12,11 +12,12 @@ import pytest
 from engine.harness import OURS, PACKAGE, RELEASE, SPAWN, run_first, server
 from overlay_tools.errors import ServeError
 from reference.cases import make_checkpoint
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from plugin.names import DISTRIBUTION, WHEEL
 
 # A model of ours that shares its model_type with upstream's, and one that has its own.
-PLAIN = next(name for name, case in OURS.items() if case.served)
+PLAIN = next(name for name, case in OURS.items() if case.served and case.config["model_type"] in CONFIG_MAPPING_NAMES)
 DERIVED = next(name for name, case in OURS.items() if case.trained is not None)
 ARCHITECTURE, MODEL_TYPE = OURS[PLAIN].architecture, OURS[DERIVED].config["model_type"]
 

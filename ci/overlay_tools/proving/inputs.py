@@ -80,10 +80,14 @@ def stage_tests(stage: str) -> FileSet:
 
 
 def stage_tool(stage: str) -> FileSet:
-    """Return the files of the tool that make wheels and environments, and run the stage or are what it tests."""
+    """Return the files of the tool that make wheels and environments, and run the stage or are what it tests.
+
+    Those of the plugin that are in no other wheel are among them, for its stage.
+    """
     packages = ("archive", "patches", "upstream", "wheels", *_PACKAGES.get(stage, ("engines",)))
     contract = ("ci/contract.toml",) * (stage == "static")
-    trees = (*(f"{_TOOL}/{package}" for package in packages), f"{_TOOL}/proving/stages.py", *contract)
+    plugin = ("overlay/sglang_overlay_plugin", "overlay/sglang_overlay_plugin_start.py") * (stage in PLUGIN_STAGE)
+    trees = (*(f"{_TOOL}/{package}" for package in packages), f"{_TOOL}/proving/stages.py", *contract, *plugin)
     return FileSet(trees=trees, folders=(_TOOL,))
 
 

@@ -30,8 +30,13 @@ STAGES: dict[str, tuple[str, ...]] = {
 PLUGIN_STAGE: dict[str, tuple[str, ...]] = {
     "plugin": (
         "tests/engine/decisions",
-        "tests/plugin",
-        "tests/engine/serving/test_http.py",
+        "tests/engine/serving/test_checked_updates.py",
+        "tests/engine/serving/test_fresh_processes.py",
+        "tests/engine/serving/test_strict_loading.py",
+        "tests/plugin/test_doctor.py",
+        "tests/plugin/test_faults.py",
+        "tests/plugin/test_processes.py",
+        "tests/plugin/test_side_by_side.py",
     )
 }
 # What one pytest runs in an environment: of the drop-in wheel; of upstream's wheel and the plugin, which has no drop-in

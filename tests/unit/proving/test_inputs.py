@@ -239,6 +239,13 @@ def test_the_static_stage_is_of_the_interpreter_that_runs_the_tool(mini: Miniatu
     assert differences(mini, old, "3.9") == [f"it was recorded with Python 3.9.1, not {THIS_PYTHON}"]
 
 
+def test_the_plugin_s_stage_is_of_the_plugin_s_own_files_too(mini: Miniature) -> None:
+    of_plugin, of_engine = result(mini, "plugin"), result(mini)
+    mini.write("overlay/sglang_overlay_plugin/attach.py", "ATTACHED = 2\n")
+    assert differences(mini, of_plugin) == ["what ci/overlay_tools has of this stage changed"]
+    assert differences(mini, of_engine) == []
+
+
 def test_a_result_without_parts_does_not_hold(mini: Miniature) -> None:
     assert differences(mini, replace(result(mini), inputs={})) == ["it was recorded without what it ran on"]
     old = result(mini)

@@ -250,6 +250,18 @@ def test_a_stage_without_a_result_is_not_run(mini: Miniature) -> None:
     assert "○ engine: not run (all)" in terminal(status)
 
 
+def test_the_plugin_s_stage_is_required_where_the_settings_name_the_release(mini: Miniature) -> None:
+    settings = mini.root / "pyproject.toml"
+    settings.write_text(settings.read_text().replace("plugin = []", 'plugin = ["1.1"]'))
+    prove(mini)
+    status = status_now(mini)
+    assert status.tables[1].columns == [*STAGES, "plugin"]
+    assert [cell_of(status, version, "plugin").state for version in ("1.0", "1.1")] == [State.NEUTRAL, State.OPEN]
+    assert status.not_green == ["1.1: plugin not run"]
+    prove(mini, result(mini, "1.1", "plugin"))
+    assert status_now(mini).verdict == "2 of 2 releases green"
+
+
 def test_a_stage_that_only_some_releases_ran_is_not_required_of_the_others(mini: Miniature) -> None:
     prove(mini, result(mini, "1.1", "gpu"), replace(result(mini, "1.0", "old"), release="0.9"))
     status = status_now(mini)
