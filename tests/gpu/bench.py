@@ -2,7 +2,7 @@
 
     python -m gpu.bench [PART ...] [-- arguments of the servers]
 
-with the folders `ci` and `tests` on PYTHONPATH. Parts: layers, overhead, transformers, drafts, scale; all of them by
+with the folders `ci` and `tests` on PYTHONPATH. Parts: layers, overhead, transformers, drafts, tiles, scale; all by
 default. `scale` takes all GPUs, the others one.
 """
 
@@ -19,10 +19,11 @@ import torch
 from gpu.bench_layers import bench_layers
 from gpu.bench_models import bench_drafts, bench_overhead, bench_transformers, draft_models, realistic_models
 from gpu.bench_scale import bench_scale
+from gpu.bench_tiles import bench_tiles
 from gpu.servers import servers
 
 MODELS = {"overhead": bench_overhead, "transformers": bench_transformers, "drafts": bench_drafts}
-PARTS = ("layers", *MODELS, "scale")
+PARTS = ("layers", *MODELS, "tiles", "scale")
 
 
 def main() -> None:
@@ -45,6 +46,8 @@ def main() -> None:
                 for part, bench in MODELS.items():
                     if part in parts:
                         bench(running)
+        if "tiles" in parts:
+            bench_tiles(Path(name) / "tiles", flags)
         if "scale" in parts:
             bench_scale(Path(name) / "scale", flags)
 

@@ -11,7 +11,7 @@ from overlay_tools.commands.shared import open_engine, require_cuda
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import run_attached
 
-_PARTS = ("layers", "overhead", "transformers", "drafts", "scale")
+_PARTS = ("layers", "overhead", "transformers", "drafts", "tiles", "scale")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=_part,
         metavar="PART",
-        help="what to measure: layers, overhead, transformers, drafts or scale (default: all of them)",
+        help="what to measure: layers, overhead, transformers, drafts, tiles or scale (default: all of them)",
     )
     parser.add_argument("--release", metavar="VERSION", help=f"{LOCKED} (default: {DEFAULT})")
     add_python(parser, "measure with")
@@ -45,8 +45,9 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     about="Measures on CUDA GPUs, side by side: fused layers beside upstream's (layers), the derived model beside"
-    " its base (overhead), beside Transformers (transformers), and with drafts (drafts), all these on one GPU; and"
-    " beside its base at the sizes of Qwen3-Next-80B, on all (scale). The report is Markdown.",
+    " its base (overhead), beside Transformers (transformers), and with drafts (drafts), tuned experts beside"
+    " upstream's (tiles), all these on one GPU; and beside its base at the sizes of Qwen3-Next-80B, on all (scale)."
+    " The report is Markdown.",
     examples={"": "everything", "layers drafts --release 0.5.17": "two parts, on SGLang 0.5.17"},
     add_arguments=add_arguments,
     run=run,
