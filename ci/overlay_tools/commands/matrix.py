@@ -28,14 +28,16 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     if not plan:
         return console.line("Every stage is green for what this checkout builds; --again runs them all the same.")
     peak = run_matrix(project, plan, arguments.python)
-    return console.line(f"All green. At most {peak / 1e9:.1f} GB of disk were in use.")
+    return console.line(
+        f"All green. At most {peak.disk / 1e9:.1f} GB of disk and {peak.memory / 1e9:.1f} GB of memory were in use."
+    )
 
 
 COMMAND = Command(
     about="Tests one release after the other: the static stage, then the kernels, the decisions and the engine in an"
-    " environment that is made for the release and removed after it. Results are written to ci/results.json as they"
-    " come, so that a run that is cut short goes on where it was. It needs 23 GB of disk, and 12 to 30 minutes a"
-    " release.",
+    " environment that is made for the release and removed after it, and the plugin in another. Results are written to"
+    " ci/results.json as they come, so that a run that is cut short goes on where it was. It needs 23 GB of disk, and"
+    " 15 to 30 minutes a release.",
     examples={
         "": "all that is not proven for what this checkout builds",
         "0.5.23 0.5.22": "two releases",

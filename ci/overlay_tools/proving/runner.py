@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from overlay_tools import console
@@ -26,6 +28,7 @@ from overlay_tools.upstream.lockfile import load_lock
 # emptied before the next release is installed, so the folder stays under CACHE + 9 GB.
 CACHE = 14e9
 NEEDED = CACHE + 9e9
+_LOOK = 1.0  # seconds between two looks at the memory that is in use
 _GUESS = {
     "static": 15.0,
     "kernels": 60.0,
@@ -67,11 +70,19 @@ def plan_matrix(
     return found
 
 
-def run_matrix(project: Project, plan: Sequence[ReleasePlan], python: str | None) -> float:
+@dataclass(kw_only=True, slots=True)
+class Peak:
+    """The most bytes that were in use: of the `disk`, by environments and cache together, and of the `memory`."""
+
+    disk: float = 0.0
+    memory: float = 0.0
+
+
+def run_matrix(project: Project, plan: Sequence[ReleasePlan], python: str | None) -> Peak:
     """Run what is planned, each release in an environment made for it and removed after it.
 
     Each result is written as it comes: a run that is cut short goes on where it stopped.
-    Returns the most bytes that environments and cache took together.
+    Returns the most that it took.
     Raises MatrixError if another run is in progress or the disk has too little room, and, once everything has been run,
     if anything failed.
     """
@@ -81,14 +92,14 @@ def run_matrix(project: Project, plan: Sequence[ReleasePlan], python: str | None
         shutil.rmtree(folder / "environment", ignore_errors=True)  # of a run that was killed
         _check_room(folder)
         os.environ["UV_CACHE_DIR"] = str(folder / "cache")
-        peak, red = 0.0, []
+        peak, red = Peak(), list[str]()
         clock = _Clock(plan, load_results(project.results))
         for number, item in enumerate(plan, 1):
             console.line(f"[{number}/{len(plan)}] sglang {item.version}", style="bold")
             try:
                 if _size(folder / "cache") > CACHE:
                     shutil.rmtree(folder / "cache")
-                for result, log in _run_stages(project, item, python, folder):
+                for result, log in _run_stages(project, item, python, folder, peak):
                     clock.done(result)
                     console.line(f"    {describe(result)}; {clock.left()}", style="green" if result.green else "red")
                     if not result.green:
@@ -97,14 +108,16 @@ def run_matrix(project: Project, plan: Sequence[ReleasePlan], python: str | None
                 console.fail(error)
                 red.append(f"{item.version}: {error.problems[0].splitlines()[0]}")
             finally:
-                peak = max(peak, _size(folder))
+                peak.disk = max(peak.disk, _size(folder))
                 shutil.rmtree(folder / "environment", ignore_errors=True)
     if red:
         raise MatrixError(*red, hint="`nox -s matrix` runs what is not green again.")
     return peak
 
 
-def _run_stages(project: Project, item: ReleasePlan, python: str | None, folder: Path) -> Iterator[tuple[Result, Path]]:
+def _run_stages(
+    project: Project, item: ReleasePlan, python: str | None, folder: Path, peak: Peak
+) -> Iterator[tuple[Result, Path]]:
     """Run the stages of one release; yield each result once it is written, with the log that has the output."""
     release = load_lock(project.lock)[item.version]
     commit, inputs = commit_of(project.root), Inputs(project, load_series(project.patches), python)
@@ -119,7 +132,7 @@ def _run_stages(project: Project, item: ReleasePlan, python: str | None, folder:
         with engine_environment(project, item.version, python, place, gpu=False, plugin=plugin) as interpreter:
             for stage in stages:
                 log = folder / "logs" / f"{item.version}-{stage}.log"
-                with console.step(f"  {stage}"):
+                with console.step(f"  {stage}"), _watched_memory(peak):
                     result = run_stage(project.root, item.version, stage, interpreter, log, commit, ran_on[stage])
                 _check_unchanged(project, result, python)
                 results = {**load_results(project.results), (item.version, stage): result}
@@ -169,6 +182,24 @@ class _Clock:
 
 def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 3600} h {int(seconds) // 60 % 60:02} min"
+
+
+@contextmanager
+def _watched_memory(peak: Peak) -> Iterator[None]:
+    """Note what memory is in use during a block that was not before it, by whatever process."""
+    before, over = psutil.virtual_memory().available, threading.Event()
+
+    def look() -> None:
+        while not over.wait(_LOOK):
+            peak.memory = max(peak.memory, before - psutil.virtual_memory().available)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 @contextmanager

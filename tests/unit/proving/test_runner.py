@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from overlay_tools import cli
 from overlay_tools.errors import MatrixError, OverlayError, ToolError
@@ -91,6 +93,16 @@ def test_the_plugin_is_proven_on_the_releases_that_the_settings_name(
     assert run(project) == 0
     assert [key for key in results(project) if key[1] == "plugin"] == [("1.1", "plugin")]
     assert {(result.passed, result.failed) for result in results(project).values()} == {(1, 0)}
+
+
+def test_the_most_that_it_took_is_shown(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = iter([10e9, 4e9])  # before a stage and during it, and from then on
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=next(free, 9e9)))
+    monkeypatch.setattr(runner, "_LOOK", 0.01)
+    assert cli.main(["matrix", "1.0"]) == 0
+    assert "0.0 GB of disk and 6.0 GB of memory were in use." in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_proven_is_not_run_again_until_what_is_built_changes(
