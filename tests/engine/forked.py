@@ -17,12 +17,14 @@ import time
 import urllib.error
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from overlay_tools.engines.loopback import open_directly
 from overlay_tools.engines.server import Server
 from overlay_tools.subprocesses import end, start
 from overlay_tools.supervisor import END_NOW
+from packaging.version import Version
 
 # What a server reads of its environment when it starts, not when its modules are imported.
 _AT_START = {
@@ -53,7 +55,8 @@ class ForkedServer(Server):
 
     def _healthy(self) -> bool:
         """Tell whether it answers; upstream's own check, of a token, takes a second more, for which it sleeps."""
-        if not self._is_fork:
+        # Before 0.5.10, a server whose first request is to empty its cache never answers that one.
+        if not self._is_fork or Version(version("sglang")) < Version("0.5.10"):
             return super()._healthy()
         if not self._listeners() or self._others():
             return False
