@@ -24,12 +24,14 @@ class AdapterError(ValueError):
 @functools.cache
 def check_adapters() -> None:
     """Put the check around what upstream does when it loads adapters, in this process."""
-    from sglang.srt.lora.lora import LoRAAdapter
+    from sglang.srt.lora import lora
     from sglang.srt.lora.lora_manager import LoRAManager
 
-    if hasattr(LoRAAdapter, "_process_weight"):  # from 0.5.9 on
-        LoRAAdapter._process_weight = _noting_dropped(LoRAAdapter._process_weight)
+    if hasattr(lora.LoRAAdapter, "_process_weight"):  # from 0.5.8 on
+        lora.LoRAAdapter._process_weight = _noting_dropped(lora.LoRAAdapter._process_weight)
         LoRAManager.load_lora_weights_from_tensors = _checked(LoRAManager.load_lora_weights_from_tensors)
+    else:
+        lora.LoRAAdapter.initialize_weights = _noting_dropped_of_files(lora.LoRAAdapter.initialize_weights, lora)
     LoRAManager.load_lora_weights = _checked(LoRAManager.load_lora_weights)
     LoRAManager.init_memory_pool = _checked_at_start(LoRAManager.init_memory_pool)
 
@@ -45,6 +47,30 @@ def _noting_dropped(upstreams: Callable[..., None]) -> Callable[..., None]:
             self.__dict__.setdefault("dropped_tensors", []).append(name)
 
     return process
+
+
+def _noting_dropped_of_files(upstreams: Callable[..., None], module: Any) -> Callable[..., None]:
+    """Wrap `LoRAAdapter.initialize_weights` of 0.5.7, which does so with the tensors of files, one after the other."""
+
+    @functools.wraps(upstreams)
+    def initialize(self: Any) -> None:
+        loader = module.DefaultModelLoader
+
+        class Noting(loader):
+            def _get_weights_iterator(self, source: Any, adapter: Any = self) -> Iterator[tuple[str, torch.Tensor]]:
+                for name, weight in super()._get_weights_iterator(source):
+                    before = _kept(adapter)
+                    yield name, weight
+                    if _kept(adapter) == before:  # upstream is through with it, as it asks for the next
+                        adapter.__dict__.setdefault("dropped_tensors", []).append(name)
+
+        module.DefaultModelLoader = Noting
+        try:
+            upstreams(self)
+        finally:
+            module.DefaultModelLoader = loader
+
+    return initialize
 
 
 def _kept(adapter: Any) -> int:
