@@ -112,8 +112,11 @@ UNPROVEN = "GemmaForCausalLM"
 WRONG: Mapping[str, Mapping[str, Any]] = {
     UNPROVEN: GELU,
     "LlamaForCausalLM, dynamic": scaled("dynamic", factor=4.0),
-    "Phi3ForCausalLM, longrope": scaled("longrope", long_factor=[4.0] * 16, short_factor=[1.0] * 16)
-    | {"original_max_position_embeddings": 128},
+    # As Phi-3's own files say it: Transformers 4 takes no other keys there.
+    "Phi3ForCausalLM, longrope": {
+        "rope_scaling": {"type": "longrope", "long_factor": [4.0] * 16, "short_factor": [1.0] * 16},
+        "original_max_position_embeddings": 128,
+    },
     "Gemma3ForCausalLM, linear": WINDOW
     | GELU
     | {"layer_types": ["sliding_attention", "full_attention"] * 2}

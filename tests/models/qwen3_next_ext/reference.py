@@ -79,7 +79,10 @@ class Qwen3NextExt(Qwen3NextForCausalLM):  # type: ignore[misc]
 class _Rounded:
     """The model for less than float32: the biases of routers stay in it, as transformers keeps those of DeepSeek-V3."""
 
-    _keep_in_fp32_modules_strict = ("e_score_correction_bias",)
+    def __init__(self, config: Qwen3NextExtConfig) -> None:
+        super().__init__(config)  # type: ignore[call-arg]  # of the model that this is mixed into
+        # From now on: transformers 4 refuses the name of what is not there when its own part of the model is made.
+        self._keep_in_fp32_modules_strict = {"e_score_correction_bias"}
 
 
 def load(folder: Path, dtype: torch.dtype, model_class: type[Qwen3NextExt] = Qwen3NextExt) -> Qwen3NextExt:
