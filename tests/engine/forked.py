@@ -14,13 +14,11 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from overlay_tools.engines.loopback import open_directly
 from overlay_tools.engines.server import Server
 from overlay_tools.subprocesses import end, start
 from overlay_tools.supervisor import END_NOW
@@ -46,25 +44,15 @@ class ForkedServer(Server):
     changes = ""
 
     def _start(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        self._is_fork = may_be_forked(environment)
-        if not self._is_fork:
+        if not may_be_forked(environment):
             assert not self.changes, "it cannot be forked"
             return super()._start(environment)
+        # Upstream's own check, of a token, takes a second more, for which it sleeps. Before 0.5.10 it has to be: a
+        # server whose first request is to empty its cache never answers that one.
+        if Version(version("sglang")) >= Version("0.5.10"):
+            self._health = "/get_model_info"
         self.log.write_bytes(b"")
         return fork(self.command[2:], environment, self.log, self.changes)
-
-    def _healthy(self) -> bool:
-        """Tell whether it answers; upstream's own check, of a token, takes a second more, for which it sleeps."""
-        # Before 0.5.10, a server whose first request is to empty its cache never answers that one.
-        if not self._is_fork or Version(version("sglang")) < Version("0.5.10"):
-            return super()._healthy()
-        if not self._listeners() or self._others():
-            return False
-        try:
-            with open_directly(f"{self.url}/get_model_info", timeout=30) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
 
 
 def may_be_forked(environment: Mapping[str, str]) -> bool:

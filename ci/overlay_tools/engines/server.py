@@ -37,6 +37,8 @@ class Server:
     Raises ServeError, with the server's own last lines, if it dies or does not come up in time.
     """
 
+    _health = "/health_generate"  # what a server that is up answers
+
     def __init__(
         self,
         python: Path,
@@ -137,7 +139,7 @@ class Server:
         if not self._listeners() or self._others():
             return False
         try:
-            with open_directly(f"{self.url}/health_generate", timeout=30) as answer:
+            with open_directly(f"{self.url}{self._health}", timeout=30) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
