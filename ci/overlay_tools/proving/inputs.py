@@ -15,7 +15,7 @@ from overlay_tools.checkout import is_scratch, own_paths
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import Hook
 from overlay_tools.proving.results import Result
-from overlay_tools.proving.stages import PLUGIN_STAGE, STAGES
+from overlay_tools.proving.stages import PLUGIN_STAGE, tests_of
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import git
 from overlay_tools.upstream.lockfile import THIS_PYTHON, Release, dump_lock
@@ -74,7 +74,7 @@ class FileSet:
 
 def stage_tests(stage: str) -> FileSet:
     """Return the tests of a stage and what they import and read: their folders, what lies beside these, shared data."""
-    folders = {**STAGES, **PLUGIN_STAGE}.get(stage, ())
+    folders = tests_of(stage)
     beside = {str(parent) for folder in folders for parent in PurePosixPath(folder).parents if str(parent) != "."}
     return FileSet(trees=(*folders, "tests/models", "tests/reference", "tests/data"), folders=tuple(sorted(beside)))
 

@@ -29,13 +29,8 @@ from overlay_tools.upstream.lockfile import load_lock
 CACHE = 14e9
 NEEDED = CACHE + 9e9
 _LOOK = 1.0  # seconds between two looks at the memory that is in use
-_GUESS = {
-    "static": 15.0,
-    "kernels": 60.0,
-    "decisions": 90.0,
-    "engine": 720.0,
-    "plugin": 240.0,
-}  # seconds, until a run has measured them
+# Seconds, until a run has measured them.
+_GUESS = {"static": 15.0, "kernels": 60.0, "decisions": 90.0, "engine": 720.0, "plugin": 240.0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +133,7 @@ def _run_stages(
                 results = {**load_results(project.results), (item.version, stage): result}
                 save_results(project.results, results.values())
                 yield result, log
+        peak.disk = max(peak.disk, _size(folder))  # the next one takes the place of this environment
 
 
 def _check_unchanged(project: Project, result: Result, python: str | None) -> None:

@@ -64,6 +64,11 @@ def stages_of(project: Project, version: str) -> list[str]:
     return [*STAGES, *(PLUGIN_STAGE if version in project.plugin else ())]
 
 
+def tests_of(stage: str) -> tuple[str, ...]:
+    """Return the folders and files of a stage's tests; none of a stage that is not known."""
+    return {**STAGES, **PLUGIN_STAGE}.get(stage, ())
+
+
 def run_stage(
     root: Path, version: str, stage: str, python: Path, log: Path, commit: str, inputs: Mapping[str, str]
 ) -> Result:
@@ -81,9 +86,7 @@ def run_stage(
         # An engine environment holds what the release pins, whose warnings are not ours to mend.
         words += ["-k", f"[{version}]"] if static else ["-W", "default", *IN_PROCESSES]
         started = time.monotonic()
-        run_logged(
-            [*words, *{**STAGES, **PLUGIN_STAGE}[stage]], cwd=root, env={} if static else engine_config.ENV, log=log
-        )
+        run_logged([*words, *tests_of(stage)], cwd=root, env={} if static else engine_config.ENV, log=log)
         seconds = time.monotonic() - started
         if not report.exists():
             raise OverlayError(f"pytest ended without a report on {stage} of {version}.", hint=f"See {log}.")

@@ -47,7 +47,6 @@ def project(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
         subprocess.run(["git", *words], cwd=mini.root, check=True)
     table = {"static": ("tests/static",), "engine": ("tests/engine",)}
     monkeypatch.setattr(stages, "STAGES", table)
-    monkeypatch.setattr(inputs, "STAGES", table)
     monkeypatch.setattr(runner, "NEEDED", 1.0)
     monkeypatch.setattr(runner, "engine_environment", make_environment)
     monkeypatch.setenv("UV_CACHE_DIR", "elsewhere")

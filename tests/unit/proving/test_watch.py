@@ -16,7 +16,7 @@ from overlay_tools.commands import watch as command
 from overlay_tools.errors import LockError, YankedError
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
-from overlay_tools.proving import inputs, runner, stages
+from overlay_tools.proving import runner, stages
 from overlay_tools.upstream import asked
 from overlay_tools.upstream.lockfile import Release, load_lock
 
@@ -62,7 +62,7 @@ def project(mini_here: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniature:
     git(mini_here, "add", "--all")
     git(mini_here, "commit", "--quiet", "--message=first")
     table = {"static": ("tests/static",), "engine": ("tests/engine",)}
-    for module in (stages, inputs, command):
+    for module in (stages, command):
         monkeypatch.setattr(module, "STAGES", table)
     monkeypatch.setattr(runner, "NEEDED", 1.0)
     monkeypatch.setattr(runner, "engine_environment", make_environment)
