@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from overlay_tools import console
 from overlay_tools.engines.environment import engine_environment
 from overlay_tools.errors import MatrixError, OverlayError
 from overlay_tools.patches.series import load_series
+from overlay_tools.periodic import every_second
 from overlay_tools.proving.inputs import Inputs
 from overlay_tools.proving.results import Result, commit_of, load_results, save_results
 from overlay_tools.proving.stages import PLUGIN_STAGE, run_stage, stages_of
@@ -28,7 +28,6 @@ from overlay_tools.upstream.lockfile import load_lock
 # emptied before the next release is installed, so the folder stays under CACHE + 9 GB.
 CACHE = 14e9
 NEEDED = CACHE + 9e9
-_LOOK = 1.0  # seconds between two looks at the memory that is in use
 # Seconds, until a run has measured them.
 _GUESS = {"static": 15.0, "kernels": 60.0, "decisions": 90.0, "engine": 720.0, "plugin": 240.0}
 
@@ -183,19 +182,13 @@ def _minutes(seconds: float) -> str:
 @contextmanager
 def _watched_memory(peak: Peak) -> Iterator[None]:
     """Note what memory is in use during a block that was not before it, by whatever process."""
-    before, over = psutil.virtual_memory().available, threading.Event()
+    before = psutil.virtual_memory().available
 
     def look() -> None:
-        while not over.wait(_LOOK):
-            peak.memory = max(peak.memory, before - psutil.virtual_memory().available)
+        peak.memory = max(peak.memory, before - psutil.virtual_memory().available)
 
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
+    with every_second(look):
         yield
-    finally:
-        over.set()
-        watcher.join()
 
 
 @contextmanager

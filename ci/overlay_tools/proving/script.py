@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import IO, Any, cast
 
 from overlay_tools import console
 from overlay_tools.errors import OverlayError
+from overlay_tools.periodic import every_second
 from overlay_tools.subprocesses import end, start
 
 _PATIENCE = 10.0  # seconds that a script has to end
@@ -43,7 +43,7 @@ class Script:
 
     def _line(self, start: int) -> dict[str, Any]:
         assert self._process.stdout is not None
-        with _following(self.log, start):
+        with every_second(lambda: console.follow(self.log, start)):  # how far it is
             line = self._process.stdout.readline()
         if not line:
             with suppress(subprocess.TimeoutExpired):
@@ -55,24 +55,6 @@ class Script:
             raise self._failed(f"Its process ended: {' '.join(said) or 'it said nothing'}.", hint=f"See {self.log}.")
         found: dict[str, Any] = json.loads(line)
         return found
-
-
-@contextmanager
-def _following(log: Path, start: int) -> Iterator[None]:
-    """Show how far a script is, as long as the block runs, by what it has written from a byte of its log on."""
-    over = threading.Event()
-
-    def look() -> None:
-        while not over.wait(1):
-            console.follow(log, start)
-
-    looking = threading.Thread(target=look, daemon=True)
-    looking.start()
-    try:
-        yield
-    finally:
-        over.set()
-        looking.join()
 
 
 @contextmanager

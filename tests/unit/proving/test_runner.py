@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from overlay_tools import cli
+from overlay_tools import cli, periodic
 from overlay_tools.errors import MatrixError, OverlayError, ToolError
 from overlay_tools.proving import inputs, runner, stages
 from overlay_tools.proving.results import Result, load_results
@@ -99,7 +99,7 @@ def test_the_most_that_it_took_is_shown(
 ) -> None:
     free = iter([10e9, 4e9])  # before a stage and during it, and from then on
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=next(free, 9e9)))
-    monkeypatch.setattr(runner, "_LOOK", 0.01)
+    monkeypatch.setattr(periodic, "_INTERVAL", 0.01)
     assert cli.main(["matrix", "1.0"]) == 0
     assert "0.0 GB of disk and 6.0 GB of memory were in use." in " ".join(capsys.readouterr().out.split())
 
