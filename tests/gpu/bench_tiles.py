@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from models.qwen3_next.case import CONFIG as QWEN3_NEXT
-from overlay_tools import console
 from overlay_tools.engines.server import Server
 from overlay_tools.proving.tune.bench import open_processes
-from overlay_tools.proving.tune.search import Progress, dump, search
+from overlay_tools.proving.tune.search import dump, search
 from overlay_tools.proving.tune.shape import shape_of
 from overlay_tools.proving.tune.tiles import points
 from reference.checkpoints import changed, write_config
@@ -67,7 +66,7 @@ def _tune(model: Path, folder: Path) -> Path:
         shape = shape_of(processes.facts, str(model))
         described = processes.open(shape, [])
         grid = points(BATCHES, described.defaults, LONG * AT_ONCE)
-        choices = search(processes, shape, grid, described.shared_memory, _step)
+        choices = search(processes, shape, grid, described.shared_memory)
     print(f"\n{shape}", flush=True)
     table(
         "Its kernel",
@@ -78,8 +77,3 @@ def _tune(model: Path, folder: Path) -> Path:
     path.parent.mkdir(parents=True)
     path.write_text(dump(choices), encoding="utf-8")
     return folder
-
-
-def _step(text: str, work: Callable[[Progress], None]) -> None:
-    with console.step(text):
-        work(console.progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from overlay_tools import console
@@ -14,7 +13,7 @@ from overlay_tools.commands.options import add_passed_on, add_python, count
 from overlay_tools.commands.shared import open_engine, require_cuda
 from overlay_tools.errors import TuneError, UsageError
 from overlay_tools.proving.tune.bench import Described, open_processes
-from overlay_tools.proving.tune.search import Choice, Progress, dump, search
+from overlay_tools.proving.tune.search import Choice, dump, search
 from overlay_tools.proving.tune.shape import shape_of
 from overlay_tools.proving.tune.tiles import points
 from overlay_tools.report.html import write_text
@@ -81,7 +80,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             prefill = processes.facts["server"].get("chunked_prefill_size") or 0
             most = min(_MOST, prefill if prefill > 0 else _PREFILL)
             grid = points(arguments.batch, described.defaults, most)
-            choices = search(processes, shape, grid, described.shared_memory, _step)
+            choices = search(processes, shape, grid, described.shared_memory)
     console.grid(["tokens", "default", "tuned", "", "tile"], [_row(choice) for choice in choices])
     with only_writer(project.root):
         _check_free(path, arguments.again)  # it may have been written meanwhile
@@ -115,11 +114,6 @@ def _check(path: Path, described: Described, arguments: argparse.Namespace) -> N
 def _check_free(path: Path, again: bool) -> None:
     if path.exists() and not again:
         raise TuneError(f"{path} is there already.", hint="--again tunes it anew, and replaces it.")
-
-
-def _step(text: str, work: Callable[[Progress], None]) -> None:
-    with console.step(text):
-        work(console.progress)
 
 
 def _row(choice: Choice) -> list[str]:

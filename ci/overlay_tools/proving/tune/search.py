@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from overlay_tools import console
 from overlay_tools.proving.tune.shape import Shape
 from overlay_tools.proving.tune.tiles import Point, Tile, candidates, regrouped
 
@@ -48,35 +49,33 @@ def search(
     shape: Shape,
     grid: Sequence[Point],
     shared_memory: int,
-    step: Callable[[str, Callable[[Progress], None]], None],
 ) -> list[Choice]:
     """Choose a tile for each point: one that is never slower than upstream's default where the point counts.
 
-    Parameters: `shared_memory`, bytes that a block may have; `step`, which runs a part of it that has a name, and shows
-    how far it is.
+    It shows its steps, and how far each is.
+
+    Parameters: `shared_memory`, bytes that a block may have.
     """
     tried = {point.tokens: candidates(shape, point.tokens, shared_memory) for point in grid}
     finals: dict[int, list[Tile]] = {}
     choices: list[Choice] = []
 
-    def screen(progress: Progress) -> None:
+    wanted = _together((tile, [tokens]) for tokens, tiles in tried.items() for tile in tiles)
+    with console.step(f"Compile {len(wanted)} tiles"):
+        bench.compile(wanted, console.progress)
+    with console.step(f"Try them, for {len(grid)} numbers of tokens"):
         for number, point in enumerate(grid):
-            progress(number, len(grid))
+            console.progress(number, len(grid))
             best = _fastest(bench, point.tokens, tried[point.tokens], _SCREENED)[:_BEST]
             again = best[:_REGROUPED] if point.tokens > _SMALL else []
             finals[point.tokens] = best + [other for tile in again for other in regrouped(tile)]
-
-    def decide(progress: Progress) -> None:
-        for number, point in enumerate(grid):
-            progress(number, len(grid))
-            choices.append(choose(bench, point, finals[point.tokens]))
-
-    wanted = _together((tile, [tokens]) for tokens, tiles in tried.items() for tile in tiles)
-    step(f"Compile {len(wanted)} tiles", lambda progress: bench.compile(wanted, progress))
-    step(f"Try them, for {len(grid)} numbers of tokens", screen)
     closer = _together((tile, [p.tokens, *p.ends]) for p in grid for tile in finals[p.tokens])
-    step(f"Compile {len(closer)} tiles that are near the best", lambda progress: bench.compile(closer, progress))
-    step("Measure the best beside upstream's default", decide)
+    with console.step(f"Compile {len(closer)} tiles that are near the best"):
+        bench.compile(closer, console.progress)
+    with console.step("Measure the best beside upstream's default"):
+        for number, point in enumerate(grid):
+            console.progress(number, len(grid))
+            choices.append(choose(bench, point, finals[point.tokens]))
     return choices
 
 

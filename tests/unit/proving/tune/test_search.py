@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
-from overlay_tools.proving.tune.search import Choice, Progress, choose, dump, search
+from overlay_tools.proving.tune.search import Choice, choose, dump, search
 from overlay_tools.proving.tune.tiles import Point, Tile, points
 
 from unit.proving.tune.made_up import LARGE, QWEN, SHARED_MEMORY, SMALL, MadeUp, tile
@@ -44,17 +43,9 @@ def test_what_does_not_run_at_an_end_does_not_win() -> None:
     assert choose(MadeUp(lambda tokens, tile: 60.0 if tokens == 64 else None), POINT, [FAST]).tile == SMALL
 
 
-def steps(names: list[str]) -> Callable[[str, Callable[[Progress], None]], None]:
-    def step(text: str, work: Callable[[Progress], None]) -> None:
-        names.append(text)
-        work(lambda done, total: None)
-
-    return step
-
-
 def searched(bench: MadeUp, batches: list[int]) -> list[Choice]:
     grid = points(batches, [(1, SMALL), (65, LARGE)], 8192)
-    return search(bench, QWEN, grid, SHARED_MEMORY, steps([]))
+    return search(bench, QWEN, grid, SHARED_MEMORY)
 
 
 def test_the_best_of_all_is_found_for_each_number_of_tokens() -> None:
@@ -78,16 +69,16 @@ def test_where_nothing_wins_the_file_says_what_upstream_does() -> None:
     assert {choice.point.tokens: choice.tile for choice in choices} == {1: SMALL, 64: SMALL, 65: LARGE, 4096: LARGE}
 
 
-def test_all_that_is_measured_has_been_compiled_before() -> None:
+def test_all_that_is_measured_has_been_compiled_before(capsys: pytest.CaptureFixture[str]) -> None:
     bench = MadeUp(lambda tokens, tile: 90.0)
-    names: list[str] = []
-    search(bench, QWEN, points([1, 128], [(1, SMALL)], 8192), SHARED_MEMORY, steps(names))
+    search(bench, QWEN, points([1, 128], [(1, SMALL)], 8192), SHARED_MEMORY)
+    steps = capsys.readouterr().out.splitlines()
     compiled = {(n, json.dumps(each)) for each, tokens in bench.compiled for n in tokens}
     measured = {(n, json.dumps(each)) for n, tiles, _ in bench.asked for each in tiles}
     assert measured <= compiled
-    first = [json.dumps(each) for each, _ in bench.compiled[: int(names[0].split()[1])]]
+    first = [json.dumps(each) for each, _ in bench.compiled[: int(steps[0].split()[1])]]
     assert len(set(first)) == len(first)
-    assert [name.split()[0] for name in names] == ["Compile", "Try", "Compile", "Measure"]
+    assert [step.split()[0] for step in steps] == ["Compile", "Try", "Compile", "Measure"]
 
 
 def test_few_rounds_are_for_all_and_many_for_the_best() -> None:
