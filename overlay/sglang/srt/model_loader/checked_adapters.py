@@ -8,6 +8,7 @@ that the engine adapts: when it is loaded, or, where the server starts with it, 
 import functools
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,10 +42,8 @@ def _noting_dropped(upstreams: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(upstreams)
     def process(self: Any, name: str, loaded_weight: torch.Tensor) -> None:
-        before = _kept(self)
-        upstreams(self, name, loaded_weight)
-        if _kept(self) == before:
-            self.__dict__.setdefault("dropped_tensors", []).append(name)
+        with _noted_if_dropped(self, name):
+            upstreams(self, name, loaded_weight)
 
     return process
 
@@ -53,24 +52,31 @@ def _noting_dropped_of_files(upstreams: Callable[..., None], module: Any) -> Cal
     """Wrap `LoRAAdapter.initialize_weights` of 0.5.7, which does so with the tensors of files, one after the other."""
 
     @functools.wraps(upstreams)
-    def initialize(self: Any) -> None:
+    def initialize(adapter: Any) -> None:
         loader = module.DefaultModelLoader
 
         class Noting(loader):
-            def _get_weights_iterator(self, source: Any, adapter: Any = self) -> Iterator[tuple[str, torch.Tensor]]:
+            def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 for name, weight in super()._get_weights_iterator(source):
-                    before = _kept(adapter)
-                    yield name, weight
-                    if _kept(adapter) == before:  # upstream is through with it, as it asks for the next
-                        adapter.__dict__.setdefault("dropped_tensors", []).append(name)
+                    with _noted_if_dropped(adapter, name):  # upstream is through with it, as it asks for the next
+                        yield name, weight
 
         module.DefaultModelLoader = Noting
         try:
-            upstreams(self)
+            upstreams(adapter)
         finally:
             module.DefaultModelLoader = loader
 
     return initialize
+
+
+@contextmanager
+def _noted_if_dropped(adapter: Any, name: str) -> Iterator[None]:
+    """Note a tensor that an adapter keeps in none of its places by the end of the block."""
+    before = _kept(adapter)
+    yield
+    if _kept(adapter) == before:
+        adapter.__dict__.setdefault("dropped_tensors", []).append(name)
 
 
 def _kept(adapter: Any) -> int:
