@@ -33,12 +33,13 @@ def _adapt_kernel(
     COLUMNS: tl.constexpr,
     SHARED: tl.constexpr,
     RANK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     inside = row < rows
     of_rank = tl.arange(0, RANK)
     low = tl.full((ROWS, RANK), 0.0, dtype=tl.float32)
-    for start in range(0, size, COLUMNS):
+    for start in tl.range(0, size, COLUMNS, num_stages=STAGES):
         column = start + tl.arange(0, COLUMNS)
         source = hidden_states + row * row_stride + column[None, :]
         x = tl.load(source, mask=inside, other=0.0, eviction_policy="evict_last")
@@ -48,7 +49,8 @@ def _adapt_kernel(
     low = low.to(hidden_states.dtype.element_ty)
     # SHARED programs, on the second axis, share the columns of the result, each after the whole of the first product.
     # The last columns come first: they were read last, and the cache holds them still.
-    for start in range(0, size, SHARED * COLUMNS):
+    # Triton sends nothing ahead for this loop unless it is asked to: its hidden states are added to a product.
+    for start in tl.range(0, size, SHARED * COLUMNS, num_stages=STAGES):
         column = size - COLUMNS - start - tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         source = up + column[None, :] * rank + of_rank[:, None]
         weight = tl.load(source) if rank == RANK else tl.load(source, mask=(of_rank < rank)[:, None], other=0.0)
@@ -76,8 +78,10 @@ def adapt_triton(hidden_states: torch.Tensor, down: torch.Tensor, up: torch.Tens
     out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
     few = rows <= 1024  # then programs, not memory, are short
     padded = max(16, triton.next_power_of_2(rank))
-    # Each program reads both weights: a large rank wants blocks of many rows, as long as there are enough blocks.
-    block = max(16, min(padded, triton.next_power_of_2(rows // 256 + 1) // 2))
+    # Each program reads both weights: a large rank wants blocks of many rows, as long as there are enough blocks and
+    # they fit.
+    roomy = _is_roomy(hidden_states.device)
+    block = max(16, min(max(32, padded) if roomy else min(64, padded), triton.next_power_of_2(rows // 256 + 1) // 2))
     # Blocks of columns divide the size, and some of them, of hidden states and weights, fit a GPU's shared memory.
     most = 16_384 // (padded * hidden_states.element_size())
     columns = min(max(16, most // 2 if few else most), size & -size)
@@ -95,20 +99,17 @@ def adapt_triton(hidden_states: torch.Tensor, down: torch.Tensor, up: torch.Tens
         COLUMNS=columns,
         SHARED=shared,
         RANK=padded,
-        num_warps=4 if block == 16 else 8,
-        num_stages=3 if few else _stages(hidden_states.device, block),
+        num_warps=4 if block <= 32 else 8,
+        STAGES=3 if few or roomy else 2,
     )
     return out
 
 
 @functools.cache
-def _stages(device: torch.device, block: int) -> int:
-    """Choose how many blocks of columns are on their way at once."""
+def _is_roomy(device: torch.device) -> bool:
+    """Tell whether three blocks of columns, of 32 rows and of the weights, fit a multiprocessor's shared memory."""
     # Of AMD's GPUs PyTorch may not say it; they have 64 KiB.
-    memory = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
-    if memory < 160 * 1024:
-        return 2
-    return 4 if block <= 32 else 3  # three leave room for two programs on a multiprocessor
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0) >= 160 * 1024
 
 
 class HeadAdapter(nn.Module):
