@@ -78,6 +78,7 @@ def settled(**changes: object) -> Any:  # noqa: ANN401
 def test_upstreams_rotary_positions_have_the_magnitude_of_transformers(
     given: dict[str, float | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    importlib.import_module("sgl_kernel")  # it edits what comes next, and refuses to come later
     from sglang.srt.layers.rotary_embedding import RotaryEmbedding, get_rope_wrapper
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -108,6 +109,7 @@ def test_upstreams_rotary_positions_have_the_magnitude_of_transformers(
         ({"topk_method": "greedy"}, "topk_method must be"),
         ({"scoring_func": "softmax"}, "scoring_func must be"),
         ({"moe_layer_freq": 2}, "moe_layer_freq must be 1"),
+        ({"norm_topk_prob": False}, "norm_topk_prob must be true"),
         ({"hidden_act": "gelu"}, "hidden_act must be"),
         ({"attention_bias": True}, "attention_bias must be false"),
         ({"num_nextn_predict_layers": 2}, "num_nextn_predict_layers must be 0 or 1"),

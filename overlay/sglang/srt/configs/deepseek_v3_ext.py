@@ -30,6 +30,7 @@ class DeepseekV3ExtConfig(DerivedConfig, DeepseekV3Config):
             "attention_bias": (False,),
             "hidden_act": ("silu",),
             "moe_layer_freq": (1,),
+            "norm_topk_prob": (True,),  # upstream's fused routers on a GPU have no other way
             "num_mtp_layers": (0, 1),
             "num_nextn_predict_layers": (0, 1),
             "rope_interleave": (True,),
