@@ -97,6 +97,8 @@ class Qwen3NextExtVLConfig(OwnConstructor, PretrainedConfig):
         self.image_token_id = image_token_id
         refuse(check(kwargs, self.known_keys))
         super().__init__(**kwargs)
+        if getattr(self, "eos_token_id", None) is None:  # upstream asks this configuration alone for it
+            self.eos_token_id = getattr(self.text_config, "eos_token_id", None)
         alias(self)
 
     def to_dict(self) -> dict[str, Any]:
