@@ -124,7 +124,8 @@ def load_checked(model: nn.Module, weights: Weights, load: Callable[[Weights], A
         _log.warning("tensors of %d layers are not checked, as of %s: %s", len(check.unchecked), layer, reason)
     update = _updates[-1] if _updates else None
     if update is None or update.complete:
-        return load(check.passed(weights, model.config))
+        with check.filled_head():
+            return load(check.passed(weights, model.config))
     part = list(weights)
     headers = [header_of(name, tensor) for name, tensor in part]
     if not update.agreed:  # the first model that loads it

@@ -273,10 +273,14 @@ def make_check(model: nn.Module, shapes: Shapes, ignored: tuple[str, ...] = (), 
     """Make the check of checkpoints for a model that upstream has built.
 
     - `shapes`: the tensors that it takes from an unquantised checkpoint, name to shape, before any sharding.
-    - `ignored`, `draft`: as in `Check`. A head that is a copy of tied embeddings is ignored too.
+    - `ignored`, `draft`: as in `Check`. A head that is a copy of tied embeddings is ignored too; where upstream has
+      built one beside them, its loader is to copy them, which `Check.tied_head` is for.
     """
+    tied_head = None
     if getattr(model.config, "tie_word_embeddings", False) and "lm_head.weight" not in shapes:
         ignored = (*ignored, "lm_head.weight")
+        if not draft:  # which is given the model's own
+            tied_head = _separate_head(model)
     expected, unchecked = expected_tensors(shapes, model.quant_config, layer_configs(model, model.quant_config))
     return Check(
         expected=expected,
@@ -284,4 +288,12 @@ def make_check(model: nn.Module, shapes: Shapes, ignored: tuple[str, ...] = (), 
         ignored=ignored,
         unchecked=unchecked,
         draft=draft,
+        tied_head=tied_head,
     )
+
+
+def _separate_head(model: nn.Module) -> nn.Parameter | None:
+    """Find the weight of a head that is not the embeddings' own."""
+    head = getattr(getattr(model, "lm_head", None), "weight", None)
+    tokens = getattr(getattr(getattr(model, "model", None), "embed_tokens", None), "weight", None)
+    return head if isinstance(head, nn.Parameter) and head is not tokens else None

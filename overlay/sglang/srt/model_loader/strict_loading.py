@@ -3,8 +3,10 @@
 Upstream's loaders skip what they do not know and leave random what is absent.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +73,7 @@ class Check:
     - `ignored`: beginnings of names that belong to another model, and are dropped.
     - `unchecked`: layers of whose tensors nothing is known, except that there are some; each with the reason.
     - `draft`: the beginning of the names of which a whole checkpoint must have one, if the model is a draft.
+    - `tied_head`: the weight of a head that is tied to the embeddings and yet not theirs: it is to be a copy of them.
     """
 
     expected: Mapping[str, Expected]
@@ -78,6 +81,7 @@ class Check:
     ignored: tuple[str, ...] = ()
     unchecked: Mapping[str, str] = field(default_factory=dict)
     draft: str = ""
+    tied_head: torch.nn.Parameter | None = None
 
     def ignores(self, name: str) -> bool:
         """Tell whether a tensor is dropped: another model's, or a constant that old checkpoints hold."""
@@ -148,6 +152,23 @@ class Check:
         if lines or missing:
             shards = _shards(config)
             raise refusal([*(f"{name}{shards.get(name, '')}: {fault}" for name, fault in lines.items()), *missing])
+
+    @contextmanager
+    def filled_head(self) -> Iterator[None]:
+        """Raise WeightsError unless the tied head, if there is one, has been filled by the end of the block."""
+        if self.tied_head is None:
+            yield
+            return
+        self.tied_head.data.fill_(math.nan)
+        yield
+        if self.tied_head.isnan().any():
+            raise refusal(
+                [
+                    "lm_head.weight: tie_word_embeddings is true, and this model of upstream's, as it is served, has a"
+                    " head of its own and leaves it empty; set tie_word_embeddings to false and let the checkpoint have"
+                    " the tensor, or serve without a pipeline (--pp-size)"
+                ]
+            )
 
 
 def refusal(faults: Iterable[str]) -> WeightsError:
