@@ -226,6 +226,20 @@ class Qwen3NextExtForCausalLM(Qwen3NextExtensions, Qwen3NextForCausalLM):
             shapes |= {f"model.layers.{i}.{name}": shape for name, shape in cls.layer_shapes(config, kind).items()}
         return shapes
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embedding of tokens."""
+        return self.model.embed_tokens
+
+    def forward(self, input_ids, positions, forward_batch, inputs_embeds=None, input_embeds=None, **kwargs):
+        """Run on tokens, or on embeddings [tokens, hidden_size], which a request may bring."""
+        embeddings = self.embeddings(inputs_embeds, input_embeds)
+        return super().forward(input_ids, positions, forward_batch, embeddings, **kwargs)
+
+    def embeddings(self, inputs_embeds: torch.Tensor | None, input_embeds: torch.Tensor | None) -> torch.Tensor | None:
+        """Take embeddings by either name in the model's dtype: upstream's model has one, what calls it the other."""
+        embeddings = inputs_embeds if input_embeds is None else input_embeds
+        return embeddings if embeddings is None else embeddings.to(self.model.embed_tokens.weight.dtype)
+
     def load_weights(self, weights: Weights) -> set[str]:
         """Load a checkpoint, or an update of some weights. Raises WeightsError naming each tensor that does not fit."""
         return load_checked(self, weights, super().load_weights)

@@ -29,10 +29,11 @@ class Qwen3NextExtEmbeddingModel(Qwen3NextExtForCausalLM):
 
     @torch.no_grad()
     def forward(
-        self, input_ids, positions, forward_batch, inputs_embeds=None, get_embedding=True, *args, **kwargs
+        self, input_ids, positions, forward_batch, inputs_embeds=None, input_embeds=None, **kwargs
     ) -> EmbeddingPoolerOutput:
         """Give the embedding of each text, [texts, hidden_size], of length 1."""
-        hidden_states = self.model(input_ids, positions, forward_batch, inputs_embeds)
+        embeddings = self.embeddings(inputs_embeds, input_embeds)
+        hidden_states = self.model(input_ids, positions, forward_batch, embeddings)
         if self.config.head_adapter_rank:
             hidden_states = self.head_adapter(hidden_states)
         return self.pooler(hidden_states, forward_batch)

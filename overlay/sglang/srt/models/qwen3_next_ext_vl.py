@@ -161,23 +161,11 @@ class VisionTower(nn.Module):
         }
 
 
-class TextModel(Qwen3NextExtForCausalLM):
-    """The text model as upstream's routine for embeddings calls it in every release."""
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the embedding of tokens."""
-        return self.model.embed_tokens
-
-    def forward(self, input_ids, positions, forward_batch, inputs_embeds=None, **kwargs):
-        """Run on tokens or on embeddings, which the routine calls `input_embeds`."""
-        return super().forward(input_ids, positions, forward_batch, kwargs.pop("input_embeds", inputs_embeds), **kwargs)
-
-
 class Qwen3NextExtVLForConditionalGeneration(nn.Module):
     """A vision tower (`visual.*`) before the text model (`language_model.*`), each of a class that can be another."""
 
     tower_class = VisionTower
-    text_class = TextModel
+    text_class = Qwen3NextExtForCausalLM
 
     def __init__(
         self, config: Qwen3NextExtVLConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
@@ -236,8 +224,13 @@ class Qwen3NextExtVLForConditionalGeneration(nn.Module):
         return self.language_model.get_input_embeddings()
 
     @torch.no_grad()
-    def forward(self, input_ids, positions, forward_batch, **kwargs):
-        """Run a batch: pictures become embeddings in the place of their tokens."""
+    def forward(self, input_ids, positions, forward_batch, input_embeds=None, **kwargs):
+        """Run a batch: pictures become embeddings in the place of their tokens, or requests bring all embeddings."""
+        if input_embeds is not None:
+            return self.language_model(input_ids, positions, forward_batch, input_embeds=input_embeds)
+        left = forward_batch.input_embeds  # of a prefill, which old releases keep, for upstream's routine to write into
+        if left is not None and len(left) != len(input_ids):
+            forward_batch.input_embeds = None
         return general_mm_embed_routine(
             input_ids=input_ids,
             forward_batch=forward_batch,
