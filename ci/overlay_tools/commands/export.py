@@ -8,6 +8,7 @@ import sys
 from overlay_tools import console
 from overlay_tools.checkout import only_writer
 from overlay_tools.commands import LOCKED, Command
+from overlay_tools.commands.options import ask
 from overlay_tools.downstream.edit import worktrees
 from overlay_tools.downstream.export import export
 from overlay_tools.downstream.queue import parse_releases
@@ -68,7 +69,7 @@ def _only_worktree(project: Project) -> str:
 
 
 def _agree(doubts: str) -> bool:
-    return input(f"{doubts}. Write this? [y/N] ").strip().lower() in ("y", "yes")
+    return ask(f"{doubts}. Write this? [y/N] ").lower() in ("y", "yes")
 
 
 def _cannot_agree(doubts: str) -> bool:
@@ -79,7 +80,7 @@ def _cannot_agree(doubts: str) -> bool:
 
 
 def _ask(hook: str, field: str) -> str:
-    return input(f"{field} of the new hook {hook}: ").strip()
+    return ask(f"{field} of the new hook {hook}: ")
 
 
 COMMAND = Command(

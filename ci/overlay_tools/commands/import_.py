@@ -9,6 +9,7 @@ from pathlib import Path
 from overlay_tools import console
 from overlay_tools.checkout import only_writer
 from overlay_tools.commands import Command
+from overlay_tools.commands.options import ask
 from overlay_tools.downstream.edit import worktree_of
 from overlay_tools.downstream.importer import OUTCOMES, ImportPlan, plan_import, refuse_worktree, write_import
 from overlay_tools.errors import OverlayError, WorktreeError
@@ -122,7 +123,7 @@ def _agree(plan: ImportPlan) -> None:
     if not sys.stdin.isatty():
         raise OverlayError("Nothing was written: no one is here to ask.", hint="`--yes` writes what the table shows.")
     places = "patches/, overlay/, pyproject.toml" + (" and the worktree" if plan.marked else "")
-    if input(f"Write this to {places}? [y/N] ").strip().lower() not in ("y", "yes"):
+    if ask(f"Write this to {places}? [y/N] ").lower() not in ("y", "yes"):
         raise OverlayError("Nothing was written.", hint="Run this again to be asked again.")
 
 

@@ -50,6 +50,15 @@ def check_places(writes: Mapping[str, Path | None], reads: Sequence[str | Path |
                 raise UsageError(f"{name} is read, and {option} would overwrite it.", hint="Name another file.")
 
 
+def ask(question: str) -> str:
+    """Return what a person answers on the terminal, "" where it is closed (Ctrl-D)."""
+    try:
+        return input(question).strip()
+    except EOFError:
+        print()  # what is said next is on a line of its own
+        return ""
+
+
 def count(text: str) -> int:
     """Read a number from 1 on. Raises ArgumentTypeError if a word of the command line is none."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):

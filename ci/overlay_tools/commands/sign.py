@@ -58,7 +58,10 @@ def _ask(key: Path) -> str:
         raise SignatureError(
             f"{key} has a password, and there is no terminal to ask for it.", hint=f"Put it into {_PASSWORD}."
         )
-    return getpass.getpass(f"Password of {key}: ")
+    try:
+        return getpass.getpass(f"Password of {key}: ")
+    except EOFError:
+        raise SignatureError(f"{key} has a password, and none was given.", hint=f"Put it into {_PASSWORD}.") from None
 
 
 COMMAND = Command(

@@ -109,6 +109,25 @@ def test_export_asks_on_a_terminal(
     assert (mini_here.root / "patches/four").exists() == (status == 0)
 
 
+@pytest.mark.parametrize("answers", ["", "ours\n"])
+def test_export_on_a_terminal_that_is_closed_writes_nothing(
+    mini_here: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answers: str
+) -> None:
+    terminal = io.StringIO(answers)
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    assert cli.main(["edit"]) == 0
+    commit_hook(mini_here)
+    if answers:  # what the message lacks is asked for first
+        tree = mini_here.root / ".nox" / "worktrees" / "1.0"
+        who = ["-c", "user.name=me", "-c", "user.email=me@here"]
+        subprocess.run(["git", *who, "commit", "--quiet", "--amend", "--message=Four"], cwd=tree, check=True)
+    before = mini_here.content()
+    assert cli.main(["export"]) == 1
+    assert ("has no Forwarded, Remove-When" if answers else "Nothing was written.") in capsys.readouterr().err
+    assert mini_here.content() == before
+
+
 def test_a_range_that_is_none_is_refused(mini_here: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "--releases", "newer"]) == 2
     assert "'newer' is not a range of releases" in capsys.readouterr().err

@@ -497,6 +497,9 @@ def test_a_name_that_is_taken_gets_a_number(mini: Miniature, elsewhere: Path) ->
 def test_nothing_is_written_unless_someone_agrees(
     mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def closed(question: str) -> str:
+        raise EOFError
+
     source = str(difference(elsewhere, "four", loader=(LOADER, LAST)))
     before = mini.content()
     assert cli.main(["import", source]) == 1
@@ -505,6 +508,8 @@ def test_nothing_is_written_unless_someone_agrees(
     assert "Nothing was written: no one is here to ask." in said.err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda question: "n")
+    assert cli.main(["import", source]) == 1
+    monkeypatch.setattr("builtins.input", closed)
     assert cli.main(["import", source]) == 1
     assert mini.content() == before
     monkeypatch.setattr("builtins.input", lambda question: "y")

@@ -334,6 +334,13 @@ def test_a_key_with_a_password(
     monkeypatch.setattr("getpass.getpass", lambda prompt: "geheim ü" if private in prompt else "")
     assert cli.main(["sign", "--key", private]) == 0
 
+    def closed(prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("getpass.getpass", closed)
+    assert cli.main(["sign", "--key", private]) == 1
+    assert f"{private} has a password, and none was given." in capsys.readouterr().err
+
 
 def test_a_folder_that_cannot_be_written_to_is_named(
     wheel: Path, keys: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
