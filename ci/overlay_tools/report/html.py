@@ -56,8 +56,13 @@ def check_place(path: Path, option: str = "--html") -> None:
         raise OverlayError(
             f"{error.filename}: {error.strerror}.", hint=f"Name a file to write with {option}."
         ) from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        why = "it is a folder" if path.is_dir() else f"{path.parent} is not yours to write to"
+    why = "" if os.access(path.parent, os.W_OK) else f"{path.parent} is not yours to write to"
+    if path.is_dir():
+        why = "it is a folder"
+    elif path.is_symlink() or (path.exists() and not path.is_file()):
+        # What is written takes the place of what was there, be it /dev/null.
+        why = "it is a link" if path.is_symlink() else "it is a device or a pipe"
+    if why:
         raise OverlayError(f"{path} cannot be written: {why}.", hint=f"Name a file to write with {option}.")
 
 

@@ -105,3 +105,15 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
         assert "--html" in caught.value.hint
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
     assert (tmp_path / "file").read_text() == "here"
+
+
+def test_a_page_does_not_take_the_place_of_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("here")
+    (tmp_path / "link").symlink_to("file")
+    for name, why in (("pipe", "a device or a pipe"), ("link", "a link")):
+        with pytest.raises(OverlayError, match=f"{name} cannot be written: it is {why}"):
+            write_page(status_of(), tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "here"
