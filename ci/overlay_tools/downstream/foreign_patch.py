@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.parser import HeaderParser
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -174,7 +176,7 @@ def _patches_of(folder: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> list[ForeignPatch]:
-    data = read_data(path, PatchError, HINT)
+    data = read_data(path, PatchError, HINT).removeprefix(BOM_UTF8)
     if data.count(b"\n") == data.count(b"\r\n"):  # a mail on its way: no file has given it these ends
         data = data.replace(b"\r\n", b"\n")
     text = data.decode("utf-8", "surrogateescape")
@@ -294,12 +296,16 @@ def _with_lines(files: Sequence[FileChange], text: str, first: int) -> list[File
     return found
 
 
-def _sections(diff: str) -> list[str]:
-    """Return the parts of a diff, one a file."""
-    starts = [found.start() for found in _SECTION.finditer(diff)]
-    if starts:
-        return [diff[start:end] for start, end in zip(starts, [*starts[1:], len(diff)], strict=True)]
-    return [str(file) for file in PatchSet.from_string(diff)]
+def _sections(diff: str) -> Iterator[str]:
+    """Yield the parts of a diff, one a file: git's, each as it is, and between them what other programs wrote."""
+    starts = [0, *(found.start() for found in _SECTION.finditer(diff)), len(diff)]
+    for start, end in pairwise(starts):
+        part = diff[start:end]
+        files = PatchSet.from_string(part)
+        if _SECTION.match(part) and len(files) < 2:
+            yield part  # which may be a head alone, that of a rename
+        else:
+            yield from map(str, files)
 
 
 def _read_section(section: str) -> Iterator[FileChange]:

@@ -569,6 +569,21 @@ def test_commits_that_git_shows_are_patches_each(mini: Miniature, elsewhere: Pat
     assert outcomes(plan) == [("both.patch 1/2", "brought in", "four"), ("both.patch 2/2", "brought in", "of-five")]
 
 
+def test_no_file_of_a_patch_is_left_out_whatever_wrote_it(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Four", {f"python/{FILE}": LAST, f"python/{ENGINE_FILE}": FASTER})
+    first, second = (git(fork, "diff", "HEAD~", "--", f"python/{name}") for name in (FILE, ENGINE_FILE))
+    plain = second[second.index("--- ") :]  # as diff -u writes it
+    for number, text in enumerate((f"\ufeff{first}{second}", plain + first, first + plain)):
+        source = elsewhere / f"{number}.patch"
+        source.write_text(text, encoding="utf-8")
+        plan = planned(mini, source)
+        assert outcomes(plan) == [(source.name, "brought in", source.stem)]
+        hook = plan.patches[f"{source.stem}/1.0.patch"]
+        assert f"+++ b/{FILE}\n" in hook
+        assert f"+++ b/{ENGINE_FILE}\n" in hook
+
+
 def test_lines_without_context_are_not_put_anywhere(mini: Miniature, elsewhere: Path) -> None:
     fork = checkout(elsewhere)
     commit(fork, "Two", {f"python/{FILE}": LOADER.replace("    return 1\n", "    print()\n    return 1\n")})
