@@ -235,7 +235,8 @@ def _git(path: Path, folder: Path, words: Sequence[str], stdin: str | None = Non
 
 def _split(text: str) -> tuple[str, str]:
     """Return what stands before a diff, and the diff."""
-    found = re.search(r"^(?:diff --git |--- \S.*\n\+\+\+ \S)", text, re.MULTILINE)
+    # What `diff -r` and quilt write above a file is no message.
+    found = re.search(r"^(?:diff -|Index: .*\n====|--- \S.*\n\+\+\+ \S)", text, re.MULTILINE)
     return (text, "") if found is None else (text[: found.start()], text[found.start() :])
 
 
@@ -322,7 +323,9 @@ def _read_section(section: str) -> Iterator[FileChange]:
         yield FileChange(name=name, left_out=reason)
         return
     hunks = list(PatchSet.from_string(section))
-    if re.search(r"^(?:deleted file mode |\+\+\+ /dev/null)", head, re.MULTILINE):
+    if re.search(r"^(?:deleted file mode |\+\+\+ /dev/null)", head, re.MULTILINE) or any(
+        file.is_removed_file and _is_absent(file.target_timestamp) for file in hunks
+    ):
         yield FileChange(name=name, deleted=True, blob=_expected_blob(head, hunks))
         return
     old, mode = (re.search(rf"^{word} (.*)$", head, re.MULTILINE) for word in ("rename from", "new mode"))
@@ -332,7 +335,9 @@ def _read_section(section: str) -> Iterator[FileChange]:
         if not name.startswith("sglang/"):
             yield FileChange(name=target, left_out=f"it comes from {name}, which is outside the wheel")
             return
-    if re.search(r"^(?:new file mode |--- /dev/null)", head, re.MULTILINE):
+    if re.search(r"^(?:new file mode |--- /dev/null)", head, re.MULTILINE) or any(
+        file.is_added_file and _is_absent(file.source_timestamp) for file in hunks
+    ):
         executable = bool(re.search(r"^new file mode 100755", head, re.MULTILINE))
         yield new_file(name, with_mode(_content(hunks), executable=executable))
     else:
@@ -340,6 +345,11 @@ def _read_section(section: str) -> Iterator[FileChange]:
         diff = f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n{lines}" if lines else ""
         if diff or target or mode:
             yield FileChange(name=name, diff=diff, target=target, executable=executable)
+
+
+def _is_absent(timestamp: str | None) -> bool:
+    """Tell whether this is the time that `diff -N` gives to a file that is not there: the epoch, in any time zone."""
+    return (timestamp or "").startswith(("1970-01-01 ", "1969-12-31 "))
 
 
 def _expected_blob(head: str, files: Sequence[PatchedFile]) -> str:

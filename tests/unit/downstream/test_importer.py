@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -573,7 +575,7 @@ def test_no_file_of_a_patch_is_left_out_whatever_wrote_it(mini: Miniature, elsew
     fork = checkout(elsewhere)
     commit(fork, "Four", {f"python/{FILE}": LAST, f"python/{ENGINE_FILE}": FASTER})
     first, second = (git(fork, "diff", "HEAD~", "--", f"python/{name}") for name in (FILE, ENGINE_FILE))
-    plain = second[second.index("--- ") :]  # as diff -u writes it
+    plain = f"Index: engine\n{'=' * 67}\n{second[second.index('--- ') :]}"  # as quilt writes it
     for number, text in enumerate((f"\ufeff{first}{second}", plain + first, first + plain)):
         source = elsewhere / f"{number}.patch"
         source.write_text(text, encoding="utf-8")
@@ -582,6 +584,20 @@ def test_no_file_of_a_patch_is_left_out_whatever_wrote_it(mini: Miniature, elsew
         hook = plan.patches[f"{source.stem}/1.0.patch"]
         assert f"+++ b/{FILE}\n" in hook
         assert f"+++ b/{ENGINE_FILE}\n" in hook
+
+
+@pytest.mark.parametrize("zone", ["UTC", "EST5"])
+def test_files_that_diff_adds_and_deletes_are_known_by_their_time(mini: Miniature, elsewhere: Path, zone: str) -> None:
+    before, after = elsewhere / "a", elsewhere / "b"
+    write(before, {FILE: LOADER, "sglang/version.py": upstream()["sglang/version.py"]})
+    write(after, {FILE: LAST, "sglang/new.py": "NEW = 1\n"})
+    words = ["diff", "-ruN", "a", "b"]
+    done = subprocess.run(words, cwd=elsewhere, env={**os.environ, "TZ": zone}, capture_output=True, check=False)
+    (elsewhere / "all.patch").write_bytes(done.stdout)
+    plan = planned(mini, elsewhere / "all.patch")
+    assert outcomes(plan) == [("all.patch", "brought in", "all")]
+    assert plan.rows[0].added == ["sglang/new.py"]
+    assert "deleted file mode 100644" in plan.patches["all/1.0.patch"]
 
 
 def test_lines_without_context_are_not_put_anywhere(mini: Miniature, elsewhere: Path) -> None:
