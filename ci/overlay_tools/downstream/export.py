@@ -18,6 +18,7 @@ from overlay_tools.downstream.exported_state import ExportedState, digests
 from overlay_tools.downstream.overlay_plan import OverlayPlan, files_to_write, plan_overlay
 from overlay_tools.downstream.staging import stage
 from overlay_tools.downstream.transaction import undo, write_patches
+from overlay_tools.downstream.wheel_names import why_in_no_wheel
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Worktree
 from overlay_tools.errors import REPORT, PatchError, WorktreeError
 from overlay_tools.patches.hooked_tree import HookedTree
@@ -148,8 +149,8 @@ def _overlay_changes(
             faults.append(f"{path} is there for other releases than {version}, as {project.settings} says.")
         elif here != (None if name in renamed else tree.read(exported, name)):
             faults.append(f"{path} has changed since {tree.folder} was made, and there too.")
-        if not name.startswith("sglang/"):
-            faults.append(f"{tree.folder / name} would not go into any wheel: it is not under sglang/.")
+        if new is not None and (why := why_in_no_wheel(name)):
+            faults.append(f"{tree.folder / name} would go into no wheel: {why}.")
         found[name] = new
     if faults:
         raise WorktreeError(*faults, hint="Settle it there and commit, and export again.")

@@ -618,7 +618,18 @@ def test_a_commit_may_change_a_hook_and_the_overlay(mini: Miniature) -> None:
         (lambda mini: commit(mini, "Ours", ours="def (:\n"), f"{OURS}:1: ", BuildError),
         (
             lambda mini: [(tree(mini) / "notes.py").write_text(""), commit(mini, "Out")],
-            "notes.py would not go into any wheel", WorktreeError,
+            "notes.py would go into no wheel: it is not under sglang/.", WorktreeError,
+        ),
+        *(
+            (
+                lambda mini, name=name: [(tree(mini) / name).write_text("x = 1\n"), commit(mini, "New")],
+                f"{name} would go into no wheel: {why}", WorktreeError,
+            )
+            for name, why in {
+                "sglang/.hidden.json": "hidden files", "sglang/my-model.py": "a module cannot be named 'my-model'",
+                "sglang/loader.py.orig": "it was left by a merge", "sglang/a\\b.txt": "its name has a backslash",
+                "sglang/gr\udcf6\udcdfe.txt": "its name has a backslash, a colon, or what cannot be printed",
+            }.items()
         ),
         (
             lambda mini: [(tree(mini) / "sglang-1.0.dist-info/METADATA").write_text(""), commit(mini, MESSAGE)],

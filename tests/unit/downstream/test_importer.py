@@ -293,6 +293,19 @@ def test_a_new_file_that_no_wheel_would_hold_is_not_brought_in(mini: Miniature, 
     assert "sglang/models/ours.py~: it would go into no wheel" in notes(plan)
 
 
+def test_new_files_with_which_no_wheel_could_be_built_are_left_out(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    names = ("bench-all.py", "loader.py.orig", "a\\b.txt", "zwei\nZeilen.txt", "gr\udcf6\udcdfe.txt")
+    write(fork / "python/sglang", {**dict.fromkeys(names, "x = 1\n"), "good.py": "x = 1\n"})
+    git(fork, "add", "--all")
+    plan = brought_in(mini, fork)
+    assert {row.title: row.outcome for row in plan.rows} == {
+        **{f"sglang/{name}": "left out" for name in names},
+        "sglang/good.py": "brought in",
+    }
+    assert "sglang/bench-all.py: it would go into no wheel: a module cannot be named 'bench-all'" in notes(plan)
+
+
 def test_what_stands_in_the_way_of_a_new_file_is_named(mini: Miniature, elsewhere: Path) -> None:
     mini.lock_release("1.1", upstream("1.1") | {"sglang/since.py": b"SINCE = 1.1\n"})
     fork = checkout(elsewhere)
