@@ -28,13 +28,15 @@ class Fork:
     """The files of a fork under sglang/.
 
     `crcs`: the CRC of each, by path in a wheel; `read` gives a file's content; `metadata`: METADATA of a wheel, also of
-    one that is unpacked or installed. A checkout has none, and may lack what a build adds.
+    one that is unpacked or installed. A checkout has none, and may lack what a build adds; `links`: what is a link in
+    it, as paths in a wheel.
     """
 
     path: Path
     crcs: Mapping[str, int]
     read: Callable[[str], bytes]
     metadata: bytes | None
+    links: Sequence[str] = ()
 
 
 def is_fork(source: Path) -> bool:
@@ -43,12 +45,13 @@ def is_fork(source: Path) -> bool:
 
 
 def open_fork(source: Path, exclude: Sequence[str], stack: ExitStack) -> Fork:
-    """Open a wheel, or a checkout: of a git repository, the files that it tracks; links are left out.
+    """Open a wheel, or a checkout: of a git repository, the files that it tracks.
 
     Parameters: `exclude`, patterns of paths in a wheel to leave alone; `stack` closes the wheel.
     Raises WheelError if the wheel cannot be read; WorktreeError if there is no sglang/ in it.
     """
     root = _root_of(source)
+    links: list[str] = []
     if root is None:
         wheel = stack.enter_context(WheelReader(source))
         crcs, read, metadata = crcs_of(wheel), wheel.read, wheel.get(f"{wheel.dist_info}/METADATA")
@@ -58,11 +61,14 @@ def open_fork(source: Path, exclude: Sequence[str], stack: ExitStack) -> Fork:
         def read(name: str) -> bytes:
             return read_with_mode(found / name)
 
-        crcs, metadata = {name: zlib.crc32(read(name)) for name in _files_of(source, root)}, _metadata_of(root)
+        names = _files_of(source, root)
+        links = [name for name in names if (root / name).is_symlink() and not _excluded(name, exclude)]
+        crcs = {name: zlib.crc32(read(name)) for name in names if not (root / name).is_symlink()}
+        metadata = _metadata_of(root)
     kept = {name: crc for name, crc in crcs.items() if not _excluded(name, exclude)}
     if not kept:
         raise WorktreeError(f"{source} has no file under sglang/: it is not a fork of SGLang.", hint=HINT)
-    return Fork(path=source, crcs=kept, read=read, metadata=metadata)
+    return Fork(path=source, crcs=kept, read=read, metadata=metadata, links=links)
 
 
 def crcs_of(wheel: WheelReader) -> dict[str, int]:
@@ -98,9 +104,11 @@ def compare(fork: Fork, base: WheelReader, version: str, exclude: Sequence[str])
             else:
                 changes.append(FileChange(name=name, diff=make_diff({name: before}, {name: after})))
     changes += [new_file(name, fork.read(name)) for name in sorted(fork.crcs.keys() - old.keys())]
-    gone = sorted(old.keys() - fork.crcs.keys())
+    linked = tuple(f"{name}/" for name in fork.links)
+    gone = [name for name in sorted(old.keys() - fork.crcs.keys()) if not f"{name}/".startswith(linked)]
     native = [name for name in gone if name.endswith(".so")]
     changes += [FileChange(name=name, deleted=True) for name in gone if name not in native]
+    changes += [FileChange(name=name, left_out="it is a link, which a wheel cannot hold") for name in fork.links]
     if fork.metadata is not None:  # a checkout has no such files
         changes += [
             FileChange(name=name, left_out="it is native: its name is another for each Python") for name in native
@@ -142,7 +150,7 @@ def _files_of(source: Path, root: Path) -> list[str]:
         paths = [source / name for name in done.stdout.decode("utf-8", "surrogateescape").split("\0") if name]
     else:
         paths = list((root / "sglang").rglob("*"))
-    names = [path.relative_to(root).as_posix() for path in paths if path.is_file() and not path.is_symlink()]
+    names = [path.relative_to(root).as_posix() for path in paths if path.is_file() or path.is_symlink()]
     return sorted(name for name in names if "__pycache__" not in name.split("/") and name != _VERSION_FILE)
 
 

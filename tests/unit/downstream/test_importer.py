@@ -273,6 +273,18 @@ def test_a_checkout_is_compared_with_its_base(mini: Miniature, elsewhere: Path, 
     ]
 
 
+def test_what_is_a_link_in_a_checkout_is_named_and_not_deleted(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Ours", {f"python/{FILE}": LAST, "python/sglang/version.py": None, "python/real.py": "x = 1\n"})
+    for name in ("version.py", "ours.py"):
+        (fork / "python/sglang" / name).symlink_to("../real.py")
+    git(fork, "add", "--all")
+    plan = planned(mini, fork)
+    links = ["sglang/ours.py", "sglang/version.py"]
+    assert outcomes(plan) == [(FILE, "brought in", "loader"), *((name, "left out", "") for name in links)]
+    assert notes(plan) == "\n".join(f"{name}: it is a link, which a wheel cannot hold" for name in links)
+
+
 def test_files_of_a_fork_can_be_left_alone(
     mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
