@@ -62,7 +62,11 @@ class Answers:
         self._opened = {self._numbers[name] for name in opened if name in self._numbers} - self._dropped
         self._edited = set[int]()
         self.commits: dict[str, Commit] = {}
-        _check_rebased(tree)
+        if command := tree.under_way():
+            raise PortError(
+                f"{tree.folder}: a git {command} is under way.",
+                hint=f"`git -C {tree.folder} {command} --continue` ends it; {GO_ON}.",
+            )
         self._renamed: dict[str, str] = {}
         steps = self._read_steps(tree.commits())
         self._check_files({name for step in steps for name in step.files})
@@ -221,18 +225,6 @@ class Answers:
                         faults.append(f"{place}: a conflict marker of hook {hook.name} is left.")
         if faults:
             raise PortError(*faults, hint=f"Settle them, {GO_ON}.")
-
-
-def _check_rebased(tree: Worktree) -> None:
-    """Raise PortError if a rebase or the like is under way in a worktree."""
-    folder = tree.folder / ".git"
-    for name in ("rebase-merge", "rebase-apply", "MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD"):
-        if (folder / name).exists():
-            command = "rebase" if name.startswith("rebase") else name.removesuffix("_HEAD").lower().replace("_", "-")
-            raise PortError(
-                f"{tree.folder}: a git {command} is under way.",
-                hint=f"`git -C {tree.folder} {command} --continue` ends it; {GO_ON}.",
-            )
 
 
 def _changes(hook: Hook, name: str) -> bool:

@@ -85,12 +85,17 @@ def export(
 def _open_worktree(project: Project, version: str, hooks: Sequence[Hook]) -> Worktree:
     """Return the worktree of a release.
 
-    Raises WorktreeError if there is none, something in it is not committed, or the hooks are no longer those that it
-    was made with.
+    Raises WorktreeError if there is none, something in it is not committed, a rebase or the like has stopped midway, or
+    the hooks are no longer those that it was made with.
     """
     tree = worktree_of(project, version)
     if not tree.folder.exists():
         raise WorktreeError(f"There is no worktree {tree.folder}.", hint=f"`nox -s edit -- {version}` makes it.")
+    if command := tree.under_way():  # then HEAD lacks commits that are still to come, and their files
+        raise WorktreeError(
+            f"{tree.folder}: a git {command} is under way.",
+            hint=f"`git -C {tree.folder} {command} --continue` ends it; then export again.",
+        )
     if dirty := tree.uncommitted():
         raise WorktreeError(
             *(f"{tree.folder / name} is not committed." for name in dirty),

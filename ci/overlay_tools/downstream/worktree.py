@@ -146,6 +146,13 @@ class Worktree:
         self.git(*_WHO, "commit", "--quiet", "--allow-empty", "--file=-", stdin=message)
         self.git("tag", "--force", tag)
 
+    def under_way(self) -> str:
+        """Return the command of git that has stopped midway here, as "rebase", or ""."""
+        for name in ("rebase-merge", "rebase-apply", "MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD"):
+            if (self.folder / ".git" / name).exists():
+                return "rebase" if name.startswith("rebase") else name.removesuffix("_HEAD").lower().replace("_", "-")
+        return ""
+
     def uncommitted(self) -> list[str]:
         """Return the paths of files with changes that are not committed, new ones too.
 

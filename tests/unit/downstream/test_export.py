@@ -662,6 +662,17 @@ def test_what_cannot_be_taken_over_is_refused(
     assert said in refused(mini, kind=kind)
 
 
+def test_nothing_is_exported_while_a_rebase_is_under_way(mini: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(mini, "New", new="NEW = 1\n")
+    written(mini)
+    monkeypatch.setenv("GIT_SEQUENCE_EDITOR", "sed -i 1s/pick/edit/")
+    git(mini, "rebase", "--quiet", "--interactive", OVERLAY)
+    assert "a git rebase is under way" in refused(mini)
+    assert (mini.root / "overlay/sglang/new.py").exists()
+    git(mini, "rebase", "--continue")
+    assert written(mini) == []
+
+
 def test_a_merge_is_refused(mini: Miniature) -> None:
     git(mini, "checkout", "--quiet", "-b", "side", OVERLAY)
     commit(mini, "Ours", ours="OURS = 2\n")
