@@ -103,7 +103,8 @@ def _first_commits(root: Path) -> Mapping[str, date]:
     words = ["log", "--diff-filter=A", "--no-renames", "--format=%x00%as", "--name-only", "--", "patches"]
     found: dict[str, date] = {}
     for commit in git(words, cwd=root).stdout.split("\0")[1:]:
-        day, *names = commit.split()
-        for name in names:  # the newest commit comes first, so the oldest stays
-            found[name.split("/")[1]] = date.fromisoformat(day)
+        day, *names = commit.splitlines()
+        for _, folder, *file in (name.split("/") for name in names if name):
+            if file:  # the newest commit comes first, so the oldest stays
+                found[folder] = date.fromisoformat(day)
     return found

@@ -57,6 +57,13 @@ def test_its_age_is_that_of_its_first_commit(mini: Miniature) -> None:
     assert hook.since is None  # the oldest commit there is not the first one
 
 
+def test_its_age_is_known_whatever_else_was_committed_beside_it(mini: Miniature) -> None:
+    notes = mini.write("patches/my notes", "")
+    committed(mini)
+    notes.unlink()  # they stay in the history
+    assert measure(mini)["choose"].since is not None
+
+
 @pytest.mark.parametrize(
     ("remove_when", "goes"),
     [
