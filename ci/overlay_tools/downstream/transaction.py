@@ -44,11 +44,18 @@ def write_patches(
 def undo(root: Path) -> None:
     """Put back what `write_patches` has changed in a checkout, if it was killed midway.
 
-    Raises OverlayError with the files that it leaves as they are, for someone has changed them since then.
+    Raises OverlayError with the files that it leaves as they are, for someone has changed them since then, or if its
+    note of them is damaged.
     """
     if not (root / UNDO).is_file():
         return
-    note = json.loads((root / UNDO).read_text(encoding="utf-8"))
+    try:
+        note = {name: (before, after) for name, (before, after) in json.loads((root / UNDO).read_bytes()).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise OverlayError(
+            f"{root / UNDO}, which tells what a run was writing when it was killed, is damaged.",
+            hint="See with `git status` what it has written: restore that, or keep it, and remove this file.",
+        ) from None
     here = {name: to_note(_read(root, name)) for name in note}
     for name in note:
         remove_parts(root / name)

@@ -405,3 +405,13 @@ def test_a_file_is_written_whole(mini: Miniature, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(OSError, match="No space left"):
         write_files(mini.root, {"patches/series": b"another\n"})
     assert (mini.root / "patches" / "series").read_text() == "choose\n"
+
+
+@pytest.mark.parametrize("note", ["", "\0\0", "{", "[]", '{"patches/series": null}'])
+def test_a_damaged_note_of_what_was_written_is_named(mini: Miniature, note: str) -> None:
+    before = mini.content()
+    mini.write(".nox/undo.json", note)
+    with pytest.raises(OverlayError, match=r"undo.json, which tells what .* is damaged") as caught:
+        undo(mini.root)
+    assert "remove this file" in caught.value.hint
+    assert mini.content() == before
