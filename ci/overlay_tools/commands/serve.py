@@ -19,6 +19,7 @@ from overlay_tools.engines.server import Server, check_free
 from overlay_tools.engines.smoke import Questions, ask, media_environment
 from overlay_tools.errors import ServeError, UsageError
 from overlay_tools.settings import Project
+from overlay_tools.upstream.lockfile import get_release, load_lock
 
 # Arguments of upstream's, and what says the same here.
 _OURS = {
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Serve a model and ask it."""
     version, flags = arguments.version or project.default, arguments.passed_on
+    get_release(load_lock(project.lock), version, project.lock)
     _check_flags(flags)
     if arguments.model is not None:
         named.check_name(arguments.model)

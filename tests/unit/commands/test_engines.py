@@ -61,6 +61,15 @@ def test_serve_refuses_what_it_cannot_serve_or_show_before_it_builds_anything(
     assert not (mini_here.root / "dist").exists()
 
 
+def test_serve_prints_nothing_for_a_release_that_is_not_locked(
+    mini_here: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", "9.9", "--print"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "holds no release '9.9'" in said.err
+
+
 @pytest.mark.parametrize(
     ("model", "named"), [("text", "text"), ("Owner/Name-1.5", "Owner/Name-1.5"), (None, "SmolLM2"), ("a.gguf", "gguf")]
 )
