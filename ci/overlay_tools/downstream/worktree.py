@@ -101,7 +101,10 @@ class Worktree:
         """
         done = git(words, cwd=self.folder, stdin=stdin)
         if done.returncode != 0:
-            raise ToolError(f"{self.folder}: git {' '.join(map(str, words))} failed:\n{done.stderr.strip()}")
+            raise ToolError(
+                f"{self.folder}: git {' '.join(map(str, words))} failed:\n{done.stderr.strip()}",
+                hint="Mend that with git there; if nothing in this folder is needed, remove it, and begin anew.",
+            )
         return done.stdout
 
     def head(self) -> str:

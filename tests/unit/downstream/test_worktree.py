@@ -203,8 +203,9 @@ def test_the_users_configuration_and_a_hook_of_gits_do_not_matter(
 
 
 def test_a_git_that_fails_is_shown(tree: Worktree) -> None:
-    with pytest.raises(ToolError, match=r"git checkout nowhere failed:\n.*nowhere"):
+    with pytest.raises(ToolError, match=r"git checkout nowhere failed:\n.*nowhere") as caught:
         tree.git("checkout", "nowhere")
+    assert "remove it, and begin anew" in caught.value.hint
 
 
 def hostile(mini: Miniature, files: Mapping[str, str]) -> Path:
