@@ -6,6 +6,7 @@ import gc
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from datetime import date
 from functools import partial
 from multiprocessing import active_children, get_context
@@ -62,6 +63,11 @@ def collect_status(
             check = partial(_check_release, project, hooks, cache, KeptChecks(project))
             checks = pool.map(check, lock.values(), chunksize=share)
             checked = dict(zip(lock, checks, strict=True))
+        except BrokenProcessPool:
+            raise OverlayError(
+                "A process that reads releases was killed.",
+                hint="If memory ran out, the system's log says so. Run this again: it goes on where it was.",
+            ) from None
         except BaseException:
             for worker in active_children():  # else the pool would wait for what they are at
                 worker.kill()

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -417,3 +419,13 @@ def test_check_fails_where_anything_is_not_green(inside: Miniature, capsys: pyte
 def test_a_page_that_cannot_be_written_is_one_error(inside: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", "--html", "overlay"]) == 1
     assert "error: overlay cannot be written: it is a folder." in capsys.readouterr().err
+
+
+def test_a_process_that_is_killed_is_one_error(
+    inside: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(collect, "_contract_cell", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    assert cli.main(["status"]) == 1
+    said = capsys.readouterr().err
+    assert "error: A process that reads releases was killed." in said
+    assert "Run this again" in said
