@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Commit, Worktree, find_markers
 from overlay_tools.errors import WorktreeError
-from overlay_tools.patches.model import HOOK_NAME, README, Hook, split_lines
+from overlay_tools.patches.model import FORWARDED, HOOK_NAME, README, Hook, split_lines
 
+_LONGEST = 100  # letters of a hook's name: it is that of a folder, of which a disk takes 255
 ASKED = ("Why", "Forwarded", "Remove-When")
 Ask = Callable[[str, str], str]  # what a hook is called, and which field of its header is wanted
 
@@ -109,7 +110,7 @@ class _CommitReader:
         renamed: Mapping[str, str],
     ) -> None:
         name = commit.trailers.get("Hook") or re.sub(r"[^a-z0-9]+", "-", commit.subject.lower()).strip("-")
-        if not HOOK_NAME.fullmatch(name) or name in ("series", README):
+        if not HOOK_NAME.fullmatch(name) or name in ("series", README) or len(name) > _LONGEST:
             self.faults.append(
                 f"{self._call(commit)}: {name!r} is not a name for a hook; give its message a trailer `Hook: NAME`."
             )
@@ -122,6 +123,12 @@ class _CommitReader:
                     commit,
                     f"would be the new hook {name}, and its message has no {', '.join(lacking)}: `git commit --amend`"
                     " it, Why as the body, the others as trailers; or `git rebase -i` squashes it into its hook.",
+                )
+            elif not FORWARDED.match(header["Forwarded"]):
+                self._add_fault(
+                    commit,
+                    f"says Forwarded: {header['Forwarded']}; it must be upstream's address of it, or `no: ` and a"
+                    " reason: `git commit --amend` it.",
                 )
             self.found[name] = CommittedHook(name=name, header=header, before=before, after=after, renamed=renamed)
 

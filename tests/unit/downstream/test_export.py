@@ -401,7 +401,7 @@ def test_what_a_message_does_not_say_is_asked(mini: Miniature) -> None:
 
 def test_an_answer_that_no_header_may_have_is_refused(mini: Miniature) -> None:
     commit(mini, MESSAGE.replace("no: ours", "maybe"), loader=COUNTED)
-    assert "count-calls/1.0.patch: Forwarded must be" in refused(mini, kind=PatchError)
+    assert "(Count calls) says Forwarded: maybe; it must be upstream's address of it, or `no: `" in refused(mini)
 
 
 @pytest.mark.parametrize("name", ["../../../outside", ".hidden", "a b", "series", "README.md", "-x", "größe"])
@@ -619,6 +619,10 @@ def test_a_commit_may_change_a_hook_and_the_overlay(mini: Miniature) -> None:
         (
             lambda mini: [(tree(mini) / "notes.py").write_text(""), commit(mini, "Out")],
             "notes.py would go into no wheel: it is not under sglang/.", WorktreeError,
+        ),
+        (
+            lambda mini: commit(mini, MESSAGE.replace("Count calls", "Count " * 50), loader=COUNTED),
+            "is not a name for a hook; give its message a trailer `Hook: NAME`", WorktreeError,
         ),
         *(
             (
