@@ -15,7 +15,7 @@ from overlay_tools.patches.apply import find_block, find_hunk
 from overlay_tools.patches.best_place import find_best_place
 from overlay_tools.patches.edited_file import Edit, EditedFile, EditedTree, Region, hook_lines, upstream_lines
 from overlay_tools.patches.hooked_tree import HookedTree
-from overlay_tools.patches.model import begins_file, join_lines, sides, split_lines
+from overlay_tools.patches.model import begins_file, ends_file, join_lines, sides, split_lines
 from overlay_tools.patches.moving_hunk import MovingHunk
 from overlay_tools.patches.strategies import place_hunk
 from overlay_tools.upstream.source_tree import SourceTree
@@ -130,7 +130,7 @@ class MarkedImport:
         if place is not None:
             _replace(file, range(place, place + len(before)), before, after, settled=True)
             return True
-        if not bare and not places and after and find_block(view, after):
+        if not bare and not places and after and _stands(view, hunk, after):
             return False
         if moving is not None:
             placement = place_hunk(moving)
@@ -158,6 +158,14 @@ class MarkedImport:
                 files[name] = self._written[name] = data
                 marked += [f"{name}:{n}" for n, line in enumerate(lines, 1) if line == f"{'<' * 7} {ours}"]
         return MarkedPatch(attempt=attempt, files=files, undone=bool(to_do), marked=marked, notes=[*notes, *to_do])
+
+
+def _stands(lines: Sequence[str], hunk: Hunk, after: Sequence[str]) -> bool:
+    """Tell whether what a hunk makes stands among lines; what it makes of an end of a file, only there."""
+    return any(
+        (place == 0 or not begins_file(hunk)) and (place + len(after) == len(lines) or not ends_file(hunk))
+        for place in find_block(lines, after)
+    )
 
 
 def _hunks(change: FileChange) -> Sequence[Hunk]:

@@ -241,3 +241,10 @@ def test_a_text_with_a_line_of_seven_signs_is_exported(mini: Miniature) -> None:
     commit(worktree(mini), "Text", {"sglang/models/ours.rst": "Of ours\n=======\n"})
     assert run("export", "1.0") == 0
     assert load_series(mini.root / "patches")
+
+
+def test_a_patch_that_empties_a_changed_file_is_not_there_already(mini: Miniature, elsewhere: Path) -> None:
+    plan = planned(mini, difference(elsewhere, "emptied", loader=(LOADER, "")))  # `choose` has changed it
+    assert [row.outcome for row in plan.rows] == ["conflict"]
+    assert "is there already" not in notes(plan)
+    assert [place for patch in plan.marked for place in patch.marked] == [f"{FILE}:1"]
