@@ -82,7 +82,8 @@ def _read(root: Path, name: str) -> bytes | None:
 
 def write_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
     """Write files by path, each whole or not at all; None removes one, and its folder if no other is in it."""
-    for name, data in files.items():
+    # A file may take the place of a folder whose files go.
+    for name, data in sorted(files.items(), key=lambda item: item[1] is not None):
         path = folder / name
         if data is None:
             path.unlink(missing_ok=True)

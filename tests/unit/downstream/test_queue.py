@@ -415,3 +415,22 @@ def test_a_damaged_note_of_what_was_written_is_named(mini: Miniature, note: str)
         undo(mini.root)
     assert "remove this file" in caught.value.hint
     assert mini.content() == before
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_file_takes_the_place_of_a_folder(mini: Miniature, monkeypatch: pytest.MonkeyPatch, stopped: bool) -> None:
+    mini.write("overlay/sglang/more/a.py", "a = 1\n")
+    before = mini.content()
+    others = {"overlay/sglang/more": b"more\n", "overlay/sglang/more/a.py": None}
+    if stopped:
+
+        def fail() -> None:
+            raise KeyboardInterrupt
+
+        stop_at(monkeypatch, 3, fail)
+        with pytest.raises(KeyboardInterrupt):
+            write_patches(mini.root / "patches", NEW, others)
+        assert mini.content() == before
+    else:
+        write_patches(mini.root / "patches", NEW, others)
+        assert (mini.root / "overlay/sglang/more").read_bytes() == b"more\n"
