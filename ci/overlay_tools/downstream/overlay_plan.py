@@ -14,7 +14,7 @@ from overlay_tools.downstream.staging import staged_project
 from overlay_tools.errors import WorktreeError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree
-from overlay_tools.user_files import read_text
+from overlay_tools.user_files import decode
 from overlay_tools.wheels.overlay_files import names_of
 
 
@@ -54,7 +54,7 @@ def files_to_write(
         )
     files = {f"overlay/{name}": data for name, data in overlay.items()}
     every = {*names_of(project.overlay), *overlay} - {name for name, data in overlay.items() if data is None}
-    text = read_text(project.settings)
+    text = decode(project.settings.read_bytes(), project.settings)  # with the line ends that it has
     if (changed := with_ranges(text, ranges, every)) != text:
         files[project.settings.name] = changed.encode()
     return files

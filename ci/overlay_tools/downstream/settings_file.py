@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
@@ -36,13 +37,13 @@ def with_ranges(text: str, ranges: Mapping[str, str], every: Iterable[str]) -> s
         settings.append("files", tomlkit.table())
         settings["files"].update(new)
         settings["files"].add(tomlkit.nl())
-        return tomlkit.dumps(document)
+        return _dump(document, text)
     for key in old.keys() - kept.keys():
         settings["files"].remove(key)
     settings["files"].update(new)
     if not settings["files"]:
         settings.remove("files")
-    return tomlkit.dumps(document)
+    return _dump(document, text)
 
 
 def with_dependencies(text: str, releases: str, override: Sequence[str], exclude: Sequence[str]) -> str:
@@ -66,7 +67,13 @@ def with_dependencies(text: str, releases: str, override: Sequence[str], exclude
     if "dependencies" not in settings:
         settings.append("dependencies", tomlkit.aot())
     settings["dependencies"].append(table)
-    return tomlkit.dumps(document)
+    return _dump(document, text)
+
+
+def _dump(document: tomlkit.TOMLDocument, text: str) -> str:
+    """Return the text of a document that was read from a text, with the line ends of that."""
+    made = tomlkit.dumps(document)
+    return re.sub(r"\r?\n", "\r\n", made) if "\r\n" in text else made
 
 
 def _range_of(name: str, ranges: Mapping[str, str]) -> str:

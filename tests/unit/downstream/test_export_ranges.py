@@ -177,3 +177,13 @@ def test_a_file_that_is_there_for_other_releases_is_not_overwritten(mini: Miniat
         exported(mini, "1.1")
     assert worktree_of(mini.project, "1.1").folder.exists()
     assert (mini.root / "overlay" / OLD).read_text() == "OLD = 'ours'\n"
+
+
+def test_the_line_ends_of_the_settings_stay(mini: Miniature) -> None:
+    before = (mini.root / "pyproject.toml").read_bytes().replace(b"\n", b"\r\n")
+    (mini.root / "pyproject.toml").write_bytes(before)
+    commit(mini, "1.0", new="NEW = 1\n")
+    assert exported(mini, "1.0", "<1.1") == ([f"overlay/{NEW}", "pyproject.toml"], [])
+    after = (mini.root / "pyproject.toml").read_bytes()
+    assert after.startswith(before.rstrip())
+    assert after.count(b"\n") == after.count(b"\r\n")

@@ -39,6 +39,13 @@ def test_a_folder_with_one_range_is_one_line_and_all_else_stays(tail: str) -> No
     assert with_ranges(made, KT, [*EVERY, "sglang/srt/layers/z.py"]) == made
 
 
+def test_line_ends_stay_as_they_are() -> None:
+    text = (HEAD + TAIL).replace("\n", "\r\n")
+    assert with_ranges(text, KT, EVERY) == with_ranges(HEAD + TAIL, KT, EVERY).replace("\n", "\r\n")
+    made = with_dependencies(text, "==1", ["a==1"], [])
+    assert made == with_dependencies(HEAD + TAIL, "==1", ["a==1"], []).replace("\n", "\r\n")
+
+
 def test_without_a_range_the_text_stays_as_it_is() -> None:
     assert with_ranges(HEAD + TAIL, {}, EVERY) == HEAD + TAIL
     assert with_ranges(HEAD + TAIL, dict.fromkeys(EVERY, ""), EVERY) == HEAD + TAIL
