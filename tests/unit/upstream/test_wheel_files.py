@@ -56,12 +56,13 @@ def test_a_file_is_locked_by_its_path_in_the_checkout_and_its_hash(here: Miniatu
     assert fetch(release, wheel, here.cache) == here.root / wheel.path
 
 
+@pytest.mark.parametrize("command", ["lock", "port"])
 def test_a_file_outside_the_checkout_is_locked_by_its_whole_path_and_that_is_said(
-    here: Miniature, capsys: pytest.CaptureFixture[str]
+    here: Miniature, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outside = here.root.parent / "outside"
     make_wheel(outside, VERSION, TAG)
-    assert cli.main(["lock", f"../outside/{NAME}"]) == 0
+    assert cli.main([command, f"../outside/{NAME}"]) == 0
     assert here.lock[VERSION].wheels[0].path == str(outside / NAME)
     assert f"{outside / NAME} is outside the checkout" in capsys.readouterr().out
 
