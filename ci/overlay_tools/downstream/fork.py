@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -13,7 +13,7 @@ from overlay_tools.archive.mode import is_executable, read_with_mode, with_mode
 from overlay_tools.archive.reader import WheelReader
 from overlay_tools.downstream.diff import make_diff
 from overlay_tools.downstream.foreign_patch import HINT, FileChange, ForeignPatch, new_file, slug
-from overlay_tools.errors import OverlayError, WorktreeError
+from overlay_tools.errors import OverlayError, UsageError, WorktreeError
 from overlay_tools.subprocesses import git_bytes
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import Lock
@@ -29,14 +29,15 @@ class Fork:
 
     `crcs`: the CRC of each, by path in a wheel; `read` gives a file's content; `metadata`: METADATA of a wheel, also of
     one that is unpacked or installed. A checkout has none, and may lack what a build adds; `links`: what is a link in
-    it, as paths in a wheel.
+    it, as paths in a wheel; `names`: of all its files, those that are left alone too.
     """
 
     path: Path
     crcs: Mapping[str, int]
     read: Callable[[str], bytes]
     metadata: bytes | None
-    links: Sequence[str] = ()
+    links: Sequence[str]
+    names: Set[str]
 
 
 def is_fork(source: Path) -> bool:
@@ -62,13 +63,14 @@ def open_fork(source: Path, exclude: Sequence[str], stack: ExitStack) -> Fork:
             return read_with_mode(found / name)
 
         names = _files_of(source, root)
-        links = [name for name in names if (root / name).is_symlink() and not _excluded(name, exclude)]
+        links = [name for name in names if (root / name).is_symlink()]
         crcs = {name: zlib.crc32(read(name)) for name in names if not (root / name).is_symlink()}
         metadata = _metadata_of(root)
     kept = {name: crc for name, crc in crcs.items() if not _excluded(name, exclude)}
     if not kept:
         raise WorktreeError(f"{source} has no file under sglang/: it is not a fork of SGLang.", hint=HINT)
-    return Fork(path=source, crcs=kept, read=read, metadata=metadata, links=links)
+    shown = [name for name in links if not _excluded(name, exclude)]
+    return Fork(path=source, crcs=kept, read=read, metadata=metadata, links=shown, names={*crcs, *links})
 
 
 def crcs_of(wheel: WheelReader) -> dict[str, int]:
@@ -89,6 +91,16 @@ def find_base(fork: Fork, lock: Lock, cache: Path, exclude: Sequence[str]) -> tu
         counts[version] = sum(base.get(name) != fork.crcs.get(name) for name in base.keys() | fork.crcs.keys())
     best = min(counts, key=lambda version: counts[version])
     return best, counts[best]
+
+
+def check_excluded(fork: Fork, base: WheelReader, version: str, exclude: Sequence[str]) -> None:
+    """Raise UsageError if a pattern matches nothing: what it was to leave alone would be brought in."""
+    names = fork.names | crcs_of(base).keys()
+    if unused := [pattern for pattern in exclude if not any(_excluded(name, [pattern]) for name in names)]:
+        raise UsageError(
+            *(f"--exclude {pattern} matches no file of {fork.path} or of sglang {version}." for pattern in unused),
+            hint="Paths are as in a wheel: sglang/multimodal_gen, not python/sglang/multimodal_gen.",
+        )
 
 
 def compare(fork: Fork, base: WheelReader, version: str, exclude: Sequence[str]) -> list[ForeignPatch]:

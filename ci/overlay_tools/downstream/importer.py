@@ -19,7 +19,7 @@ from overlay_tools.downstream.exact_import import ExactAttempt, ExactImport
 from overlay_tools.downstream.export_contract import make_plan
 from overlay_tools.downstream.export_plan import Exported, ExportPlan, name_ranges
 from overlay_tools.downstream.foreign_patch import ForeignPatch, read_patches
-from overlay_tools.downstream.fork import compare, find_base, is_fork, open_fork
+from overlay_tools.downstream.fork import check_excluded, compare, find_base, is_fork, open_fork
 from overlay_tools.downstream.hook_needs import HookNames, read_names, read_patch_names
 from overlay_tools.downstream.import_settings import ImportSettings, plan_settings
 from overlay_tools.downstream.marked_import import KnownRelease, MarkedImport, MarkedPatch
@@ -186,6 +186,7 @@ def _read_source(
             note = f", in which the fewest files differ: {count}"
         release = lock[base]
         wheel = stack.enter_context(WheelReader(fetch(release, source_wheel(release), cache)))
+        check_excluded(fork, wheel, base, exclude)
         patches = compare(fork, wheel, base, exclude)
         required = wheel.read(f"{wheel.dist_info}/METADATA")
     metadata = None if fork.metadata is None else (required, fork.metadata)

@@ -295,6 +295,10 @@ def test_files_of_a_fork_can_be_left_alone(
     said = capsys.readouterr().out
     assert "1 brought in, 0 in part, 0 there already, 0 conflict, 0 left out" in said
     assert not (mini.root / "overlay/sglang/big").exists()
+    assert cli.main([*words, "--exclude", "python/sglang/big", "--exclude", "sglang/native.so"]) == 2
+    error = capsys.readouterr().err
+    assert f"error: --exclude python/sglang/big matches no file of {wheel} or of sglang 1.0." in error
+    assert "native.so" not in error
 
 
 def test_a_new_file_that_no_wheel_would_hold_is_not_brought_in(mini: Miniature, elsewhere: Path) -> None:
