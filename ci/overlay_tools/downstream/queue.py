@@ -110,7 +110,7 @@ class PatchQueue:
                 lines[where[hook]] = f"{hook}{due}" + ("  " + "".join(comment) if comment[0] else "")
             else:
                 lines.append(f"{hook}{due}")
-        return "\n".join(lines) + "\n"
+        return text if lines == text.splitlines() else "\n".join(lines) + "\n"
 
 
 def parse_releases(text: str | None) -> SpecifierSet | None:

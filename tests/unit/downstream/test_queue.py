@@ -148,6 +148,16 @@ def test_a_long_header_is_wrapped_and_says_the_same(mini: Miniature) -> None:
     assert files_of(again, mini)["choose/1.0.patch"] == text
 
 
+@pytest.mark.parametrize("text", ["choose", "# ours\n\nchoose", "choose\n\n"])
+def test_a_series_that_says_the_same_stays_as_it_was(mini: Miniature, text: str) -> None:
+    mini.write("patches/series", text)
+    assert files_of(queue_of(mini), mini)["series"] == text
+
+
+def test_a_series_without_a_hook_stays_empty() -> None:
+    assert PatchQueue((), ["1.0"]).files("") == {"series": ""}
+
+
 @pytest.mark.parametrize(
     ("line", "taking", "said"),
     [
