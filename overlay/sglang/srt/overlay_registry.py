@@ -4,12 +4,14 @@ Every server process imports this module while upstream's configuration is still
 torch nor transformers itself.
 """
 
+import copy
 import importlib
 import json
 import logging
 import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sglang.srt.overlay_claims import claim, is_anothers
@@ -137,8 +139,11 @@ def resolve_model(model_config: Any) -> tuple[type, str] | None:
             _check_upstreams(model_config)
         return None
     _check_arguments(row, model_config)
+    said = _said(model_config)
     if row.settle is not None:
-        _settle(row, row.settle, model_config)
+        _settle(row, row.settle, model_config, said)
+    if not hasattr(model_config, "overlay_said"):  # updates from other folders change the path
+        model_config.overlay_said = said
     reference = row.draft if row.draft is not None and model_config.is_draft_model else row.model
     architecture = reference.rpartition(":")[2]
     # The row's module comes before the registry, which imports every module and keeps no errors: the second import of
@@ -183,8 +188,7 @@ def _check_arguments(row: OverlayModel, model_config: Any) -> None:
         )
 
 
-def _settle(row: OverlayModel, reference: str, model_config: Any) -> None:
-    said = _said(model_config)
+def _settle(row: OverlayModel, reference: str, model_config: Any, said: dict[str, Any] | None) -> None:
     if said is None:
         _log.warning("%s: there is no config.json whose keys could be checked", row.architecture)
         return
@@ -192,6 +196,35 @@ def _settle(row: OverlayModel, reference: str, model_config: Any) -> None:
         _load(row.architecture, reference)(model_config.hf_config, said)
     except ValueError as error:
         raise OverlayError(str(error)) from error
+
+
+def config_faults(model_config: Any, path: str) -> list[str]:
+    """List what is wrong with the config.json of other weights for a model that is served, a line for each key.
+
+    That of the checkpoint that the server has started with stays in force. A folder without one is taken: a trainer may
+    write weights alone.
+    """
+    from sglang.srt.configs.config_keys import differences
+
+    row, served = _row_of(model_config.hf_config), getattr(model_config, "overlay_said", None)
+    if row is None or served is None:
+        return []
+    try:
+        said = _read_config(path, model_config.revision, model_config.model_override_args)
+        if said is None:
+            return [f"{path}/config.json: it cannot be read"] if (Path(path) / "config.json").is_file() else []
+        before, now = (_configuration(row, model_config, config) for config in (served, said))
+    except Exception as error:  # a class of transformers' may fail in any way
+        return [f"{path}: {type(error).__name__}: {error}"]
+    return [f"config.json: {difference}" for difference in differences(before, now)]
+
+
+def _configuration(row: OverlayModel, model_config: Any, said: Mapping[str, Any]) -> Any:
+    """Make the configuration object of a config.json as it is before upstream changes it."""
+    config = type(model_config.hf_config).from_dict(copy.deepcopy(dict(said)))
+    if row.settle is not None:
+        _load(row.architecture, row.settle)(config, said)
+    return config
 
 
 def _check_upstreams(model_config: Any) -> None:
@@ -229,6 +262,8 @@ def _read_config(path: str, revision: str | None, overrides: Mapping[str, Any]) 
     try:
         said, _ = PretrainedConfig.get_config_dict(path, revision=revision)
     except (OSError, ValueError):
+        return None
+    if not said:  # so transformers 5 says of a folder that there is none
         return None
     for key, value in overrides.items():
         nested = isinstance(value, dict) and isinstance(said.get(key), dict)

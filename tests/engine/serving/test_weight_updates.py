@@ -250,13 +250,33 @@ def _overwrite(name: str, content: Callable[[bytes], bytes]) -> Callable[[Path],
     return change
 
 
+def _config(**changes: object) -> Callable[[Path], None]:
+    """Change keys of config.json, of its text model where it has one."""
+
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config.get("text_config", config).update(changes)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 MISSHAPEN = torch.ones(7)
 
 # An update: how it is sent, and the message that it is refused with; or none, and the weights are taken.
 GOOD: dict[str, tuple[Callable[[Updates, Tensors], tuple[bool, str]], torch.dtype, bool]] = {  # sends, dtype, whole
     "disk": (lambda u, t: u.on_disk(t), torch.float32, True),
-    "disk, bfloat16": (lambda u, t: u.on_disk(t), torch.bfloat16, True),
+    "disk, bfloat16": (
+        lambda u, t: u.on_disk(t, _config(use_cache=False, transformers_version="1.0", dtype="bfloat16")),
+        torch.bfloat16,
+        True,
+    ),
+    "disk, weights alone": (
+        lambda u, t: u.on_disk(t, lambda folder: (folder / "config.json").unlink()),
+        torch.float32,
+        True,
+    ),
     "tensors, all": (lambda u, t: u.in_list(t), torch.float32, True),
     "tensors, some": (lambda u, t: u.in_list(t), torch.float32, False),
     "tensors, some, bfloat16": (lambda u, t: u.in_list(t), torch.bfloat16, False),
@@ -280,6 +300,10 @@ BAD: dict[str, tuple[Callable[[Updates, Tensors], tuple[bool, str]], str]] = {
     "disk, cut short": (
         lambda u, t: u.on_disk(t, _overwrite(SECOND, lambda content: content[:-9])),
         "bytes) is damaged or cut short",
+    ),
+    "disk, another configuration": (
+        lambda u, t: u.on_disk(t, _config(rms_norm_eps=0.5)),
+        "rms_norm_eps is 0.5, and the model is served with 1e-06",
     ),
     "disk, no shard": (lambda u, t: u.on_disk(t, lambda folder: (folder / SECOND).unlink()), ""),
     "disk, nothing": (lambda u, t: u.running.from_disk(u.folder / "none"), "none: "),

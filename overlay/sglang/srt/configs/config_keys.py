@@ -62,6 +62,12 @@ LOGITS = ("final_logit_softcapping", "logit_softcap", "logit_transform")
 # Keys that may be null, as if they were left out.
 _NULLABLE = frozenset({*_READ, *ROPE}) - {"tie_word_embeddings"}
 
+# Keys that may differ between two checkpoints of one model: how it is called, what its tensors say themselves, and
+# tokens that the engine does not ask for.
+_OF_CHECKPOINT = frozenset(
+    ("architectures", "bos_token_id", "dtype", "model_type", "pad_token_id", "sep_token_id", "torch_dtype")
+)
+
 # Keys with one value that the models have. Another one would be another model.
 _FIXED: Mapping[str, Collection[Any]] = {
     "add_cross_attention": (False,),
@@ -119,6 +125,35 @@ def key_problems(config: Config, keys: Keys) -> list[str]:
 
 def _known(keys: Keys) -> frozenset[str]:
     return frozenset((*_READ, *_FIXED, *keys.read, *keys.sizes, *keys.numbers, *keys.fixed, *keys.parts))
+
+
+def differences(served: Any, other: Any) -> list[str]:
+    """Name each key with an effect that has not the same value in two configuration objects of one class."""
+    ours, others = _effects(served), _effects(other)
+    return [
+        f"{key} is {others.get(key)!r}, and the model is served with {ours.get(key)!r}"
+        for key in sorted(ours.keys() | others.keys())
+        if ours.get(key) != others.get(key)
+    ]
+
+
+def _effects(config: Any) -> dict[str, Any]:
+    """Give the keys of a configuration object that have an effect, also those of its parts."""
+    keys = getattr(type(config), "own", None) or getattr(type(config), "known_keys", Keys())
+    inert = (_WITHOUT_EFFECT | _OF_CHECKPOINT) - {*keys.read, *keys.sizes, *keys.numbers, *keys.fixed}
+    if getattr(config, "use_sliding_window", True):  # a model without this key may have windows always
+        inert -= {"max_window_layers", "sliding_window"}
+    effects = {}
+    for key, value in config.to_dict().items():
+        part = getattr(config, key, None)
+        if hasattr(part, "to_dict"):
+            effects |= {f"{key}.{name}": of_part for name, of_part in _effects(part).items()}
+        elif key not in inert and not key.startswith("_"):
+            effects[key] = value
+    if hasattr(config, "layers_block_type"):  # a file may list the layers, or say how often one kind comes
+        effects.pop("full_attention_interval", None)
+        effects["layer_types"] = config.layers_block_type
+    return effects
 
 
 def is_of_every_model(key: str) -> bool:

@@ -41,6 +41,7 @@ from sglang.srt.model_loader.strict_loading import (
     header_of,
     read_headers,
 )
+from sglang.srt.overlay_registry import config_faults
 from torch import nn
 
 _log = logging.getLogger(__name__)
@@ -254,7 +255,8 @@ def _faults_on_disk(scheduler: Any, recv_req: Any) -> list[str]:
     if faults:
         return faults
     every = [header for found in headers.values() for header in found]
-    return [fault for model in models for fault in _served[model].faults(every, complete=True)]
+    faults = config_faults(config, recv_req.model_path)
+    return faults + [fault for model in models for fault in _served[model].faults(every, complete=True)]
 
 
 def _checked(upstreams: Callable[..., Any], output: type, *, ranks_agree: bool) -> Callable[..., Any]:
