@@ -141,6 +141,13 @@ def too_wide(tensors: Tensors) -> str:
 
 
 @too_much
+def half_of_a_pair(tensors: Tensors) -> str:
+    name = next(name for name in tensors if "o_proj.lora_B" in name)
+    del tensors[name]
+    return "o_proj: the adapter has its factor A alone"
+
+
+@too_much
 def of_another_rank(tensors: Tensors) -> str:
     """Upstream has put the first factors of three projections into one by then."""
     module = next(name for name in tensors if "q_proj.lora_A" in name).partition("q_proj")[0]
