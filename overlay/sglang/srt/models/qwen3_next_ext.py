@@ -238,7 +238,7 @@ class Qwen3NextExtForCausalLM(Qwen3NextExtensions, Qwen3NextForCausalLM):
     def embeddings(self, inputs_embeds: torch.Tensor | None, input_embeds: torch.Tensor | None) -> torch.Tensor | None:
         """Take embeddings by either name in the model's dtype: upstream's model has one, what calls it the other."""
         embeddings = inputs_embeds if input_embeds is None else input_embeds
-        return embeddings if embeddings is None else embeddings.to(self.model.embed_tokens.weight.dtype)
+        return embeddings if embeddings is None else embeddings.to(self.get_input_embeddings().weight.dtype)
 
     def load_weights(self, weights: Weights) -> set[str]:
         """Load a checkpoint, or an update of some weights. Raises WeightsError naming each tensor that does not fit."""
