@@ -19,6 +19,7 @@ from overlay_tools.errors import LockError, WheelError
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import THIS_PYTHON, LockedWheel, Release
 
+TOO_DEEP = (RecursionError, MemoryError)  # what Python raises for code that is nested too deeply for its compiler
 _STEM = 5  # letters: words that begin with the same ones are searched for together
 _HELD: dict[frozenset[str], dict[tuple[int, int], frozenset[str]]] = {}  # by CRC and size: releases share most files
 
@@ -149,6 +150,8 @@ def parse(data: bytes, what: str) -> ast.Module:
         return _parse(data)
     except (SyntaxError, ValueError) as error:
         raise WheelError(f"{what}: {error}.", hint="The wheel is damaged, or for a newer Python than this.") from None
+    except TOO_DEEP:
+        raise WheelError(f"{what}: nested too deeply.", hint="Python itself does not compile this file.") from None
 
 
 @lru_cache(maxsize=512)

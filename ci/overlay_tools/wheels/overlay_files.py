@@ -11,6 +11,7 @@ from overlay_tools.archive.mode import ANY_X, with_mode
 from overlay_tools.checkout import is_scratch, own_paths
 from overlay_tools.errors import BuildError
 from overlay_tools.settings import Project
+from overlay_tools.upstream.source_tree import TOO_DEEP
 from overlay_tools.user_files import read_data
 
 _PACKAGES = ("sglang", "sgl_kernel", "sglang_overlay_plugin", "sglang_overlay_plugin_start.py")
@@ -173,6 +174,8 @@ def _syntax_fault(name: str, data: bytes) -> str:
             compile(data, name, "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         return f"{name}:{getattr(error, 'lineno', None) or 1}: {error}."
+    except TOO_DEEP:
+        return f"{name}: nested too deeply."
     return ""
 
 

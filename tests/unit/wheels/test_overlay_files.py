@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from overlay_tools.api_check.overlay_code import read_overlay
-from overlay_tools.errors import BuildError
+from overlay_tools.errors import BuildError, ContractError
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving.inputs import Inputs
 from overlay_tools.wheels.builder import build_kernel
@@ -89,6 +89,15 @@ def test_a_module_that_cannot_be_imported_is_refused(mini: Miniature, name: str)
     mini.write(f"overlay/sglang/models/{name}", "A = 1\n")
     with pytest.raises(BuildError, match=f"models/{name} cannot be imported: a module cannot be named '{name[:-3]}'"):
         read_package(mini.project, "sglang", None)
+
+
+@pytest.mark.parametrize("deeper", ["1+", "-"])
+def test_code_that_is_nested_too_deeply_for_python_is_named(mini: Miniature, deeper: str) -> None:
+    mini.write("overlay/sglang/models/ours.py", f"x = {deeper * 100_000}1\n")
+    with pytest.raises(BuildError, match=r"^overlay/sglang/models/ours\.py: nested too deeply\.$"):
+        mini.build()
+    with pytest.raises(ContractError, match=r"^overlay/sglang/models/ours\.py: nested too deeply\.$"):
+        read_overlay(mini.project, "1.0")
 
 
 def test_a_syntax_error_of_the_kernels_is_named_by_its_place_in_the_checkout(mini: Miniature) -> None:
