@@ -12,12 +12,21 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from rich.console import Console
+import rich.console
 from rich.control import Control
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import ControlType
 
 from overlay_tools.errors import OverlayError
+
+
+class Console(rich.console.Console):
+    """A console that lets the program say how it ends where no one reads it: rich would end it, with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError that was caught."""
+        raise  # rich calls this where it has caught it
+
 
 _out = Console(highlight=False, soft_wrap=True, emoji=False)
 _err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)

@@ -240,7 +240,14 @@ def test_what_no_one_reads_ends_a_command_without_a_word(mini: Miniature) -> Non
     script = f"{{ {status}; echo $? > ended; }} | head -c 1 > /dev/null"
     done = subprocess.run(["bash", "-c", script], cwd=mini.root, capture_output=True, text=True, check=False)
     assert done.stderr == ""
-    assert (mini.root / "ended").read_text().strip() in ("0", "1", "141")  # 0: all was written before head ended
+    assert (mini.root / "ended").read_text().strip() in ("0", "141")  # 0: all was written before head ended
+
+
+@pytest.mark.parametrize("words", [["status"], ["lint-patches"], ["build", *HERE], ["changes", "1.0", "1.1"]])
+def test_a_command_that_no_one_reads_from_the_start_ends_as_any_program_does(mini: Miniature, words: list[str]) -> None:
+    script = f"{shlex.join([*TOOL, *words])} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=mini.root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_output_that_goes_to_a_full_disk_is_one_error(mini: Miniature) -> None:

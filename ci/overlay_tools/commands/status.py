@@ -6,8 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from overlay_tools import console
 from overlay_tools.commands import Command
 from overlay_tools.commands.options import add_python
@@ -37,7 +35,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     with console.step(f"Read {len(lock)} releases"):
         status = collect_status(project, lock, hooks, cache_dir(), arguments.python)
     # What is not a terminal has no width to keep to.
-    print_status(status, Console(highlight=False, width=None if sys.stdout.isatty() else 200))
+    print_status(status, console.Console(highlight=False, width=None if sys.stdout.isatty() else 200))
     write_page(status, path)
     console.line(f"As a page: {path}")
     if arguments.check and status.not_green:
