@@ -146,6 +146,8 @@ def _check_form(where: str, head: str, *, hunks: bool) -> Iterable[str]:
 def _check_file(path: Path, file: PatchedFile, first_line: int) -> Iterable[str]:
     """Yield what is wrong with what a diff does to one file."""
     where = f"{path}:{first_line + file.diff_line_no - 1}:"
+    if not any(line.startswith("diff --git ") for line in file.patch_info or ()):
+        yield f"{where} {target_of(file)} has no line `diff --git a/FILE b/FILE` above it, as git writes for each file."
     for name in dict.fromkeys((source_of(file), target_of(file))):
         parts = PurePosixPath(name).parts
         if parts[0] != "sglang" or ".." in parts:

@@ -13,6 +13,7 @@ from unit.conftest import DIFF, HEADER, PATCH, Miniature
 
 REPOSITORY = "sglang/.git/config"
 FILE, NEW, BLOB = "sglang/loader.py", "sglang/new.py", "0123456789abcdef0123456789abcdef01234567"
+HEADLESS = DIFF.partition("\n")[2]
 MODE = "old mode 100644\nnew mode 100755\n"
 DELETION = f"deleted file mode 100644\nindex {BLOB}..{'0' * 40}\n"
 RENAME = f"rename from {FILE}\nrename to {NEW}\n"
@@ -61,6 +62,9 @@ def test_each_header_is_required(mini: Miniature, field: str) -> None:
         (lambda text: text[: text.index("diff")], "there is no diff in it"),
         (lambda text: text.replace("-3,5 +3,6", "-3,5 +3,9"), "1.0.patch:17: git cannot read the diff: corrupt patch"),
         (lambda text: text.replace("@@ -3,5 +3,6 @@", "@@ nonsense @@"), "1.0.patch:7: it changes no line"),
+        (lambda text: HEADER + HEADLESS, "1.0.patch:8: sglang/loader.py has no line `diff --git a/FILE"),
+        (lambda text: text + HEADLESS, "1.0.patch:18: sglang/loader.py has no line `diff --git"),
+        (lambda text: HEADER + HEADLESS + DIFF, "1.0.patch:8: sglang/loader.py has no line `diff --git"),
         (lambda text: text.replace("sglang/loader", "../loader"), "outside sglang/"),
         (lambda text: text.replace("sglang/loader", "sglang/../../loader"), "1.0.patch:7: sglang/../../loader.py is"),
         (lambda text: text.replace("sglang/loader", "numpy/loader"), "outside sglang/"),
