@@ -45,6 +45,8 @@ def load_patch(path: Path, hook: str) -> Patch:
     """
     data = read_data(path, PatchError, HINT)
     text = decode(data, path, PatchError)
+    if text.count("\r\n") == text.count("\n") > 0:  # a few may: lines of a file that has them upstream
+        raise PatchError(f"{path}: its lines end in CRLF: `sed -i 's/\\r$//' {path}` makes it LF.", hint=HINT)
     found = re.search(r"^(diff --git |--- |GIT binary patch)", text, re.MULTILINE)
     if found is None:
         raise PatchError(f"{path}: there is no diff in it.", hint=HINT)

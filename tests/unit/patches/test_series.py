@@ -62,6 +62,7 @@ def test_each_header_is_required(mini: Miniature, field: str) -> None:
         (lambda text: text[: text.index("diff")], "there is no diff in it"),
         (lambda text: text.replace("-3,5 +3,6", "-3,5 +3,9"), "1.0.patch:17: git cannot read the diff: corrupt patch"),
         (lambda text: text.replace("@@ -3,5 +3,6 @@", "@@ nonsense @@"), "1.0.patch:7: it changes no line"),
+        (lambda text: text.replace("\n", "\r\n"), "choose/1.0.patch: its lines end in CRLF: `sed -i 's/\\r$//' "),
         (lambda text: HEADER + HEADLESS, "1.0.patch:8: sglang/loader.py has no line `diff --git a/FILE"),
         (lambda text: text + HEADLESS, "1.0.patch:18: sglang/loader.py has no line `diff --git"),
         (lambda text: HEADER + HEADLESS + DIFF, "1.0.patch:8: sglang/loader.py has no line `diff --git"),
