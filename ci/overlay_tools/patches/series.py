@@ -57,10 +57,13 @@ def _parse_series(series: Path, text: str) -> tuple[list[_Entry], list[str]]:
     entries: dict[str, _Entry] = {}
     faults = []
     for number, line in enumerate(text.splitlines(), 1):
-        name, _, range_ = line.partition("#")[0].strip().partition(" ")
+        words = line.partition("#")[0].split(maxsplit=1)
+        if not words:
+            continue
+        name, range_ = words[0], "".join(words[1:])
         if name in entries:
             faults.append(f"{series}:{number}: {name} is listed twice.")
-        elif name:
+        else:
             try:
                 entries[name] = _Entry(line=number, name=name, due=SpecifierSet(range_.strip()))
             except InvalidSpecifier as error:

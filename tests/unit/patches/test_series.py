@@ -186,8 +186,9 @@ def test_a_gap_within_a_hook_is_found(mini: Miniature) -> None:
     assert lint_of(mini, ("1.0", "1.1", "1.2")) == "Hook choose has no variant for sglang 1.1."
 
 
-def test_a_hook_can_end(mini: Miniature) -> None:
-    mini.write("patches/series", "choose <1.2  # upstream has it\n")
+@pytest.mark.parametrize("between", [" ", "\t", " \t "])
+def test_a_hook_can_end(mini: Miniature, between: str) -> None:
+    mini.write("patches/series", f"choose{between}<1.2  # upstream has it\n")
     assert load_series(mini.root / "patches")[0].variant("1.2") is None
     mini.patch.write_text(PATCH.replace("<=1.1", "<=1.2"))
     with pytest.raises(PatchError, match=r"the hook is due for <1\.2"):
