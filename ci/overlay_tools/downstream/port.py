@@ -39,6 +39,7 @@ from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, sou
 from overlay_tools.user_files import read_text
 from overlay_tools.wheels.overlay_files import read_package
 
+_BEGIN_ANEW = "Put that file back, or begin with the one that is there: `nox -s port -- --abort` gives this port up."
 _FOR_NOT_DUE = "--take and --leave are for hooks that are not due; `nox -s port -- --abort` lets you begin again."
 
 _MANY = 50  # hunks: with more of them open, an error has a line for each hook and none for each hunk
@@ -129,7 +130,10 @@ class Port:
         versions = sorted({*lock, release.version}, key=Version)
         queue = PatchQueue(hooks, versions)
         with console.step(f"Fetch {wheel.name}"):
-            fetch(release, wheel, self.cache)
+            if release.version in lock:
+                fetch(release, wheel, self.cache)
+            else:
+                fetch(release, wheel, self.cache, source="the port", hint=_BEGIN_ANEW)
         with ExitStack() as stack:
             sources = stack.enter_context(open_source_tree(release, self.cache))
             answers = Answers(self.tree, hooks, state.open, state.dropped) if self.tree.folder.exists() else None

@@ -19,18 +19,22 @@ from overlay_tools.upstream.installers import pip_download
 from overlay_tools.upstream.lockfile import LockedWheel, Release
 from overlay_tools.user_files import naming
 
+_RELOCK = "Put the locked file back, or lock the one that is there: `nox -s lock -- PATH`."
 _MOVE = "SGLANG_OVERLAY_CACHE names another folder for it."
 
 
-def fetch(release: Release, wheel: LockedWheel, cache: Path) -> Path:
+def fetch(
+    release: Release, wheel: LockedWheel, cache: Path, source: str = "upstream.lock", hint: str = _RELOCK
+) -> Path:
     """Return the path of a base wheel: where the lock says, or in the cache, fetched first if it is not there.
 
     The file has the locked size and sha256, and its members are what its RECORD says.
+    Parameters: `source`, what names a file where it is, if the lock does not yet; `hint`, what to do if that is gone.
     Raises FetchError if the index does not have it, does not answer, or gives another file, or the file is gone or is
     another one; WheelError if it is damaged.
     """
     if wheel.path:
-        check(wheel.file, wheel, "Put the locked file back, or lock the one that is there: `nox -s lock -- PATH`.")
+        check(wheel.file, wheel, hint, source)
         _check_once(wheel.file, cache / wheel.sha256)
         return wheel.file
     path = cache / wheel.sha256 / wheel.name
@@ -72,24 +76,24 @@ def _fill(path: Path, release: Release, wheel: LockedWheel, cache: Path) -> None
         raise FetchError(what, hint=_MOVE) from None
 
 
-def check(path: Path, wheel: LockedWheel, hint: str = "") -> None:
+def check(path: Path, wheel: LockedWheel, hint: str = "", source: str = "upstream.lock") -> None:
     """Check that a file has the size and the sha256 of a locked wheel.
 
+    Parameters: `source`, what an error says that these are from.
     Raises FetchError if it has not.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise FetchError(f"{path}, which upstream.lock names, cannot be read: {error.strerror}.", hint=hint) from None
+        raise FetchError(f"{path}, which {source} names, cannot be read: {error.strerror}.", hint=hint) from None
     if len(data) != wheel.size:
         raise FetchError(
-            f"{path}: upstream.lock says {wheel.size} bytes, the file has {len(data)}: it is truncated, or another"
-            " file.",
+            f"{path}: {source} says {wheel.size} bytes, the file has {len(data)}: it is truncated, or another file.",
             hint=hint,
         )
     digest = hashlib.sha256(data).hexdigest()
     if digest != wheel.sha256:
-        raise FetchError(f"{path}: upstream.lock says sha256 {wheel.sha256}, the file has {digest}.", hint=hint)
+        raise FetchError(f"{path}: {source} says sha256 {wheel.sha256}, the file has {digest}.", hint=hint)
 
 
 def check_members(path: Path) -> None:

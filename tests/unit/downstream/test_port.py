@@ -338,7 +338,7 @@ def test_a_release_that_is_locked_or_cannot_be_had_leaves_nothing(
     assert not (mini.root / ".nox").exists()
 
 
-def refuse(*words: object) -> Path:
+def refuse(*words: object, **said: str) -> Path:
     raise FetchError("There is no network.", hint="Find one.")
 
 

@@ -17,6 +17,7 @@ from overlay_tools.downstream.port_state import PortState
 from overlay_tools.errors import FetchError, OverlayError
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import dump_lock
+from overlay_tools.upstream.wheel_files import read_release
 from overlay_tools.wheels.verify import verify_wheel
 from overlay_tools.wheels.verify_installed import verify_environment
 from packaging.specifiers import SpecifierSet
@@ -111,6 +112,23 @@ def test_a_question_of_a_port_names_the_file_again(here: Miniature, capsys: pyte
     here.write("patches/series", "choose ==1.1\n")
     assert cli.main(["port", f"wheels/{NAME}"]) == 1
     assert f"wheels/{NAME}' --take choose` takes it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "which the port names, cannot be read"), (b"x", "the port says sha256 ")]
+)
+def test_a_file_that_is_gone_or_another_one_during_a_port_is_not_said_to_be_locked(
+    here: Miniature, content: bytes | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PortState(release=read_release([f"wheels/{NAME}"], here.root)).write(here.root / ".nox" / "porting")
+    path = here.root / "wheels" / NAME
+    path.write_bytes(path.read_bytes()[:-1] + content) if content else path.unlink()
+    assert cli.main(["port", "--continue"]) == 1
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert said in error
+    assert "`nox -s port -- --abort`" in error
+    assert "lock" not in error
 
 
 def test_a_file_that_is_gone_or_is_another_one_is_refused_by_its_path(here: Miniature) -> None:
