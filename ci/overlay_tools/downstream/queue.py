@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
+from unidiff import PatchSet
 
 from overlay_tools.downstream.staging import as_if_in
 from overlay_tools.errors import PatchError, UsageError
-from overlay_tools.patches.model import FIELDS, Hook, Patch
+from overlay_tools.patches.model import FIELDS, Hook, Patch, target_of
 from overlay_tools.patches.patch_file import load_patch
 from overlay_tools.user_files import decode
 
 _WIDTH = 120
+_BYTE = re.compile("[\udc80-\udcff]")  # one that is not UTF-8, as it is decoded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +55,15 @@ class PatchQueue:
         self._taken[hook][version] = self._taken[hook][like]
 
     def add_variant(self, hook: str, versions: Sequence[str], header: Mapping[str, str], diff: str) -> None:
-        """Let releases take a new variant of a hook, which may be a new hook, added to the end of the series."""
+        """Let releases take a new variant of a hook, which may be a new hook, added to the end of the series.
+
+        Raises PatchError if the diff has lines that are not UTF-8, with where they are in upstream's files.
+        """
+        if faults := [*_not_utf_8(diff)]:
+            raise PatchError(
+                *(f"Hook {hook}: {fault}" for fault in faults),
+                hint="A patch is UTF-8. Save the file so, or put all of it into overlay/, in the place of upstream's.",
+            )
         applies = specifier(sorted(versions, key=self.versions.index), self.versions)
         text = _format_header({**header, "Applies": applies})
         self._due.setdefault(hook, SpecifierSet())
@@ -134,6 +144,17 @@ def _format_header(header: Mapping[str, str]) -> str:
         + "\n"
         for name in FIELDS
     )
+
+
+def _not_utf_8(diff: str) -> Iterable[str]:
+    """Yield which lines of a diff are not UTF-8, as they are counted in the files that it makes or, if gone, had."""
+    if not _BYTE.search(diff):
+        return
+    for file in PatchSet.from_string(diff):
+        for line in (line for hunk in file for line in hunk):
+            if found := _BYTE.search(line.value):
+                where = f"{target_of(file)}:{line.target_line_no or line.source_line_no}"
+                yield f"{where}: byte 0x{ord(found[0]) - 0xDC00:02x} is not UTF-8."
 
 
 def specifier(covered: Sequence[str], versions: Sequence[str]) -> str:

@@ -169,6 +169,14 @@ def test_an_export_without_a_change_writes_nothing(mini: Miniature) -> None:
     assert written(mini) == []
 
 
+def test_a_hook_with_bytes_that_are_not_utf_8_is_refused_by_the_line_of_upstreams_file(mini: Miniature) -> None:
+    (tree(mini) / TEXT).write_bytes("gut\nschön\n".encode("latin-1"))
+    commit(mini, "Latin\n\nold readers\n\nForwarded: no: ours\nRemove-When: never\n")
+    said = refused(mini, kind=PatchError)
+    assert said.startswith(f"Hook latin: {TEXT}:2: byte 0xf6 is not UTF-8.\n")
+    assert ".patch" not in said
+
+
 def test_a_hook_that_is_changed_is_written(mini: Miniature) -> None:
     amend(mini, loader=CHOSEN)
     assert written(mini) == ["patches/choose/1.0.patch"]

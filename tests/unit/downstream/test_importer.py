@@ -132,6 +132,14 @@ def test_what_cannot_be_brought_in_is_named_and_the_rest_is(mini: Miniature, els
     assert "size = 8" in in_wheel(mini, ENGINE_FILE)
 
 
+def test_bytes_that_are_not_utf_8_are_named_by_the_line_of_upstreams_file(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Latin", {"python/sglang/übersetzung.txt": "gut\nschön\n".encode("latin-1")})
+    (row,) = planned(mini, mailed(fork, 1)).rows
+    assert row.outcome == "conflict"
+    assert "Hook latin: sglang/übersetzung.txt:2: byte 0xf6 is not UTF-8." in row.notes
+
+
 def test_a_file_that_would_configure_git_is_not_brought_in(mini: Miniature, elsewhere: Path) -> None:
     fork = checkout(elsewhere)
     git(fork, "mv", "python/sglang/version.py", "python/sglang/other.py")

@@ -198,15 +198,13 @@ def test_a_new_hook_goes_to_the_end_of_the_series(mini: Miniature) -> None:
 def test_a_variant_that_is_no_patch_is_refused_under_the_name_that_it_would_have(mini: Miniature) -> None:
     queue = queue_of(mini)
     header = dict(load_series(mini.root / "patches")[0].variants[0].header)
-    for diff, said in [
-        (DIFF.replace("a/sglang", "a/numpy").replace("b/sglang", "b/numpy"), "1.1.patch:7: numpy/loader.py is outside"),
-        (DIFF.replace("config.name", "config.n\udcffme"), "1.1.patch:15: byte 0xff is not UTF-8"),
-    ]:
-        queue.add_variant("choose", ["1.1"], header, diff)
-        with pytest.raises(PatchError) as caught:
-            queue.variant("choose", "1.1", mini.root / "patches")
-        assert str(caught.value).startswith(str(mini.root / "patches" / "choose"))
-        assert said in str(caught.value)
+    queue.add_variant("choose", ["1.1"], header, DIFF.replace("a/sglang", "a/numpy").replace("b/sglang", "b/numpy"))
+    with pytest.raises(PatchError) as caught:
+        queue.variant("choose", "1.1", mini.root / "patches")
+    assert str(caught.value).startswith(str(mini.root / "patches" / "choose"))
+    assert "1.1.patch:7: numpy/loader.py is outside" in str(caught.value)
+    with pytest.raises(PatchError, match=r"^Hook choose: sglang/loader\.py:7: byte 0xff is not UTF-8\.$"):
+        queue.add_variant("choose", ["1.1"], header, DIFF.replace("config.name", "config.n\udcffme"))
     queue.add_variant("choose", ["1.1"], header, DIFF)
     patch = queue.variant("choose", "1.1", mini.root / "patches")
     assert (patch.path, patch.diff) == (mini.root / "patches" / "choose" / "1.1.patch", DIFF)
