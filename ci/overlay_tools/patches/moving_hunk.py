@@ -8,6 +8,7 @@ from functools import cached_property
 
 from unidiff import Hunk
 
+from overlay_tools.errors import PatchError
 from overlay_tools.patches.apply import find_hunk
 from overlay_tools.patches.code_spans import find_names, find_spans, scopes_around, text_of_scope
 from overlay_tools.patches.edited_file import Edit, EditedFile, EditedTree, Region
@@ -100,8 +101,17 @@ class MovingHunk:
 
     @cached_property
     def _old_place(self) -> int:
-        """Return where the hunk stands in the old file, which has the lines of the hunks before it: the nearest."""
+        """Return where the hunk stands in the old file, which has the lines of the hunks before it: the nearest.
+
+        Raises PatchError if it stands nowhere there.
+        """
         places = find_hunk(self.old, self.hunk)
+        if not places:
+            version = self.old_release.sources.version
+            raise PatchError(
+                f"{self.where}: {self.name} of sglang {version}, for which this variant is, does not have these lines.",
+                hint=f"Mend the variant first: `nox -s build -- {version}` tells all that does not apply.",
+            )
         return min(places, key=lambda place: abs(place - self.hunk.target_start + 1))
 
     @cached_property

@@ -91,6 +91,15 @@ def test_a_release_whose_hooks_all_hold_is_locked(mini: Miniature, capsys: pytes
     holds(mini)
 
 
+def test_a_variant_that_does_not_apply_to_its_own_release_is_named(mini: Miniature) -> None:
+    mini.write("patches/choose/1.0.patch", PATCH.replace("     name = config", "     names = config"))
+    with pytest.raises(
+        PatchError, match=r"1\.0\.patch:\d+: sglang/loader\.py of sglang 1\.1, for which"
+    ):
+        start(mini)
+    assert not (mini.root / ".nox/port").exists()
+
+
 def test_what_an_editor_has_in_patches_stays_there(mini: Miniature) -> None:
     swap, link = mini.write("patches/choose/.1.0.patch.swp", "open"), mini.root / "patches/choose/.#1.0.patch"
     link.symlink_to("me@host.1:1")
