@@ -8,6 +8,7 @@
 """
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from sglang.srt.configs.config_keys import Keys, refuse, written
@@ -18,6 +19,7 @@ from sglang.srt.overlay_registry import alias
 from transformers import PretrainedConfig
 
 CHAT_TEMPLATE = "qwen3-next-ext-vl"
+SETTINGS = "--mm-process-config"
 
 
 class Qwen3NextExtVisionConfig(OwnConstructor, PretrainedConfig):
@@ -122,12 +124,37 @@ class Qwen3NextExtVLConfig(OwnConstructor, PretrainedConfig):
                 f"config.json: vision_config.hidden_size ({vision.hidden_size}) must be a multiple of 4 times "
                 f"num_attention_heads ({vision.num_attention_heads}): a head turns a half for each dimension"
             )
+        self._check_limits("config.json: vision_config.")
+
+    def limit_pictures(self, settings: Mapping[str, Any]) -> None:
+        """Put the limits that `--mm-process-config` sets in place of those of config.json, which `check_pictures` has.
+
+        Raises ValueError, naming the setting, on one that this model does not have, or that is out of range.
+        """
+        for name, value in _named(settings):
+            if name not in ("image.min_pixels", "image.max_pixels"):
+                raise ValueError(f"{SETTINGS}: this model has image.min_pixels and image.max_pixels, not {name}")
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{SETTINGS}: {name} must be a whole number, not {value!r}")
+            setattr(self.vision_config, name.removeprefix("image."), value)
+        self._check_limits(f"{SETTINGS}: of image, ")
+
+    def _check_limits(self, source: str) -> None:
+        vision = self.vision_config
         side = vision.patch_size * vision.merge_size
         if not 0 < vision.min_pixels <= vision.max_pixels or vision.max_pixels < side**2:
             raise ValueError(
-                f"config.json: vision_config.min_pixels ({vision.min_pixels}) must be from 1 to max_pixels "
+                f"{source}min_pixels ({vision.min_pixels}) must be from 1 to max_pixels "
                 f"({vision.max_pixels}), and that at least the {side**2} of a token"
             )
+
+
+def _named(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for kind, keys in settings.items():
+        if isinstance(keys, Mapping):
+            yield from ((f"{kind}.{key}", value) for key, value in keys.items())
+        else:
+            yield kind, keys
 
 
 def chat_template() -> Any:

@@ -31,6 +31,7 @@ class Qwen3NextExtVLProcessor(BaseMultimodalProcessor):
 
     def __init__(self, hf_config, server_args, _processor, *args, **kwargs) -> None:
         hf_config.check_pictures()
+        hf_config.limit_pictures(server_args.mm_process_config or {})
         super().__init__(hf_config, server_args, _processor, *args, **kwargs)
         self.tokenizer = getattr(_processor, "tokenizer", _processor)
         self.image_token_id = hf_config.image_token_id
@@ -39,9 +40,11 @@ class Qwen3NextExtVLProcessor(BaseMultimodalProcessor):
     async def process_mm_data_async(self, image_data, audio_data, input_text, request_obj, *args, **kwargs):
         """Process a request: `input_text` is its prompt, as text or tokens, with one token a picture.
 
-        Raises ValueError when a picture cannot be used, there are more or fewer than tokens for them, or there is
-        sound or video.
+        Raises ValueError when a picture cannot be used, there are more or fewer than tokens for them, there is sound or
+        video, or the request has settings of its own.
         """
+        if getattr(request_obj, "mm_processor_kwargs", None):  # from 0.5.23 on
+            raise ValueError("this model takes no mm_processor_kwargs: the server's settings hold for all pictures")
         if audio_data or getattr(request_obj, "video_data", None):
             raise ValueError("this model takes pictures, and neither sound nor video")
         tokens = self.tokenizer.encode(input_text) if isinstance(input_text, str) else list(input_text)
