@@ -73,7 +73,6 @@ def test_each_key_that_differs_is_named(faults: Faults, model: str, changes: dic
 
 def test_what_the_server_overrides_may_differ(faults: Faults) -> None:
     assert faults(LLAMA, {"logit_softcap": 50.0}, {"logit_softcap": 20.0}) == []
-    assert faults(VL, {}, {"text_config": {"logit_softcap": 20.0}}) == []
 
 
 def test_a_key_that_is_left_out_has_its_default(faults: Faults) -> None:
