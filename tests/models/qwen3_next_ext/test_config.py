@@ -155,8 +155,10 @@ class Scaled(Qwen3NextExtensions, Upstreams):  # type: ignore[misc,valid-type]
 def test_what_a_derived_model_adds_is_expected_of_its_checkpoint() -> None:
     model = Scaled(types.SimpleNamespace(dtype="float32"))
     assert model.own_shapes == {"scale": (4,)}
-    whole = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
-    assert set(load_checked(model, whole.items(), dict)) == set(whole)
+    whole = {name: torch.full_like(value, 2) for name, value in model.named_parameters()}
+    own = {"scale", "model.layers.0.bias"}
+    assert set(load_checked(model, whole.items(), dict)) == set(whole) - own
+    assert all((model.get_parameter(name) == 2).all() for name in own)
     del whole["scale"]
     with pytest.raises(strict_loading.WeightsError, match="scale: missing"):
         load_checked(model, whole.items(), dict)

@@ -93,9 +93,7 @@ def test_a_release_whose_hooks_all_hold_is_locked(mini: Miniature, capsys: pytes
 
 def test_a_variant_that_does_not_apply_to_its_own_release_is_named(mini: Miniature) -> None:
     mini.write("patches/choose/1.0.patch", PATCH.replace("     name = config", "     names = config"))
-    with pytest.raises(
-        PatchError, match=r"1\.0\.patch:\d+: sglang/loader\.py of sglang 1\.1, for which"
-    ):
+    with pytest.raises(PatchError, match=r"1\.0\.patch:\d+: sglang/loader\.py of sglang 1\.1, for which"):
         start(mini)
     assert not (mini.root / ".nox/port").exists()
 

@@ -41,6 +41,7 @@ from sglang.srt.model_loader.strict_loading import (
     header_of,
     read_headers,
 )
+from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.overlay_registry import config_faults
 from torch import nn
 
@@ -126,14 +127,32 @@ def load_checked(model: nn.Module, weights: Weights, load: Callable[[Weights], A
     update = _updates[-1] if _updates else None
     if update is None or update.complete:
         with check.filled_head():
-            return load(check.passed(weights, model.config))
+            return load(_upstreams_part(model, check.passed(weights, model.config)))
     part = list(weights)
     headers = [header_of(name, tensor) for name, tensor in part]
     if not update.agreed:  # the first model that loads it
         update.agree(fault for other in _models() for fault in _faults_of_part(other, headers))
     elif faults := _faults_of_part(model, headers):
         raise WeightsError("an update does not fit, and what came before it is loaded:\n  " + "\n  ".join(faults))
-    return load((name, tensor) for name, tensor in part if not check.ignores(name))
+    return load(_upstreams_part(model, ((name, tensor) for name, tensor in part if not check.ignores(name))))
+
+
+def _upstreams_part(model: nn.Module, weights: Weights) -> Weights:
+    """Load the tensors that are the model's own, and pass on the rest.
+
+    Upstream's loaders go by names: they leave out, without a word, what is called a projector or mtp, and look for
+    what is called up_proj in a layer that has two projections in one.
+    """
+    check = _served[model]
+    places = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in weights:
+        place = places.get(name)
+        if place is None and check.draft and name.startswith(check.draft):
+            place = places.get(f"model.{name.removeprefix(check.draft)}")
+        if place is None or name not in check.own:  # another rank has it, or upstream's loader puts it together
+            yield name, tensor
+        else:
+            getattr(place, "weight_loader", default_weight_loader)(place, tensor)
 
 
 def _faults_of_part(model: nn.Module, headers: list[Header]) -> list[str]:

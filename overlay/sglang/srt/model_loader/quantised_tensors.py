@@ -6,7 +6,7 @@ upstream's own layers (`create_weights` in `srt/layers/quantization`) before the
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -269,19 +269,23 @@ FORMATS: dict[str, Callable[[Any, str, int, int], Tensors | None]] = {
 }
 
 
-def make_check(model: nn.Module, shapes: Shapes, ignored: tuple[str, ...] = (), draft: str = "") -> Check:
+def make_check(
+    model: nn.Module, shapes: Shapes, ignored: tuple[str, ...] = (), draft: str = "", own: Iterable[str] = ()
+) -> Check:
     """Make the check of checkpoints for a model that upstream has built.
 
     - `shapes`: the tensors that it takes from an unquantised checkpoint, name to shape, before any sharding.
     - `ignored`, `draft`: as in `Check`. A head that is a copy of tied embeddings is ignored too; where upstream has
       built one beside them, its loader is to copy them, which `Check.tied_head` is for.
+    - `own`: which of them upstream's model does not have.
     """
     tied_head = None
-    if getattr(model.config, "tie_word_embeddings", False) and "lm_head.weight" not in shapes:
-        ignored = (*ignored, "lm_head.weight")
-        if not draft:  # which is given the model's own
-            tied_head = _separate_head(model)
+    tied = getattr(model.config, "tie_word_embeddings", False) and "lm_head.weight" not in shapes
+    if tied and not "lm_head.weight".startswith(ignored):  # those that ignore it need no head, or are given one
+        ignored, tied_head = (*ignored, "lm_head.weight"), _separate_head(model)
     expected, unchecked = expected_tensors(shapes, model.quant_config, layer_configs(model, model.quant_config))
+    own = frozenset(own)
+    quantised = {name.removesuffix(".weight") for name in own if name.endswith(".weight")}
     return Check(
         expected=expected,
         dtype=declared_dtype(model.config),
@@ -289,6 +293,7 @@ def make_check(model: nn.Module, shapes: Shapes, ignored: tuple[str, ...] = (), 
         unchecked=unchecked,
         draft=draft,
         tied_head=tied_head,
+        own=frozenset(name for name in expected if name in own or name.rpartition(".")[0] in quantised),
     )
 
 

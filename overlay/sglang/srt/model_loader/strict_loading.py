@@ -74,6 +74,7 @@ class Check:
     - `unchecked`: layers of whose tensors nothing is known, except that there are some; each with the reason.
     - `draft`: the beginning of the names of which a whole checkpoint must have one, if the model is a draft.
     - `tied_head`: the weight of a head that is tied to the embeddings and yet not theirs: it is to be a copy of them.
+    - `own`: names of tensors that are the model's own, and not of upstream's; `load_checked` loads them.
     """
 
     expected: Mapping[str, Expected]
@@ -82,6 +83,7 @@ class Check:
     unchecked: Mapping[str, str] = field(default_factory=dict)
     draft: str = ""
     tied_head: torch.nn.Parameter | None = None
+    own: frozenset[str] = frozenset()
 
     def ignores(self, name: str) -> bool:
         """Tell whether a tensor is dropped: another model's, or a constant that old checkpoints hold."""

@@ -36,13 +36,15 @@ class DeepseekV3Extensions:
 
         `shapes` are the tensors of upstream's model; `ignored` and `draft` are those of `Check`.
         """
+        own: Shapes = {}
         if config.router_logit_bias:
             for layer in layers:
                 if (gate := getattr(getattr(layer, "mlp", None), "gate", None)) is not None:
                     add_bias(gate)
-            shapes = shapes | router_bias_shapes(shapes)
+            own = router_bias_shapes(shapes)
+            shapes = shapes | own
         self.logits_processor = LogitShapingProcessor(config)
-        serve_checked(self, make_check(self, shapes, ignored, draft))
+        serve_checked(self, make_check(self, shapes, ignored, draft, own))
 
     def load_weights(self, weights: Weights) -> None:
         """Load a checkpoint, or an update of some weights. Raises WeightsError naming each tensor that does not fit."""

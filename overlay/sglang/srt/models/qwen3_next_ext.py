@@ -5,7 +5,7 @@ what `end_with_last_layer` mends. Each extension changes a model that upstream h
 is repeated here, and of the changes its decoder layers have been through between releases little else is felt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import MappingProxyType
 
 import torch
@@ -100,14 +100,20 @@ class Qwen3NextExtensions:
 
     own_shapes: Shapes = MappingProxyType({})
     """The parameters of the model itself that `extend` has added: name to shape."""
+    own_names: Collection[str] = ()
+    """All that it has added, by their names in a checkpoint."""
 
     def extend_checked(self, config: Qwen3NextExtConfig, ignored: tuple[str, ...], draft: str = "") -> None:
         """Do `extend`, and check from then on what is loaded; `ignored` and `draft` are those of `Check`."""
         before = {name for name, _ in self.named_parameters()}
         self.extend(config)
-        added = ((name, parameter) for name, parameter in self.named_parameters() if name not in before)
-        self.own_shapes = {name: tuple(value.shape) for name, value in added if not name.startswith("model.")}
-        serve_checked(self, make_check(self, {**self.checkpoint_shapes(config), **self.own_shapes}, ignored, draft))
+        added = {name: parameter for name, parameter in self.named_parameters() if name not in before}
+        self.own_shapes = {name: tuple(value.shape) for name, value in added.items() if not name.startswith("model.")}
+        self.own_names = {
+            name.replace("model.", draft, 1) if draft and name.startswith("model.") else name for name in added
+        }
+        shapes = {**self.checkpoint_shapes(config), **self.own_shapes}
+        serve_checked(self, make_check(self, shapes, ignored, draft, self.own_names))
 
     def extend(self, config: Qwen3NextExtConfig) -> None:
         """Change the model as `config` says."""

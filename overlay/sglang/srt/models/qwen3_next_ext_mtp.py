@@ -3,10 +3,7 @@
 Its one layer has full attention and the model's router. Its answers go through the model's adapter, head and transform.
 """
 
-from collections.abc import Iterator
-
 import sglang
-import torch
 from packaging.version import Version
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
 from sglang.srt.environ import envs
@@ -48,16 +45,7 @@ class Qwen3NextExtForCausalLMMTP(Qwen3NextExtensions, Qwen3NextForCausalLMMTP):
 
     def load_weights(self, weights: Weights, is_mtp: bool = True) -> None:
         """Load a checkpoint's draft, or an update. Raises WeightsError naming each tensor that does not fit."""
-        upstreams = super().load_weights
-        load_checked(self, weights, lambda fitting: upstreams(self._rest(fitting)))
-
-    def _rest(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
-        """Load what `extend` has added, which upstream's loader would skip here, and pass on the rest."""
-        for name, tensor in weights:
-            if name in self.own_shapes:
-                self.get_parameter(name).data.copy_(tensor)
-            else:
-                yield name, tensor
+        load_checked(self, weights, super().load_weights)
 
 
 EntryClass = Qwen3NextExtForCausalLMMTP

@@ -4,8 +4,6 @@ A picture is cut into patches, which see each other and only each other, at rota
 `merge_size` x `merge_size` of them become one token of the text, which counts positions in one dimension as always.
 """
 
-from collections.abc import Iterator
-
 import torch
 from sglang.srt.configs.qwen3_next_ext_vl import Qwen3NextExtVisionConfig, Qwen3NextExtVLConfig
 from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
@@ -17,7 +15,6 @@ from sglang.srt.managers.schedule_batch import MultimodalDataItem, MultimodalInp
 from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
 from sglang.srt.model_loader.quantised_tensors import make_check
 from sglang.srt.model_loader.strict_loading import Shapes, Weights
-from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.models.qwen3_next import Qwen3NextForCausalLM
 from sglang.srt.models.qwen3_next_ext import Qwen3NextExtForCausalLM
 from sglang.srt.multimodal.mm_utils import run_dp_sharded_mrope_vision_model
@@ -182,7 +179,10 @@ class Qwen3NextExtVLForConditionalGeneration(nn.Module):
             config.vision_config, text.hidden_size, self.sharded_by_picture, prefix=add_prefix("visual", prefix)
         )
         self.language_model = self.text_class(text, quant_config, prefix=add_prefix("language_model", prefix))
-        serve_checked(self, make_check(self, self.checkpoint_shapes(config), ("language_model.mtp.",)))
+        shapes = self.checkpoint_shapes(config)
+        own = {f"language_model.{name}" for name in self.language_model.own_names}
+        own |= {name for name in shapes if name.startswith("visual.")}
+        serve_checked(self, make_check(self, shapes, ("language_model.mtp.",), own=own))
 
     def checkpoint_shapes(self, config: Qwen3NextExtVLConfig) -> Shapes:
         """List an unquantised checkpoint's tensors: name to shape, before any sharding."""
@@ -241,18 +241,12 @@ class Qwen3NextExtVLForConditionalGeneration(nn.Module):
 
     def load_weights(self, weights: Weights) -> set[str]:
         """Load a checkpoint, or an update of some weights. Raises WeightsError naming each tensor that does not fit."""
-        return load_checked(
-            self, weights, lambda fitting: Qwen3NextForCausalLM.load_weights(self.language_model, self._rest(fitting))
-        )
 
-    def _rest(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
-        """Load the vision tower's tensors and pass on the text model's, under their names there."""
-        for name, tensor in weights:
-            if name.startswith("visual."):
-                parameter = self.get_parameter(name)
-                getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
-            else:
-                yield name.removeprefix("language_model."), tensor
+        def load_text(fitting: Weights) -> set[str]:
+            named = ((name.removeprefix("language_model."), tensor) for name, tensor in fitting)
+            return Qwen3NextForCausalLM.load_weights(self.language_model, named)
+
+        return load_checked(self, weights, load_text)
 
     @property
     def routed_experts_weights_of_layer(self):
