@@ -31,8 +31,8 @@ class Part(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
         self.add_module(name, nn.Linear(3, 2))
 
 
-def derived(upstreams: type, draft: str = "") -> Any:  # noqa: ANN401
-    """Make a model of nothing but what it adds, with upstream's loader."""
+def derived(upstreams: type, draft: str = "", *, named: bool = True) -> Any:  # noqa: ANN401
+    """Make a model of nothing but what it adds, with upstream's loader; `named`, whether it says that it adds it."""
 
     class Derived(upstreams):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -43,11 +43,12 @@ def derived(upstreams: type, draft: str = "") -> Any:  # noqa: ANN401
             self.model.layers = nn.ModuleList([Part("gate_proj")])
             self.projector, self.adapter = nn.Linear(3, 2), Part("up_proj")
             self.mtp_gain = nn.Parameter(torch.zeros(4))
-            self.register_buffer("seen", torch.zeros(4))
+            if named:  # some of upstream's loaders have no place for a buffer, and say so
+                self.register_buffer("seen", torch.zeros(4))
             tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
             self.places = {name.replace("model.", draft, 1) if draft else name: t for name, t in tensors.items()}
             shapes = {name: tuple(tensor.shape) for name, tensor in self.places.items()}
-            checked_updates.serve_checked(self, make_check(self, shapes, draft=draft, own=shapes))
+            checked_updates.serve_checked(self, make_check(self, shapes, draft=draft, own=shapes if named else ()))
 
         def load_weights(self, weights: Any) -> None:  # noqa: ANN401
             checked_updates.load_checked(self, weights, super().load_weights)
@@ -76,4 +77,39 @@ def test_each_is_loaded(upstreams: type, draft: str, whole: bool) -> None:
             with checked_updates.updating(complete=False):
                 model.load_weights([(name, value)])
         assert torch.equal(model.places[name], value), name
+    checked_updates._served.clear()
+
+
+@pytest.mark.parametrize(
+    ("upstreams", "lost"), [(LlamaForCausalLM, "projector.weight"), (Qwen3NextForCausalLM, "mtp_gain")]
+)
+def test_what_upstreams_loader_leaves_out_is_named(upstreams: type, lost: str) -> None:
+    model = derived(upstreams, named=False)
+    with pytest.raises(ValueError, match=f"{lost}: upstream's loader leaves it out"):
+        model.load_weights((name, torch.randn(tensor.shape)) for name, tensor in model.places.items())
+    checked_updates._served.clear()
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_a_tied_head_beside_the_embeddings_must_be_filled(filled: bool) -> None:
+    model = nn.Module()
+    model.config, model.quant_config = SimpleNamespace(tie_word_embeddings=True, dtype="float32"), None
+    model.model, model.lm_head = nn.Module(), nn.Linear(3, 5, bias=False)
+    model.model.embed_tokens = nn.Embedding(5, 3)
+    checked_updates.serve_checked(model, make_check(model, {"model.embed_tokens.weight": (5, 3)}))
+
+    def load(weights: Any) -> None:  # noqa: ANN401
+        for _, tensor in weights:
+            model.model.embed_tokens.weight.data.copy_(tensor)
+            if filled:
+                model.lm_head.weight.data.copy_(tensor)
+
+    def start() -> None:
+        checked_updates.load_checked(model, [("model.embed_tokens.weight", torch.ones(5, 3))], load)
+
+    if filled:
+        start()
+    else:
+        with pytest.raises(ValueError, match=r"lm_head\.weight: .* a head of its own and leaves it empty"):
+            start()
     checked_updates._served.clear()

@@ -12,6 +12,7 @@ import copy
 import functools
 import inspect
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -40,6 +41,7 @@ from sglang.srt.model_loader.strict_loading import (
     WeightsError,
     header_of,
     read_headers,
+    refusal,
 )
 from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.overlay_registry import config_faults
@@ -125,9 +127,11 @@ def load_checked(model: nn.Module, weights: Weights, load: Callable[[Weights], A
         layer, reason = next(iter(check.unchecked.items()))
         _log.warning("tensors of %d layers are not checked, as of %s: %s", len(check.unchecked), layer, reason)
     update = _updates[-1] if _updates else None
-    if update is None or update.complete:
-        with check.filled_head():
+    if update is None:
+        with _all_filled(model, check):
             return load(_upstreams_part(model, check.passed(weights, model.config)))
+    if update.complete:
+        return load(_upstreams_part(model, check.passed(weights, model.config)))
     part = list(weights)
     headers = [header_of(name, tensor) for name, tensor in part]
     if not update.agreed:  # the first model that loads it
@@ -144,15 +148,49 @@ def _upstreams_part(model: nn.Module, weights: Weights) -> Weights:
     what is called up_proj in a layer that has two projections in one.
     """
     check = _served[model]
-    places = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    places = _places(model, check)
     for name, tensor in weights:
         place = places.get(name)
-        if place is None and check.draft and name.startswith(check.draft):
-            place = places.get(f"model.{name.removeprefix(check.draft)}")
         if place is None or name not in check.own:  # another rank has it, or upstream's loader puts it together
             yield name, tensor
         else:
             getattr(place, "weight_loader", default_weight_loader)(place, tensor)
+
+
+_NO_TENSOR = (
+    "tie_word_embeddings is true, and upstream's model, as it is served, has a head of its own and leaves it empty; set"
+    " that to false and let the checkpoint have this tensor, or serve without a pipeline (--pp-size)"
+)
+_LEFT_OUT = (
+    "upstream's loader leaves it out; `make_check` takes the names of what upstream's model does not have as `own`"
+)
+
+
+@contextmanager
+def _all_filled(model: nn.Module, check: Check) -> Iterator[None]:
+    """Raise WeightsError if a block that loads a checkpoint leaves a parameter empty that has a tensor's name."""
+    watched = {name: tensor for name, tensor in _places(model, check).items() if name in check.expected}
+    if check.tied_head is not None:
+        watched["lm_head.weight"] = check.tied_head
+    watched = {name: tensor for name, tensor in watched.items() if tensor.is_floating_point() and tensor.numel()}
+    for tensor in watched.values():
+        _first(tensor).fill_(math.nan)  # and no more: the rest may be padding, which a loader leaves as it is
+    yield
+    after = _places(model, check)  # a loader may have put other tensors there
+    empty = [name for name, tensor in watched.items() if after[name] is tensor and _first(tensor).float().isnan().any()]
+    if empty:
+        raise refusal(f"{name}: {_LEFT_OUT if name in check.expected else _NO_TENSOR}" for name in empty)
+
+
+def _first(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.data[(slice(0, 1),) * tensor.ndim]
+
+
+def _places(model: nn.Module, check: Check) -> dict[str, torch.Tensor]:
+    """Give a model's parameters and buffers by their names in a checkpoint: those of a draft's layers may be others."""
+    places = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    layers = {name: tensor for name, tensor in places.items() if check.draft and name.startswith("model.")}
+    return {**{name.replace("model.", check.draft, 1): tensor for name, tensor in layers.items()}, **places}
 
 
 def _faults_of_part(model: nn.Module, headers: list[Header]) -> list[str]:

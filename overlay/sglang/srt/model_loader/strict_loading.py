@@ -3,10 +3,8 @@
 Upstream's loaders skip what they do not know and leave random what is absent.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,23 +152,6 @@ class Check:
         if lines or missing:
             shards = _shards(config)
             raise refusal([*(f"{name}{shards.get(name, '')}: {fault}" for name, fault in lines.items()), *missing])
-
-    @contextmanager
-    def filled_head(self) -> Iterator[None]:
-        """Raise WeightsError unless the tied head, if there is one, has been filled by the end of the block."""
-        if self.tied_head is None:
-            yield
-            return
-        self.tied_head.data.fill_(math.nan)
-        yield
-        if self.tied_head.isnan().any():
-            raise refusal(
-                [
-                    "lm_head.weight: tie_word_embeddings is true, and this model of upstream's, as it is served, has a"
-                    " head of its own and leaves it empty; set tie_word_embeddings to false and let the checkpoint have"
-                    " the tensor, or serve without a pipeline (--pp-size)"
-                ]
-            )
 
 
 def refusal(faults: Iterable[str]) -> WeightsError:
