@@ -40,10 +40,9 @@ def derived(upstreams: type, draft: str = "", *, named: bool = True) -> Any:  # 
             self.config, self.quant_config = CONFIG, None
             self.enable_shared_expert_fusion, self.num_fused_shared_experts = False, 0
             self.model = nn.Module()
-            self.model.layers = nn.ModuleList([Part("gate_proj")])
-            self.projector, self.adapter = nn.Linear(3, 2), Part("up_proj")
-            self.mtp_gain = nn.Parameter(torch.zeros(4))
-            if named:  # some of upstream's loaders have no place for a buffer, and say so
+            self.projector, self.mtp_gain = nn.Linear(3, 2), nn.Parameter(torch.zeros(4))
+            if named:  # some of upstream's loaders have no place for these, and say so
+                self.model.layers, self.adapter = nn.ModuleList([Part("gate_proj")]), Part("up_proj")
                 self.register_buffer("seen", torch.zeros(4))
             tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
             self.places = {name.replace("model.", draft, 1) if draft else name: t for name, t in tensors.items()}
