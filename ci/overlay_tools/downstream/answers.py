@@ -62,11 +62,7 @@ class Answers:
         self._opened = {self._numbers[name] for name in opened if name in self._numbers} - self._dropped
         self._edited = set[int]()
         self.commits: dict[str, Commit] = {}
-        if command := tree.under_way():
-            raise PortError(
-                f"{tree.folder}: a git {command} is under way.",
-                hint=f"`git -C {tree.folder} {command} --continue` ends it; {GO_ON}.",
-            )
+        tree.check_not_under_way(PortError, GO_ON)
         self._renamed: dict[str, str] = {}
         steps = self._read_steps(tree.commits())
         self._check_files({name for step in steps for name in step.files})

@@ -91,11 +91,8 @@ def _open_worktree(project: Project, version: str, hooks: Sequence[Hook]) -> Wor
     tree = worktree_of(project, version)
     if not tree.folder.exists():
         raise WorktreeError(f"There is no worktree {tree.folder}.", hint=f"`nox -s edit -- {version}` makes it.")
-    if command := tree.under_way():  # then HEAD lacks commits that are still to come, and their files
-        raise WorktreeError(
-            f"{tree.folder}: a git {command} is under way.",
-            hint=f"`git -C {tree.folder} {command} --continue` ends it; then export again.",
-        )
+    # HEAD would lack commits that are still to come, and their files.
+    tree.check_not_under_way(WorktreeError, "then export again")
     if dirty := tree.uncommitted():
         raise WorktreeError(
             *(f"{tree.folder / name} is not committed." for name in dirty),

@@ -127,10 +127,11 @@ class Port:
         """Follow the hooks; where all of them hold, try the release and lock it."""
         release, wheel = state.release, source_wheel(state.release)
         lock = load_lock(self.project.lock)
+        locked_before = release.version in lock
         versions = sorted({*lock, release.version}, key=Version)
         queue = PatchQueue(hooks, versions)
         with console.step(f"Fetch {wheel.name}"):
-            if release.version in lock:
+            if locked_before:
                 fetch(release, wheel, self.cache)
             else:
                 fetch(release, wheel, self.cache, source="the port", hint=_BEGIN_ANEW)
@@ -145,7 +146,7 @@ class Port:
                     follower.drop(hook)
                 elif hook.due.contains(release.version, prereleases=True):
                     follower.follow(hook, hooks[:number])
-                elif release.version not in lock or hook.name in state.taken:
+                elif not locked_before or hook.name in state.taken:
                     follower.consider(hook, hooks[:number], not_due)
             follower.finish()
             show(follower.reports)
@@ -160,9 +161,9 @@ class Port:
         shutil.rmtree(self.folder, ignore_errors=True)
         if not self.announce:
             return follower.reports
-        done = "takes what was carried to it" if release.version in lock else "is locked"
+        done = "takes what was carried to it" if locked_before else "is locked"
         console.line("\n  ".join([f"sglang {release.version} {done}.", *changed]), style="green")
-        for path in files_elsewhere(release) if release.version not in lock else ():
+        for path in () if locked_before else files_elsewhere(release):
             console.line(f"{path} is outside the checkout: whoever else builds on it needs it at the same place.")
         console.line(f"Next: nox -s test-{release.version}")
         return follower.reports

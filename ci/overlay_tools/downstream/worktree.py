@@ -9,7 +9,7 @@ from pathlib import Path
 
 from overlay_tools.archive.mode import is_executable, read_with_mode, with_mode
 from overlay_tools.archive.reader import WheelReader
-from overlay_tools.errors import ToolError, WheelError, WorktreeError
+from overlay_tools.errors import OverlayError, ToolError, WheelError, WorktreeError
 from overlay_tools.patches.edited_file import MARKER
 from overlay_tools.patches.model import EXECUTABLE, ORDINARY, Patch, split_lines
 from overlay_tools.subprocesses import git, git_bytes
@@ -149,12 +149,17 @@ class Worktree:
         self.git(*_WHO, "commit", "--quiet", "--allow-empty", "--file=-", stdin=message)
         self.git("tag", "--force", tag)
 
-    def under_way(self) -> str:
-        """Return the command of git that has stopped midway here, as "rebase", or ""."""
+    def check_not_under_way(self, kind: type[OverlayError], then: str) -> None:
+        """Raise an error of a kind if a rebase or the like has stopped midway here; `then` says what comes after it."""
         for name in ("rebase-merge", "rebase-apply", "MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD"):
             if (self.folder / ".git" / name).exists():
-                return "rebase" if name.startswith("rebase") else name.removesuffix("_HEAD").lower().replace("_", "-")
-        return ""
+                command = (
+                    "rebase" if name.startswith("rebase") else name.removesuffix("_HEAD").lower().replace("_", "-")
+                )
+                raise kind(
+                    f"{self.folder}: a git {command} is under way.",
+                    hint=f"`git -C {self.folder} {command} --continue` ends it; {then}.",
+                )
 
     def uncommitted(self) -> list[str]:
         """Return the paths of files with changes that are not committed, new ones too.
