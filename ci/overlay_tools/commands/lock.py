@@ -13,7 +13,7 @@ from overlay_tools.downstream.transaction import undo, write_files
 from overlay_tools.errors import LockError, OverlayError, PatchError, ToolError, UsageError
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
-from overlay_tools.upstream.asked import AskedRelease, asked_releases, files_elsewhere, from_one_place
+from overlay_tools.upstream.asked import AskedRelease, asked_releases, from_one_place, say_files_elsewhere
 from overlay_tools.upstream.index import difference
 from overlay_tools.upstream.lockfile import Release, dump_lock, get_release, load_lock
 
@@ -57,8 +57,7 @@ def _lock(project: Project, asked: Sequence[AskedRelease]) -> None:
     new: dict[str, Release] = dict(old)
     for release in [from_one_place(one, old).look_up(project.root) for one in asked]:
         new[release.version] = release
-        for path in files_elsewhere(release):
-            console.line(f"{path} is outside the checkout: whoever else builds on it needs it at the same place.")
+        say_files_elsewhere(release)
         gone = {wheel.name for wheel in old[release.version].wheels} if release.version in old else set()
         for name in sorted(gone - {wheel.name for wheel in release.wheels}):
             console.line(f"{name} is no longer in the lock.")

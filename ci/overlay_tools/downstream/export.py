@@ -18,7 +18,7 @@ from overlay_tools.downstream.exported_state import ExportedState, digests
 from overlay_tools.downstream.overlay_plan import OverlayPlan, files_to_write, plan_overlay
 from overlay_tools.downstream.staging import stage
 from overlay_tools.downstream.transaction import undo, write_patches
-from overlay_tools.downstream.wheel_names import why_in_no_wheel
+from overlay_tools.downstream.wheel_names import why_not_taken
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Worktree
 from overlay_tools.errors import REPORT, PatchError, WorktreeError
 from overlay_tools.patches.hooked_tree import HookedTree
@@ -151,7 +151,7 @@ def _overlay_changes(
             faults.append(f"{path} is there for other releases than {version}, as {project.settings} says.")
         elif here != (None if name in renamed else tree.read(exported, name)):
             faults.append(f"{path} has changed since {tree.folder} was made, and there too.")
-        if new is not None and (why := why_in_no_wheel(name)):
+        if new is not None and (why := why_not_taken(name)):
             faults.append(f"{tree.folder / name} would go into no wheel: {why}.")
         found[name] = new
     if faults:

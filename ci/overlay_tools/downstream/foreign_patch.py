@@ -17,7 +17,7 @@ from unidiff.errors import UnidiffParseError
 
 from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.archive.names import find_name_faults
-from overlay_tools.downstream.wheel_names import why_in_no_wheel
+from overlay_tools.downstream.wheel_names import why_not_taken
 from overlay_tools.downstream.worktree import read_trailers
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import FORWARDED, HOOK_NAME, blob_id
@@ -95,7 +95,7 @@ def read_patches(source: Path) -> list[ForeignPatch]:
 
 def new_file(name: str, content: bytes) -> FileChange:
     """Return the change that adds a file, left out if no wheel would hold it."""
-    if why := why_in_no_wheel(name):
+    if why := why_not_taken(name):
         return FileChange(name=name, left_out=f"it would go into no wheel: {why}")
     return FileChange(name=name, content=content)
 

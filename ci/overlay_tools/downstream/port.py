@@ -32,7 +32,7 @@ from overlay_tools.patches.lint import load_checked_series
 from overlay_tools.patches.model import Hook
 from overlay_tools.patches.series import load_series
 from overlay_tools.settings import Project
-from overlay_tools.upstream.asked import AskedRelease, files_elsewhere
+from overlay_tools.upstream.asked import AskedRelease, say_files_elsewhere
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import Lock, Release, dump_lock, load_lock
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, source_wheel
@@ -163,8 +163,8 @@ class Port:
             return follower.reports
         done = "takes what was carried to it" if locked_before else "is locked"
         console.line("\n  ".join([f"sglang {release.version} {done}.", *changed]), style="green")
-        for path in () if locked_before else files_elsewhere(release):
-            console.line(f"{path} is outside the checkout: whoever else builds on it needs it at the same place.")
+        if not locked_before:
+            say_files_elsewhere(release)
         console.line(f"Next: nox -s test-{release.version}")
         return follower.reports
 

@@ -1,24 +1,17 @@
-"""Which names of files a wheel takes from overlay/, told before a file is written there."""
+"""Which files of another tree a wheel can take from overlay/, told before they are written there."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 
 from overlay_tools.checkout import is_scratch
-from overlay_tools.wheels.overlay_files import can_carry
+from overlay_tools.wheels.overlay_files import why_in_no_wheel
 
 
-def why_in_no_wheel(name: str) -> str:
+def why_not_taken(name: str) -> str:
     """Return why no wheel takes a file, by its path there, or why none could be built with it; "" if one does."""
-    path = PurePosixPath(name)
     if not name.startswith("sglang/"):
         return "it is not under sglang/"
-    if is_scratch(path):
+    if is_scratch(PurePosixPath(name)):
         return "hidden files and editors' do not"
-    if not can_carry(name):
-        return "its name has a backslash, a colon, or what cannot be printed"
-    if path.suffix in (".orig", ".rej"):
-        return "it was left by a merge or a patch"
-    if path.suffix == ".py" and not path.stem.isidentifier():
-        return f"a module cannot be named {path.stem!r}"
-    return ""
+    return why_in_no_wheel(name)

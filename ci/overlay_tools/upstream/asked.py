@@ -90,9 +90,11 @@ def from_one_place(asked: AskedRelease, lock: Lock) -> AskedRelease:
     return asked
 
 
-def files_elsewhere(release: Release) -> list[str]:
-    """Return the wheels of a release that are outside the checkout, where others may not have them."""
-    return [wheel.path for wheel in release.wheels if Path(wheel.path).is_absolute()]
+def say_files_elsewhere(release: Release) -> None:
+    """Say which wheels of a release are outside the checkout, where others may not have them."""
+    for wheel in release.wheels:
+        if Path(wheel.path).is_absolute():
+            console.line(f"{wheel.path} is outside the checkout: whoever else builds on it needs it at the same place.")
 
 
 def _canonical(version: str) -> str:

@@ -37,20 +37,12 @@ def read_package(project: Project, package: str, version: str | None) -> dict[st
     paths = own_paths(overlay / package)
     if linked := [path for path in paths if path.is_symlink()]:
         raise BuildError(*(f"{path} is a symbolic link." for path in linked), hint="Put the file itself there.")
-    if left := [path for path in paths if path.suffix in _LEFT_BY_MERGES]:
-        raise BuildError(*(f"{path} was left by a merge or a patch." for path in left), hint="Settle and remove it.")
     _check_patterns(project)
     files = {path.relative_to(overlay).as_posix(): path for path in paths if path.is_file()}
-    if odd := [f"overlay/{name}" for name in files if not can_carry(name)]:
+    if whys := {f"overlay/{name}": why for name in files if (why := why_in_no_wheel(name))}:
         raise BuildError(
-            *(f"{name!a} has a character that a wheel cannot carry everywhere." for name in odd),
-            hint="Name it without backslashes, colons, and what cannot be printed.",
-        )
-    # SGLang and the plugin look for models by the names of modules.
-    if modules := [path for path in files.values() if path.suffix == ".py" and not path.stem.isidentifier()]:
-        raise BuildError(
-            *(f"{path} cannot be imported: a module cannot be named {path.stem!r}." for path in modules),
-            hint="Rename it: letters, digits and underscores, no digit first.",
+            *(f"{name!a} goes into no wheel: {why}." for name, why in whys.items()),
+            hint="Rename it; remove it if it is left over.",
         )
     return {
         name: _read(project.root, path)
@@ -59,13 +51,21 @@ def read_package(project: Project, package: str, version: str | None) -> dict[st
     }
 
 
-def can_carry(name: str) -> bool:
-    """Tell whether every installer takes a file of this name from a wheel as it is.
+def why_in_no_wheel(name: str) -> str:
+    """Return why no wheel can be built with a file, by its path there, "" if one can.
 
     A backslash or a colon is part of a path on some machines; a line break in RECORD is not read by all; and what
-    cannot be printed, a person cannot tell from something else.
+    cannot be printed, a person cannot tell from something else. SGLang and the plugin look for models by the names of
+    modules.
     """
-    return name.isprintable() and not {"\\", ":"} & {*name}
+    path = PurePosixPath(name)
+    if not name.isprintable() or {"\\", ":"} & {*name}:
+        return "its name has a backslash, a colon, or what cannot be printed"
+    if path.suffix in _LEFT_BY_MERGES:
+        return "it was left by a merge or a patch"
+    if path.suffix == ".py" and not path.stem.isidentifier():
+        return f"a module cannot be named {path.stem!r}"
+    return ""
 
 
 def names_of(overlay: Path) -> list[str]:

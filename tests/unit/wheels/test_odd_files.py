@@ -86,7 +86,7 @@ def test_whatever_the_names_and_contents_are_a_build_is_accepted_or_refused(mini
             assert verify_wheel(mini.build().path).differences == [], (seed, parts)
             built += 1
         else:
-            with pytest.raises(BuildError, match=r"has a character that a wheel cannot carry|its name is not UTF-8"):
+            with pytest.raises(BuildError, match=r"goes into no wheel: its name has a backslash"):
                 mini.build()
             shutil.rmtree(mini.root / f"overlay/sglang/odd{number}")
             refused += 1

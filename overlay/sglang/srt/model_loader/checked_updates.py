@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from sglang.srt.model_loader.strict_loading import (
     Weights,
     WeightsError,
     header_of,
+    name_in_checkpoint,
     read_headers,
     refusal,
 )
@@ -127,11 +128,9 @@ def load_checked(model: nn.Module, weights: Weights, load: Callable[[Weights], A
         layer, reason = next(iter(check.unchecked.items()))
         _log.warning("tensors of %d layers are not checked, as of %s: %s", len(check.unchecked), layer, reason)
     update = _updates[-1] if _updates else None
-    if update is None:
-        with _all_filled(model, check):
+    if update is None or update.complete:
+        with _all_filled(model, check) if update is None else nullcontext():  # an update finds all filled
             return load(_upstreams_part(model, check.passed(weights, model.config)))
-    if update.complete:
-        return load(_upstreams_part(model, check.passed(weights, model.config)))
     part = list(weights)
     headers = [header_of(name, tensor) for name, tensor in part]
     if not update.agreed:  # the first model that loads it
@@ -189,8 +188,7 @@ def _first(tensor: torch.Tensor) -> torch.Tensor:
 def _places(model: nn.Module, check: Check) -> dict[str, torch.Tensor]:
     """Give a model's parameters and buffers by their names in a checkpoint: those of a draft's layers may be others."""
     places = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    layers = {name: tensor for name, tensor in places.items() if check.draft and name.startswith("model.")}
-    return {**{name.replace("model.", check.draft, 1): tensor for name, tensor in layers.items()}, **places}
+    return {**{name_in_checkpoint(name, check.draft): tensor for name, tensor in places.items()}, **places}
 
 
 def _faults_of_part(model: nn.Module, headers: list[Header]) -> list[str]:

@@ -167,6 +167,11 @@ def declared_dtype(config: PretrainedConfig) -> torch.dtype | None:
     return declared if declared in _FLOATS else None
 
 
+def name_in_checkpoint(name: str, draft: str) -> str:
+    """Give a parameter's name in a checkpoint, where those of a draft's layers begin with `draft`, if that is given."""
+    return draft + name.removeprefix("model.") if draft and name.startswith("model.") else name
+
+
 def header_of(name: str, tensor: torch.Tensor) -> Header:
     """Describe a tensor."""
     return Header(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype)

@@ -20,7 +20,7 @@ from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.lora.utils import get_hidden_dim
 from sglang.srt.model_loader.checked_updates import load_checked, serve_checked
 from sglang.srt.model_loader.quantised_tensors import make_check
-from sglang.srt.model_loader.strict_loading import Shapes, Weights
+from sglang.srt.model_loader.strict_loading import Shapes, Weights, name_in_checkpoint
 from sglang.srt.models.qwen2_moe import Qwen2MoeSparseMoeBlock
 from sglang.srt.models.qwen3_next import (
     ALL_DECODER_LAYER_TYPES,
@@ -109,9 +109,7 @@ class Qwen3NextExtensions:
         self.extend(config)
         added = {name: parameter for name, parameter in self.named_parameters() if name not in before}
         self.own_shapes = {name: tuple(value.shape) for name, value in added.items() if not name.startswith("model.")}
-        self.own_names = {
-            name.replace("model.", draft, 1) if draft and name.startswith("model.") else name for name in added
-        }
+        self.own_names = {name_in_checkpoint(name, draft) for name in added}
         shapes = {**self.checkpoint_shapes(config), **self.own_shapes}
         serve_checked(self, make_check(self, shapes, ignored, draft, self.own_names))
 
