@@ -73,7 +73,8 @@ def _tune(model: Path, folder: Path) -> Path:
         ["tokens", "upstream's tiles, µs", "tuned, µs", "times faster"],
         ([str(c.point.tokens), f"{c.default:.1f}", f"{c.tuned:.1f}", f"{c.faster:.2f}"] for c in choices),
     )
-    path = folder / "configs" / described.file
+    tiles = folder / "tiles"  # `folder` itself has a copy of upstream's files, for the processes
+    path = tiles / "configs" / described.file
     path.parent.mkdir(parents=True)
     path.write_text(dump(choices), encoding="utf-8")
-    return folder
+    return tiles
