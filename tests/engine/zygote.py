@@ -55,6 +55,7 @@ def serve(path: Path) -> None:
                 asked = json.loads(connection.makefile().readline())
                 pid = os.fork()
                 if pid == 0:
+                    leave(listener, selector, connection)
                     become(asked)
                 connection.sendall(f"{pid}\n".encode())
                 selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, connection))
@@ -64,6 +65,20 @@ def serve(path: Path) -> None:
                 os.close(handle)
                 pid, connection = key.data
                 tell(connection, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def leave(listener: socket.socket, selector: selectors.BaseSelector, connection: socket.socket) -> None:
+    """Close what this process, which has just been forked, has no part in.
+
+    Each by its owner, and no other: what modules have opened when they were imported they may close at any time, and by
+    then its number must not be that of another file.
+    """
+    for key in [*selector.get_map().values()]:
+        if key.fileobj is not listener:
+            os.close(key.fd)
+            key.data[1].close()
+    for each in (selector, listener, connection):
+        each.close()
 
 
 def tell(connection: socket.socket, status: int) -> None:
@@ -80,7 +95,6 @@ def become(asked: dict[str, Any]) -> None:
     """Turn this process, which has just been forked, into what runs a program."""
     end_with_parent()
     os.setsid()
-    os.closerange(3, 64)
     with Path(asked["log"]).open("ab", buffering=0) as log, Path(os.devnull).open("rb") as nothing:
         for source, target in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(source.fileno(), target)
