@@ -213,7 +213,12 @@ def test_a_schedule_looks_at_new_releases_one_run_at_a_time() -> None:
     for name in ("watch", "propose"):
         assert read(GITLAB)[name]["variables"]["GIT_DEPTH"] == 0
         (rule,) = read(GITLAB)[name]["rules"]
-        assert rule == {"if": '$CI_PIPELINE_SOURCE == "schedule" && $WATCH'}
+        always = {"when": "always"} if name == "propose" else {}  # what was finished before `watch` failed, too
+        assert rule == {"if": '$CI_PIPELINE_SOURCE == "schedule" && $WATCH', **always}
+        assert read(GITLAB)[name]["variables"]["GIT_STRATEGY"] == "clone"
+    assert read(GITLAB)["watch"]["artifacts"]["when"] == "always"
+    for part in (read(WATCH)["jobs"]["propose"], read(WATCH)["jobs"]["watch"]["steps"][-1]):
+        assert part["if"].startswith("${{ !cancelled() && ")
     assert read(GITLAB)["watch"]["resource_group"] == "watch"
 
 

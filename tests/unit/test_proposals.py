@@ -132,6 +132,22 @@ def test_a_branch_without_its_request_does_not_stay(desk: Desk) -> None:
     assert desk.branches() == {"main", "watch/1.2", "watch/1.3"}
 
 
+def test_what_a_clone_has_of_an_earlier_job_is_not_proposed(desk: Desk) -> None:
+    watched = desk.job(".ci/watch", "watched") / "watched"
+    clone = desk.job("true", watched=watched)
+    for name in ("heads/watch/1.2", "heads/watch/1.4", "proposed/1.2", "proposed/1.4"):
+        desk.git("commit", "--quiet", "--allow-empty", f"--message=old {name}", cwd=clone)
+        desk.git("update-ref", f"refs/{name}", "HEAD", cwd=clone)
+    done = subprocess.run(
+        [".ci/propose", "watched"], cwd=clone, env=desk.env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert desk.branches() == {"main", "watch/1.2", "watch/1.3"}
+    assert desk.git("log", "-1", "--format=%s", "watch/1.2", cwd=desk.remote) == "Take 1.2\n"
+    assert "sglang 1.4 needs a person" in "".join(desk.asked())
+    assert "secret" not in (clone / ".git/config").read_text()
+
+
 def test_where_nothing_was_seen_nothing_is_asked(desk: Desk) -> None:
     nox = desk.folder / "tools/nox"
     nox.write_text("#!/bin/sh\nexit 0\n")
@@ -146,3 +162,12 @@ def test_where_the_watcher_fails_the_job_does(desk: Desk) -> None:
     desk.job(".ci/watch", "watched")
     assert desk.status == 1
     assert "no network" in desk.said
+
+
+def test_what_was_finished_before_the_watcher_failed_is_proposed(desk: Desk) -> None:
+    (desk.folder / "tools/nox").write_text(NOX + "exit 3\n")
+    watched = desk.job(".ci/watch", "watched") / "watched"
+    assert desk.status == 3
+    desk.job(".ci/propose", "watched", watched=watched)
+    assert desk.status == 0, desk.said
+    assert desk.branches() == {"main", "watch/1.2", "watch/1.3"}
