@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from overlay_tools import console
@@ -50,21 +51,23 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     if not versions:
         console.line(f"No release is newer than sglang {newest}.")
     rows = []
-    for seen in watcher.look(versions, index):
-        print_seen(seen, _write(watcher, seen))
-        rows.append(to_row(seen))
-    if arguments.json is not None:
-        write_text(json.dumps(rows, indent=1) + "\n", arguments.json)
+    try:
+        for seen in watcher.look(versions, index, partial(_write, watcher)):
+            print_seen(seen, str(_page(watcher, seen)) if seen.outcome in ("branch", "report") else "")
+            rows.append(to_row(seen))
+    finally:  # whatever ends the run: of what it has finished, the next one says no more than that it is there
+        if arguments.json is not None:
+            write_text(json.dumps(rows, indent=1) + "\n", arguments.json)
 
 
-def _write(watcher: Watcher, seen: Seen) -> str:
-    """Write the description of a branch or a report, and note that it was; return its path."""
-    if seen.outcome not in ("branch", "report"):
-        return ""
-    path = watcher.reports / f"{seen.release}.md"
-    write_text(describe_seen(seen), path)
-    write_text(json.dumps(watcher.note(seen.outcome)), path.with_suffix(".json"))
-    return str(path)
+def _page(watcher: Watcher, seen: Seen) -> Path:
+    return watcher.reports / f"{seen.release}.md"
+
+
+def _write(watcher: Watcher, seen: Seen) -> None:
+    """Write the description of a branch or a report, and note that it was."""
+    write_text(describe_seen(seen), _page(watcher, seen))
+    write_text(json.dumps(watcher.note(seen.outcome)), _page(watcher, seen).with_suffix(".json"))
 
 
 COMMAND = Command(

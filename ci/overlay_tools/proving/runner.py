@@ -78,7 +78,7 @@ def run_matrix(project: Project, plan: Sequence[ReleasePlan], python: str | None
     Each result is written as it comes: a run that is cut short goes on where it stopped.
     Returns the most that it took.
     Raises MatrixError if another run is in progress or the disk has too little room, and, once everything has been run,
-    if anything failed.
+    if anything failed; its cause is the first error for which a stage has no result.
     """
     folder = project.root / ".nox" / "releases"  # .nox/matrix is the environment of the session itself
     (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def run_matrix(project: Project, plan: Sequence[ReleasePlan], python: str | None
         shutil.rmtree(folder / "environment", ignore_errors=True)  # of a run that was killed
         _check_room(folder)
         os.environ["UV_CACHE_DIR"] = str(folder / "cache")
-        peak, red = Peak(), list[str]()
+        peak, red, cause = Peak(), list[str](), None
         clock = _Clock(plan, load_results(project.results))
         for number, item in enumerate(plan, 1):
             console.line(f"[{number}/{len(plan)}] sglang {item.version}", style="bold")
@@ -101,11 +101,12 @@ def run_matrix(project: Project, plan: Sequence[ReleasePlan], python: str | None
             except OverlayError as error:  # a release that cannot be installed does not keep others from being tested
                 console.fail(error)
                 red.append(f"{item.version}: {error.problems[0].splitlines()[0]}")
+                cause = cause or error
             finally:
                 peak.disk = max(peak.disk, _size(folder))
                 shutil.rmtree(folder / "environment", ignore_errors=True)
     if red:
-        raise MatrixError(*red, hint="`nox -s matrix` runs what is not green again.")
+        raise MatrixError(*red, hint="`nox -s matrix` runs what is not green again.") from cause
     return peak
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,8 @@ class Seen:
 
     `outcome`: a `branch` was made of it, or a `report`, for a person has to settle something; one of them was `there`
     before; or it was `skipped`. `branch`, its name, or empty; `why`, in words; `changes`, where it was compared;
-    `results`, of the stages that ran; `failed`, the tests that did not pass; `base`, what the branch goes on from.
+    `results`, of the stages that ran; `failed`, the tests that did not pass; `commit`, the branch's; `base`, another
+    branch that it goes on from, or empty.
     """
 
     release: str
@@ -56,6 +57,7 @@ class Seen:
     changes: Changes | None = None
     results: Sequence[Result] = ()
     failed: Sequence[str] = ()
+    commit: str = ""
     base: str = ""
 
 
@@ -80,39 +82,53 @@ class Watcher:
                 hint="Give it another name: `git branch -m watch NAME`.",
             )
 
-    def look(self, versions: Sequence[str], index: str) -> Iterator[Seen]:
+    def look(self, versions: Sequence[str], index: str, write: Callable[[Seen], None]) -> Iterator[Seen]:
         """Look at releases, oldest first, and yield what became of each.
 
+        Parameters: `write`, which keeps the description of a branch or a report; a branch is made once it has one.
         Raises ToolError or FetchError if the index does not answer, WatchError if another run is in progress.
         """
         with _only_run(self.tree), self._cleared():
-            base = "HEAD"
+            base = ""
             for version in versions:
                 console.line(f"sglang {version}", style="bold")
                 if ref := self._branch_of(version):
-                    seen = Seen(release=version, outcome="there", branch=ref, why=["There is a branch already."])
+                    why = ["There is a branch already."]
+                    if self._goes_on_from_head(ref):
+                        try:
+                            AskedRelease(version=version, index=index).look_up(self.project.root)
+                            base = ref
+                        except LockError as error:  # it was yanked since
+                            why += error.problems
+                    seen = Seen(release=version, outcome="there", branch=ref, why=why)
                 elif self._reported(version):
                     where = self.reports / f"{version}.md"
                     seen = Seen(release=version, outcome="there", why=[f"There is a report of this commit: {where}"])
                 else:
                     seen = self._look(version, index, base)
-                if seen.branch and self._goes_on_from_head(seen.branch):
-                    base = seen.branch
+                    if seen.outcome in ("branch", "report"):
+                        write(seen)
+                    if seen.outcome == "branch":
+                        # The old value says that there must be none: whoever has made one in the meantime keeps it.
+                        self._git("update-ref", f"refs/heads/{seen.branch}", seen.commit, "")
+                        base = seen.branch
                 yield seen
 
     def _look(self, version: str, index: str, base: str) -> Seen:
-        """Carry one release and prove it, on top of a branch or of HEAD."""
+        """Carry one release and prove it, on top of a branch or, if that is empty, of what was checked out."""
         try:
             release = AskedRelease(version=version, index=index).look_up(self.project.root)
         except YankedError as error:
             return Seen(release=version, outcome="skipped", why=error.problems)
         except LockError as error:
             return Seen(release=version, outcome="report", why=error.problems)
-        with self._checked_out(base) as project:
+        with self._checked_out(base or self.head) as project:
+            load_series(project.patches)  # what is wrong with these is not the release's fault
             lock = load_lock(project.lock)
             older = [locked for locked in lock if Version(locked) < Version(version)]
-            changes = compare_releases(project, self.cache, lock[older[-1] if older else next(iter(lock))], release)
+            changes = None
             try:
+                changes = compare_releases(project, self.cache, lock[older[-1] if older else next(iter(lock))], release)
                 Port(project, self.cache, announce=False).start(version, lambda _: release)
             except (FetchError, ToolError):
                 raise
@@ -120,54 +136,76 @@ class Watcher:
                 why = [problem.replace(f"{self.tree}/", "") for problem in error.problems]
                 return Seen(release=version, outcome="report", why=why, changes=changes)
             self._commit(project, f"Take sglang {version}", _message(changes))
-            results, failed = self._prove(project, release)
-            if not all(result.green for result in results):
-                why = [f"{result.stage}: {describe(result)}." for result in results if not result.green]
+            results, failed, why = self._prove(project, release)
+            if why:
                 return Seen(release=version, outcome="report", why=why, changes=changes, results=results, failed=failed)
             if results:
                 said = "\n".join(f"{result.stage}: {describe(result)}" for result in results)
                 self._commit(project, f"Record what the tests said of sglang {version}", said)
-            branch = f"watch/{version}"
-            # The old value says that there must be none: whoever has made one in the meantime keeps it.
-            self._git("update-ref", f"refs/heads/{branch}", self._git("rev-parse", "HEAD", cwd=self.tree).strip(), "")
-        return Seen(release=version, outcome="branch", branch=branch, changes=changes, results=results, base=base)
+            commit, branch = self._git("rev-parse", "HEAD", cwd=self.tree).strip(), f"watch/{version}"
+        return Seen(
+            release=version,
+            outcome="branch",
+            branch=branch,
+            changes=changes,
+            results=results,
+            commit=commit,
+            base=base,
+        )
 
-    def _prove(self, project: Project, release: Release) -> tuple[list[Result], list[str]]:
-        """Run the stages, the static one first, which needs no environment; return their results, and what failed.
+    def _prove(self, project: Project, release: Release) -> tuple[list[Result], list[str], list[str]]:
+        """Run the stages; return their results, the tests that failed, and why it is not proven, nothing if it is.
 
-        Raises MatrixError if the others cannot be run.
+        Raises OverlayError if it is not the release that is at fault.
         """
         version, logs = release.version, project.root / ".nox" / "releases" / "logs"
         logs.mkdir(parents=True)
-        if "static" in self.stages:
-            inputs = Inputs(project, load_series(project.patches)).parts(release, "static")
-            with console.step("  static"):
-                result = run_stage(
-                    project.root,
-                    version,
-                    "static",
-                    Path(sys.executable),
-                    logs / f"{version}-static.log",
-                    commit_of(project.root),
-                    inputs,
-                )
-            save_results(project.results, {**load_results(project.results), (version, "static"): result}.values())
-            console.line(f"    {describe(result)}", style="green" if result.green else "red")
-        left = [stage for stage in self.stages if stage != "static"]
-        if left and ("static" not in self.stages or result.green):
-            cache = os.environ.get("UV_CACHE_DIR")
-            try:
-                run_matrix(project, [ReleasePlan(version=version, stages=left)], self.python)
-            except MatrixError:
-                if not any((version, stage) in load_results(project.results) for stage in left):
-                    raise  # it is not the release that is at fault
-            finally:  # a run has a cache of its own, which goes with the worktree
-                os.environ.pop("UV_CACHE_DIR", None)
-                os.environ.update({"UV_CACHE_DIR": cache} if cache else {})
+        # Of a time when it was locked before there may be results.
+        save_results(project.results, [row for row in load_results(project.results).values() if row.release != version])
+        stopped: Sequence[str] = ()
+        try:
+            if self._prove_static(project, release, logs):
+                self._prove_others(project, version)
+        except (FetchError, ToolError):
+            raise
+        except MatrixError as error:
+            cause = error.__cause__
+            ran = {stage for found, stage in load_results(project.results) if found == version} - {"static"}
+            if isinstance(cause, FetchError | ToolError) or not (cause or ran):
+                raise
+            stopped = cause.problems if isinstance(cause, OverlayError) else ()
+        except OverlayError as error:
+            stopped = error.problems
         found = load_results(project.results)
         results = [found[version, stage] for stage in self.stages if (version, stage) in found]
         failed = [line for stage in self.stages for line in _failures(logs / f"{version}-{stage}.log")]
-        return results, failed
+        why = [f"{result.stage}: {describe(result)}." for result in results if not result.green]
+        why += [f"{stage}: it has no result." for stage in self.stages if (version, stage) not in found]
+        return results, failed, [*why, *(line.replace(f"{self.tree}/", "") for line in stopped)]
+
+    def _prove_static(self, project: Project, release: Release, logs: Path) -> bool:
+        """Run the static stage if it is asked for, which needs no environment; tell whether to go on."""
+        if "static" not in self.stages:
+            return True
+        inputs = Inputs(project, load_series(project.patches)).parts(release, "static")
+        log, commit = logs / f"{release.version}-static.log", commit_of(project.root)
+        with console.step("  static"):
+            result = run_stage(project.root, release.version, "static", Path(sys.executable), log, commit, inputs)
+        results = {**load_results(project.results), (release.version, "static"): result}
+        save_results(project.results, results.values())
+        console.line(f"    {describe(result)}", style="green" if result.green else "red")
+        return result.green
+
+    def _prove_others(self, project: Project, version: str) -> None:
+        """Run the other stages that are asked for, in an environment."""
+        left = [stage for stage in self.stages if stage != "static"]
+        cache = os.environ.get("UV_CACHE_DIR")
+        try:
+            if left:
+                run_matrix(project, [ReleasePlan(version=version, stages=left)], self.python)
+        finally:  # a run has a cache of its own, which goes with the worktree
+            os.environ.pop("UV_CACHE_DIR", None)
+            os.environ.update({"UV_CACHE_DIR": cache} if cache else {})
 
     def _branch_of(self, version: str) -> str:
         """Return the branch of a release, here or on a remote, or an empty text."""

@@ -35,7 +35,7 @@ def describe_seen(seen: Seen) -> str:
         if seen.failed:
             parts += ["What failed:", "\n".join(f"- {plain(line)}" for line in seen.failed)]
         parts.append(f"`nox -s port -- {seen.release}` carries the overlay to this release on a desk.")
-    elif seen.base != "HEAD":
+    elif seen.base:
         parts.append(f"This goes on from `{seen.base}`, and brings what that has too.")
     if seen.results:
         rows = [f"| {result.stage} | {plain(describe(result))} |" for result in seen.results]

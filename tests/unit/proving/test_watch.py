@@ -7,16 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from overlay_tools import cli
 from overlay_tools.commands import watch as command
-from overlay_tools.errors import LockError, YankedError
+from overlay_tools.errors import FetchError, LockError, OverlayError, ToolError, YankedError
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving import runner, stages
+from overlay_tools.proving.watch import Seen
+from overlay_tools.report.watch import describe_seen
+from overlay_tools.settings import Project
 from overlay_tools.upstream import asked
 from overlay_tools.upstream.lockfile import Release, load_lock
 
@@ -263,6 +268,109 @@ def test_an_environment_that_cannot_be_made_is_no_report(
     assert branches(project).keys() == {"main"}
     assert not (project.root / ".nox/watched").exists()
     assert not (project.root / ".nox/watching").exists()
+
+
+@pytest.mark.parametrize("stage", ["static", "engine"])
+def test_a_stage_without_a_result_is_a_report(project: Miniature, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    """A result that is there of an earlier time proves nothing."""
+    publish(project, monkeypatch, {"1.2": LOADER, "1.3": "# new\n" + LOADER})
+    watch(project)
+    git(project, "checkout", "--quiet", "watch/1.2", "--", "ci/results.json")
+    git(project, "commit", "--quiet", "--message=results of 1.2")
+    git(project, "branch", "--quiet", "-D", "watch/1.2", "watch/1.3")
+    if stage == "static":
+        monkeypatch.setattr("overlay_tools.proving.watch.run_stage", ends_without_a_report)
+    else:
+        monkeypatch.setattr(runner, "run_stage", ends_without_a_report)
+    seen = watch(project)
+    assert [row["outcome"] for row in seen.values()] == ["report", "report"]  # the second is looked at too
+    assert branches(project).keys() == {"main"}
+    assert f"- {stage}: it has no result.\n" in described(project, "1.2")
+    assert "- pytest ended without a report." in described(project, "1.2")
+    assert [row["stage"] for row in seen["1.2"]["results"]] == (["static"] if stage == "engine" else [])
+
+
+def ends_without_a_report(*_: object) -> NoReturn:
+    raise OverlayError("pytest ended without a report.")
+
+
+def test_a_release_that_cannot_be_compared_is_a_report(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(project, monkeypatch, {"1.2": "def broken(:\n", "1.3": LOADER})
+    seen = watch(project, "--stages", "static")
+    assert [row["outcome"] for row in seen.values()] == ["report", "branch"]
+    assert "loader.py" in described(project, "1.2")
+
+
+def test_what_is_wrong_with_the_hooks_is_no_report(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("patches/choose/1.0.patch", "not a patch\n")
+    git(project, "commit", "--quiet", "--all", "--message=second")
+    publish(project, monkeypatch, {"1.2": LOADER})
+    assert cli.main(["watch"]) == 1
+    assert "patches/choose/1.0.patch" in capsys.readouterr().err
+    assert not (project.root / ".nox/watched").exists()
+
+
+@pytest.mark.parametrize("kind", [FetchError, ToolError])
+def test_where_the_index_fails_what_is_finished_stays(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, kind: type[OverlayError]
+) -> None:
+    """An index that does not answer is no fault of a release, neither when it is looked up nor when it is installed."""
+    publish(project, monkeypatch, {"1.2": LOADER, "1.3": LOADER})
+
+    @contextmanager
+    def installs_one(
+        project: Project, version: str, python: str | None, folder: Path, *, gpu: bool, plugin: bool
+    ) -> Iterator[Path]:
+        if version == "1.3":
+            raise kind("the index does not answer")
+        with make_environment(project, version, python, folder, gpu=gpu, plugin=plugin) as made:
+            yield made
+
+    monkeypatch.setattr(runner, "engine_environment", installs_one)
+    assert cli.main(["watch", "--json", ".nox/seen.json"]) == 1
+    assert branches(project).keys() == {"main", "watch/1.2"}
+    assert [row["outcome"] for row in json.loads((project.root / ".nox/seen.json").read_text())] == ["branch"]
+    assert not (project.root / ".nox/watched/1.3.md").exists()
+
+
+def test_what_is_checked_out_meanwhile_plays_no_part(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(project, monkeypatch, {"1.2": CHANGED, "1.3": LOADER})
+    git(project, "checkout", "--quiet", "-b", "half-finished")
+    git(project, "commit", "--quiet", "--allow-empty", "--message=half-finished")
+    git(project, "checkout", "--quiet", "main")
+
+    def describe(seen: Seen) -> str:
+        git(project, "checkout", "--quiet", "half-finished")
+        return describe_seen(seen)
+
+    monkeypatch.setattr(command, "describe_seen", describe)
+    assert cli.main(["watch", "--stages", "static"]) == 0
+    assert git(project, "rev-parse", "watch/1.3~2") == git(project, "rev-parse", "main")
+
+
+def test_nothing_goes_on_from_a_release_that_was_yanked_since(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(project, monkeypatch, {"1.2": LOADER})
+    watch(project, "--stages", "static")
+    publish(project, monkeypatch, {"1.2": YankedError("sglang 1.2 was yanked: broken."), "1.3": LOADER})
+    seen = watch(project, "--stages", "static")
+    assert seen["1.2"]["why"] == ["There is a branch already.", "sglang 1.2 was yanked: broken."]
+    assert "sglang 1.2 was yanked: broken." in capsys.readouterr().out
+    assert git(project, "rev-parse", "watch/1.3~2") == git(project, "rev-parse", "main")
+    assert "goes on from" not in described(project, "1.3")
+
+
+def test_no_branch_is_without_its_description(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(project, monkeypatch, {"1.2": LOADER})
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert cli.main(["watch", "--stages", "static"]) > 128
+    assert branches(project).keys() == {"main"}
+    assert watch(project, "--stages", "static")["1.2"]["outcome"] == "branch"
+    assert described(project, "1.2")
 
 
 @pytest.mark.parametrize(
