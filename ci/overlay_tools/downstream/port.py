@@ -154,6 +154,7 @@ class Port:
             self._stop_at_questions(state, not_due.open)
             state = self._update_worktree(state, follower, sources)
             self._stop_at_open(follower)
+            self._stop_at_kept_aside()
             files = queue.files(read_text(self.project.patches / "series"))
             self._try(state, files, versions, sources)
         text = dump_lock({**lock, release.version: release})
@@ -231,6 +232,14 @@ class Port:
             *lines,
             hint=f"Settle all of it in {self.tree.folder}: what is proposed stands between markers; {GO_ON}.{waiting}",
         )
+
+    def _stop_at_kept_aside(self) -> None:
+        """Raise PortError if the worktree, which goes when all holds, has something of a person's that no hook has."""
+        if aside := self.tree.kept_aside("HEAD") if self.tree.folder.exists() else []:
+            raise PortError(
+                *(f"{self.tree.folder}: {what} is in no hook, and would go with the worktree." for what in aside),
+                hint=f"Take it elsewhere, or remove it; {GO_ON}.",
+            )
 
     def _try(self, state: PortState, files: Mapping[str, str], versions: Sequence[str], sources: SourceTree) -> None:
         """See that the contract holds and the wheel is as it should be with what patches/ is to be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from overlay_tools.archive.mode import is_executable, read_with_mode, with_mode
 from overlay_tools.archive.reader import WheelReader
@@ -173,7 +173,10 @@ class Worktree:
         return changed + [name for name in self.git("ls-files", "-z", "--others", *ignored).split("\0") if name]
 
     def kept_aside(self, commit: str) -> list[str]:
-        """Return the stashes, and the branches and tags with commits that are not among those of one, but HEAD's own.
+        """Return what a person keeps here beside HEAD and the files that git shows.
+
+        These are stashes, branches and tags with commits that are not among those of one, but HEAD's own, and files,
+        but for Python's caches, that are named in .git/info/exclude.
 
         Parameters: `commit`, "" if none counts.
         """
@@ -183,7 +186,15 @@ class Worktree:
         names = [ref[1:].split("/", 2)[1:] for ref in refs if ref[0] != "*"]
         own = (UPSTREAM, OVERLAY)
         branches = [f"branch {name}" for kind, name in names if kind == "heads"]
-        return stashes + branches + [f"tag {name}" for kind, name in names if kind == "tags" and name not in own]
+        tags = [f"tag {name}" for kind, name in names if kind == "tags" and name not in own]
+        return stashes + branches + tags + [f"file {name}" for name in self._excluded()]
+
+    def _excluded(self) -> list[str]:
+        exclude = self.folder / ".git" / "info" / "exclude"
+        if not exclude.is_file():
+            return []
+        names = self.git("ls-files", "-z", "--others", "--ignored", f"--exclude-from={exclude}").split("\0")
+        return [name for name in names if name and "__pycache__" not in PurePosixPath(name).parts]
 
     def commits(self) -> list[Commit]:
         """Return the commits after the overlay's, oldest first.

@@ -823,13 +823,21 @@ def test_a_worktree_with_something_kept_aside_is_not_replaced(mini: Miniature) -
     commit(mini, "Ours", ours="OURS = 2\n")
     git(mini, "checkout", "--quiet", "main")
     git(mini, "branch", "same")  # has nothing that main has not
+    with (tree(mini) / ".git/info/exclude").open("a") as exclude:
+        exclude.write("try.py\n")
+    (tree(mini) / "try.py").write_text("import sglang\n")
+    (tree(mini) / "__pycache__").mkdir()
+    (tree(mini) / "__pycache__/try.pyc").write_bytes(b"")
     with pytest.raises(WorktreeError) as caught:
         opened(mini)
     assert [line.removeprefix(f"{tree(mini)}: ") for line in caught.value.problems] == [
         "stash stash@{0} (On main: later) is not exported.",
         "branch try/out is not exported.",
         "tag good is not exported.",
+        "file try.py is not exported.",
     ]
+    assert (tree(mini) / "try.py").exists()
+    (tree(mini) / "try.py").unlink()
     assert git(mini, "stash", "list")
     git(mini, "stash", "drop", "--quiet")
     git(mini, "merge", "--quiet", "--ff-only", "try/out")

@@ -158,6 +158,25 @@ def test_each_change_goes_to_the_hook_whose_lines_it_touches(chain: Miniature) -
     holds(chain, engine=text)
 
 
+def test_what_is_kept_aside_does_not_go_with_the_worktree(chain: Miniature) -> None:
+    stopped(chain, lambda: start(chain))
+    text = settled(*("    ours_" + name + "()" for name in NAMES))
+    write(chain, text)
+    git(chain, "stash", "push", "--quiet", "--message=first try")
+    git(chain, "checkout", "--quiet", "-b", "try")
+    git(chain, "commit", "--quiet", "--allow-empty", "--message=another")
+    git(chain, "checkout", "--quiet", "main")
+    write(chain, text)
+    said = stopped(chain, lambda: resume(chain))
+    assert "stash stash@{0} (On main: first try) is in no hook, and would go with the worktree." in said
+    assert "branch try is in no hook" in said
+    assert git(chain, "stash", "list")
+    git(chain, "stash", "drop", "--quiet")
+    git(chain, "branch", "--quiet", "-D", "try")
+    resume(chain)
+    holds(chain, engine=text)
+
+
 def test_remaining_markers_are_named_all_at_once(chain: Miniature) -> None:
     stopped(chain, lambda: start(chain))
     accept(chain, hook="beta")
