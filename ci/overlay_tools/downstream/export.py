@@ -17,7 +17,7 @@ from overlay_tools.downstream.export_plan import Exported
 from overlay_tools.downstream.exported_state import ExportedState, digests
 from overlay_tools.downstream.overlay_plan import OverlayPlan, files_to_write, plan_overlay
 from overlay_tools.downstream.staging import stage
-from overlay_tools.downstream.transaction import undo, write_patches
+from overlay_tools.downstream.transaction import read_checkout, undo, write_patches
 from overlay_tools.downstream.wheel_names import why_not_taken
 from overlay_tools.downstream.worktree import OVERLAY, UPSTREAM, Worktree
 from overlay_tools.errors import REPORT, PatchError, WorktreeError
@@ -49,6 +49,7 @@ def export(
     hold.
     """
     undo(project.root)
+    seen = read_checkout(project.root)
     lock = load_lock(project.lock)
     get_release(lock, version, project.lock)
     check_ranges(project, lock)
@@ -77,7 +78,7 @@ def export(
         raise WorktreeError(
             "Nothing was written.", hint="`--releases` says which other releases take a hook or a new file."
         )
-    changed = write_patches(project.patches, files, others)
+    changed = write_patches(project.patches, files, others, seen=seen)
     ExportedState.note(tree, variants_of(staged, version))
     return changed
 

@@ -25,7 +25,7 @@ from overlay_tools.downstream.import_settings import ImportSettings, plan_settin
 from overlay_tools.downstream.marked_import import KnownRelease, MarkedImport, MarkedPatch
 from overlay_tools.downstream.queue import parse_releases
 from overlay_tools.downstream.staging import stage
-from overlay_tools.downstream.transaction import undo, write_patches
+from overlay_tools.downstream.transaction import read_checkout, undo, write_patches
 from overlay_tools.downstream.worktree import format_message
 from overlay_tools.errors import REPORT, OverlayError, PatchError, UsageError
 from overlay_tools.patches.lint import load_checked_series
@@ -64,7 +64,8 @@ class ImportPlan:
     `base`: the release that the patches apply to, and `base_note` how it was found; `rows`: what becomes of each patch;
     `decisions`: which releases take each hook, and why others do not; `warnings`: what else a person should know;
     `patches`: the files of patches/; `others`: those of overlay/, and pyproject.toml; `settings`: what changes in that;
-    `unfilled`: how many hooks lack a field; `marked`: what is left to a person in the worktree of the base.
+    `unfilled`: how many hooks lack a field; `marked`: what is left to a person in the worktree of the base; `seen`: the
+    checkout that all of this goes by.
     """
 
     base: str
@@ -77,6 +78,7 @@ class ImportPlan:
     settings: ImportSettings
     unfilled: int
     marked: Sequence[MarkedPatch]
+    seen: Mapping[str, bytes | None]
 
     @property
     def writes(self) -> bool:
@@ -110,6 +112,7 @@ def plan_import(
     Raises PatchError, WheelError or WorktreeError for a source that cannot be read; LockError for an unknown base.
     """
     undo(project.root)
+    seen = read_checkout(project.root)
     lock, wanted = load_lock(project.lock), parse_releases(releases)
     if base is not None:
         get_release(lock, base, project.lock)
@@ -144,6 +147,7 @@ def plan_import(
         settings=settings,
         unfilled=sum(any(TO_BE_FILLED in value for value in a.header.values()) for a in attempts if a.hook),
         marked=[patch for patch in marked if patch.files],
+        seen=seen,
     )
 
 
@@ -155,7 +159,7 @@ def write_import(project: Project, cache: Path, plan: ImportPlan) -> list[str]:
     """
     with TemporaryDirectory() as folder:
         stage(Path(folder), plan.patches, project.patches, list(load_lock(project.lock)))
-    changed = write_patches(project.patches, plan.patches, plan.others)
+    changed = write_patches(project.patches, plan.patches, plan.others, seen=plan.seen)
     if plan.marked:
         tree = edit(project, cache, plan.base, discard=True)
         for patch in plan.marked:

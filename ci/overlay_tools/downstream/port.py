@@ -23,7 +23,7 @@ from overlay_tools.downstream.port_worktree import check_out, prepare
 from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.downstream.selection import NOTHING, Wanted, select
 from overlay_tools.downstream.staging import staged_project
-from overlay_tools.downstream.transaction import undo, write_patches
+from overlay_tools.downstream.transaction import read_checkout, undo, write_patches
 from overlay_tools.downstream.trial import broken_contract, build_and_verify
 from overlay_tools.downstream.worktree import Worktree
 from overlay_tools.errors import PortError
@@ -68,6 +68,7 @@ class Port:
         release; PatchError if the series has faults to begin with.
         """
         undo(self.project.root)
+        seen = read_checkout(self.project.root)
         if in_progress(self.folder):
             other = PortState.read(self.folder).release.version
             raise PortError(f"A port to sglang {other} is in progress in {self.folder}.", hint=f"Settle it, {GO_ON}.")
@@ -84,7 +85,7 @@ class Port:
             raise _locked(release.version, hooks)
         shutil.rmtree(self.folder, ignore_errors=True)
         state = PortState(release=release, taken=selection.taken, left=selection.left, dropped=selection.dropped)
-        return self._advance(state, hooks, ask)
+        return self._advance(state, hooks, ask, seen)
 
     def resume(self, wanted: Wanted = NOTHING, *, ask: Ask | None = None) -> list[HunkReport]:
         """Take over what a person has settled in the worktree, and go on.
@@ -95,6 +96,7 @@ class Port:
         """
         state = PortState.read(self.folder)
         undo(self.project.root)
+        seen = read_checkout(self.project.root)
         self._end_move(state)
         hooks = load_series(self.project.patches)
         said = select(hooks, state.release.version, wanted, state.taken)
@@ -111,7 +113,7 @@ class Port:
             left=[*(name for name in state.left if name not in said.taken), *said.left],
         )
         state.write(self.folder)  # what was said holds, whatever comes
-        return self._advance(state, hooks, ask)
+        return self._advance(state, hooks, ask, seen)
 
     def abort(self) -> None:
         """Give up a port; nothing but .nox/porting goes.
@@ -123,7 +125,9 @@ class Port:
             raise no_port()
         shutil.rmtree(self.folder)
 
-    def _advance(self, state: PortState, hooks: Sequence[Hook], ask: Ask | None) -> list[HunkReport]:
+    def _advance(
+        self, state: PortState, hooks: Sequence[Hook], ask: Ask | None, seen: Mapping[str, bytes | None]
+    ) -> list[HunkReport]:
         """Follow the hooks; where all of them hold, try the release and lock it."""
         release, wheel = state.release, source_wheel(state.release)
         lock = load_lock(self.project.lock)
@@ -158,7 +162,7 @@ class Port:
             files = queue.files(read_text(self.project.patches / "series"))
             self._try(state, files, versions, sources)
         text = dump_lock({**lock, release.version: release})
-        changed = write_patches(self.project.patches, files, {self.project.lock.name: text.encode()})
+        changed = write_patches(self.project.patches, files, {self.project.lock.name: text.encode()}, seen=seen)
         shutil.rmtree(self.folder, ignore_errors=True)
         if not self.announce:
             return follower.reports

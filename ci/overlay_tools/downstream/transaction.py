@@ -15,20 +15,39 @@ from overlay_tools.patches.model import README
 from overlay_tools.user_files import remove_parts, write_whole
 from overlay_tools.wheels.overlay_files import read_own
 
+_WRITTEN = ("patches", "overlay", "pyproject.toml", "upstream.lock")
+
+
+def read_checkout(root: Path) -> dict[str, bytes | None]:
+    """Return, by path in the checkout, what `write_patches` may change, to be read before anything is decided on it."""
+    paths = [path for name in _WRITTEN for path in own_paths(root / name) if path.is_file()]
+    return {name: _read(root, name) for name in (path.relative_to(root).as_posix() for path in paths)}
+
 
 def write_patches(
-    folder: Path, files: Mapping[str, str], others: Mapping[str, bytes | None] = MappingProxyType({})
+    folder: Path,
+    files: Mapping[str, str],
+    others: Mapping[str, bytes | None] = MappingProxyType({}),
+    *,
+    seen: Mapping[str, bytes | None] | None = None,
 ) -> list[str]:
     """Make patches/ hold these files and, beside its README.md, no others; write all of it, or if that fails nothing.
 
-    Parameters: `others`, files to write with them by their path in the checkout, None to remove one.
+    Parameters: `others`, files to write with them by their path in the checkout, None to remove one; `seen`, what
+    `read_checkout` said when it was decided what to write.
     Returns the paths in the checkout that were written or removed. What a kill leaves half done, `undo` puts back.
+    Raises OverlayError if someone has changed one of these files since then.
     """
     root = folder.parent
     held = [path for path in own_paths(folder) if path.is_file() and path != folder / README]
     after = {path.relative_to(root).as_posix(): None for path in held} | dict(others)
     after |= {f"{folder.name}/{name}": text.encode() for name, text in files.items()}
     before = {name: _read(root, name) for name in after}
+    if since := [] if seen is None else sorted(name for name in before if before[name] != seen.get(name)):
+        raise OverlayError(
+            *(f"{root / name} has changed since it was read." for name in since),
+            hint="Nothing was written. Run this again.",
+        )
     changed = {name: data for name, data in sorted(after.items()) if data != before[name]}
     note = {name: (to_note(before[name]), to_note(data)) for name, data in changed.items()}
     write_files(root, {UNDO: json.dumps(note).encode()})

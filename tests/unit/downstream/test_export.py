@@ -385,6 +385,23 @@ def test_nothing_is_written_unless_a_wider_hook_is_agreed_to(
     assert len(written(mini)) == 2
 
 
+@pytest.mark.parametrize("name", ["patches/choose/1.0.patch", "patches/series", "patches/mine/1.0.patch"])
+def test_what_changes_while_it_asks_is_not_overwritten(mini: Miniature, name: str) -> None:
+    commit(mini, MESSAGE, loader=COUNTED)
+    after: dict[str, bytes] = {}
+
+    def change(_: str) -> bool:
+        path = mini.root / name
+        mini.write(name, (path.read_text() if path.exists() else "") + "# mine\n")
+        after.update(mini.content())
+        return True
+
+    with pytest.raises(OverlayError, match=f"{name} has changed since it was read") as caught:
+        export(mini.project, mini.cache, "1.0", agree=change)
+    assert "Nothing was written" in caught.value.hint
+    assert mini.content() == after
+
+
 def test_a_change_needs_no_agreement(mini: Miniature) -> None:
     amend(mini, loader=CHOSEN)
     assert export(mini.project, mini.cache, "1.0", agree=lambda hooks: False) == ["patches/choose/1.0.patch"]

@@ -556,6 +556,25 @@ def test_nothing_is_written_unless_someone_agrees(
     assert mini.content() != before
 
 
+@pytest.mark.parametrize("name", ["pyproject.toml", "patches/mine/1.0.patch"])
+def test_what_changes_while_it_asks_is_not_overwritten(
+    mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    after: dict[str, bytes] = {}
+
+    def change(_: str) -> str:
+        path = mini.root / name
+        mini.write(name, (path.read_text() if path.exists() else "") + "# mine\n")
+        after.update(mini.content())
+        return "y"
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", change)
+    assert cli.main(["import", str(difference(elsewhere, "four", loader=(LOADER, LAST)))]) == 1
+    assert f"{name} has changed since it was read." in capsys.readouterr().err
+    assert mini.content() == after
+
+
 def test_a_source_of_which_nothing_fits_is_a_failure(
     mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
