@@ -72,7 +72,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             refuse_worktree(project, plan.base)
         if not arguments.yes:
             _agree(plan)
-        changed = write_import(project, cache, plan)
+        changed = write_import(project, cache, plan, discard=arguments.discard)
     console.line(f"{len(changed)} files written.")
     if plan.unfilled:
         console.line(f"{plan.unfilled} hooks have fields to be filled in: `nox -s lint` lists them.", "yellow")

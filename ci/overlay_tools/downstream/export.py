@@ -55,6 +55,7 @@ def export(
     check_ranges(project, lock)
     hooks = load_checked_series(project.patches, list(lock))
     tree = _open_worktree(project, version, hooks)
+    head = tree.head()
     committed = read_committed_hooks(tree, hooks, version, project.replaced(version), ask)
     exported = Exported(hooks=hooks, committed=committed, version=version, wanted=wanted, patches=project.patches)
     overlay = _overlay_changes(tree, project, version, committed, _renamed_by(hooks, version))
@@ -77,6 +78,10 @@ def export(
     if doubts and not agree(" and ".join(doubts)):
         raise WorktreeError(
             "Nothing was written.", hint="`--releases` says which other releases take a hook or a new file."
+        )
+    if tree.head() != head or tree.uncommitted():
+        raise WorktreeError(
+            f"{tree.folder} has changed since it was read.", hint="Nothing was written. Commit, and export again."
         )
     changed = write_patches(project.patches, files, others, seen=seen)
     ExportedState.note(tree, variants_of(staged, version))

@@ -146,23 +146,26 @@ def plan_import(
         others=others,
         settings=settings,
         unfilled=sum(any(TO_BE_FILLED in value for value in a.header.values()) for a in attempts if a.hook),
-        marked=[patch for patch in marked if patch.files],
+        marked=[patch for patch in marked if patch.files or patch.undone],
         seen=seen,
     )
 
 
-def write_import(project: Project, cache: Path, plan: ImportPlan) -> list[str]:
+def write_import(project: Project, cache: Path, plan: ImportPlan, *, discard: bool) -> list[str]:
     """Write what a plan holds to patches/ and overlay/, all of it or nothing, and return the paths that were written.
 
     What is left to a person then stands in the worktree of the base, a commit a patch; it is made anew.
-    Raises PatchError if the series would not hold.
+    Parameters: `discard`, whether that may hold work that only it has.
+    Raises PatchError if the series would not hold, WorktreeError if the worktree holds such work.
     """
     with TemporaryDirectory() as folder:
         stage(Path(folder), plan.patches, project.patches, list(load_lock(project.lock)))
+    if plan.marked and not discard:  # once more: someone may have worked there while the question waited
+        refuse_worktree(project, plan.base)
     changed = write_patches(project.patches, plan.patches, plan.others, seen=plan.seen)
     if plan.marked:
         tree = edit(project, cache, plan.base, discard=True)
-        for patch in plan.marked:
+        for patch in (patch for patch in plan.marked if patch.files):
             tree.commit_files(patch.files, format_message(patch.attempt.header, patch.attempt.name))
     return changed
 

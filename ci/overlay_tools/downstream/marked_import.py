@@ -91,9 +91,16 @@ class MarkedImport:
         """
         notes: list[str] = []
         to_do: list[str] = []
+        new: dict[str, bytes] = {}
         for change in (change for change in attempt.patch.files if not change.left_out):
             file = self._open(change.name)
+            if not self.exact.takes(change.name):
+                release = f"let sglang {self.exact.base.version} take it too"
+                to_do.append(f"{change.name} is in overlay/ for other releases: {release}, and import this again")
+                continue
             if change.content is not None:
+                if self._written.get(change.name, self.exact.read(change.name)) is None:
+                    new[change.name] = change.content
                 _put_file(file, change)
                 continue
             to_do += _to_do(change)
@@ -114,7 +121,7 @@ class MarkedImport:
                 if not self._put_hunk(file, hunk, shift, moving):
                     notes.append(f"{change.name}: the hunk of line {hunk.source_start} is there already")
                 shift += hunk.added - hunk.removed
-        return self._finish(attempt, notes, to_do)
+        return self._finish(attempt, new, notes, to_do)
 
     def _put_hunk(self, file: EditedFile, hunk: Hunk, shift: int, moving: MovingHunk | None) -> bool:
         """Put a hunk where it fits, or else as a conflict where it seems to belong; return False if it is there.
@@ -148,12 +155,17 @@ class MarkedImport:
         assert file is not None
         return file
 
-    def _finish(self, attempt: ExactAttempt, notes: Sequence[str], to_do: Sequence[str]) -> MarkedPatch:
+    def _finish(
+        self, attempt: ExactAttempt, new: Mapping[str, bytes], notes: Sequence[str], to_do: Sequence[str]
+    ) -> MarkedPatch:
+        """Return what has become of a patch; `new`: its files that nothing stood in the way of, as it has them."""
         ours = f"sglang {self.exact.base.version}, with the hooks"
-        files, marked = {}, []
+        self._written |= new
+        files, marked = dict(new), list[str]()
         for name, file in self._tree.changed().items():
             lines = list(file.with_markers(ours, EXPECTED, MADE))
-            data = with_mode(join_lines(lines), executable=is_executable(self.exact.read(name) or b""))
+            known = self._written.get(name, self.exact.read(name))
+            data = with_mode(join_lines(lines), executable=is_executable(known or b""))
             if data != self._written.get(name, self.exact.read(name)):
                 files[name] = self._written[name] = data
                 marked += [f"{name}:{n}" for n, line in enumerate(lines, 1) if line == f"{'<' * 7} {ours}"]

@@ -34,15 +34,16 @@ def with_ranges(text: str, ranges: Mapping[str, str], every: Iterable[str]) -> s
     if kept == old and not new:
         return text
     if "files" not in settings:
-        settings.append("files", tomlkit.table())
-        settings["files"].update(new)
-        settings["files"].add(tomlkit.nl())
+        table = tomlkit.table()
+        table.update(new)
+        table.add(tomlkit.nl())
+        settings["files"] = table
         return _dump(document, text)
     for key in old.keys() - kept.keys():
-        settings["files"].remove(key)
+        del settings["files"][key]
     settings["files"].update(new)
     if not settings["files"]:
-        settings.remove("files")
+        del settings["files"]
     return _dump(document, text)
 
 
@@ -65,7 +66,7 @@ def with_dependencies(text: str, releases: str, override: Sequence[str], exclude
         return text
     table.add(tomlkit.nl())
     if "dependencies" not in settings:
-        settings.append("dependencies", tomlkit.aot())
+        settings["dependencies"] = tomlkit.aot()
     settings["dependencies"].append(table)
     return _dump(document, text)
 

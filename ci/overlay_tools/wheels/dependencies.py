@@ -234,7 +234,7 @@ def _shortest(old: Requirement, new: Requirement) -> str | None:
     """Return the shortest override that makes one requirement of another one, or None if none does."""
     bare = Requirement(str(new))
     bare.extras, bare.marker = set(), None
-    only = "".join(f'; extra == "{extra}"' for extra in list(extras_of(new))[:1])
+    only = "".join(f' ; extra == "{extra}"' for extra in list(extras_of(new))[:1])
     overrides = (Requirement(f"{bare}{only}"), new)
     fitting = (each for each in overrides if _key_of(each) == _key_of(new) and _merge(each, old) == new)
     return next(map(str, fitting), None)

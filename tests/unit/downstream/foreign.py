@@ -90,7 +90,7 @@ def planned(mini: Miniature, source: Path, base: str | None = "1.0", releases: s
 def brought_in(mini: Miniature, source: Path, base: str | None = "1.0", releases: str | None = None) -> ImportPlan:
     """Plan and write, and expect a series without a fault, and wheels that build."""
     plan = planned(mini, source, base, releases)
-    write_import(mini.project, mini.cache, plan)
+    write_import(mini.project, mini.cache, plan, discard=False)
     assert lint(load_series(mini.root / "patches"), list(mini.lock)) == []
     for version in mini.lock:
         mini.build(version)

@@ -402,6 +402,27 @@ def test_what_changes_while_it_asks_is_not_overwritten(mini: Miniature, name: st
     assert mini.content() == after
 
 
+@pytest.mark.parametrize("committed", [True, False])
+def test_what_is_done_in_the_worktree_while_it_asks_is_not_taken_for_exported(mini: Miniature, committed: bool) -> None:
+    commit(mini, MESSAGE, loader=COUNTED)
+    before = mini.content()
+
+    def work_on(_: str) -> bool:
+        if committed:
+            commit(mini, "Ours", ours="OURS = 3\n")
+        else:
+            write(mini, ours="OURS = 3\n")
+        return True
+
+    with pytest.raises(WorktreeError, match="has changed since it was read") as caught:
+        export(mini.project, mini.cache, "1.0", agree=work_on)
+    assert "Nothing was written" in caught.value.hint
+    assert mini.content() == before
+    with pytest.raises(WorktreeError):
+        opened(mini)  # it holds work
+    assert (tree(mini) / OURS).read_text() == "OURS = 3\n"
+
+
 def test_a_change_needs_no_agreement(mini: Miniature) -> None:
     amend(mini, loader=CHOSEN)
     assert export(mini.project, mini.cache, "1.0", agree=lambda hooks: False) == ["patches/choose/1.0.patch"]

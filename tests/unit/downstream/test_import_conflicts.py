@@ -236,6 +236,41 @@ def test_a_worktree_with_work_is_kept_unless_told(
     assert subjects(mini)[-1] == "Add a size"
 
 
+def test_work_that_is_done_while_it_asks_is_kept(
+    mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(mini.project, mini.cache, "1.0", discard=False)
+    fork = fork_of(elsewhere)
+    commit(fork, "Add a size", {f"python/{ENGINE_FILE}": SIZED})
+    before = mini.content()
+
+    def work(_: str) -> str:
+        commit(worktree(mini), "Mine", {ENGINE_FILE: FASTER})
+        return "y"
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", work)
+    assert run("import", mailed(fork, 1), "--base", "1.0") == 1
+    assert "has commits that are not exported" in capsys.readouterr().err
+    assert subjects(mini)[-1] == "Mine"
+    assert mini.content() == before
+
+
+def test_new_files_of_a_conflict_are_as_the_patch_has_them(mini: Miniature, elsewhere: Path) -> None:
+    fork = fork_of(elsewhere)
+    run_sh = fork / "python/sglang/kt/run.sh"
+    write(fork, {"python/sglang/kt/run.sh": "echo\n"})
+    run_sh.chmod(0o755)
+    commit(fork, "Add it", {
+        f"python/{ENGINE_FILE}": SIZED, "python/sglang/kt/__init__.py": "", "python/sglang/kt/model.py": "M = 1\n"
+    })  # fmt: skip
+    assert run("import", mailed(fork, 1), "--base", "1.0", "--yes") == 1
+    listed = git(worktree(mini), "ls-tree", "-r", "HEAD", "sglang/kt")
+    assert [(line.split()[0], line.split("\t")[1]) for line in listed.splitlines()] == [
+        ("100644", "sglang/kt/__init__.py"), ("100644", "sglang/kt/model.py"), ("100755", "sglang/kt/run.sh")
+    ]  # fmt: skip
+
+
 def test_a_text_with_a_line_of_seven_signs_is_exported(mini: Miniature) -> None:
     edit(mini.project, mini.cache, "1.0", discard=False)
     commit(worktree(mini), "Text", {"sglang/models/ours.rst": "Of ours\n=======\n"})

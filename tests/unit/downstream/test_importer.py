@@ -575,6 +575,45 @@ def test_what_changes_while_it_asks_is_not_overwritten(
     assert mini.content() == after
 
 
+@pytest.mark.parametrize("after", ["NEW = 2\n", None], ids=["changed", "deleted"])
+def test_a_file_of_other_releases_is_left_alone(mini: Miniature, elsewhere: Path, after: str | None) -> None:
+    brought_in(mini, difference(elsewhere, "new", new=(None, "NEW = 1\n")), "1.1")
+    before = mini.content()
+    source = difference(elsewhere, "again", new=("NEW = 1\n", after))
+    plan = planned(mini, source)
+    assert [row.outcome for row in plan.rows] == ["conflict"]
+    assert "sglang/new.py is in overlay/ for other releases: let sglang 1.0 take it too" in notes(plan)
+    assert cli.main(["import", str(source), "--base", "1.0", "--yes"]) == 1
+    assert mini.content() == before
+    assert [row.outcome for row in planned(mini, source, "1.1").rows] == ["brought in"]
+
+
+def test_a_new_file_that_only_other_releases_have_is_not_there_already(
+    mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = difference(elsewhere, "new", new=(None, "NEW = 1\n"))
+    brought_in(mini, source, "1.1")
+    before = mini.content()
+    assert cli.main(["import", str(source), "--base", "1.0", "--yes"]) == 1
+    said = capsys.readouterr()
+    assert "1 conflict" in said.out
+    assert "sglang/new.py is in overlay/ for other releases: let sglang 1.0 take it too" in said.err
+    assert mini.content() == before
+
+
+def test_a_conflict_without_a_marker_is_one(
+    mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Changed", {f"python/{ENGINE_FILE}": FASTER})
+    commit(fork, "Gone", {f"python/{ENGINE_FILE}": None})
+    commit(fork, "Four", {f"python/{FILE}": LAST})
+    assert cli.main(["import", str(mailed(fork, 2)), "--base", "1.0", "--yes"]) == 1
+    assert "Gone.patch: to be settled: sglang/engine.py is not as the patch found it" in capsys.readouterr().err
+    tree = mini.root / ".nox/worktrees/1.0"
+    assert git(tree, "log", "--format=%s", "overlay..").splitlines() == ["Four", "Let the overlay choose"]
+
+
 def test_a_source_of_which_nothing_fits_is_a_failure(
     mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tomlkit
 from overlay_tools.downstream.settings_file import with_dependencies, with_ranges
 
 HEAD = """\
@@ -106,3 +107,27 @@ exclude = [
     again = with_dependencies(made, "", [], ["d"])
     assert again == made.replace(TAIL, f'\n[[tool.sglang-overlay.dependencies]]\nexclude = [\n    "d",\n]\n{TAIL}')
     assert with_dependencies(HEAD, "==1.0", [], []) == HEAD
+
+
+def test_our_tables_may_stand_after_those_of_others() -> None:
+    files, dependencies = '[tool.sglang-overlay.files]\n"sglang/y.py" = "<1"\n', DEPENDENCIES
+    text = with_ranges(HEAD + TAIL + dependencies, KT, EVERY)
+    assert tables(text) == (["dependencies", "files"], {"sglang/srt/kt/*": "==0.5.9"}, 1)
+    text = with_dependencies(HEAD + TAIL + files, "", ["kt"], [])
+    assert tables(text) == (["dependencies", "files"], {"sglang/y.py": "<1"}, 1)
+    text = with_ranges(HEAD + TAIL + files, {"sglang/y.py": ""}, EVERY)
+    assert tables(text) == ([], {}, 0)
+    assert TAIL in text
+
+
+DEPENDENCIES = "[[tool.sglang-overlay.dependencies]]\nexclude = ['numpy']\n"
+
+
+def tables(text: str) -> tuple[list[str], dict[str, str], int]:
+    """Return which of our tables a text has, its ranges, and how many tables of requirements."""
+    tool = tomlkit.parse(text).unwrap()["tool"]
+    assert tool["ruff"] == {"line-length": 120}
+    ours = tool["sglang-overlay"]
+    assert ours["default"] == "1.0"
+    found = ours.get("files", {}), ours.get("dependencies", [])
+    return sorted({"files", "dependencies"} & ours.keys()), found[0], len(found[1])

@@ -18,6 +18,7 @@ from overlay_tools.wheels.verify import verify_wheel
 
 from unit.conftest import Miniature, upstream_files, write_wheel
 
+URL = "https://example.org/granian-2.6-py3-none-any.whl"
 LINUX = 'sys_platform == "linux"'
 HEAD = f"""\
 Metadata-Version: 2.4
@@ -225,6 +226,8 @@ def test_changed_requirements_change_the_results_of_their_releases_alone(mini: M
         (f"av==16.1.0;   {LINUX}", "av==16.1.0", ["av==16.1.0"], ["av"]),
         (f"av==16.1.0;   {LINUX}", f"av==17; {LINUX}", ["av==17"], []),
         ('granian>=2.6.0; extra == "http2"', 'granian; extra == "http2"', ['granian; extra == "http2"'], []),
+        ('granian>=2.6.0; extra == "http2"', f'granian @ {URL} ; extra == "http2"',
+         [f'granian @ {URL} ; extra == "http2"'], []),
         ('granian>=2.6.0; extra == "http2"', "", [], ['granian; extra == "http2"']),
         ("numpy", 'numpy==1; os_name == "nt"\nRequires-Dist: numpy==2; os_name != "nt"',
          ['numpy==1; os_name == "nt"', 'numpy==2; os_name != "nt"'], ["numpy"]),
