@@ -177,6 +177,20 @@ def test_what_is_kept_aside_does_not_go_with_the_worktree(chain: Miniature) -> N
     holds(chain, engine=text)
 
 
+def test_what_is_changed_while_the_release_is_tried_is_kept(chain: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(chain, lambda: start(chain))
+    text = settled(*("    ours_" + name + "()" for name in NAMES))
+    write(chain, text)
+    real = port.build_and_verify
+    with monkeypatch.context() as patched:
+        patched.setattr(port, "build_and_verify", lambda *given: (real(*given), write(chain, text + "# more\n")))
+        assert "has changed since it was read" in stopped(chain, lambda: resume(chain))
+    assert read(chain) == text + "# more\n"
+    write(chain, text)
+    resume(chain)
+    holds(chain, engine=text)
+
+
 def test_remaining_markers_are_named_all_at_once(chain: Miniature) -> None:
     stopped(chain, lambda: start(chain))
     accept(chain, hook="beta")
