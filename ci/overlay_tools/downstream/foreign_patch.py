@@ -39,6 +39,7 @@ _NOT_EXPRESSED = tuple(
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".tar.xz", ".tar.bz2", ".zip")
 _SHOWN = re.compile(r"^commit [0-9a-f]{40}\b.*\n", re.MULTILINE)
 _SECTION = re.compile(r"^diff --git .*\n", re.MULTILINE)
+_OF_CLONE = re.compile(r'^(?:\+\+\+|---) "?[^/\n]+/python/sglang/', re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,7 +276,8 @@ def _make_patch(path: Path, title: str, header: dict[str, str], diff: str) -> Fo
     if not HOOK_NAME.fullmatch(name):
         name = slug(name or header.get("Subject", named))
     try:
-        files = [change for section in _sections(diff) for change in _read_section(section)]
+        of_clone = _OF_CLONE.search(diff) is not None
+        files = [change for section in _sections(diff) for change in _read_section(section, of_clone=of_clone)]
     except UnidiffParseError as error:
         raise PatchError(f"{title}: the diff cannot be read: {error}.", hint=HINT) from None
     header.setdefault("Subject", named)
@@ -309,10 +311,13 @@ def _sections(diff: str) -> Iterator[str]:
             yield from map(str, files)
 
 
-def _read_section(section: str) -> Iterator[FileChange]:
-    """Yield what one part of a diff does: to its file's lines, and what cannot be expressed."""
+def _read_section(section: str, *, of_clone: bool) -> Iterator[FileChange]:
+    """Yield what one part of a diff does: to its file's lines, and what cannot be expressed.
+
+    Parameters: `of_clone`, as that of `_name_in`.
+    """
     head = section.partition("\n@@ ")[0]
-    name = _name_in(head)
+    name = _name_in(head, of_clone=of_clone)
     if not name.startswith("sglang/") or ".." in PurePosixPath(name).parts:
         yield FileChange(name=name, left_out="it is outside the wheel")
         return
@@ -361,25 +366,40 @@ def _expected_blob(head: str, files: Sequence[PatchedFile]) -> str:
     return index[1] if index else ""
 
 
-def _name_in(head: str) -> str:
-    """Return the path of a diff's file, as in a wheel."""
-    found = re.search(r"^\+\+\+ ([^\t\n]+)", head, re.MULTILINE)
-    if found is None or found[1] == "/dev/null":
-        found = re.search(r"^--- ([^\t\n]+)", head, re.MULTILINE)
+def _name_in(head: str, *, of_clone: bool) -> str:
+    """Return the path of a diff's file, as in a wheel.
+
+    Parameters: `of_clone`, whether the first folder of a path is a clone's, even if that is called sglang.
+    """
+    new, old = (re.search(rf"^{sign} ([^\t\n]+)", head, re.MULTILINE) for sign in (r"\+\+\+", "---"))
+    below = _below(new[1]) if new and old and new[1] != old[1] else ""
+    in_folders = old is not None and below == _below(old[1])  # two of them, as quilt's x.orig and x
+    if below and in_folders and (of_clone or wheel_name(below).startswith("sglang/")):
+        return wheel_name(below)
+    found = old if new is None or new[1] == "/dev/null" else new
     if found is None or found[1] == "/dev/null":
         found = re.match(r"diff --git a/(.+) b/\1$", head, re.MULTILINE) or re.match(r"diff --git \S+ (\S+)", head)
     renamed = re.search(r"^rename to (.*)$", head, re.MULTILINE)
     if renamed is not None:
         return _unquote(renamed[1])
-    return _unquote(re.sub(r'^("?)[ab]/', r"\1", found[1].strip() if found else head.partition("\n")[0]))
+    return _unquote(re.sub(r'^("?)[abciow]/', r"\1", found[1].strip() if found else head.partition("\n")[0]))
+
+
+def _below(path: str) -> str:
+    """Return a path without its first folder, unquoted."""
+    return _unquoted(path.strip()).partition("/")[2]
 
 
 def _unquote(path: str) -> str:
     """Return a path of a diff as in a wheel."""
+    return wheel_name(_unquoted(path))
+
+
+def _unquoted(path: str) -> str:
     if path.startswith('"'):  # git quotes what is not ASCII, as C does
         path = path.strip('"').encode("ascii", "replace").decode("unicode_escape")
         path = path.encode("latin-1", "replace").decode("utf-8", "replace")
-    return wheel_name(path)
+    return path
 
 
 def _content(files: Sequence[PatchedFile]) -> bytes:

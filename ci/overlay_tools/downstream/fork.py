@@ -29,7 +29,8 @@ class Fork:
 
     `crcs`: the CRC of each, by path in a wheel; `read` gives a file's content; `metadata`: METADATA of a wheel, also of
     one that is unpacked or installed. A checkout has none, and may lack what a build adds; `links`: what is a link in
-    it, as paths in a wheel; `names`: of all its files, those that are left alone too.
+    it, as paths in a wheel; `names`: of all its files, those that are left alone too; `besides`: what else a wheel has,
+    by its first folder; `entry_points`: the wheel's file of that name, if it has one.
     """
 
     path: Path
@@ -38,6 +39,8 @@ class Fork:
     metadata: bytes | None
     links: Sequence[str]
     names: Set[str]
+    besides: Set[str] = frozenset()
+    entry_points: bytes | None = None
 
 
 def is_fork(source: Path) -> bool:
@@ -53,8 +56,10 @@ def open_fork(source: Path, exclude: Sequence[str], stack: ExitStack) -> Fork:
     """
     root = _root_of(source)
     links: list[str] = []
+    besides, entry_points = frozenset[str](), None
     if root is None:
         wheel = stack.enter_context(WheelReader(source))
+        besides, entry_points = _besides(wheel), _entry_points(wheel)
         crcs, read, metadata = crcs_of(wheel), wheel.read, wheel.get(f"{wheel.dist_info}/METADATA")
     else:
         found = root
@@ -70,7 +75,25 @@ def open_fork(source: Path, exclude: Sequence[str], stack: ExitStack) -> Fork:
     if not kept:
         raise WorktreeError(f"{source} has no file under sglang/: it is not a fork of SGLang.", hint=HINT)
     shown = [name for name in links if not _excluded(name, exclude)]
-    return Fork(path=source, crcs=kept, read=read, metadata=metadata, links=shown, names={*crcs, *links})
+    return Fork(
+        path=source,
+        crcs=kept,
+        read=read,
+        metadata=metadata,
+        links=shown,
+        names={*crcs, *links},
+        besides=besides,
+        entry_points=entry_points,
+    )
+
+
+def _besides(wheel: WheelReader) -> frozenset[str]:
+    """Return what a wheel has beside sglang/ and its own .dist-info."""
+    return frozenset(name.partition("/")[0] for name in wheel.members) - {"sglang", wheel.dist_info}
+
+
+def _entry_points(wheel: WheelReader) -> bytes | None:
+    return wheel.get(f"{wheel.dist_info}/entry_points.txt")
 
 
 def crcs_of(wheel: WheelReader) -> dict[str, int]:
@@ -121,6 +144,12 @@ def compare(fork: Fork, base: WheelReader, version: str, exclude: Sequence[str])
     native = [name for name in gone if name.endswith(".so")]
     changes += [FileChange(name=name, deleted=True) for name in gone if name not in native]
     changes += [FileChange(name=name, left_out="it is a link, which a wheel cannot hold") for name in fork.links]
+    changes += [
+        FileChange(name=name, left_out="it is outside sglang/, the one package of the wheel")
+        for name in sorted(fork.besides - _besides(base))
+    ]
+    if fork.entry_points not in (None, _entry_points(base)):
+        changes.append(FileChange(name="entry_points.txt", left_out="commands and other entry points stay upstream's"))
     if fork.metadata is not None:  # a checkout has no such files
         changes += [
             FileChange(name=name, left_out="it is native: its name is another for each Python") for name in native

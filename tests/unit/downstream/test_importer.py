@@ -261,6 +261,19 @@ def test_a_wheel_of_a_fork_is_built_again_byte_for_byte(mini: Miniature, elsewhe
     assert in_wheel(mini, FILE, "1.1") == LAST.replace("(config):\n", "(config):\n    config = choose(config)\n")
 
 
+def test_what_a_forks_wheel_has_beside_the_package_is_named(mini: Miniature, elsewhere: Path) -> None:
+    points = b"[console_scripts]\nkt = kt_ops:main\n"
+    theirs = {name.replace("sglang-1.0", "sglang_fork-7.0"): data for name, data in upstream("1.0").items()}
+    theirs |= {"kt_ops/__init__.py": b"", "kt_ops/more.py": b"", "sglang_fork-7.0.dist-info/entry_points.txt": points}
+    plan = planned(mini, write_wheel(elsewhere / "sglang_fork-7.0-py3-none-any.whl", theirs | {FILE: LAST.encode()}))
+    assert outcomes(plan) == [
+        (FILE, "brought in", "loader"),
+        ("kt_ops", "left out", ""),
+        ("entry_points.txt", "left out", ""),
+    ]
+    assert "kt_ops: it is outside sglang/" in notes(plan)
+
+
 @pytest.mark.parametrize("repository", [True, False])
 def test_a_checkout_is_compared_with_its_base(mini: Miniature, elsewhere: Path, repository: bool) -> None:
     mini.lock_release("1.1", upstream("1.1") | {"sglang/since.py": b"SINCE = 1.1\n"})
@@ -693,6 +706,34 @@ def test_files_that_diff_adds_and_deletes_are_known_by_their_time(mini: Miniatur
     assert outcomes(plan) == [("all.patch", "brought in", "all")]
     assert plan.rows[0].added == ["sglang/new.py"]
     assert "deleted file mode 100644" in plan.patches["all/1.0.patch"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("sglang.orig", "sglang"), ("sglang-1.0", "sglang-1.0-ours"), ("i", "w"), ("a", "sglang")]
+)
+def test_a_patch_of_two_folders_is_that_of_what_is_in_them(
+    mini: Miniature, elsewhere: Path, old: str, new: str
+) -> None:
+    """As quilt and `diff -ruN` compare clones, whatever these are called."""
+    write(elsewhere / old, {f"python/{FILE}": LOADER, "test/test_a.py": "A = 1\n"})
+    write(elsewhere / new, {f"python/{FILE}": LAST, "python/sglang/new.py": "NEW = 1\n", "test/test_a.py": "A = 2\n"})
+    done = subprocess.run(["diff", "-ruN", old, new], cwd=elsewhere, capture_output=True, check=False)
+    (elsewhere / "all.patch").write_bytes(done.stdout)
+    plan = planned(mini, elsewhere / "all.patch")
+    assert outcomes(plan) == [("all.patch", "in part", "all")]
+    assert plan.rows[0].added == ["sglang/new.py"]
+    assert f"+++ b/{FILE}\n" in plan.patches["all/1.0.patch"]
+    assert "test/test_a.py: it is outside the wheel" in notes(plan)
+
+
+def test_a_patch_of_two_packages_is_that_of_one(mini: Miniature, elsewhere: Path) -> None:
+    write(elsewhere / "sglang.orig", {"loader.py": LOADER})
+    write(elsewhere / "sglang", {"loader.py": LAST, "new.py": "NEW = 1\n"})
+    done = subprocess.run(["diff", "-ruN", "sglang.orig", "sglang"], cwd=elsewhere, capture_output=True, check=False)
+    (elsewhere / "all.patch").write_bytes(done.stdout)
+    plan = planned(mini, elsewhere / "all.patch")
+    assert outcomes(plan) == [("all.patch", "brought in", "all")]
+    assert plan.rows[0].added == ["sglang/new.py"]
 
 
 def test_lines_without_context_are_not_put_anywhere(mini: Miniature, elsewhere: Path) -> None:
