@@ -20,6 +20,7 @@ from overlay_tools.api_check.references import overlay_references
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.downstream.follow import STAYS, Follower, HunkReport, LockedReleases
 from overlay_tools.downstream.not_due import NotDue
+from overlay_tools.downstream.overlay_plan import left_behind
 from overlay_tools.downstream.port_state import PortState
 from overlay_tools.downstream.queue import PatchQueue
 from overlay_tools.downstream.staging import staged_project
@@ -41,8 +42,8 @@ class Changes:
 
     `pins`: what it pins of others, each with both versions; `hunks`: what becomes of each hunk; `without`: hooks that
     did not find their place, so that all else was looked at without them; `findings`: what of the contract does not
-    hold; `mentions`: new places that name a base; `names`: what the overlay uses and that has changed;
-    `architectures`: the new ones.
+    hold; `left`: files of overlay/ that `new` does not take; `mentions`: new places that name a base; `names`: what the
+    overlay uses and that has changed; `architectures`: the new ones.
     """
 
     old: str
@@ -51,6 +52,7 @@ class Changes:
     hunks: Sequence[HunkReport]
     without: Sequence[str]
     findings: Sequence[Finding]
+    left: Sequence[str]
     mentions: Sequence[BaseMention]
     names: Sequence[NameChange]
     architectures: Sequence[NewArchitecture]
@@ -95,6 +97,7 @@ def compare_releases(project: Project, cache: Path, old: Release, new: Release) 
         hunks=[report for report in follower.reports if report.outcome != STAYS],
         without=[] if new.version in lock else without,
         findings=findings,
+        left=left_behind(project, old.version, new.version),
         mentions=mentions,
         names=names,
         architectures=architectures,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from packaging.specifiers import SpecifierSet
 
@@ -28,6 +29,15 @@ class OverlayPlan:
 
     rows: list[tuple[str, str, str]]
     misfits: list[str]
+
+
+def left_behind(project: Project, old: str, new: str) -> list[str]:
+    """Return which files of overlay/ one release takes and another does not, a sentence for each range."""
+    return [
+        f"overlay/{row.pattern} is for sglang {row.releases} alone, as {PurePath(row.where).name} says."
+        for row in project.files
+        if row.releases.contains(old, prereleases=True) and not row.releases.contains(new, prereleases=True)
+    ]
 
 
 def files_to_write(

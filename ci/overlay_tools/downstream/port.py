@@ -18,6 +18,7 @@ from overlay_tools import console
 from overlay_tools.downstream.answers import GO_ON, Answers
 from overlay_tools.downstream.follow import Follower, HunkReport, LockedReleases, count_outcomes, show
 from overlay_tools.downstream.not_due import Ask, NotDue
+from overlay_tools.downstream.overlay_plan import left_behind
 from overlay_tools.downstream.port_state import PortState, in_progress, no_port
 from overlay_tools.downstream.port_worktree import check_out, prepare
 from overlay_tools.downstream.queue import PatchQueue
@@ -173,6 +174,9 @@ class Port:
         console.line("\n  ".join([f"sglang {release.version} {done}.", *changed]), style="green")
         if not locked_before:
             say_files_elsewhere(release)
+            for before in [v for v in versions if Version(v) < Version(release.version)][-1:]:
+                for line in left_behind(self.project, before, release.version):
+                    console.line(line, style="yellow")
         console.line(f"Next: nox -s test-{release.version}")
         return follower.reports
 

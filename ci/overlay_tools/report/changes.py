@@ -36,6 +36,7 @@ def sections(changes: Changes) -> list[Section]:
             lines=hunks,
             nothing="No hook has changed.",
         ),
+        Section(heading="Files that stay behind", lines=changes.left, nothing="All of overlay/ comes along."),
         Section(
             heading="The contract",
             lines=[f"{item.where}: {item.kind} {item.what}: {item.problem}" for item in changes.findings],

@@ -53,6 +53,15 @@ def test_where_nothing_changed_it_says_so(mini_here: Miniature, capsys: pytest.C
     assert "The overlay fits sglang 1.1." in said
 
 
+def test_files_that_the_release_does_not_take_are_told(mini_here: Miniature) -> None:
+    for name in ("old", "new", "both"):
+        mini_here.write(f"overlay/sglang/models/{name}.py", "A = 1\n")
+    mini_here.limit({"sglang/models/old.py": "==1.0", "sglang/models/new.py": ">=1.1", "sglang/models/both.py": ">=1"})
+    (line,) = changes(mini_here, {})["left"]
+    assert line.startswith("overlay/sglang/models/old.py is for sglang ==1.0 alone, as pyproject.toml:")
+    assert f"## Files that stay behind\n\n- {line}" in (mini_here.root / ".nox/c.md").read_text().replace("\\", "")
+
+
 def test_another_signature_is_told_with_the_lines_that_call_it(mini_here: Miniature) -> None:
     changed = with_text(ROUTER, "top_k, bias=None", "top_k, groups=1, bias=None")
     found = changes(mini_here, changed)

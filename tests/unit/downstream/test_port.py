@@ -91,6 +91,15 @@ def test_a_release_whose_hooks_all_hold_is_locked(mini: Miniature, capsys: pytes
     holds(mini)
 
 
+def test_files_that_stay_behind_are_named(mini: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    mini.write("overlay/sglang/models/mine.py", "A = 1\n")
+    mini.limit({"sglang/models/mine.py": "<=1.1"})
+    start(mini, loader=LOADER)
+    assert "overlay/sglang/models/mine.py is for sglang <=1.1 alone, as pyproject.toml:" in capsys.readouterr().out
+    start(mini, version="1.3", loader=LOADER)
+    assert "alone" not in capsys.readouterr().out  # it has stayed behind before
+
+
 def test_a_variant_that_does_not_apply_to_its_own_release_is_named(mini: Miniature) -> None:
     mini.write("patches/choose/1.0.patch", PATCH.replace("     name = config", "     names = config"))
     with pytest.raises(PatchError, match=r"1\.0\.patch:\d+: sglang/loader\.py of sglang 1\.1, for which"):
