@@ -25,6 +25,8 @@ from overlay_tools.proving.reference import Reference as Model
 from overlay_tools.report.html import write_text
 from overlay_tools.settings import Project
 
+_SLACK = 64  # tokens that a request may hold beside its own: of a page, and of a step ahead
+
 # Of a Speed: what it is called, how it is shown, and whether less is better.
 _METRICS: dict[str, tuple[str, Callable[[float], str], bool]] = {
     "first": ("time to first token", lambda value: f"{value * 1000:.0f} ms", True),
@@ -78,7 +80,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     with ExitStack() as stack:
         python = stack.enter_context(open_engine(project, version, arguments.python, gpu=device.gpu))
         folder = stack.enter_context(own_folder(project.root / ".nox" / "servers"))
-        checkpoint = named.open_checkpoint(arguments.checkpoint, python)
+        checkpoint = named.open_checkpoint(arguments.checkpoint, python, arguments.passed_on)
         plan = begun.plan(checkpoint)
         config = named.read_config(checkpoint / "config.json")
         reference = None
@@ -87,7 +89,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
                 of = Model(python, project.root, folder, checkpoint, arguments.reference, plan.where)
                 job = {**of.job, "dtype": plan.dtype}
                 reference = stack.enter_context(open_reference(python, job, of.env, folder))
-        server = _server(python, checkpoint, arguments.passed_on, device, folder)
+        server = _server(python, checkpoint, arguments.passed_on, device, folder, loads)
         with console.step(f"Start sglang {version}"):
             stack.enter_context(server)
         speeds = _measure(server, reference, loads, arguments.rounds, _vocabulary(config), folder)
@@ -162,8 +164,15 @@ def _markdown(title: str, other: str, heads: Sequence[str], rows: Sequence[Seque
     return "\n".join([*lines, "", "Medians of the rounds, in brackets the least and the most.", ""])
 
 
-def _server(python: Path, checkpoint: Path, flags: Sequence[str], device: Device, folder: Path) -> Server:
+def _server(
+    python: Path, checkpoint: Path, flags: Sequence[str], device: Device, folder: Path, loads: Sequence[Load]
+) -> Server:
+    """Describe a server that has room for each load at once: a queue would be measured beside a batch."""
     usual, environment = engine_config.usual(checkpoint, gpu=device.gpu)
+    if not device.gpu:
+        tokens = max(load.at_once * (load.read + load.written + _SLACK) for load in loads)
+        room = {"max_running_requests": max(load.at_once for load in loads), "max_total_tokens": tokens}
+        usual = {**usual, **{name: max(int(str(usual[name])), wanted) for name, wanted in room.items()}}
     return Server(python, checkpoint, [*engine_config.flags(usual), *flags], env=environment, log=folder / "server.log")
 
 

@@ -127,10 +127,12 @@ def _engine_dtype(config: Mapping[str, Any], flags: Sequence[str], gpu: bool) ->
     if named != "auto":
         return {"half": "float16", "float": "float32"}.get(named, named)
     text = config.get("text_config")
-    for of in (config, text if isinstance(text, dict) else {}):
-        if isinstance(found := of.get("dtype") or of.get("torch_dtype"), str):
-            return found
-    return "bfloat16"
+    text = text if isinstance(text, dict) else {}
+    declared = (of.get("dtype") or of.get("torch_dtype") for of in (config, text))
+    if (found := next((each for each in declared if isinstance(each, str)), "float32")) != "float32":
+        return found
+    # Upstream's `_get_and_verify_dtype`: what nobody has made smaller, it does.
+    return "bfloat16" if str({**config, **text}.get("model_type")).startswith("gemma") else "float16"
 
 
 def _ranks(flags: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,30 @@ def test_each_load_is_measured_in_turns_after_a_round_that_does_not_count(
     rounds = json.loads(Path("t.json").read_text())
     assert [len(row["engine"]) for row in rounds] == [3, 3]
     assert rounds[1]["load"] == {"at_once": 4, "read": 7, "written": 5}
+
+
+@pytest.mark.parametrize(
+    ("words", "requests", "tokens"),
+    [
+        (["--concurrency", "1", "16", "--input", "512", "--output", "128"], "16", str(16 * (512 + 128 + 64))),
+        (["--concurrency", "1"], "8", "8192"),
+        (["--input", "2048"], "8", str(8 * (2048 + 64 + 64))),
+    ],
+)
+def test_the_engine_has_room_for_all_that_is_asked_at_once(
+    measured: object, monkeypatch: pytest.MonkeyPatch, words: list[str], requests: str, tokens: str
+) -> None:
+    found: list[Sequence[str]] = []
+
+    def start(self: Server) -> Server:
+        found.append(self.flags)
+        return self
+
+    monkeypatch.setattr(Server, "__enter__", start)
+    assert cli.main(["bench", "model", "--rounds", "1", *words, "--", "--tp-size", "2"]) == 0
+    (flags,) = found
+    assert flags[flags.index("--max-running-requests") + 1] == requests
+    assert flags[flags.index("--max-total-tokens") + 1] == tokens
 
 
 def test_the_engine_can_be_measured_alone(measured: list[tuple[Load, int]], capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from overlay_tools import cli
 from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard
-from overlay_tools.commands import compare
+from overlay_tools.commands import compare, shared
 from overlay_tools.commands.shared import Begun
 from overlay_tools.engines.device import Device
 from overlay_tools.errors import CompareError
@@ -86,6 +86,23 @@ def test_a_head_for_drafts_is_found_by_what_its_tensors_are_named(
     (checkpoint / "model.safetensors").write_bytes(dump_shard(tensors))
     plan = Begun(version="", device=Device(gpu=False, why=""), flags=[], reference="exact").plan(checkpoint)
     assert (plan.drafts, plan.state) == (drafts, state)
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "gpu", "dtype"),
+    [
+        ({"dtype": "bfloat16"}, [], True, "bfloat16"),
+        ({"text_config": {"torch_dtype": "bfloat16"}}, [], True, "bfloat16"),
+        ({"dtype": "float32"}, [], True, "float16"),
+        ({}, [], True, "float16"),
+        ({"model_type": "gemma3"}, [], True, "bfloat16"),
+        ({"dtype": "float32"}, ["--dtype", "float"], True, "float32"),
+        ({"dtype": "bfloat16"}, [], False, "float32"),
+    ],
+)
+def test_in_which_dtype_the_engine_computes(config: dict[str, object], flags: list[str], gpu: bool, dtype: str) -> None:
+    """As upstream's `_get_and_verify_dtype` has it; on a CPU we say float32."""
+    assert shared._engine_dtype(config, flags, gpu) == dtype
 
 
 def test_a_prompt_is_a_line_whatever_else_is_in_it(tmp_path: Path) -> None:

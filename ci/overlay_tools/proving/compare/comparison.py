@@ -61,11 +61,11 @@ class Engine:
     ) -> Iterator[Server]:
         """Run a server on a checkpoint, and show that; `way` is what is asked of it."""
         usual, environment = engine_config.usual(checkpoint, gpu=self.gpu)
-        given = {**usual, **(arguments or {})}
         server = Server(
             self.python,
             checkpoint,
-            [*engine_config.flags(given), *self.flags],
+            # Last comes what this way of computing is about: upstream takes the last of a flag that is there twice.
+            [*engine_config.flags(usual), *self.flags, *engine_config.flags(arguments or {})],
             env={**environment, **(env or {})},
             log=self.folder / f"{way}.log",
             grace=0,

@@ -200,10 +200,12 @@ def _problems(of: Distance, own: Distance | None, value: str = "logprob", drawn:
 
 
 def _as_answer(answer: Answer, verdict: Verdict) -> Answer:
-    """Take a reference model's word for the engine's: its logprobs of the same tokens."""
+    """Take a reference model's word for the engine's: its logprobs of the same tokens, and what it would choose."""
     places = range(answer.start - 1, len(answer.tokens) - 1)
+    chosen = range(answer.chosen, len(answer.tokens))
     return replace(
         answer,
+        tokens=[*answer.tokens[: answer.chosen], *(verdict.best[place - 1] for place in chosen)],
         logprobs=[verdict.logprobs[place] for place in places],
         top=[
             [(token, logprob) for (token, _), logprob in zip(top, verdict.top[place], strict=True)]

@@ -125,6 +125,9 @@ def test_in_another_dtype_the_bound_is_the_error_of_transformers() -> None:
             assert row.own is not None
             assert row.own.mean == pytest.approx(0.01)
             assert (row.problems == []) == (far < most)
+    wrong = verdict([-1.0] * 100, best=[1] * 100, gaps=[4.9] * 100)  # of every token that the engine gave
+    (problem,) = compare("decode", [answer([-1.0] * 100)], [wrong], [replace(wrong, gaps=[0.0] * 100)]).problems
+    assert problem == "100 of 100 tokens are others than the decided choice of the reference model"
     away = verdict([-1.0] * 100, best=[0] * 97 + [1] * 3, gaps=[0.0] * 97 + [0.5, 0.5, 0.015])
     row = compare("decode", [answer([-1.0] * 100)], [away], rounded)
     assert (row.distance.decided, row.distance.tied) == (2, 1)
