@@ -19,10 +19,10 @@ def is_hub_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def download(name: str, python: Path) -> Path:
+def download(name: str, python: Path, revision: str | None = None) -> Path:
     """Download a checkpoint of the hub into Hugging Face's own cache, as far as it is not there, and return its folder.
 
-    Parameters: `python`, an interpreter that has huggingface_hub.
+    Parameters: `python`, an interpreter that has huggingface_hub; `revision`, a branch, tag or commit of it.
     Raises CheckpointError if the hub cannot be reached, has no such checkpoint, or does not let this user have it.
     """
     console.line(f"Look for {name} on the hub")
@@ -30,7 +30,7 @@ def download(name: str, python: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         script = Path(__file__).with_name("hub_script.py")
-        status = run_attached([python, "-IW", "ignore", script, name, out], env=quiet)
+        status = run_attached([python, "-IW", "ignore", script, name, out, *filter(None, [revision])], env=quiet)
         said = out.read_text(encoding="utf-8") if out.exists() else f"it ended with status {status}"
     if status:
         raise CheckpointError(

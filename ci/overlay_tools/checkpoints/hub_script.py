@@ -1,6 +1,6 @@
 """Download a checkpoint of the hub, and write its folder, or why not, to a file. It runs by itself.
 
-python hub_script.py OWNER/NAME FILE
+python hub_script.py OWNER/NAME FILE [REVISION]
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from pathlib import Path
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
 
 
-def main(name: str, out: Path) -> int:
+def main(name: str, out: Path, revision: str | None = None) -> int:
     """Download what a server reads of a checkpoint; return the exit status."""
     import huggingface_hub
 
     try:
-        said, status = huggingface_hub.snapshot_download(name, allow_patterns=_FILES), 0
+        said, status = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_FILES), 0
+        if not any(Path(said).glob("*.safetensors")):  # an old checkpoint
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns="*.bin")
     except Exception as error:  # the libraries beneath have many kinds of them
         said, status = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}", 1
     out.write_text(said, encoding="utf-8")
@@ -24,4 +26,4 @@ def main(name: str, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,20 @@ def planned(name: str) -> Path:
     return gguf.converted(path, cache_dir()) if gguf.is_gguf(path) else path
 
 
-def open_checkpoint(name: str, python: Path) -> Path:
+def open_checkpoint(name: str, python: Path, flags: Sequence[str]) -> Path:
     """Return the folder of a checkpoint, made or downloaded first if that is needed.
 
-    Parameters: `python`, the interpreter of an engine's environment.
+    Parameters: `python`, the interpreter of an engine's environment; `flags`, a server's, which may name a revision.
     Raises CheckpointError if it cannot be had.
     """
     path = Path(name)
     if gguf.is_gguf(path):
         return gguf.convert(path, python, cache_dir())
-    return path if path.exists() or not hub.is_hub_name(name) else hub.download(name, python)
+    if path.exists() or not hub.is_hub_name(name):
+        return path
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    options.add_argument("--revision")
+    return hub.download(name, python, options.parse_known_args(flags)[0].revision)
 
 
 def takes_pictures(name: str) -> bool | None:

@@ -92,7 +92,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
         python = stack.enter_context(open_engine(project, begun.version, arguments.python, gpu=begun.device.gpu))
         packages = stack.enter_context(open_lm_eval(python, arguments.python))
         folder = stack.enter_context(own_folder(project.root / ".nox" / "servers"))
-        checkpoint = named.open_checkpoint(arguments.checkpoint, python)
+        checkpoint = named.open_checkpoint(arguments.checkpoint, python, arguments.passed_on)
         plan = begun.plan(checkpoint)
         about = done.about if done else _about(arguments, begun, plan)
         reference = Reference(python, project.root, folder, checkpoint, arguments.reference, plan.where)

@@ -72,7 +72,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
         open_engine(project, begun.version, arguments.python, gpu=begun.device.gpu) as python,
         own_folder(project.root / ".nox" / "servers") as folder,
     ):
-        checkpoint = named.open_checkpoint(arguments.checkpoint, python)
+        checkpoint = named.open_checkpoint(arguments.checkpoint, python, arguments.passed_on)
         plan = begun.plan(checkpoint)
         reference = Reference(
             python,

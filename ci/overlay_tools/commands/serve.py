@@ -28,6 +28,8 @@ _OURS = {
     "--port": "Name the port with --port",
     "--host": "The server listens on this machine alone; start the line that --print shows with another address",
 }
+_KEYS = ("--api-key", "--admin-api-key")
+_ALONE = "It listens on this machine alone; start the line that --print shows with a key and another address."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +89,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             model, flags = demo.folder, [*demo.flags, *flags]
             questions = Questions(prompt=demo.prompt, question=demo.question)
         else:
-            model, questions = named.open_checkpoint(arguments.model, python), Questions()
+            model, questions = named.open_checkpoint(arguments.model, python, flags), Questions()
         _serve(arguments, _server(arguments, python, model, flags, device, folder), questions, folder)
     console.line("Stopped.")
 
@@ -134,6 +136,8 @@ def _check_flags(flags: Sequence[str]) -> None:
     for flag in flags:
         if (name := flag.partition("=")[0]) in _OURS:
             raise UsageError(f"{name} is set by this command.", hint=f"{_OURS[name]}, before the `--`.")
+        if name in _KEYS:
+            raise UsageError(f"{name}: this command asks the server without a key.", hint=_ALONE)
 
 
 def _check_image(model: str | None, image: Path | None) -> None:

@@ -42,10 +42,9 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     if not wheels:
         raise UsageError(f"There is no wheel in {project.dist}.", hint="`nox -s build` builds one.")
     signer = signature.load_signer(arguments.key, lambda: _ask(arguments.key))
-    envelopes = {wheel: signature.plan_envelope(wheel, signer) for wheel in wheels}
+    signed = signature.sign_wheels(project, wheels, signer)
     key = f"{signer.public_key.scheme}, key {signature.short(signer.public_key.keyid)}"
-    for wheel, (envelope, gone) in envelopes.items():
-        signature.write_envelope(project, wheel, envelope)
+    for wheel, gone in signed.items():
         console.line(f"{signature.envelope_of(wheel)}: signed with {key}")
         for keyid in gone:
             console.line(f"  took out the signature of {signature.short(keyid)}: it is under another statement")

@@ -66,7 +66,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
         open_engine(project, version, arguments.python, gpu=True) as python,
         own_folder(project.root / ".nox" / "servers") as folder,
     ):
-        checkpoint = named.open_checkpoint(arguments.checkpoint, python)
+        checkpoint = named.open_checkpoint(arguments.checkpoint, python, arguments.passed_on)
         with open_processes(python, folder, checkpoint, arguments.passed_on) as processes:
             shape = shape_of(processes.facts, arguments.checkpoint)
             with console.step("Make weights of it"):

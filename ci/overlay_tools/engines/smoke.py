@@ -52,7 +52,13 @@ def ask(server: Server, questions: Questions, folder: Path, picture: Path | None
             _embed(client, model, questions)
             return
         _complete(client, model, questions.prompt)
-        _chat(client, model, questions.question)
+        try:
+            _chat(client, model, questions.question)
+        except openai.BadRequestError as error:
+            if "chat template" not in str(error).lower():
+                raise
+            console.line("It has no chat template: completions only.")
+            return
         if picture is not None or about.get("has_image_understanding"):
             _look(client, model, questions.look, _picture_in(folder, picture))
     except (openai.OpenAIError, OSError) as error:
@@ -133,9 +139,10 @@ def _chat(client: openai.OpenAI, model: str, question: str) -> None:
         if chunk.usage is not None:
             tokens = chunk.usage.completion_tokens
         for choice in chunk.choices:
-            if choice.delta.content:
+            # What a reasoning parser takes out comes by itself, and at first nothing else does.
+            if piece := choice.delta.content or getattr(choice.delta, "reasoning_content", None):
                 first = first or time.perf_counter() - started
-                pieces.append(choice.delta.content)
+                pieces.append(piece)
     _show("streamed chat", question, "".join(pieces), tokens, time.perf_counter() - started, first)
 
 

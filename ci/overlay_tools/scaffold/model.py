@@ -21,6 +21,7 @@ from overlay_tools.settings import Project
 from overlay_tools.subprocesses import run
 from overlay_tools.upstream.lockfile import load_lock
 from overlay_tools.user_files import read_text, write_whole
+from overlay_tools.wheels.overlay_files import names_of
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _SRT = "overlay/sglang/srt"
@@ -218,8 +219,8 @@ def _ranges(project: Project, new: NewModel, files: Iterable[Path]) -> str | Non
         )
     releases = f">={first}" if last == every[-1] else f">={first},<={last}"
     own = [str(path.relative_to("overlay")) for path in files if path.parts[0] == "overlay"]
-    held = [str(path.relative_to(project.overlay)) for path in project.overlay.rglob("*.py")]
-    return with_ranges(read_text(project.settings), dict.fromkeys(own, releases), [*held, *own])
+    every_file = [*names_of(project.overlay), *own]
+    return with_ranges(read_text(project.settings), dict.fromkeys(own, releases), every_file)
 
 
 def _write(path: Path, text: str, made: list[Path]) -> None:

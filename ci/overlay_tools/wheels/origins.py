@@ -22,6 +22,7 @@ def origins_of(
     upstream = added.keys() & base.members.keys()
     faults = [f"overlay/{name} is also changed by a patch." for name in sorted(added.keys() & patched.keys())]
     faults += [f"overlay/{name} exists upstream." for name in sorted(upstream - project.replaces - patched.keys())]
+    faults += _shadowed(added.keys() - upstream, base.members.keys() | patched.keys() | added.keys())
     faults += [
         f"overlay/{name} is listed in `replaces`, but there is no such file."
         for name in sorted(project.replaced(version) - added.keys())
@@ -40,6 +41,19 @@ def origins_of(
         )
     origins = {name: "patched" if name in base.members else "renamed" for name in patched}
     return origins | {name: "replaced" if name in upstream else "added" for name in added}
+
+
+def _shadowed(new: Set[str], every: Set[str]) -> list[str]:
+    """Say of new files which module and package have one name: Python imports the package, and never the module."""
+    modules = {name for name in every if name.endswith(".py")}
+    packages = {str(folder) for name in modules for folder in PurePosixPath(name).parents}
+    pairs = {name for name in modules if name.removesuffix(".py") in packages}
+    return [
+        f"{module} and the folder {folder}/ would be one module: overlay/ has {sorted(ours)[0]}."
+        for module in sorted(pairs)
+        if (folder := module.removesuffix(".py"))
+        and (ours := {name for name in new & modules if name == module or name.startswith(f"{folder}/")})
+    ]
 
 
 def check_folders(changed: Set[str], kept: Set[str], base: Path) -> None:

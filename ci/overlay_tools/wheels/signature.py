@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from overlay_tools.errors import SignatureError, ToolError
@@ -99,13 +99,17 @@ def plan_envelope(wheel: Path, signer: CryptoSigner) -> tuple[bytes, list[str]]:
     return json.dumps(envelope.to_dict(), sort_keys=True).encode() + b"\n", gone
 
 
-def write_envelope(project: Project, wheel: Path, envelope: bytes) -> None:
-    """Write the envelope of a wheel beside it.
+def sign_wheels(project: Project, wheels: Sequence[Path], signer: CryptoSigner) -> dict[Path, list[str]]:
+    """Sign each wheel, or none if one of them cannot be signed; no other command writes to dist/ meanwhile.
 
-    Raises BuildError if that cannot be written.
+    Returns the keys whose signatures were taken out, by wheel: they were under another statement.
+    Raises SignatureError as `plan_envelope` does, BuildError if an envelope cannot be written.
     """
-    with only_writer_of_dist(project, envelope_of(wheel)):
-        replace_file(envelope_of(wheel), envelope)
+    with only_writer_of_dist(project, envelope_of(wheels[0])):
+        planned = {wheel: plan_envelope(wheel, signer) for wheel in wheels}
+        for wheel, (envelope, _) in planned.items():
+            replace_file(envelope_of(wheel), envelope)
+    return {wheel: gone for wheel, (_, gone) in planned.items()}
 
 
 def verify_signature(wheel: Path, key: Key) -> None:

@@ -17,18 +17,23 @@ FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.b
 
 
 class Hub(HubAnswers):
-    """Has one checkpoint, owner/name."""
+    """Has owner/name, with the branches main and old, and owner/bin, without safetensors."""
 
     def answer(self, path: str) -> None:
-        if path.startswith("/api/models/owner/name"):
-            named = {name: {"rfilename": name, "path": name, "size": len(data)} for name, data in FILES.items()}
-            listed = [{"type": "file", "oid": tag_of(FILES[name]), **of} for name, of in named.items()]
+        words = path.removeprefix("/api/models").split("/")[1:]
+        held = {"name": FILES, "bin": {name: data for name, data in FILES.items() if "safetensors" not in name}}
+        files = held.get(words[1] if words[0] == "owner" else "", {})
+        if not files or (words[3:] and words[3] not in ("main", "old", COMMIT)):
+            self.miss("RevisionNotFound" if files else "RepoNotFound")
+        elif path.startswith("/api/models/"):
+            named = {name: {"rfilename": name, "path": name, "size": len(data)} for name, data in files.items()}
+            listed = [{"type": "file", "oid": tag_of(files[name]), **of} for name, of in named.items()]
             whole = {"id": "owner/name", "sha": COMMIT, "siblings": listed}
             self.send(json.dumps(listed if "/tree/" in path else whole).encode())
-        elif path.startswith("/owner/name/resolve/") and (name := path.rpartition("/")[2]) in FILES:
-            self.send(FILES[name])
+        elif words[2] == "resolve" and (name := words[-1]) in files:
+            self.send(files[name])
         else:
-            self.miss("RepoNotFound")
+            self.miss("EntryNotFound")
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +52,17 @@ def test_what_a_server_reads_of_a_checkpoint_is_downloaded() -> None:
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         name: data for name, data in FILES.items() if name != "pytorch_model.bin"
     }
+
+
+def test_old_weights_are_downloaded_where_there_are_no_others() -> None:
+    folder = download("owner/bin", Path(sys.executable))
+    assert {path.name for path in folder.iterdir()} == {"config.json", "pytorch_model.bin"}
+
+
+def test_a_revision_is_what_was_asked_for() -> None:
+    assert (download("owner/name", Path(sys.executable), "old") / "config.json").exists()
+    with pytest.raises(CheckpointError, match="RevisionNotFound"):
+        download("owner/name", Path(sys.executable), "other")
 
 
 def test_what_the_hub_does_not_have_is_said() -> None:

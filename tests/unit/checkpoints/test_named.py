@@ -38,15 +38,19 @@ def test_what_is_no_name_of_the_hub(name: str) -> None:
 def test_a_folder_is_served_as_it_is_whatever_the_hub_has(mini_here: Miniature, python: Path) -> None:
     mini_here.write("Good/folder/config.json", "{}")
     check_name("Good/folder")
-    assert open_checkpoint("Good/folder", python) == Path("Good/folder")
+    assert open_checkpoint("Good/folder", python, []) == Path("Good/folder")
     assert not (mini_here.root / "calls").exists()
 
 
 def test_a_name_of_the_hub_is_downloaded(mini_here: Miniature, python: Path) -> None:
     check_name("Good/one")
-    assert open_checkpoint("Good/one", python) == Path("/cache/snapshot")
+    assert open_checkpoint("Good/one", python, ["--revision=old", "--dtype", "x"]) == Path("/cache/snapshot")
+    assert open_checkpoint("Good/one", python, ["--tp-size", "2", "--revision", "v1"]) == Path("/cache/snapshot")
+    assert open_checkpoint("Good/one", python, []) == Path("/cache/snapshot")
+    calls = (mini_here.root / "calls").read_text().splitlines()
+    assert [line.partition("/out")[2].strip() for line in calls] == ["old", "v1", ""]
     with pytest.raises(CheckpointError, match=r"There is no folder Bad/one here.* RepositoryNotFoundError: 404"):
-        open_checkpoint("Bad/one", python)
+        open_checkpoint("Bad/one", python, [])
 
 
 @pytest.mark.parametrize("name", ["nothing", "Good/folder", "a/b/c"])

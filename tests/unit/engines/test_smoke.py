@@ -27,6 +27,8 @@ class Answering(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.text: str | None = "Paris"
+        self.field = "content"
+        self.refused = ""
         self.about: dict[str, Any] = {"is_generation": True, "has_image_understanding": False}
         outer = self
 
@@ -42,17 +44,19 @@ class Answering(http.server.ThreadingHTTPServer):
                 message = {"role": "assistant", "content": outer.text}
                 if outer.text is None:
                     self.send_error(500)
+                elif outer.refused and "messages" in body:
+                    self.answer({"message": outer.refused}, status=400)
                 elif "input" in body:
                     vectors = [{"object": "embedding", "index": n, "embedding": [n, 0.5, 2, 3, 4]} for n in range(2)]
                     self.answer({"object": "list", "data": vectors, "model": "tiny", "usage": usage})
                 elif body.get("stream"):
-                    chunks = [{"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in outer.text]
+                    chunks = [{"choices": [{"index": 0, "delta": {outer.field: piece}}]} for piece in outer.text]
                     self.answer_lines([*chunks, {"choices": [], "usage": usage}])
                 else:
                     self.answer({"choices": [{"index": 0, "text": outer.text, "message": message}], "usage": usage})
 
-            def answer(self, data: object) -> None:
-                self.send_response(200)
+            def answer(self, data: object, status: int = 200) -> None:
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.end_headers()
                 self.wfile.write(json.dumps(data).encode())
@@ -151,6 +155,25 @@ def test_a_model_that_gives_vectors_is_asked_for_two(
     said = capsys.readouterr().out
     assert "  answer   0.0000, 0.5000, 2.0000, 3.0000, ... (5 values)" in said
     assert "  answer   1.0000, 0.5000, 2.0000, 3.0000, ... (5 values)" in said
+
+
+def test_a_model_that_is_still_thinking_answers(
+    server: Server, answering: Answering, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering.field = "reasoning_content"  # as with a reasoning parser, before the answer itself
+    ask(server, Questions(), tmp_path)
+    assert "streamed chat" in capsys.readouterr().out
+
+
+def test_a_model_without_a_chat_template_completes(
+    server: Server, answering: Answering, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering.refused = "Cannot use chat template functions because tokenizer.chat_template is not set"
+    ask(server, Questions(), tmp_path)
+    assert "It has no chat template: completions only." in capsys.readouterr().out
+    answering.refused = "max_tokens is too large"
+    with pytest.raises(ServeError, match="answered with an error"):
+        ask(server, Questions(), tmp_path)
 
 
 def test_an_empty_answer_is_an_error(server: Server, answering: Answering, tmp_path: Path) -> None:

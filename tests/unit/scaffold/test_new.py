@@ -222,6 +222,15 @@ def test_releases_without_the_base_do_not_take_the_model(mini_base: Miniature) -
     assert all(takes("1.0", name) for name in ("sglang/models/ours.py", "sglang/srt/models/other.py"))
 
 
+def test_ranges_of_files_that_are_not_python_stay(mini_base: Miniature) -> None:
+    mini_base.lock_release("1.0")
+    mini_base.write("pyproject.toml", (mini_base.root / "pyproject.toml").read_text().replace('"1.0"', '"1.1"'))
+    mini_base.write("overlay/sglang/configs/tables.json", "{}\n")
+    mini_base.limit({"sglang/configs/tables.json": ">=1.1"})
+    assert cli.main(["new", "my_model", "--from", "TinyForCausalLM"]) == 0
+    assert [mini_base.project.takes(v, "sglang/configs/tables.json") for v in ("1.0", "1.1")] == [False, True]
+
+
 def test_the_keys_that_source_reads() -> None:
     text = 'x = config.a + self.config.b\ny = getattr(config, "c", 1)\nz = getattr(self.config, "d")\nconfiguration.e\n'
     assert reads(text) == {"a", "b", "c", "d"}

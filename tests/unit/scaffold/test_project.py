@@ -164,6 +164,9 @@ def pip(*words: str | Path) -> None:
 @pytest.mark.parametrize("kind", ["text", "derived"])
 def test_the_wheel_that_pip_builds_has_what_the_plugin_wheel_of_ours_has(kind: str, tmp_path: Path) -> None:
     folder = make(tmp_path, kind)
+    # As in many a repository that it may lie in.
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    (tmp_path / ".gitignore").write_text("models/\n*.pth\ndist/\n")
     pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tmp_path / "dist", folder)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     assert wheel.name == f"{PACKAGE}-0.1-py3-none-any.whl"

@@ -141,6 +141,20 @@ def test_no_byte_depends_on_the_zlib_at_hand(mini: Miniature) -> None:
     assert {info.compress_type for info in new} == {zipfile.ZIP_STORED}
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sglang/loader/__init__.py", "sglang/loader.py and the folder sglang/loader/ would be one module"),
+        ("sglang/loader/deep/more.py", "sglang/loader.py and the folder sglang/loader/ would be one module"),
+        ("sglang/models.py", "sglang/models.py and the folder sglang/models/ would be one module"),
+    ],
+)
+def test_a_package_and_a_module_of_one_name_are_refused(mini: Miniature, name: str, said: str) -> None:
+    """Python imports the package: what upstream has there, or we, would never be read."""
+    mini.write(f"overlay/{name}", "A = 1\n")
+    assert f"{said}: overlay/ has " in refused(mini, BuildError)
+
+
 def test_a_file_that_exists_upstream_is_refused_unless_it_is_declared(mini: Miniature) -> None:
     mini.write("overlay/sglang/version.py", "__version__ = 'ours'\n")
     assert "overlay/sglang/version.py exists upstream" in refused(mini, BuildError)

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from overlay_tools import cli
 from overlay_tools.archive.record import format_record, hash_of, parse_record
+from overlay_tools.errors import BuildError
+from overlay_tools.wheels import dist, signature
 from overlay_tools.wheels.builder import build_kernel
 from overlay_tools.wheels.manifest import MANIFEST, tree_hash
 from overlay_tools.wheels.provenance import statement_of
 from overlay_tools.wheels.signature import envelope_of, load_signer
 from overlay_tools.wheels.verify import verify_wheel
 from securesystemslib.dsse import Envelope
+from securesystemslib.signer import CryptoSigner
 
 from unit.conftest import Miniature
 
@@ -112,6 +115,27 @@ def test_a_signed_wheel_is_good(
         assert envelope_of(wheel).name == f"{wheel.name}.intoto.jsonl"
         assert base64.b64decode(found["payload"]) == statement_of(wheel).read_bytes()
         assert found["payloadType"] == "application/vnd.in-toto+json"
+
+
+def test_no_other_command_writes_while_it_signs(
+    wheel: Path, keys: tuple[str, str], mini_here: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that sign at once, each must see what the other has written."""
+    real, refused = signature.plan_envelope, list[Path]()
+
+    def plan(wheel: Path, signer: CryptoSigner) -> tuple[bytes, list[str]]:
+        with (
+            pytest.raises(BuildError, match="Another build has held"),
+            dist.only_writer_of_dist(mini_here.project, wheel),
+        ):
+            pass
+        refused.append(wheel)
+        return real(wheel, signer)
+
+    monkeypatch.setattr(dist, "_PATIENCE", 0)
+    monkeypatch.setattr(signature, "plan_envelope", plan)
+    assert cli.main(["sign", "--key", keys[0], str(wheel)]) == 0
+    assert refused == [wheel]
 
 
 def test_openssl_finds_the_signature_right(wheel: Path, keys: tuple[str, str], tmp_path: Path) -> None:
