@@ -133,6 +133,10 @@ def resolve_model(model_config: Any) -> tuple[type, str] | None:
         from sglang.srt.model_loader.checked_adapters import check_adapters
 
         check_adapters()
+    if "sglang.srt.managers.schedule_policy" in sys.modules:  # a process that puts batches together
+        from sglang.srt.managers.embeddings_apart import keep_apart
+
+        keep_apart()
     row = _row_of(model_config.hf_config)
     if row is None:
         if not _is_anothers(model_config.hf_config):
