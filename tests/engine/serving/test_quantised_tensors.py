@@ -272,6 +272,27 @@ def test_all_of_a_checkpoint_is_checked_that_is_quantised_while_it_is_loaded(
     assert "its dtype is float8_e4m3fn" in fault
 
 
+@pytest.mark.parametrize("quant_config", [Fp8Config(), ModelOptFp8Config(), W8A8Fp8Config()])
+def test_what_is_quantised_while_it_is_loaded_is_not_updated(
+    quant_config: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upstream's layers then have it transposed, with a scale, and without a loader."""
+    from sglang.srt.model_loader import checked_updates
+
+    served = nn.Module()
+    for name, value in vars(model(quant_config)).items():
+        object.__setattr__(served, name, value)
+    check = quantised_tensors.make_check(served, {f"{LAYER}.weight": (96, 256), "l.norm.weight": (256,)})
+    monkeypatch.setitem(checked_updates._served, served, check)
+    part = {
+        name: strict_loading.Header(name=name, shape=check.expected[name].shape, dtype=torch.bfloat16)
+        for name in check.expected
+    }
+    assert checked_updates._faults_of_part(served, [part["l.norm.weight"]]) == []
+    [fault] = checked_updates._faults_of_part(served, [*part.values()])
+    assert fault.startswith(f"{LAYER}.weight: it was quantised while it was loaded")
+
+
 def test_scales_of_the_cache_belong_to_a_quantised_attention(tmp_path: Path) -> None:
     shapes = {"l.self_attn.k_proj.weight": (96, 256)}
     check = quantised_tensors.make_check(model(Fp8Config(True, "dynamic")), shapes)

@@ -156,6 +156,10 @@ def _upstreams_part(model: nn.Module, weights: Weights) -> Weights:
             getattr(place, "weight_loader", default_weight_loader)(place, tensor)
 
 
+_FIXED = (
+    "it was quantised while it was loaded, and an update would not be; serve a checkpoint that is quantised, or start"
+    " the server again"
+)
 _NO_TENSOR = (
     "tie_word_embeddings is true, and upstream's model, as it is served, has a head of its own and leaves it empty; set"
     " that to false and let the checkpoint have this tensor, or serve without a pipeline (--pp-size)"
@@ -195,6 +199,7 @@ def _faults_of_part(model: nn.Module, headers: list[Header]) -> list[str]:
     """List what is wrong with an update of some weights of a model."""
     check = _served[model]
     found = check.faults(headers, complete=False)
+    found += [f"{header.name}: {_FIXED}" for header in headers if header.name in check.fixed]
     if hasattr(model, "faults_of_part"):
         found += model.faults_of_part([header.name for header in headers if not check.ignores(header.name)])
     return found

@@ -6,7 +6,7 @@ upstream's own layers (`create_weights` in `srt/layers/quantization`) before the
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -283,7 +283,8 @@ def make_check(
     tied = getattr(model.config, "tie_word_embeddings", False) and "lm_head.weight" not in shapes
     if tied and not "lm_head.weight".startswith(ignored):  # those that ignore it need no head, or are given one
         ignored, tied_head = (*ignored, "lm_head.weight"), _separate_head(model)
-    expected, unchecked = expected_tensors(shapes, model.quant_config, layer_configs(model, model.quant_config))
+    config_of = layer_configs(model, model.quant_config)
+    expected, unchecked = expected_tensors(shapes, model.quant_config, config_of)
     own = frozenset(own)
     quantised = {name.removesuffix(".weight") for name in own if name.endswith(".weight")}
     return Check(
@@ -294,7 +295,26 @@ def make_check(
         draft=draft,
         tied_head=tied_head,
         own=frozenset(name for name in expected if name in own or name.rpartition(".")[0] in quantised),
+        fixed=frozenset(_quantised_while_loading(expected, model.quant_config, config_of)),
     )
+
+
+def _quantised_while_loading(
+    names: Iterable[str], quant_config: QuantizationConfig | None, config_of: Callable[[str], QuantizationConfig | None]
+) -> Iterator[str]:
+    """List the weights that a checkpoint has as they are and the model has not, by the parameters of `make_check`."""
+    if quant_config is None:
+        return
+    for name in names:
+        layer, _, last = name.rpartition(".")
+        if last != "weight":
+            continue
+        try:
+            config = config_of(layer)
+        except LookupError:
+            config = quant_config  # another rank has it
+        if config is not None and quantises_while_loading(config):
+            yield name
 
 
 def _separate_head(model: nn.Module) -> nn.Parameter | None:

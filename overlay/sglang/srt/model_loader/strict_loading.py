@@ -73,6 +73,8 @@ class Check:
     - `draft`: the beginning of the names of which a whole checkpoint must have one, if the model is a draft.
     - `tied_head`: the weight of a head that is tied to the embeddings and yet not theirs: it is to be a copy of them.
     - `own`: names of tensors that are the model's own, and not of upstream's; `load_checked` loads them.
+    - `fixed`: names of tensors that are quantised while they are loaded. What then stands in their place is laid out
+      otherwise and has no loader, so that no update of some weights can bring them again.
     """
 
     expected: Mapping[str, Expected]
@@ -82,6 +84,7 @@ class Check:
     draft: str = ""
     tied_head: torch.nn.Parameter | None = None
     own: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
 
     def ignores(self, name: str) -> bool:
         """Tell whether a tensor is dropped: another model's, or a constant that old checkpoints hold."""
