@@ -30,7 +30,6 @@ from overlay_tools.upstream.source_tree import SourceTree
 from overlay_tools.wheels.overlay_files import compile_all, read_own
 
 _UNKNOWN = {"Why": TO_BE_FILLED, "Forwarded": f"no: {TO_BE_FILLED}", "Remove-When": TO_BE_FILLED}
-_OTHERS = "is in overlay/ for other releases"
 Read = Callable[[str], bytes | None]
 
 
@@ -205,8 +204,8 @@ class ExactImport:
         known = {**self._seen, **effect.seen}
         seen = known[name] if name in known else self.base.read(name) if upstream else read(name)
         here = read(name)
-        if not upstream and here is not None and not self.takes(name):
-            raise PatchError(f"{name} {_OTHERS}: let sglang {self.base.version} take it too.")
+        if not upstream and here is not None and (why := self.why_of_others(name)):
+            raise PatchError(f"{why}.")
         if change.diff:
             made, stated = self._change_lines(patch, change, seen, read)
         elif seen is None or here is None:
@@ -272,13 +271,15 @@ class ExactImport:
         here = self._read_overlay(name)
         if here is not None and here != content:
             raise PatchError(f"{name} is a new file, and overlay/{name} exists with another content.")
-        if here is not None and not self.takes(name):
-            raise PatchError(f"{name} {_OTHERS}: let sglang {self.base.version} take it too.")
+        if here is not None and (why := self.why_of_others(name)):
+            raise PatchError(f"{why}.")
         effect.overlay[name] = content
 
-    def takes(self, name: str) -> bool:
-        """Tell whether the release takes a file of overlay/: one that is there may be for others alone."""
-        return name in self.overlay or self.on_disk(name) is None or self.project.takes(self.base.version, name)
+    def why_of_others(self, name: str) -> str:
+        """Say of a file that is in overlay/, and that the release does not take, what is to be done; "" of others."""
+        if name in self.overlay or self.on_disk(name) is None or self.project.takes(self.base.version, name):
+            return ""
+        return f"{name} is in overlay/ for other releases: let sglang {self.base.version} take it too"
 
     def _read_overlay(self, name: str) -> bytes | None:
         """Return a file of overlay/ as it is to be: what the patches make from nothing is not there to begin with."""

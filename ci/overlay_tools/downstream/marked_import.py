@@ -94,9 +94,8 @@ class MarkedImport:
         new: dict[str, bytes] = {}
         for change in (change for change in attempt.patch.files if not change.left_out):
             file = self._open(change.name)
-            if not self.exact.takes(change.name):
-                release = f"let sglang {self.exact.base.version} take it too"
-                to_do.append(f"{change.name} is in overlay/ for other releases: {release}, and import this again")
+            if why := self.exact.why_of_others(change.name):
+                to_do.append(f"{why}, and import this again")
                 continue
             if change.content is not None:
                 if self._written.get(change.name, self.exact.read(change.name)) is None:
@@ -166,7 +165,7 @@ class MarkedImport:
             lines = list(file.with_markers(ours, EXPECTED, MADE))
             known = self._written.get(name, self.exact.read(name))
             data = with_mode(join_lines(lines), executable=is_executable(known or b""))
-            if data != self._written.get(name, self.exact.read(name)):
+            if data != known:
                 files[name] = self._written[name] = data
                 marked += [f"{name}:{n}" for n, line in enumerate(lines, 1) if line == f"{'<' * 7} {ours}"]
         return MarkedPatch(attempt=attempt, files=files, undone=bool(to_do), marked=marked, notes=[*notes, *to_do])
