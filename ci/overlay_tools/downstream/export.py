@@ -55,7 +55,7 @@ def export(
     check_ranges(project, lock)
     hooks = load_checked_series(project.patches, list(lock))
     tree = _open_worktree(project, version, hooks)
-    head = tree.head()
+    state = tree.state()
     committed = read_committed_hooks(tree, hooks, version, project.replaced(version), ask)
     exported = Exported(hooks=hooks, committed=committed, version=version, wanted=wanted, patches=project.patches)
     overlay = _overlay_changes(tree, project, version, committed, _renamed_by(hooks, version))
@@ -79,7 +79,7 @@ def export(
         raise WorktreeError(
             "Nothing was written.", hint="`--releases` says which other releases take a hook or a new file."
         )
-    if tree.head() != head or tree.uncommitted():
+    if tree.state() != state:
         raise WorktreeError(
             f"{tree.folder} has changed since it was read.", hint="Nothing was written. Commit, and export again."
         )

@@ -160,10 +160,10 @@ class Port:
             state = self._update_worktree(state, follower, sources)
             self._stop_at_open(follower)
             self._stop_at_kept_aside()
-            read = self._worktree_state()
+            read = self.tree.state() if self.tree.folder.exists() else None
             files = queue.files(read_text(self.project.patches / "series"))
             self._try(state, files, versions, sources)
-        if self._worktree_state() != read:
+        if read is not None and self.tree.state() != read:
             raise PortError(f"{self.tree.folder} has changed since it was read.", hint=f"Settle it, {GO_ON}.")
         text = dump_lock({**lock, release.version: release})
         changed = write_patches(self.project.patches, files, {self.project.lock.name: text.encode()}, seen=seen)
@@ -243,10 +243,6 @@ class Port:
             *lines,
             hint=f"Settle all of it in {self.tree.folder}: what is proposed stands between markers; {GO_ON}.{waiting}",
         )
-
-    def _worktree_state(self) -> tuple[str, Sequence[str]]:
-        """Return what tells that a person has done something in the worktree, if there is one."""
-        return (self.tree.head(), self.tree.uncommitted()) if self.tree.folder.exists() else ("", [])
 
     def _stop_at_kept_aside(self) -> None:
         """Raise PortError if the worktree, which goes when all holds, has something of a person's that no hook has."""

@@ -172,6 +172,10 @@ class Worktree:
         ignored = [f"--exclude-from={exclude}"] if exclude.is_file() else []
         return changed + [name for name in self.git("ls-files", "-z", "--others", *ignored).split("\0") if name]
 
+    def state(self) -> tuple[str, list[str]]:
+        """Return what is otherwise once someone has worked here: HEAD, and what is not committed."""
+        return self.head(), self.uncommitted()
+
     def kept_aside(self, commit: str) -> list[str]:
         """Return what a person keeps here beside HEAD and the files that git shows.
 
