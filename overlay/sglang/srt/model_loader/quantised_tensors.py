@@ -4,6 +4,7 @@ Which layers are quantised is upstream's decision, read from the layers that it 
 upstream's own layers (`create_weights` in `srt/layers/quantization`) before they are sharded or fused.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -80,6 +81,7 @@ def layer_configs(model: nn.Module, quant_config: QuantizationConfig | None) -> 
     """Make `config_of` for a model that upstream has built."""
     layers = dict(model.named_modules())
 
+    @functools.cache  # asked what a checkpoint holds, and again what of it can be updated
     def config_of(name: str) -> QuantizationConfig | None:
         # Upstream drops `self_attn` from names where attention is the layer itself, and `mtp` where a draft begins.
         for found in (name, name.replace(".self_attn", "")):
