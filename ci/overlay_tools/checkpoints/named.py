@@ -41,7 +41,7 @@ def open_checkpoint(name: str, python: Path, flags: Sequence[str]) -> Path:
         return gguf.convert(path, python, cache_dir())
     if path.exists() or not hub.is_hub_name(name):
         return path
-    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--revision")
     return hub.download(name, python, options.parse_known_args(flags)[0].revision)
 
