@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from packaging.version import Version
+from safetensors.torch import save_file
 from sglang.srt.layers.quantization.awq import AWQConfig
 from sglang.srt.layers.quantization.blockwise_int8 import BlockInt8Config
 from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
@@ -21,6 +22,7 @@ from sglang.srt.layers.quantization.gptq import GPTQConfig
 from sglang.srt.layers.quantization.modelopt_quant import ModelOptFp4Config, ModelOptFp8Config
 from sglang.srt.layers.quantization.w8a8_fp8 import W8A8Fp8Config
 from sglang.srt.layers.quantization.w8a8_int8 import W8A8Int8Config
+from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
 from torch import nn
 
 from engine.harness import RELEASE, ours
@@ -274,23 +276,35 @@ def test_all_of_a_checkpoint_is_checked_that_is_quantised_while_it_is_loaded(
 
 @pytest.mark.parametrize("quant_config", [Fp8Config(), ModelOptFp8Config(), W8A8Fp8Config()])
 def test_what_is_quantised_while_it_is_loaded_is_not_updated(
-    quant_config: object, monkeypatch: pytest.MonkeyPatch
+    quant_config: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Upstream's layers then have it transposed, with a scale, and without a loader."""
-    from sglang.srt.model_loader import checked_updates
+    from sglang.srt.model_loader import checked_updates, loader
 
+    class Loader(loader.DefaultModelLoader):  # type: ignore[misc]  # upstream's asks the server's arguments
+        def _prepare_weights(self, folder: str, *_: object) -> tuple[str, list[str], bool]:
+            return folder, [f"{folder}/model.safetensors"], True
+
+    monkeypatch.setattr(loader, "DefaultModelLoader", Loader)
+    monkeypatch.setattr(loader, "get_model_loader", lambda config, _: Loader(config))
     served = nn.Module()
     for name, value in vars(model(quant_config)).items():
         object.__setattr__(served, name, value)
     check = quantised_tensors.make_check(served, {f"{LAYER}.weight": (96, 256), "l.norm.weight": (256,)})
-    monkeypatch.setitem(checked_updates._served, served, check)
-    part = {
-        name: strict_loading.Header(name=name, shape=check.expected[name].shape, dtype=torch.bfloat16)
-        for name in check.expected
-    }
-    assert checked_updates._faults_of_part(served, [part["l.norm.weight"]]) == []
-    [fault] = checked_updates._faults_of_part(served, [*part.values()])
-    assert fault.startswith(f"{LAYER}.weight: it was quantised while it was loaded")
+    monkeypatch.setattr(checked_updates, "_served", {served: check})
+    tensors = {name: torch.zeros(expected.shape, dtype=torch.bfloat16) for name, expected in check.expected.items()}
+    headers = [strict_loading.header_of(*item) for item in tensors.items()]
+    assert checked_updates._faults_of_part(served, [each for each in headers if each.name == "l.norm.weight"]) == []
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = SimpleNamespace(revision=None, quantization=None, hf_config=served.config)
+    worker = SimpleNamespace(model_runner=SimpleNamespace(model=served), model_config=config)
+    request = UpdateWeightFromDiskReqInput(model_path=str(tmp_path), load_format="auto")
+    for faults in (
+        checked_updates._faults_of_part(served, headers),
+        checked_updates._faults_on_disk(SimpleNamespace(tp_worker=worker), request),
+    ):
+        [fault] = faults
+        assert fault.startswith(f"{LAYER}.weight: what was quantised while it was loaded")
 
 
 def test_scales_of_the_cache_belong_to_a_quantised_attention(tmp_path: Path) -> None:

@@ -157,8 +157,8 @@ def _upstreams_part(model: nn.Module, weights: Weights) -> Weights:
 
 
 _FIXED = (
-    "it was quantised while it was loaded, and an update would not be; serve a checkpoint that is quantised, or start"
-    " the server again"
+    "what was quantised while it was loaded cannot be updated; serve a checkpoint that is quantised, or start the"
+    " server again"
 )
 _NO_TENSOR = (
     "tie_word_embeddings is true, and upstream's model, as it is served, has a head of its own and leaves it empty; set"
@@ -195,11 +195,17 @@ def _places(model: nn.Module, check: Check) -> dict[str, torch.Tensor]:
     return {**{name_in_checkpoint(name, check.draft): tensor for name, tensor in places.items()}, **places}
 
 
+def _faults(check: Check, headers: list[Header], *, complete: bool) -> list[str]:
+    """List what is wrong with an update, each tensor by itself."""
+    fixed = [header.name for header in headers if header.name in check.fixed]
+    more = f" and {len(fixed) - 1} more" if len(fixed) > 1 else ""
+    return check.faults(headers, complete=complete) + [f"{name}{more}: {_FIXED}" for name in fixed[:1]]
+
+
 def _faults_of_part(model: nn.Module, headers: list[Header]) -> list[str]:
     """List what is wrong with an update of some weights of a model."""
     check = _served[model]
-    found = check.faults(headers, complete=False)
-    found += [f"{header.name}: {_FIXED}" for header in headers if header.name in check.fixed]
+    found = _faults(check, headers, complete=False)
     if hasattr(model, "faults_of_part"):
         found += model.faults_of_part([header.name for header in headers if not check.ignores(header.name)])
     return found
@@ -316,7 +322,7 @@ def _faults_on_disk(scheduler: Any, recv_req: Any) -> list[str]:
         return faults
     every = [header for found in headers.values() for header in found]
     faults = config_faults(config, recv_req.model_path)
-    return faults + [fault for model in models for fault in _served[model].faults(every, complete=True)]
+    return faults + [fault for model in models for fault in _faults(_served[model], every, complete=True)]
 
 
 def _checked(upstreams: Callable[..., Any], output: type, *, ranks_agree: bool) -> Callable[..., Any]:
