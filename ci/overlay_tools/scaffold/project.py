@@ -117,11 +117,6 @@ def update_project(project: Project, folder: Path) -> dict[str, bytes]:
     own is in the way: nothing is written then.
     """
     target, listed = _read(folder.absolute())
-    faults = [
-        f"{target.folder / name} is not as it was written."
-        for name, digest in listed.items()
-        if not (target.folder / name).is_file() or _digest(read_data(target.folder / name)) != digest
-    ]
     modules = [module_name(name.removeprefix("src/")) for name in listed if name.endswith(".py")]
     named = {"": "\n".join(f"sglang.srt{name.removeprefix(target.package)}" for name in modules).encode()}
     files = {name: data for name, data in with_imports(project, named).items() if name}
@@ -129,16 +124,24 @@ def update_project(project: Project, folder: Path) -> dict[str, bytes]:
     tests = [name for name in tests if name in COPIED or (project.root / name).exists()]
     tests = [name for name in tests if not name.endswith("/__init__.py")]
     ours = {**_runtime(project, target, files), **gather_tests(project, {}, tests), **_beside(project, target)}
+    # An update that was cut short has brought some files, removed others, and not listed any.
+    there = {name: _present(target.folder / name) for name in {**listed, **ours}}
+    brought = {name: _digest(data) for name, data in ours.items()}
+    faults = [
+        f"{target.folder / name} is not as it was written."
+        for name, digest in listed.items()
+        if there[name] not in (digest, brought.get(name, ""))
+    ]
     faults += [
         f"{target.folder / name} is the project's own, and revision {project.revision} has a file of this name."
         for name in ours
-        if name not in listed and (target.folder / name).exists()
+        if name not in listed and there[name] not in ("", brought[name])
     ]
     if faults:
         raise UsageError(*faults, hint="Restore what was changed; rename what is in the way. What is ours stays whole.")
     with console.step(f"Update {target.folder}"):
         for name in listed.keys() - ours.keys():
-            (target.folder / name).unlink()
+            (target.folder / name).unlink(missing_ok=True)
         for name, data in {**ours, LISTED: _list(ours)}.items():
             (target.folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_whole(target.folder / name, data)
@@ -150,14 +153,14 @@ def _read(folder: Path) -> tuple[PluginProject, dict[str, str]]:
     try:
         table = tomllib.loads(read_text(folder / "pyproject.toml", UsageError))["project"]
         lines = read_text(folder / LISTED, UsageError).splitlines()
-        (package,) = table["entry-points"][_GROUP]
+        (package,), distribution = table["entry-points"][_GROUP], table["name"]
         listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (UsageError, KeyError, ValueError) as error:
         raise UsageError(
             f"{folder} is not a plugin project that `new` has made: {error}.",
             hint="`new NAME --project PATH` makes one.",
         ) from None
-    return PluginProject(folder=folder, distribution=table["name"], package=package), listed
+    return PluginProject(folder=folder, distribution=distribution, package=package), listed
 
 
 def _releases(project: Project, new: NewModel, files: Iterable[str]) -> list[str]:
@@ -214,6 +217,11 @@ def _filled(template: str, **values: object) -> bytes:
 
 def _list(files: Mapping[str, bytes]) -> bytes:
     return "".join(f"{_digest(data)}  {name}\n" for name, data in sorted(files.items())).encode()
+
+
+def _present(path: Path) -> str:
+    """Return the digest of a file, "" if there is none."""
+    return _digest(read_data(path)) if path.is_file() else "not a file" if path.exists() else ""
 
 
 def _digest(data: bytes) -> str:

@@ -19,10 +19,12 @@ import tomlkit
 from overlay_tools import cli
 from overlay_tools.commands import new as command
 from overlay_tools.errors import OverlayError, ToolError, UsageError
+from overlay_tools.scaffold import project as scaffolded
 from overlay_tools.scaffold.base import Base
 from overlay_tools.scaffold.model import NewModel
 from overlay_tools.scaffold.project import LISTED, make_project, name_project, update_project
 from overlay_tools.settings import Project, load_project
+from overlay_tools.user_files import write_whole
 
 from unit.conftest import REPOSITORY
 
@@ -328,6 +330,28 @@ def test_an_update_brings_what_is_ours_and_keeps_what_is_not(kind: str, newer: P
     }
 
 
+def test_an_update_that_was_cut_short_is_done_again(
+    newer: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, whole = make(tmp_path, "derived"), tmp_path / "whole"
+    shutil.copytree(folder, whole)
+    update_project(newer, whole)
+    before = content(folder)
+
+    def write_one(path: Path, data: bytes) -> None:
+        if content(folder).items() - before.items():
+            raise KeyboardInterrupt
+        write_whole(path, data)
+
+    monkeypatch.setattr(scaffolded, "write_whole", write_one)
+    with pytest.raises(KeyboardInterrupt):
+        update_project(newer, folder)
+    monkeypatch.undo()
+    assert content(folder) not in (before, content(whole))
+    update_project(newer, folder)
+    assert content(folder) == content(whole)
+
+
 def listed(folder: Path) -> Mapping[str, str]:
     lines = (folder / LISTED).read_text().splitlines()
     return {name: digest for digest, name in (line.split("  ") for line in lines)}
@@ -342,6 +366,11 @@ def listed(folder: Path) -> Mapping[str, str]:
         (LISTED, None, "is not a plugin project that `new` has made"),
         (LISTED, "mine\n", "is not a plugin project that `new` has made"),
         ("pyproject.toml", "[project]\nname = 'x'\n", "is not a plugin project that `new` has made"),
+        (
+            "pyproject.toml",
+            f"[project.entry-points.'sglang.srt.plugins']\n{PACKAGE} = 'x'\n",
+            "is not a plugin project that `new` has made: 'name'",
+        ),
         ("pyproject.toml", "[", "is not a plugin project that `new` has made"),
     ],
 )
