@@ -50,6 +50,9 @@ GPU_TESTS = ("tests/gpu",)
 IN_PROCESSES = ("--numprocesses=logical", "--maxprocesses=2", "--dist=loadfile")
 
 
+# How pytest ends once it has run all tests that there are, and none failed: it ran some, or there are none.
+_ENDED = (0, 5)
+
 # What an environment has of what a release computes with, said in a few words.
 _INSTALLED = """
 from importlib.metadata import distributions
@@ -76,7 +79,7 @@ def run_stage(
 
     Parameters: `python`, of the environment that holds the release's wheels; `log`, the file that takes the output;
     `commit` and `inputs`, of the result.
-    Raises OverlayError if pytest came to no result.
+    Raises OverlayError if pytest came to no result, or ended before all tests had run.
     """
     static = stage == "static"
     with TemporaryDirectory() as folder:
@@ -86,13 +89,18 @@ def run_stage(
         # An engine environment holds what the release pins, whose warnings are not ours to mend.
         words += ["-k", f"[{version}]"] if static else ["-W", "default", *IN_PROCESSES]
         started = time.monotonic()
-        run_logged([*words, *tests_of(stage)], cwd=root, env={} if static else engine_config.ENV, log=log)
+        status = run_logged([*words, *tests_of(stage)], cwd=root, env={} if static else engine_config.ENV, log=log)
         seconds = time.monotonic() - started
         if not report.exists():
             raise OverlayError(f"pytest ended without a report on {stage} of {version}.", hint=f"See {log}.")
         found = ET.parse(report)
     cases = list(found.iter("testcase"))
     failed = sum(any(case.find(kind) is not None for kind in ("failure", "error")) for case in cases)
+    if status not in _ENDED and not failed:
+        raise OverlayError(
+            f"pytest ended with status {status} on {stage} of {version}, though no test failed: not all have run.",
+            hint=f"See {log}.",
+        )
     skips = [skip.get("message", "") for case in cases for skip in case.findall("skipped")]
     return Result(
         release=version,

@@ -279,6 +279,14 @@ def test_a_release_that_is_not_locked_is_named(project: Miniature, capsys: pytes
     assert "holds no release '9.9'" in capsys.readouterr().err
 
 
+def test_a_stage_that_was_ended_early_has_no_result(project: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupt = "import os, signal, time\n\ndef test_a(): os.kill(os.getppid(), signal.SIGINT); time.sleep(1)\n"
+    project.write("tests/engine/test_e.py", f"{interrupt}def test_b(): assert False\n")
+    assert run(project) == 1
+    assert "pytest ended with status 2 on engine of 1.0, though no test failed" in capsys.readouterr().err
+    assert ("1.0", "engine") not in results(project)
+
+
 def test_a_stage_without_a_report_is_an_error(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "run_logged", lambda *words, **options: 3)
     with pytest.raises(OverlayError, match="pytest ended without a report"):
