@@ -20,7 +20,7 @@ from overlay_tools.scaffold.base import Base
 from overlay_tools.settings import Project
 from overlay_tools.subprocesses import run
 from overlay_tools.upstream.lockfile import load_lock
-from overlay_tools.user_files import read_text, write_whole
+from overlay_tools.user_files import decode, read_text, write_whole
 from overlay_tools.wheels.overlay_files import names_of
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -145,8 +145,8 @@ def make_model(project: Project, new: NewModel, python: Path) -> dict[Path, str]
             format_files(project, [project.root / path for path in files if path.suffix == ".py"])
         case = project.root / next(path for path in files if path.name == "case.py")
         find_seed(case, project.root / "tests" / "reference" / "seeds.py", new, python)
-        if ranges is not None:
-            write_whole(project.settings, ranges.encode())
+        if ranges:
+            _write_ranges(project, ranges)
     except BaseException:
         for path in reversed(made):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -205,10 +205,10 @@ def format_files(project: Project, paths: Iterable[Path]) -> None:
         run([sys.executable, "-m", "ruff", *words, *settings, *paths], cwd=project.root)
 
 
-def _ranges(project: Project, new: NewModel, files: Iterable[Path]) -> str | None:
-    """Return pyproject.toml with the range of releases that have the base, or None if all locked ones have it."""
+def _ranges(project: Project, new: NewModel, files: Iterable[Path]) -> dict[str, str]:
+    """Return the range of releases that each file in overlay/ is for, nothing if all locked ones have the base."""
     if not new.base.absent:
-        return None
+        return {}
     every = [*load_lock(project.lock)]
     there = [version for version in every if version not in new.base.absent]
     first, last = there[0], there[-1]
@@ -218,9 +218,13 @@ def _ranges(project: Project, new: NewModel, files: Iterable[Path]) -> str | Non
             hint="Take another base, or write the model by hand with ranges in [tool.sglang-overlay.files].",
         )
     releases = f">={first}" if last == every[-1] else f">={first},<={last}"
-    own = [str(path.relative_to("overlay")) for path in files if path.parts[0] == "overlay"]
-    every_file = [*names_of(project.overlay), *own]
-    return with_ranges(read_text(project.settings), dict.fromkeys(own, releases), every_file)
+    return {str(path.relative_to("overlay")): releases for path in files if path.parts[0] == "overlay"}
+
+
+def _write_ranges(project: Project, ranges: Mapping[str, str]) -> None:
+    """Write ranges of new files into pyproject.toml as it is now, which someone may have changed meanwhile."""
+    text = decode(project.settings.read_bytes(), project.settings)
+    write_whole(project.settings, with_ranges(text, ranges, {*names_of(project.overlay), *ranges}).encode())
 
 
 def _write(path: Path, text: str, made: list[Path]) -> None:

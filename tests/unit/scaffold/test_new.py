@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from overlay_tools import cli
 from overlay_tools.commands import new as command
+from overlay_tools.scaffold import model
 from overlay_tools.scaffold.describe_base import reads
 
 from unit.conftest import Miniature, upstream_files
@@ -220,6 +221,28 @@ def test_releases_without_the_base_do_not_take_the_model(mini_base: Miniature) -
     for folder in ("models", "configs", "overlay_models"):
         assert [takes(version, f"sglang/srt/{folder}/my_model.py") for version in ("1.0", "1.1")] == [False, True]
     assert all(takes("1.0", name) for name in ("sglang/models/ours.py", "sglang/srt/models/other.py"))
+
+
+def test_what_is_written_into_the_settings_meanwhile_stays(
+    mini_base: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mini_base.lock_release("1.0")
+    settings = mini_base.root / "pyproject.toml"
+    before = settings.read_text().replace('"1.0"', '"1.1"').replace("\n", "\r\n")
+    settings.write_bytes(before.encode())
+    later = "# written while the seed was looked for\r\n"
+    find = model.find_seed
+
+    def find_seed(*given: Any) -> None:  # noqa: ANN401
+        find(*given)
+        settings.write_bytes((later + before).encode())
+
+    monkeypatch.setattr(model, "find_seed", find_seed)
+    assert cli.main(["new", "my_model", "--from", "TinyForCausalLM"]) == 0
+    text = settings.read_bytes().decode()
+    assert text.startswith(later)
+    assert "models/my_model.py" in text
+    assert text.count("\n") == text.count("\r\n")
 
 
 def test_ranges_of_files_that_are_not_python_stay(mini_base: Miniature) -> None:
