@@ -10,12 +10,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
 import yaml
 from overlay_tools.upstream.lockfile import load_lock
+from packaging.requirements import Requirement
 
 from unit.conftest import REPOSITORY
 
@@ -29,6 +32,14 @@ SCHEMAS = {
     **dict.fromkeys(WORKFLOWS, ("vendor.github-workflows", "custom.github-workflows-require-timeout")),
     GITLAB: ("vendor.gitlab-ci",),
 }
+
+# Runs the command where the modules that the arguments name cannot be imported.
+LINT_PATCHES = """\
+import runpy, sys
+sys.modules.update(dict.fromkeys(sys.argv[1:]))
+sys.argv[1:] = ["lint-patches"]
+runpy.run_module("overlay_tools", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -222,5 +233,15 @@ def test_a_schedule_looks_at_new_releases_one_run_at_a_time() -> None:
     assert read(GITLAB)["watch"]["resource_group"] == "watch"
 
 
-def test_the_hooks_of_a_commit_are_yaml() -> None:
-    assert read(REPOSITORY / ".pre-commit-config.yaml").keys() == {"repos"}
+def test_the_hook_that_lints_patches_lists_all_that_it_imports() -> None:
+    """It runs in an environment of its own, which has no other dependency of the tool."""
+    (repository,) = read(REPOSITORY / ".pre-commit-config.yaml")["repos"]
+    (hook,) = (hook for hook in repository["hooks"] if hook["id"] == "patches")
+    project = tomlkit.parse((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")).unwrap()["project"]
+    needed = {Requirement(line).name for line in project["dependencies"]}
+    listed = {Requirement(line).name for line in hook["additional_dependencies"]}
+    absent = [module for module, names in packages_distributions().items() if (needed - listed).intersection(names)]
+    assert hook["entry"] == "env PYTHONPATH=ci python -m overlay_tools lint-patches"
+    words, env = [sys.executable, "-c", LINT_PATCHES, *absent], {**os.environ, "PYTHONPATH": "ci"}
+    done = subprocess.run(words, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
