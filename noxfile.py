@@ -144,7 +144,7 @@ def port(session: nox.Session) -> None:
 
 @nox.session
 def edit(session: nox.Session) -> None:
-    """Open a release as a git worktree, one commit for each hook."""
+    """Open a release as a git repository, one commit for each hook."""
     tool(session, "edit")
 
 
