@@ -67,7 +67,7 @@ def open_fork(source: Path, exclude: Sequence[str], stack: ExitStack) -> Fork:
         def read(name: str) -> bytes:
             return read_with_mode(found / name)
 
-        names = _files_of(source, root)
+        names = _files_of(root.resolve())
         links = [name for name in names if (root / name).is_symlink()]
         crcs = {name: zlib.crc32(read(name)) for name in names if not (root / name).is_symlink()}
         metadata = _metadata_of(root)
@@ -183,16 +183,26 @@ def _metadata_of(root: Path) -> bytes | None:
     return None
 
 
-def _files_of(source: Path, root: Path) -> list[str]:
-    if (source / ".git").exists():
-        done = git_bytes(["ls-files", "-z", "--", str((root / "sglang").relative_to(source))], cwd=source)
-        if done.returncode != 0:
-            raise OverlayError(f"{source}: git cannot list its files: {done.stderr.decode(errors='replace').strip()}")
-        paths = [source / name for name in done.stdout.decode("utf-8", "surrogateescape").split("\0") if name]
-    else:
-        paths = list((root / "sglang").rglob("*"))
-    names = [path.relative_to(root).as_posix() for path in paths if path.is_file() or path.is_symlink()]
-    return sorted(name for name in names if "__pycache__" not in name.split("/") and name != _VERSION_FILE)
+def _files_of(root: Path) -> list[str]:
+    """Return the files of a checkout, those that git tracks, or of an installation, by their paths in a wheel."""
+    names = _tracked_files(root)
+    if "sglang/__init__.py" not in names:  # an installation may lie in a repository too, which ignores it
+        names = [path.relative_to(root).as_posix() for path in (root / "sglang").rglob("*")]
+    found = {name for name in names if (root / name).is_file() or (root / name).is_symlink()}
+    return sorted(name for name in found if "__pycache__" not in name.split("/") and name != _VERSION_FILE)
+
+
+def _tracked_files(root: Path) -> list[str]:
+    """Return what the repository around a folder tracks under its sglang/, as paths in a wheel."""
+    top = next((folder for folder in (root, *root.parents) if (folder / ".git").exists()), None)
+    if top is None:
+        return []
+    package = (root / "sglang").relative_to(top).as_posix()
+    done = git_bytes(["--literal-pathspecs", "ls-files", "-z", "--", package], cwd=top)
+    if done.returncode != 0:
+        raise OverlayError(f"{top}: git cannot list its files: {done.stderr.decode(errors='replace').strip()}")
+    paths = done.stdout.decode("utf-8", "surrogateescape").split("\0")
+    return [f"sglang{path.removeprefix(package)}" for path in paths if path]
 
 
 def _excluded(name: str, patterns: Sequence[str]) -> bool:

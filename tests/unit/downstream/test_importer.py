@@ -294,6 +294,26 @@ def test_a_checkout_is_compared_with_its_base(mini: Miniature, elsewhere: Path, 
     ]
 
 
+@pytest.mark.parametrize("below", ["vendor/sglang/python", "vendor/sglang", "vendor/sglang/python/sglang"])
+def test_the_repository_of_a_fork_may_begin_above_it(mini: Miniature, elsewhere: Path, below: str) -> None:
+    made, mono = checkout(elsewhere), elsewhere / "mono"
+    (made / ".git").rename(elsewhere / "git")
+    git(elsewhere, "init", "--quiet", mono)
+    (mono / "vendor").mkdir()
+    made.rename(mono / "vendor/sglang")
+    commit(mono, "Ours", {f"vendor/sglang/python/{FILE}": LAST})
+    write(mono, {"vendor/sglang/python/sglang/untracked.py": "not ours\n"})
+    assert outcomes(planned(mini, mono / below)) == [(FILE, "brought in", "loader")]
+
+
+def test_an_installation_that_a_repository_ignores_is_one(mini: Miniature, elsewhere: Path) -> None:
+    git(elsewhere, "init", "--quiet")
+    write(elsewhere, {".gitignore": ".venv\n"})
+    write(elsewhere / ".venv", upstream() | {FILE: LAST, "sglang/ours.py": "OURS = 1\n"})
+    plan = planned(mini, elsewhere / ".venv")
+    assert outcomes(plan) == [(FILE, "brought in", "loader"), ("sglang/ours.py", "brought in", "")]
+
+
 def test_what_is_a_link_in_a_checkout_is_named_and_not_deleted(mini: Miniature, elsewhere: Path) -> None:
     fork = checkout(elsewhere)
     commit(fork, "Ours", {f"python/{FILE}": LAST, "python/sglang/version.py": None, "python/real.py": "x = 1\n"})
