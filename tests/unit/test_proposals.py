@@ -36,8 +36,9 @@ esac
 """
 GITHUB = {"GITHUB_REF_NAME": "main", "GH_TOKEN": "x"}
 GITLAB = {
-    "GITLAB_CI": "true", "CI_API_V4_URL": "https://lab/api/v4", "CI_PROJECT_ID": "7", "CI_DEFAULT_BRANCH": "main",
-    "CI_SERVER_HOST": "lab", "CI_PROJECT_PATH": "a/b", "WATCH_TOKEN": "secret",
+    "GITLAB_CI": "true", "CI_API_V4_URL": "http://lab:8080/git/api/v4", "CI_PROJECT_ID": "7",
+    "CI_PROJECT_URL": "http://lab:8080/git/a/b", "CI_COMMIT_BRANCH": "main", "CI_DEFAULT_BRANCH": "trunk",
+    "WATCH_TOKEN": "secret",
 }  # fmt: skip
 
 
@@ -57,7 +58,8 @@ class Desk:
             "GIT_CONFIG_GLOBAL": str(folder / "gitconfig"), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"
         }  # fmt: skip
         (folder / "gitconfig").write_text(
-            f'[user]\n name = me\n email = me@here\n[url "{self.remote}"]\n insteadOf = https://watch:secret@lab/a/b.git\n'
+            f"[user]\n name = me\n email = me@here\n"
+            f'[url "{self.remote}"]\n insteadOf = http://watch:secret@lab:8080/git/a/b.git\n'
         )
         self.env = {**os.environ, **where, **env}
         self.git("init", "--quiet", "--initial-branch=main", str(folder / "first"), cwd=folder)
@@ -78,7 +80,7 @@ class Desk:
         clone = self.folder / f"clone{len(list(self.folder.glob('clone*')))}"
         self.git("clone", "--quiet", str(self.remote), str(clone), cwd=self.folder)
         if watched is not None:
-            shutil.copytree(watched, clone / "watched")
+            shutil.copytree(watched, clone / "watched", symlinks=True)
         done = subprocess.run(words, cwd=clone, env=self.env, capture_output=True, text=True, check=False)
         self.said, self.status = done.stdout + done.stderr, done.returncode
         return clone
@@ -111,7 +113,7 @@ def test_each_release_is_proposed_once(desk: Desk) -> None:
     asked = desk.asked()
     requests = [line for line in asked if "Take sglang" in line]
     assert [("watch/1.2" in line, "watch/1.3" in line) for line in requests] == [(True, False), (False, True)]
-    assert all("main" in line for line in requests)
+    assert all("main" in line and "trunk" not in line for line in requests)
     assert "1.2.md" in requests[0]
     (issue,) = (line for line in asked if line not in requests)
     assert "sglang 1.4 needs a person" in issue
@@ -171,3 +173,62 @@ def test_what_was_finished_before_the_watcher_failed_is_proposed(desk: Desk) -> 
     desk.job(".ci/propose", "watched", watched=watched)
     assert desk.status == 0, desk.said
     assert desk.branches() == {"main", "watch/1.2", "watch/1.3"}
+
+
+OUTSIDE = {
+    "a new file": "echo x >.gitlab-ci.yml; git add .; git commit -qm x",
+    "what a later commit takes back": "echo x >.gitlab-ci.yml; git add .; git commit -qm x; git revert --no-edit HEAD",
+    "what a file was before": "git mv .gitignore patches/x; git commit -qm x",
+    "what a merge brings": "git branch old; git commit -q --allow-empty -m x; echo x >.gitlab-ci.yml; git add .;"
+    " git reset -q --soft $(git commit-tree -p HEAD -p old -m x $(git write-tree))",
+}
+
+
+@pytest.mark.parametrize("how", OUTSIDE)
+def test_a_branch_that_changes_more_than_the_watcher_does_is_not_pushed(desk: Desk, how: str) -> None:
+    """Upstream's code may have made it, and a pipeline would run it."""
+    (desk.folder / "tools/nox").write_text(
+        f"#!/bin/sh\nset -e\nmkdir -p .nox/watched patches\ngit checkout -q --detach\n{OUTSIDE[how]}\n"
+        "git branch watch/1.2\ngit checkout -q main\necho about >.nox/watched/1.2.md\n"
+    )
+    desk.run()
+    assert desk.status == 1
+    assert (".gitignore" if "mv" in OUTSIDE[how] else ".gitlab-ci.yml") in desk.said
+    assert "watch/1.2" in desk.said
+    assert desk.branches() == {"main"}
+    assert desk.asked() == []
+
+
+def test_what_a_person_has_pushed_to_a_branch_keeps_none_that_goes_on_from_it(desk: Desk) -> None:
+    desk.run()
+    clone = desk.job("git", "checkout", "--quiet", "watch/1.2")
+    (clone / "overlay.py").write_text("for 1.2\n")
+    desk.git("add", "--all", cwd=clone)
+    desk.git("commit", "--quiet", "--message=for 1.2", cwd=clone)
+    desk.git("push", "--quiet", "origin", "watch/1.2", ":watch/1.3", cwd=clone)
+    (desk.folder / "tools/nox").write_text(
+        "#!/bin/sh\nset -e\nmkdir -p .nox/watched patches/a ci\ngit checkout -q --detach origin/watch/1.2\n"
+        "touch patches/a/1.0.patch upstream.lock ci/results.json; git add .; git commit -qm x\n"
+        "git branch watch/1.3\ngit checkout -q main\necho about >.nox/watched/1.3.md\n"
+    )
+    desk.run()
+    assert desk.status == 0, desk.said
+    assert desk.branches() == {"main", "watch/1.2", "watch/1.3"}
+
+
+def test_a_page_that_leads_elsewhere_is_not_read(desk: Desk) -> None:
+    (desk.folder / "tools/nox").write_text("#!/bin/sh\nln -s ../.git/config watched/1.4.md\n")
+    desk.run()
+    assert desk.status == 0, desk.said
+    assert desk.asked() == []
+
+
+def test_a_remote_that_does_not_answer_is_an_error(desk: Desk) -> None:
+    """Else each branch would be taken for one that is not there yet."""
+    watched = desk.job(".ci/watch", "watched") / "watched"
+    git = desk.folder / "tools/git"
+    git.write_text(f'#!/bin/sh\n[ "$1" != ls-remote ] || exit 128\nexec {shutil.which("git")} "$@"\n')
+    git.chmod(0o755)
+    desk.job(".ci/propose", "watched", watched=watched)
+    assert desk.status != 0
+    assert desk.branches() == {"main"}

@@ -34,7 +34,8 @@ from overlay_tools.subprocesses import git, run
 from overlay_tools.upstream.asked import AskedRelease
 from overlay_tools.upstream.lockfile import Release, load_lock
 
-_OURS = ("patches", "upstream.lock", "ci/results.json")  # what a branch changes
+# What a branch changes; .ci/propose pushes none that changes more.
+_OURS = ("patches", "upstream.lock", "ci/results.json")
 _IDENTITY = re.compile(r"(.*) <(.*)> \d+ [+-]\d+")
 _FAILED = re.compile(r"^(?:FAILED|ERROR) .*", re.MULTILINE)
 _SHOWN = 20  # tests that failed
