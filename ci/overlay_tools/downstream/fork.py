@@ -52,7 +52,8 @@ def open_fork(source: Path, exclude: Sequence[str], stack: ExitStack) -> Fork:
     """Open a wheel, or a checkout: of a git repository, the files that it tracks.
 
     Parameters: `exclude`, patterns of paths in a wheel to leave alone; `stack` closes the wheel.
-    Raises WheelError if the wheel cannot be read; WorktreeError if there is no sglang/ in it.
+    Raises WheelError if the wheel cannot be read; WorktreeError if there is no sglang/ in it, or files of the checkout
+    are not as git keeps them.
     """
     root = _root_of(source)
     links: list[str] = []
@@ -67,7 +68,7 @@ def open_fork(source: Path, exclude: Sequence[str], stack: ExitStack) -> Fork:
         def read(name: str) -> bytes:
             return read_with_mode(found / name)
 
-        names = _files_of(root.resolve())
+        names = _files_of(source, root.resolve(), exclude)
         links = [name for name in names if (root / name).is_symlink()]
         crcs = {name: zlib.crc32(read(name)) for name in names if not (root / name).is_symlink()}
         metadata = _metadata_of(root)
@@ -183,26 +184,53 @@ def _metadata_of(root: Path) -> bytes | None:
     return None
 
 
-def _files_of(root: Path) -> list[str]:
+def _files_of(source: Path, root: Path, exclude: Sequence[str]) -> list[str]:
     """Return the files of a checkout, those that git tracks, or of an installation, by their paths in a wheel."""
-    names = _tracked_files(root)
+    names = _tracked_files(source, root, exclude)
     if "sglang/__init__.py" not in names:  # an installation may lie in a repository too, which ignores it
         names = [path.relative_to(root).as_posix() for path in (root / "sglang").rglob("*")]
     found = {name for name in names if (root / name).is_file() or (root / name).is_symlink()}
     return sorted(name for name in found if "__pycache__" not in name.split("/") and name != _VERSION_FILE)
 
 
-def _tracked_files(root: Path) -> list[str]:
-    """Return what the repository around a folder tracks under its sglang/, as paths in a wheel."""
+def _tracked_files(source: Path, root: Path, exclude: Sequence[str]) -> list[str]:
+    """Return what the repository around a folder tracks under its sglang/, as paths in a wheel.
+
+    Raises WorktreeError if git has left out files of it, or converted line ends: that would pass for the fork's doing.
+    """
     top = next((folder for folder in (root, *root.parents) if (folder / ".git").exists()), None)
     if top is None:
         return []
+    tags = _list_files(top, root, "-t", " ")
+    skipped = [name for name, tag in tags.items() if tag == "S" and not (root / name).exists()]
+    # git would fetch a file that it has skipped, to look at its line ends.
+    ends = {} if skipped else _list_files(top, root, "--eol", "\t")
+    crlf = [name for name, said in ends.items() if said.split()[:2] == ["i/lf", "w/crlf"] and "eol=crlf" not in said]
+    if lacking := [name for name in skipped if not _excluded(name, exclude)]:
+        more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
+        raise WorktreeError(
+            f"{source} is a sparse checkout: it lacks {lacking[0]}{more}.",
+            hint=f"`git -C {top} sparse-checkout disable` brings them back; --exclude leaves files alone.",
+        )
+    if converted := [name for name in crlf if not _excluded(name, exclude)]:
+        raise WorktreeError(
+            f"{source}: {converted[0]} ends its lines with CRLF, where git keeps LF: core.autocrlf was on.",
+            hint=f"Commit your work, and import a clone: `git clone -c core.autocrlf=false {top} FOLDER`.",
+        )
+    return list(tags)
+
+
+def _list_files(top: Path, root: Path, option: str, separator: str) -> dict[str, str]:
+    """Return what git says of the files that a repository tracks under a sglang/, by their paths in a wheel.
+
+    Parameters: `option`, which tells git to say it; `separator`, what then stands before a path.
+    """
     package = (root / "sglang").relative_to(top).as_posix()
-    done = git_bytes(["--literal-pathspecs", "ls-files", "-z", "--", package], cwd=top)
+    done = git_bytes(["--literal-pathspecs", "ls-files", option, "-z", "--", package], cwd=top)
     if done.returncode != 0:
         raise OverlayError(f"{top}: git cannot list its files: {done.stderr.decode(errors='replace').strip()}")
-    paths = done.stdout.decode("utf-8", "surrogateescape").split("\0")
-    return [f"sglang{path.removeprefix(package)}" for path in paths if path]
+    entries = (entry.partition(separator) for entry in done.stdout.decode("utf-8", "surrogateescape").split("\0"))
+    return {f"sglang{path.removeprefix(package)}": said for said, _, path in entries if path}
 
 
 def _excluded(name: str, patterns: Sequence[str]) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from overlay_tools import cli
+from overlay_tools.downstream.importer import plan_import
+from overlay_tools.errors import WorktreeError
 from overlay_tools.patches.series import load_series
 
 from unit.conftest import ENGINE, LOADER, Miniature, write_wheel
@@ -292,6 +294,33 @@ def test_a_checkout_is_compared_with_its_base(mini: Miniature, elsewhere: Path, 
     assert plan.warnings == [
         "what a checkout requires is not compared: import its wheel, or see its pyproject.toml yourself"
     ]
+
+
+def test_what_git_has_not_checked_out_is_not_taken_for_deleted(mini: Miniature, elsewhere: Path) -> None:
+    fork, skipped = checkout(elsewhere), [ENGINE_FILE, "sglang/version.py"]
+    commit(fork, "Ours", {f"python/{FILE}": LAST})
+    git(fork, "sparse-checkout", "set", "--no-cone", "/*", *(f"!/python/{name}" for name in skipped))
+    with pytest.raises(WorktreeError, match=r"is a sparse checkout: it lacks sglang/engine\.py and 1 more\.") as caught:
+        planned(mini, fork)
+    assert f"`git -C {fork} sparse-checkout disable`" in caught.value.hint
+    with pytest.raises(WorktreeError, match=r"it lacks sglang/version\.py\."):
+        plan_import(mini.project, mini.cache, fork, "1.0", None, [ENGINE_FILE])
+    plan = plan_import(mini.project, mini.cache, fork, "1.0", None, skipped)
+    assert outcomes(plan) == [(FILE, "brought in", "loader")]
+
+
+def test_line_ends_that_git_has_converted_are_not_brought_in(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    attributes = {".gitattributes": "*.bat text eol=crlf\n", "python/sglang/run.bat": "echo\n"}
+    commit(fork, "Ours", {f"python/{FILE}": LAST, **attributes})
+    clones = {each: elsewhere / each for each in ("true", "false")}
+    for each, clone in clones.items():
+        git(elsewhere, "clone", "--quiet", "-c", f"core.autocrlf={each}", fork, clone)
+    with pytest.raises(WorktreeError, match=r"sglang/__init__\.py ends its lines with CRLF") as caught:
+        planned(mini, clones["true"])
+    assert f"`git clone -c core.autocrlf=false {clones['true']} FOLDER`" in caught.value.hint
+    plan = brought_in(mini, clones["false"])
+    assert outcomes(plan) == [(FILE, "brought in", "loader"), ("sglang/run.bat", "brought in", "")]
 
 
 @pytest.mark.parametrize("below", ["vendor/sglang/python", "vendor/sglang", "vendor/sglang/python/sglang"])
