@@ -205,6 +205,12 @@ def test_wheels_of_a_tag_are_proven_first() -> None:
         assert any("nox -s status -- --check" in script for script in scripts(job))
 
 
+def test_a_schedule_tests_every_release_whatever_is_proven() -> None:
+    """What a release installs may have changed since: its dependencies are not pinned."""
+    assert "nox -s matrix -- --again" in "\n".join(scripts(read(GITLAB)["releases"]))
+    assert 'nox -s "test-${{ matrix.version }}"' in "\n".join(scripts(read(GITHUB)["jobs"]["releases"]))
+
+
 def test_every_python_of_the_readme_is_tested() -> None:
     said = re.search(
         r"Python (3\.\d+(?:, 3\.\d+)*) or (3\.\d+)", (REPOSITORY / "README.md").read_text(encoding="utf-8")
