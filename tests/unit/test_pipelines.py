@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -209,6 +210,17 @@ def test_a_schedule_tests_every_release_whatever_is_proven() -> None:
     """What a release installs may have changed since: its dependencies are not pinned."""
     assert "nox -s matrix -- --again" in "\n".join(scripts(read(GITLAB)["releases"]))
     assert 'nox -s "test-${{ matrix.version }}"' in "\n".join(scripts(read(GITHUB)["jobs"]["releases"]))
+
+
+def test_what_gitlab_caches_does_not_count_as_a_change_of_the_checkout(tmp_path: Path) -> None:
+    pipeline = read(GITLAB)
+    variables = [value.removeprefix("$CI_PROJECT_DIR/") for value in pipeline["variables"].values()]
+    assert len(variables) == 2
+    shutil.copy(REPOSITORY / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    for folder in [*pipeline["default"]["cache"]["paths"], *variables]:
+        words = ["git", "-c", f"core.excludesFile={os.devnull}", "check-ignore", "--quiet", f"{folder}/file"]
+        assert subprocess.run(words, cwd=tmp_path, check=False).returncode == 0, folder
 
 
 def test_every_python_of_the_readme_is_tested() -> None:
