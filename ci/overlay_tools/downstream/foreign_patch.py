@@ -28,12 +28,13 @@ HINT = (
     "SOURCE is a patch, a folder of patches, a mailbox of `git format-patch`, or a fork: a checkout, or a wheel,"
     " which may be unpacked."
 )
+_IS_LINK = "it is a link, which a wheel cannot hold"
 _NOT_EXPRESSED = tuple(
     (re.compile(pattern, re.MULTILINE), reason)
     for pattern, reason in (
         (r"^copy from ", "it is a copy of another file, which a hook cannot express"),
         (r"^(?:GIT binary patch|Binary files )", "it is binary, which a hook cannot express"),
-        (r"^(?:new file mode|new mode|deleted file mode) (?:12|16)0000", "it is a link, which a wheel cannot hold"),
+        (r"^(?:new file mode|new mode|deleted file mode) (?:12|16)0000", _IS_LINK),
     )
 )  # by the head of a file's diff
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".tar.xz", ".tar.bz2", ".zip")
@@ -281,6 +282,9 @@ def _make_patch(path: Path, title: str, header: dict[str, str], diff: str) -> Fo
     except UnidiffParseError as error:
         raise PatchError(f"{title}: the diff cannot be read: {error}.", hint=HINT) from None
     header.setdefault("Subject", named)
+    # Where a link takes the place of files, upstream's stay: git deletes them first.
+    links = tuple(f"{change.name}/" for change in files if change.left_out == _IS_LINK)
+    files = [change for change in files if not (change.deleted and f"{change.name}/".startswith(links))]
     return ForeignPatch(title=title, path=path, name=name, header=header, files=files)
 
 

@@ -355,6 +355,21 @@ def test_what_is_a_link_in_a_checkout_is_named_and_not_deleted(mini: Miniature, 
     assert notes(plan) == "\n".join(f"{name}: it is a link, which a wheel cannot hold" for name in links)
 
 
+def test_what_a_patch_makes_a_link_is_named_and_not_deleted(mini: Miniature, elsewhere: Path) -> None:
+    mini.lock_release("1.0", upstream() | {"sglang/kept/a.py": b"A = 1\n"})
+    fork, links = checkout(elsewhere), ["sglang/kept", "sglang/version.py"]
+    commit(fork, "More", {"python/sglang/kept/a.py": "A = 1\n"})
+    for name in links:
+        git(fork, "rm", "-r", "--quiet", f"python/{name}")
+        (fork / "python" / name).symlink_to("../real")
+    commit(fork, "Ours", {f"python/{FILE}": LAST})
+    plan = brought_in(mini, mailed(fork, 1, one=True))
+    assert outcomes(plan) == [("ours.mbox", "in part", "ours")]
+    assert notes(plan) == "\n".join(f"{name}: it is a link, which a wheel cannot hold" for name in links)
+    assert in_wheel(mini, "sglang/version.py").encode() == upstream()["sglang/version.py"]
+    assert in_wheel(mini, "sglang/kept/a.py") == "A = 1\n"
+
+
 def test_files_of_a_fork_can_be_left_alone(
     mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
