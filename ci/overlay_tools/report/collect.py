@@ -178,8 +178,9 @@ def _applied_cell(patch: Patch, read: Callable[[str], bytes | None]) -> Cell:
 
 def _stage_cell(result: Result | None, required: bool, inputs: Inputs, release: Release) -> Cell:
     """Return the cell of a stage, green if all of it passed on the `inputs` that the checkout has."""
+    due = State.OPEN if required else State.NEUTRAL  # what is not required, `matrix` does not run
     if result is None:
-        return Cell(state=State.OPEN if required else State.NEUTRAL, word="not run")
+        return Cell(state=due, word="not run")
     figures = ((result.failed, "failed"), (result.passed, "passed"))
     counts = [f"{count} {what}" for count, what in figures if count] or ["no test ran"]
     commit = result.commit[:7] + "+" * result.commit.endswith("+")
@@ -192,7 +193,7 @@ def _stage_cell(result: Result | None, required: bool, inputs: Inputs, release: 
     if differences := inputs.differences(result, release):
         before = "passed before" if result.green else "failed before" if result.failed else "incomplete before"
         problems = [f"{ran}; {'; '.join(differences)}.", *skipped]
-        return Cell(state=State.OPEN, word=before, notes=when, names=left_out, problems=problems)
+        return Cell(state=due, word=before, notes=when, names=left_out, problems=problems)
     if result.green:
         return Cell(state=State.GREEN, word=counts[0], notes=when, names=left_out)
     if skipped and not result.failed:

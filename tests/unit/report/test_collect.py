@@ -275,6 +275,16 @@ def test_a_stage_that_only_some_releases_ran_is_not_required_of_the_others(mini:
     assert status_now(mini).verdict == "1 of 2 releases green, 1 red"
 
 
+@pytest.mark.parametrize(("failed", "word"), [(0, "passed before"), (1, "failed before")])
+def test_a_stage_that_is_not_required_any_more_is_not_due_again(mini: Miniature, failed: int, word: str) -> None:
+    old = result(mini, "1.1", "plugin")
+    prove(mini, replace(old, failed=failed, inputs={**old.inputs, "tests": "of an older state"}))
+    status = status_now(mini)
+    cell = cell_of(status, "1.1", "plugin")
+    assert (cell.state, cell.word, cell.notes) == (State.NEUTRAL, word, ["12 s", "2026-11-23", "895de74+"])
+    assert status.not_green == []
+
+
 def test_contract_and_base_mentions_count_what_fits_and_list_the_rest(
     mini: Miniature, set_checks: Callable[[list[Finding], list[BaseMention]], None]
 ) -> None:
