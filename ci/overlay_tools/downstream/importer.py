@@ -30,7 +30,7 @@ from overlay_tools.downstream.worktree import format_message
 from overlay_tools.errors import REPORT, OverlayError, PatchError, UsageError
 from overlay_tools.patches.lint import load_checked_series
 from overlay_tools.patches.model import TO_BE_FILLED, Hook
-from overlay_tools.settings import Project
+from overlay_tools.settings import Project, load_project
 from overlay_tools.upstream.download import fetch
 from overlay_tools.upstream.lockfile import Lock, get_release, load_lock
 from overlay_tools.upstream.source_tree import SourceTree, open_source_tree, parse, source_wheel
@@ -164,7 +164,7 @@ def write_import(project: Project, cache: Path, plan: ImportPlan, *, discard: bo
         refuse_worktree(project, plan.base)
     changed = write_patches(project.patches, plan.patches, plan.others, seen=plan.seen)
     if plan.marked:
-        tree = edit(project, cache, plan.base, discard=True)
+        tree = edit(load_project(project.root), cache, plan.base, discard=True)  # its settings have been written
         for patch in (patch for patch in plan.marked if patch.files):
             tree.commit_files(patch.files, format_message(patch.attempt.header, patch.attempt.name))
     return changed

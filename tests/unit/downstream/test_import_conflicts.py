@@ -271,6 +271,17 @@ def test_new_files_of_a_conflict_are_as_the_patch_has_them(mini: Miniature, else
     ]  # fmt: skip
 
 
+def test_a_worktree_is_made_by_the_settings_that_are_written(mini: Miniature, elsewhere: Path) -> None:
+    assert run("import", difference(elsewhere, "new", new=(None, "NEW = 1\n")), "--base", "1.0", "--yes") == 0
+    fork = fork_of(elsewhere)
+    commit(fork, "New", {"python/sglang/new.py": "NEW = 1\n"})
+    commit(fork, "Gone", {"python/sglang/new.py": None})
+    commit(fork, "Add a size", {f"python/{ENGINE_FILE}": SIZED})
+    assert run("import", mailed(fork, 2), "--base", "1.0", "--yes") == 1
+    assert mini.project.files == ()  # the file's range goes with it
+    assert subjects(mini) == ["Let the overlay choose", "Add a size"]
+
+
 def test_a_text_with_a_line_of_seven_signs_is_exported(mini: Miniature) -> None:
     edit(mini.project, mini.cache, "1.0", discard=False)
     commit(worktree(mini), "Text", {"sglang/models/ours.rst": "Of ours\n=======\n"})
