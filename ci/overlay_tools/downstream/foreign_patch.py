@@ -322,11 +322,14 @@ def _read_section(section: str, *, of_clone: bool) -> Iterator[FileChange]:
     """
     head = section.partition("\n@@ ")[0]
     name = _name_in(head, of_clone=of_clone)
-    if not name.startswith("sglang/") or ".." in PurePosixPath(name).parts:
-        yield FileChange(name=name, left_out="it is outside the wheel")
-        return
-    if any(find_name_faults([name])):
-        yield FileChange(name=name, left_out="no file of a wheel may have this name")
+    old, mode = (re.search(rf"^{word} (.*)$", head, re.MULTILINE) for word in ("rename from", "new mode"))
+    origin = _unquote(old[1]) if old else ""
+    outside = not name.startswith("sglang/") or ".." in PurePosixPath(name).parts
+    if outside or any(find_name_faults([name])):
+        why = "it is outside the wheel" if outside else "no file of a wheel may have this name"
+        yield FileChange(name=name, left_out=why)
+        if origin.startswith("sglang/"):
+            yield FileChange(name=origin, deleted=True, blob=_expected_blob(head, []))
         return
     if reason := next((reason for pattern, reason in _NOT_EXPRESSED if pattern.search(head)), ""):
         yield FileChange(name=name, left_out=reason)
@@ -337,10 +340,9 @@ def _read_section(section: str, *, of_clone: bool) -> Iterator[FileChange]:
     ):
         yield FileChange(name=name, deleted=True, blob=_expected_blob(head, hunks))
         return
-    old, mode = (re.search(rf"^{word} (.*)$", head, re.MULTILINE) for word in ("rename from", "new mode"))
     target, executable = "", mode[1].endswith("755") if mode else None
-    if old is not None:
-        name, target = _unquote(old[1]), name
+    if origin:
+        name, target = origin, name
         if not name.startswith("sglang/"):
             yield FileChange(name=target, left_out=f"it comes from {name}, which is outside the wheel")
             return

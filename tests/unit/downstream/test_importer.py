@@ -177,6 +177,20 @@ def test_mails_that_delete_rename_and_change_a_mode_are_brought_in(mini: Miniatu
     assert [row.outcome for row in planned(mini, source).rows] == ["there already"] * 2
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_file_that_a_patch_moves_out_of_the_wheel_is_deleted(mini: Miniature, elsewhere: Path, changed: bool) -> None:
+    fork = checkout(elsewhere)
+    git(fork, "mv", f"python/{ENGINE_FILE}", "engine.py")
+    commit(fork, "Out", {"engine.py": FASTER if changed else ENGINE})
+    plan = brought_in(mini, mailed(fork, 1, one=True))
+    assert [(row.outcome, row.hook, row.notes) for row in plan.rows] == [
+        ("in part", "out", ["engine.py: it is outside the wheel"])
+    ]
+    assert "deleted file mode" in (mini.root / "patches/out/1.0.patch").read_text()
+    with pytest.raises(KeyError):
+        in_wheel(mini, ENGINE_FILE)
+
+
 def test_files_of_the_overlay_can_be_renamed_and_deleted_too(mini: Miniature, elsewhere: Path) -> None:
     fork = checkout(elsewhere)
     commit(fork, "New", {"python/sglang/new.py": "NEW = 1\n", "python/sglang/more.py": "MORE = 'of it'\n"})
