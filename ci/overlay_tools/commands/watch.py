@@ -16,7 +16,6 @@ from overlay_tools.report.html import write_text
 from overlay_tools.report.watch import describe_seen, print_seen, to_row
 from overlay_tools.settings import Project, cache_dir
 from overlay_tools.upstream.index_url import checked_index
-from overlay_tools.upstream.lockfile import load_lock
 from overlay_tools.upstream.versions import newer_versions
 
 
@@ -45,7 +44,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     index = "" if arguments.index is None else checked_index(arguments.index)
     stages = [stage for stage in STAGES if stage in arguments.stages]
     watcher = Watcher(project, cache_dir(), stages, arguments.python)
-    newest = [*load_lock(project.lock)][-1]
+    newest = watcher.newest()
     with console.step(f"Ask for releases after sglang {newest}"):
         versions = newer_versions(newest, index, candidates=arguments.candidates, posts=arguments.post)
     if not versions:

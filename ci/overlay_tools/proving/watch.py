@@ -83,6 +83,14 @@ class Watcher:
                 hint="Give it another name: `git branch -m watch NAME`.",
             )
 
+    def newest(self) -> str:
+        """Return the newest release that is locked where this goes on from.
+
+        Raises WatchError if another run is in progress.
+        """
+        with _only_run(self.tree), self._checked_out(self.head) as project:
+            return [*load_lock(project.lock)][-1]
+
     def look(self, versions: Sequence[str], index: str, write: Callable[[Seen], None]) -> Iterator[Seen]:
         """Look at releases, oldest first, and yield what became of each.
 

@@ -258,6 +258,15 @@ def test_where_nothing_is_newer_it_says_so(
     assert "No release is newer than sglang 1.1." in capsys.readouterr().out
 
 
+def test_what_is_newer_goes_by_what_is_committed(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(project, monkeypatch, {})
+    project.lock_release("1.2")
+    watch(project)
+    assert "No release is newer than sglang 1.1." in capsys.readouterr().out
+
+
 def test_an_environment_that_cannot_be_made_is_no_report(
     project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
