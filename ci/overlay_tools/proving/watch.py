@@ -20,10 +20,21 @@ from filelock import FileLock, Timeout
 from packaging.version import Version
 
 from overlay_tools import console
+from overlay_tools.api_check.contract_file import contract_path, load_contract
 from overlay_tools.downstream.changes import Changes, compare_releases
 from overlay_tools.downstream.port import Port
-from overlay_tools.errors import FetchError, LockError, MatrixError, OverlayError, ToolError, WatchError, YankedError
+from overlay_tools.errors import (
+    ContractError,
+    FetchError,
+    LockError,
+    MatrixError,
+    OverlayError,
+    ToolError,
+    WatchError,
+    YankedError,
+)
 from overlay_tools.git_settings import users_environment
+from overlay_tools.patches.lint import load_checked_series
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving.inputs import Inputs
 from overlay_tools.proving.results import Result, commit_of, load_results, save_results
@@ -33,6 +44,7 @@ from overlay_tools.settings import Project, load_project
 from overlay_tools.subprocesses import git, run
 from overlay_tools.upstream.asked import AskedRelease
 from overlay_tools.upstream.lockfile import Release, load_lock
+from overlay_tools.wheels.overlay_files import check_ranges
 
 # What a branch changes; .ci/propose pushes none that changes more.
 _OURS = ("patches", "upstream.lock", "ci/results.json")
@@ -86,9 +98,9 @@ class Watcher:
     def newest(self) -> str:
         """Return the newest release that is locked where this goes on from.
 
-        Raises WatchError if another run is in progress.
+        Raises OverlayError if the project's own files have faults, WatchError if another run is in progress.
         """
-        with _only_run(self.tree), self._checked_out(self.head) as project:
+        with _only_run(self.tree), console.step("Check what is committed"), self._checked_out(self.head) as project:
             return [*load_lock(project.lock)][-1]
 
     def look(self, versions: Sequence[str], index: str, write: Callable[[Seen], None]) -> Iterator[Seen]:
@@ -132,18 +144,16 @@ class Watcher:
         except LockError as error:
             return Seen(release=version, outcome="report", why=error.problems)
         with self._checked_out(base or self.head) as project:
-            load_series(project.patches)  # what is wrong with these is not the release's fault
             lock = load_lock(project.lock)
             older = [locked for locked in lock if Version(locked) < Version(version)]
             changes = None
             try:
                 changes = compare_releases(project, self.cache, lock[older[-1] if older else next(iter(lock))], release)
                 Port(project, self.cache, announce=False).start(version, lambda _: release)
-            except (FetchError, ToolError):
+            except (ContractError, FetchError, ToolError):  # the fault is not the release's
                 raise
             except OverlayError as error:
-                why = [problem.replace(f"{self.tree}/", "") for problem in error.problems]
-                return Seen(release=version, outcome="report", why=why, changes=changes)
+                return Seen(release=version, outcome="report", why=self._named(error.problems), changes=changes)
             self._commit(project, f"Take sglang {version}", _message(changes))
             results, failed, why = self._prove(project, release)
             if why:
@@ -190,7 +200,7 @@ class Watcher:
         failed = [line for stage in self.stages for line in _failures(logs / f"{version}-{stage}.log")]
         why = [f"{result.stage}: {describe(result)}." for result in results if not result.green]
         why += [f"{stage}: it has no result." for stage in self.stages if (version, stage) not in found]
-        return results, failed, [*why, *(line.replace(f"{self.tree}/", "") for line in stopped)]
+        return results, failed, [*why, *self._named(stopped)]
 
     def _prove_static(self, project: Project, release: Release, logs: Path) -> bool:
         """Run the static stage if it is asked for, which needs no environment; tell whether to go on."""
@@ -240,10 +250,26 @@ class Watcher:
 
     @contextmanager
     def _checked_out(self, commit: str) -> Iterator[Project]:
-        """Check a commit out beside the checkout until the block ends."""
+        """Check a commit out beside the checkout until the block ends.
+
+        Raises OverlayError if the project's own files have faults: they would be taken for those of each release.
+        """
         with self._cleared():
             self._git("worktree", "add", "--quiet", "--detach", str(self.tree), commit)
-            yield load_project(self.tree)
+            try:
+                project = load_project(self.tree)
+                lock = load_lock(project.lock)
+                load_checked_series(project.patches, list(lock))
+                check_ranges(project, lock)
+                load_contract(contract_path(project))
+                yield project
+            except OverlayError as error:
+                error.problems = tuple(self._named(error.problems))
+                raise
+
+    def _named(self, problems: Sequence[str]) -> list[str]:
+        """Name files as they are in any checkout: the worktree goes."""
+        return [problem.replace(f"{self.tree}/", "") for problem in problems]
 
     @contextmanager
     def _cleared(self) -> Iterator[None]:

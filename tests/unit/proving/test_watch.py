@@ -25,7 +25,7 @@ from overlay_tools.settings import Project
 from overlay_tools.upstream import asked
 from overlay_tools.upstream.lockfile import Release, load_lock
 
-from unit.conftest import LOADER, REPOSITORY, Miniature, upstream_files
+from unit.conftest import LOADER, PATCH, REPOSITORY, Miniature, upstream_files
 from unit.proving.test_runner import GREEN, make_environment
 from unit.upstream.conftest import Index, index, plain_installers
 
@@ -40,6 +40,16 @@ import pytest
 @pytest.mark.parametrize("version", re.findall(r'release."(.*)"', Path("upstream.lock").read_text()))
 def test_release(version: str) -> None:
     assert version != "9.9"
+"""
+LIMITED = """\
+[tool.sglang-overlay]
+default = "1.0"
+revision = 3
+replaces = []
+plugin = []
+
+[tool.sglang-overlay.files]
+"sglang/models/theirs.py" = ">=1.0"
 """
 KILLED = """\
 import os, sys
@@ -310,15 +320,30 @@ def test_a_release_that_cannot_be_compared_is_a_report(project: Miniature, monke
     assert "loader.py" in described(project, "1.2")
 
 
-def test_what_is_wrong_with_the_hooks_is_no_report(
-    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    project.write("patches/choose/1.0.patch", "not a patch\n")
-    git(project, "commit", "--quiet", "--all", "--message=second")
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("patches/choose/1.0.patch", "not a patch\n", "patches/choose/1.0.patch"),
+        ("patches/choose/1.0.patch", PATCH.replace("<=1.1", "<=1.0"), "Hook choose has no variant for sglang 1.1."),
+        ("ci/contract.toml", "waivers = 3\n", "error: ci/contract.toml:1: waivers must be a list of tables."),
+        ("pyproject.toml", LIMITED, "error: pyproject.toml:8: overlay/ has no file sglang/models/theirs.py."),
+        ("overlay/sglang/models/ours.py", "def (\n", "error: overlay/sglang/models/ours.py"),
+    ],
+)
+def test_what_is_wrong_with_our_own_files_is_no_report(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    name: str, text: str, said: str,
+) -> None:  # fmt: skip
+    project.write(name, text)
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message=second")
     publish(project, monkeypatch, {"1.2": LOADER})
-    assert cli.main(["watch"]) == 1
-    assert "patches/choose/1.0.patch" in capsys.readouterr().err
+    assert cli.main(["watch", "--stages", "static"]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "watching" not in error  # the worktree is gone
     assert not (project.root / ".nox/watched").exists()
+    assert not (project.root / ".nox/watching").exists()
 
 
 @pytest.mark.parametrize("kind", [FetchError, ToolError])
