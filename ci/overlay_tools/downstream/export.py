@@ -77,7 +77,9 @@ def export(
     doubts += [f"{', '.join(added.misfits)} would go to releases that it does not fit"] * bool(added.misfits)
     if doubts and not agree(" and ".join(doubts)):
         raise WorktreeError(
-            "Nothing was written.", hint="`--releases` says which other releases take a hook or a new file."
+            "Nothing was written.",
+            hint="`--releases` says which other releases take a hook or a new file, [tool.sglang-overlay.files] of"
+            " pyproject.toml which take one that is there.",
         )
     if tree.state() != state:
         raise WorktreeError(

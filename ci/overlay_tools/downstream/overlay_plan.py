@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from packaging.specifiers import SpecifierSet
 
-from overlay_tools.api_check.contract import check_overlay_files
+from overlay_tools.api_check.contract import check_contract
 from overlay_tools.downstream.export_plan import name_ranges
 from overlay_tools.downstream.settings_file import with_ranges
 from overlay_tools.downstream.staging import staged_project
@@ -77,28 +77,29 @@ def plan_overlay(
     sources: Mapping[str, SourceTree],
     overlay: Mapping[str, bytes | None],
 ) -> OverlayPlan:
-    """Find which releases take new and changed files of overlay/, and which of these releases they do not fit.
+    """Find which releases take changed files of overlay/, and which of these releases the overlay does not fit then.
 
     Parameters: `patches`, what patches/ is to hold; `files`, what changes beside it; `sources`, the locked releases;
     `overlay`, the files of overlay/ among it, by path in a wheel.
     """
-    new = _new_files(project, overlay)
+    new, gone = _new_files(project, overlay), [name for name, data in overlay.items() if data is None]
     outcomes: dict[tuple[str, str], list[str]] = {}
     misfits: dict[str, None] = {}
     with staged_project(project, patches, list(sources), files) as staged:
         for version, tree in sources.items():
-            written = [name for name, data in overlay.items() if data is not None]
-            taken = {name for name in written if staged.project.takes(version, name)}
-            problems = _problems(staged.project, tree, taken)
-            known = _problems(project, tree, taken - {*new}) if problems else {}
-            for name in written:
-                found = [problem for problem in problems.get(name, ()) if problem not in known.get(name, ())]
-                if found:
-                    misfits[f"overlay/{name}"] = None
-                elif name in new:
-                    found = ["is added" if name in taken else "not added: outside the range of releases"]
-                for outcome in found:
-                    outcomes.setdefault((f"overlay/{name}", outcome), []).append(version)
+            said = {name: ["is removed"] for name in gone if project.takes(version, name)}
+            for name in new:
+                taken = staged.project.takes(version, name)
+                said[name] = ["is added" if taken else "not added: outside the range of releases"]
+            found = {f"overlay/{name}": outcome for name, outcome in said.items()}
+            problems = _problems(staged.project, tree)
+            known = _problems(project, tree) if problems else {}
+            for where, those in problems.items():
+                if broken := [problem for problem in those if problem not in known.get(where, ())]:
+                    misfits[where], found[where] = None, broken
+            for where, each in found.items():
+                for outcome in each:
+                    outcomes.setdefault((where, outcome), []).append(version)
     rows = [(name, name_ranges(some, list(sources)), outcome) for (name, outcome), some in outcomes.items()]
     return OverlayPlan(rows=rows, misfits=list(misfits))
 
@@ -107,15 +108,16 @@ def _new_files(project: Project, overlay: Mapping[str, bytes | None]) -> list[st
     return [name for name, data in overlay.items() if data is not None and not (project.overlay / name).is_file()]
 
 
-def _problems(project: Project, sources: SourceTree, names: Set[str]) -> dict[str, list[str]]:
-    """Return by file why it does not fit a release: upstream has one of its name, or lacks what it needs."""
+def _problems(project: Project, sources: SourceTree) -> dict[str, list[str]]:
+    """Return by a file's path why it does not fit a release: upstream has one of its name, or lacks what it needs."""
+    taken = {name for name in names_of(project.overlay) if project.takes(sources.version, name)}
     found = {
-        name: ["upstream has a file of this name, so no wheel can be built"]
-        for name in sorted(names - project.replaces)
+        f"overlay/{name}": ["upstream has a file of this name, so no wheel can be built"]
+        for name in sorted(taken - project.replaces)
         if sources.read(name) is not None
     }
-    for finding in check_overlay_files(project, sources, names):
+    for finding in check_contract(project, sources):
         if finding.problem and not finding.waived:
-            name = finding.where.removeprefix("overlay/").rpartition(":")[0]
-            found.setdefault(name, []).append(f"{finding.kind} {finding.what}: {finding.problem}")
+            problem = f"{finding.kind} {finding.what}: {finding.problem}"
+            found.setdefault(finding.where.rpartition(":")[0] or finding.where, []).append(problem)
     return found

@@ -148,6 +148,38 @@ def test_the_range_of_a_file_that_is_removed_goes_too(mini: Miniature) -> None:
     mini.build("1.1")
 
 
+def test_a_file_that_is_removed_is_said_with_the_releases_that_took_it(
+    mini: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit(mini, "1.0", old=None, ours=None)
+    assert exported(mini, "1.0")[1] == []
+    shown = capsys.readouterr().out
+    assert f"  overlay/{OLD}   1.0         is removed\n" in shown
+    assert "  overlay/sglang/models/ours.py  1.0 to 1.1  is removed\n" in shown
+
+
+def test_what_needs_a_file_that_is_removed_is_asked_about(mini: Miniature, capsys: pytest.CaptureFixture[str]) -> None:
+    user = "overlay/sglang/models/user.py"
+    mini.write(user, "from sglang.models.ours import OURS\n")
+    commit(mini, "1.0", ours=None)
+    before = mini.content()
+    asked: list[str] = []
+    with pytest.raises(WorktreeError, match="Nothing was written"):
+        export(mini.project, mini.cache, "1.0", agree=noting(asked, answer=False))
+    assert mini.content() == before
+    assert asked == [f"{user} would go to releases that it does not fit"]
+    problem = "import sglang.models.ours.OURS: there is no module sglang.models.ours"
+    assert f"  {user}  1.0 to 1.1  {problem}\n" in capsys.readouterr().out
+
+
+def test_a_row_of_a_model_that_is_removed_is_asked_about(mini: Miniature) -> None:
+    row = "overlay/sglang/srt/overlay_models/ours.py"
+    mini.write(row, 'ROW = OverlayModel(model="sglang.models.ours:Ours")\n')
+    mini.write("overlay/sglang/models/ours.py", "class Ours:\n    pass\n")
+    commit(mini, "1.0", ours=None)
+    assert exported(mini, "1.0")[1] == [f"{row} would go to releases that it does not fit"]
+
+
 @pytest.mark.parametrize(
     ("version", "ranges", "wanted", "said"),
     [
