@@ -24,6 +24,16 @@ _ADD_ALL = ("add", "--all", "--force", "--", ".", ":(exclude,glob)**/__pycache__
 # Files are as upstream has them and go back as they are. This goes before what a .gitattributes of upstream's or the
 # user's own say, whoever calls git: none of them has a program run on the files.
 _ATTRIBUTES = "* -text -ident -working-tree-encoding !eol !filter !diff !merge !conflict-marker-size !whitespace\n"
+# What git keeps in .git while a command of several steps is under way: the first that is there counts.
+_BEGUN = {
+    "rebase-merge": "rebase",
+    "rebase-apply/applying": "am",
+    "rebase-apply": "rebase",
+    "MERGE_HEAD": "merge",
+    "CHERRY_PICK_HEAD": "cherry-pick",
+    "REVERT_HEAD": "revert",
+    "sequencer": "cherry-pick",  # or, as its first line says, a revert: between two commits of several
+}
 _LINK, _SUBMODULE = "120000", "160000"  # git's modes of what is not a file
 
 
@@ -151,15 +161,14 @@ class Worktree:
 
     def check_not_under_way(self, kind: type[OverlayError], then: str) -> None:
         """Raise an error of a kind if a rebase or the like has stopped midway here; `then` says what comes after it."""
-        for name in ("rebase-merge", "rebase-apply", "MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD"):
-            if (self.folder / ".git" / name).exists():
-                command = (
-                    "rebase" if name.startswith("rebase") else name.removesuffix("_HEAD").lower().replace("_", "-")
-                )
-                raise kind(
-                    f"{self.folder}: a git {command} is under way.",
-                    hint=f"`git -C {self.folder} {command} --continue` ends it; {then}.",
-                )
+        if command := next((_BEGUN[name] for name in _BEGUN if (self.folder / ".git" / name).exists()), ""):
+            todo = self.folder / ".git" / "sequencer" / "todo"
+            if todo.is_file() and todo.read_bytes().startswith(b"revert"):
+                command = "revert"
+            raise kind(
+                f"{self.folder}: a git {command} is under way.",
+                hint=f"`git -C {self.folder} {command} --continue` ends it; {then}.",
+            )
 
     def uncommitted(self) -> list[str]:
         """Return the paths of files with changes that are not committed, new ones too.

@@ -117,6 +117,35 @@ def test_commits_that_do_not_stand_on_the_overlays_are_refused(tree: Worktree) -
     assert "rebase overlay" in caught.value.hint
 
 
+@pytest.mark.parametrize("command", ["cherry-pick", "revert"])
+def test_what_git_has_not_done_yet_of_several_commits_is_noticed(tree: Worktree, command: str) -> None:
+    tree.git("config", "user.name", "me")
+    tree.git("config", "user.email", "me@here")
+    tree.git("checkout", "--quiet", "-b", "side")
+    for number in range(2):
+        commit(tree, "Side", loader=f"x = {number}\n")
+    tree.git("checkout", "--quiet", "main")
+    commit(tree, "Main", loader="x = 2\n")
+    with pytest.raises(ToolError):
+        tree.git(command, f"{OVERLAY}..side")
+    commit(tree, "Settled", loader="x = 3\n")  # CHERRY_PICK_HEAD and REVERT_HEAD are gone
+    with pytest.raises(WorktreeError, match=rf"a git {command} is under way\.") as caught:
+        tree.check_not_under_way(WorktreeError, "then export again")
+    assert f"{command} --continue` ends it" in caught.value.hint
+
+
+def test_mails_that_git_has_stopped_in_are_no_rebase(tree: Worktree) -> None:
+    commit(tree, "One", loader="x = 1\n")
+    mail = tree.git("format-patch", "--stdout", "-1")
+    tree.git("reset", "--quiet", "--hard", "HEAD~")
+    commit(tree, "Main", loader="x = 2\n")
+    with pytest.raises(ToolError):
+        tree.git("-c", "user.name=me", "-c", "user.email=me@here", "am", stdin=mail)
+    with pytest.raises(WorktreeError, match=r"a git am is under way\.") as caught:
+        tree.check_not_under_way(WorktreeError, "then export again")
+    assert "am --continue` ends it; then export again." in caught.value.hint
+
+
 def test_what_is_not_committed_is_named(tree: Worktree) -> None:
     (tree.folder / TEXT_FILE).write_text("schöner\n")
     (tree.folder / "sglang" / "with blank.py").write_text("x = 1\n")
