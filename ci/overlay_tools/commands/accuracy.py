@@ -15,7 +15,7 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.options import add_passed_on, add_python, count
+from overlay_tools.commands.options import add_passed_on, add_python, count, remove_outputs
 from overlay_tools.commands.shared import Begun, Plan, begin, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.server import Server
@@ -88,6 +88,8 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
         reads,
         asked="Transformers" if done else "The engine",
     )
+    if done is None or arguments.json is None or arguments.json.resolve() != done.path.resolve():
+        remove_outputs(arguments.json)  # unless it holds what the engine did
     with ExitStack() as stack:
         python = stack.enter_context(open_engine(project, begun.version, arguments.python, gpu=begun.device.gpu))
         packages = stack.enter_context(open_lm_eval(python, arguments.python))

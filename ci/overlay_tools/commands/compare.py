@@ -12,7 +12,7 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.options import add_passed_on, add_python, count
+from overlay_tools.commands.options import add_passed_on, add_python, count, remove_outputs
 from overlay_tools.commands.shared import Plan, begin, open_engine
 from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.comparison import (
@@ -68,6 +68,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
     begun = begin(
         project, arguments, "exact", {"--json": arguments.json, "--html": arguments.html}, [arguments.prompts]
     )
+    remove_outputs(arguments.json, arguments.html)
     with (
         open_engine(project, begun.version, arguments.python, gpu=begun.device.gpu) as python,
         own_folder(project.root / ".nox" / "servers") as folder,

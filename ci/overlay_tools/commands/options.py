@@ -50,6 +50,13 @@ def check_places(writes: Mapping[str, Path | None], reads: Sequence[str | Path |
                 raise UsageError(f"{name} is read, and {option} would overwrite it.", hint="Name another file.")
 
 
+def remove_outputs(*paths: Path | None) -> None:
+    """Remove the files that are to be written: after an error, what an earlier run found would pass for this one's."""
+    for path in paths:
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
 def ask(question: str) -> str:
     """Return what a person answers on the terminal, "" where it is closed (Ctrl-D)."""
     try:

@@ -203,7 +203,7 @@ def test_a_checkpoint_that_memory_does_not_take_is_refused_before_anything_is_bu
     assert not (mini_here.root / "dist").exists()
 
 
-def fail(engine: Mapping[str, Score]) -> dict[str, Score]:
+def fail(*asked: object) -> dict[str, Score]:
     raise AccuracyError("The reference model cannot be asked: it is gone.")
 
 
@@ -243,6 +243,20 @@ def test_what_the_engine_did_is_kept_where_no_file_is_named(
     assert cli.main(["accuracy", "model", "--task", "own.jsonl", "--engine", str(kept)]) == 0
     assert cli.main(["accuracy", "model", "--task", "own.jsonl"]) == 0
     assert [*(mini_here.root / ".nox/scores").iterdir()] == [kept]  # it is a person's now; what is shown is not kept
+
+
+def test_no_verdict_of_an_earlier_run_stays_after_an_error(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["accuracy", "model", "--task", "own.jsonl", "--json", "r.json"]
+    assert cli.main(words) == 0
+    before = Path("r.json").read_bytes()
+    assert cli.main([*words, "9.9"]) == 1  # nothing has been asked then
+    assert Path("r.json").read_bytes() == before
+    monkeypatch.setattr(made_up, "ask_server", fail)
+    monkeypatch.setattr(made_up, "ask_reference", fail)
+    assert cli.main([*words, "--engine", "./r.json"]) == 1
+    assert Path("r.json").read_bytes() == before  # what the engine did is in it
+    assert cli.main(words) == 1
+    assert not Path("r.json").exists()
 
 
 def test_what_another_engine_did_is_refused(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,22 @@ def test_a_checkpoint_that_memory_does_not_take_is_refused(
     assert not (mini_here.root / "dist").exists()
 
 
+def test_no_verdict_of_an_earlier_run_stays_after_an_error(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise CompareError("The engine cannot be asked.")
+
+    monkeypatch.setattr(compare, "open_engine", fail)
+    for name in ("out.json", "out.html"):
+        Path(name).write_text('{"same": true}')
+    words = ["compare", "model", "--json", "out.json", "--html", "out.html"]
+    assert cli.main([*words, "--reference", "none"]) == 2
+    assert Path("out.json").exists()
+    assert Path("out.html").exists()
+    assert cli.main(words) == 1
+    assert not Path("out.json").exists()
+    assert not Path("out.html").exists()
+
+
 @pytest.mark.parametrize(
     ("names", "drafts", "state"),
     [
