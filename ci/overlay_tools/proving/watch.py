@@ -107,35 +107,46 @@ class Watcher:
         """Look at releases, oldest first, and yield what became of each.
 
         Parameters: `write`, which keeps the description of a branch or a report; a branch is made once it has one.
-        Raises ToolError or FetchError if the index does not answer, WatchError if another run is in progress.
+        Raises WatchError if another run is in progress and, once all were looked at, if one cannot be had or installed.
         """
+        base, failed = "", dict[str, OverlayError]()
         with _only_run(self.tree), self._cleared():
-            base = ""
             for version in versions:
                 console.line(f"sglang {version}", style="bold")
-                if ref := self._branch_of(version):
-                    why = ["There is a branch already."]
-                    if self._goes_on_from_head(ref):
-                        try:
-                            AskedRelease(version=version, index=index).look_up(self.project.root)
-                            base = ref
-                        except LockError as error:  # it was yanked since
-                            why += error.problems
-                    seen = Seen(release=version, outcome="there", branch=ref, why=why)
-                elif self._reported(version):
-                    where = self.reports / f"{version}.md"
-                    seen = Seen(release=version, outcome="there", why=[f"There is a report of this commit: {where}"])
+                try:
+                    seen, base = self._look(version, index, base, write)
+                except (FetchError, ToolError) as error:  # it keeps no other from being looked at
+                    failed[version] = error
                 else:
-                    seen = self._look(version, index, base)
-                    if seen.outcome in ("branch", "report"):
-                        write(seen)
-                    if seen.outcome == "branch":
-                        # The old value says that there must be none: whoever has made one in the meantime keeps it.
-                        self._git("update-ref", f"refs/heads/{seen.branch}", seen.commit, "")
-                        base = seen.branch
-                yield seen
+                    yield seen
+        if failed:
+            problems = [f"sglang {version}: {line}" for version, error in failed.items() for line in error.problems]
+            hints = dict.fromkeys(error.hint for error in failed.values() if error.hint)
+            raise WatchError(*problems, hint=" ".join(hints))
 
-    def _look(self, version: str, index: str, base: str) -> Seen:
+    def _look(self, version: str, index: str, base: str, write: Callable[[Seen], None]) -> tuple[Seen, str]:
+        """Return what became of one release, and the branch that the next one goes on from."""
+        if ref := self._branch_of(version):
+            why = ["There is a branch already."]
+            if self._goes_on_from_head(ref):
+                try:
+                    AskedRelease(version=version, index=index).look_up(self.project.root)
+                    base = ref
+                except LockError as error:  # it was yanked since
+                    why += error.problems
+            return Seen(release=version, outcome="there", branch=ref, why=why), base
+        if self._reported(version):
+            where = self.reports / f"{version}.md"
+            return Seen(release=version, outcome="there", why=[f"There is a report of this commit: {where}"]), base
+        seen = self._carry(version, index, base)
+        if seen.outcome in ("branch", "report"):
+            write(seen)
+        if seen.outcome == "branch":
+            # The old value says that there must be none: whoever has made one in the meantime keeps it.
+            self._git("update-ref", f"refs/heads/{seen.branch}", seen.commit, "")
+        return seen, seen.branch or base
+
+    def _carry(self, version: str, index: str, base: str) -> Seen:
         """Carry one release and prove it, on top of a branch or, if that is empty, of what was checked out."""
         try:
             release = AskedRelease(version=version, index=index).look_up(self.project.root)
@@ -189,8 +200,10 @@ class Watcher:
             raise
         except MatrixError as error:
             cause = error.__cause__
+            if isinstance(cause, FetchError | ToolError):
+                raise cause from None
             ran = {stage for found, stage in load_results(project.results) if found == version} - {"static"}
-            if isinstance(cause, FetchError | ToolError) or not (cause or ran):
+            if not (cause or ran):
                 raise
             stopped = cause.problems if isinstance(cause, OverlayError) else ()
         except OverlayError as error:

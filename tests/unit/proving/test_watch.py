@@ -347,26 +347,34 @@ def test_what_is_wrong_with_our_own_files_is_no_report(
 
 
 @pytest.mark.parametrize("kind", [FetchError, ToolError])
-def test_where_the_index_fails_what_is_finished_stays(
-    project: Miniature, monkeypatch: pytest.MonkeyPatch, kind: type[OverlayError]
+def test_a_release_that_cannot_be_had_or_installed_is_no_report_and_keeps_no_other_from_being_looked_at(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[OverlayError]
 ) -> None:
-    """An index that does not answer is no fault of a release, neither when it is looked up nor when it is installed."""
-    publish(project, monkeypatch, {"1.2": LOADER, "1.3": LOADER})
+    no_answer = kind("the index does not answer", hint="Check the network.")
+    publish(project, monkeypatch, {"1.2": LOADER, "1.3": LOADER, "1.4": no_answer, "1.5": "# new\n" + LOADER})
 
     @contextmanager
-    def installs_one(
+    def installs_others(
         project: Project, version: str, python: str | None, folder: Path, *, gpu: bool, plugin: bool
     ) -> Iterator[Path]:
         if version == "1.3":
-            raise kind("the index does not answer")
+            raise kind("uv pip install failed", "because of a pin", hint="Check the network.")
         with make_environment(project, version, python, folder, gpu=gpu, plugin=plugin) as made:
             yield made
 
-    monkeypatch.setattr(runner, "engine_environment", installs_one)
+    monkeypatch.setattr(runner, "engine_environment", installs_others)
     assert cli.main(["watch", "--json", ".nox/seen.json"]) == 1
-    assert branches(project).keys() == {"main", "watch/1.2"}
-    assert [row["outcome"] for row in json.loads((project.root / ".nox/seen.json").read_text())] == ["branch"]
-    assert not (project.root / ".nox/watched/1.3.md").exists()
+    said = [
+        "sglang 1.3: uv pip install failed",
+        "sglang 1.3: because of a pin",
+        "sglang 1.4: the index does not answer",
+    ]
+    assert capsys.readouterr().err.endswith("".join(f"error: {line}\n" for line in said) + "  Check the network.\n")
+    assert branches(project).keys() == {"main", "watch/1.2", "watch/1.5"}
+    assert git(project, "rev-parse", "watch/1.5~2") == git(project, "rev-parse", "watch/1.2")
+    seen = json.loads((project.root / ".nox/seen.json").read_text())
+    assert [(row["release"], row["outcome"]) for row in seen] == [("1.2", "branch"), ("1.5", "branch")]
+    assert not list((project.root / ".nox/watched").glob("1.[34].*"))
 
 
 def test_what_is_checked_out_meanwhile_plays_no_part(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
