@@ -107,16 +107,16 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
             engine = {task.name: done.scores[task.name] for task in tasks}
         else:
             engine = _ask_engine(harness, begun, python, checkpoint, folder)
-        if earlier is not None:
-            against = f"the engine in {earlier.path}"
-            other = {name: earlier.score(name, score) for name, score in engine.items()}
-        else:
-            against = f"Transformers in {about['dtype']}"
-            kept = arguments.engine or arguments.json or _new_file(project.root / ".nox" / "scores", checkpoint)
-            with _keeping(kept, None if done else dump_engine(asked, about, engine)), console.step(f"Ask {against}"):
-                other = harness.ask_reference(engine)
-            if kept not in (arguments.engine, arguments.json):
-                kept.unlink()
+        against = f"the engine in {earlier.path}" if earlier else f"Transformers in {about['dtype']}"
+        kept = arguments.engine or arguments.json or _new_file(project.root / ".nox" / "scores", checkpoint)
+        with _keeping(kept, None if done else dump_engine(asked, about, engine)):
+            if earlier is not None:
+                other = {name: earlier.score(name, score) for name, score in engine.items()}
+            else:
+                with console.step(f"Ask {against}"):
+                    other = harness.ask_reference(engine)
+        if kept not in (arguments.engine, arguments.json):
+            kept.unlink()
     pairs = {name: Pair(engine=score, other=other[name]) for name, score in engine.items()}
     results = Results(asked=asked, about=about, bound=arguments.bound / 100, against=against, tasks=pairs)
     _show(results)

@@ -245,6 +245,23 @@ def test_what_the_engine_did_is_kept_where_no_file_is_named(
     assert [*(mini_here.root / ".nox/scores").iterdir()] == [kept]  # it is a person's now; what is shown is not kept
 
 
+@pytest.mark.parametrize("named", [[], ["--json", "r.json"]])
+def test_what_the_engine_did_is_not_lost_where_an_earlier_run_was_asked_otherwise(
+    made_up: MadeUp, mini_here: Miniature, named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["accuracy", "model", "--task", "own.jsonl"]
+    assert cli.main([*words, "--json", "before.json"]) == 0
+    made_up.digest = "other"
+    assert cli.main([*words, "--against", "before.json", *named]) == 1
+    said = capsys.readouterr()
+    assert "before.json: own.jsonl has other prompts, choices or answers" in said.err
+    [kept] = [Path("r.json")] if named else (mini_here.root / ".nox/scores").iterdir()
+    assert f"What the engine did is in {kept}:" in said.out
+    made_up.servers.clear()
+    assert cli.main([*words, "--engine", str(kept)]) == 0
+    assert made_up.servers == []
+
+
 def test_no_verdict_of_an_earlier_run_stays_after_an_error(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["accuracy", "model", "--task", "own.jsonl", "--json", "r.json"]
     assert cli.main(words) == 0
