@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from overlay_tools import console
 from overlay_tools.checkout import own_folder
@@ -20,6 +19,7 @@ from overlay_tools.commands.shared import begin, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.device import Device
 from overlay_tools.engines.server import Server
+from overlay_tools.errors import BenchError
 from overlay_tools.proving.bench.rounds import Figure, Load, Reference, Speed, measure_engine, open_reference
 from overlay_tools.proving.reference import Reference as Model
 from overlay_tools.report.html import write_text
@@ -82,9 +82,9 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
         folder = stack.enter_context(own_folder(project.root / ".nox" / "servers"))
         checkpoint = named.open_checkpoint(arguments.checkpoint, python, arguments.passed_on)
         plan = begun.plan(checkpoint)
-        config = named.read_config(checkpoint / "config.json")
-        reference = None
+        reference, vocabulary = None, 0
         if not arguments.alone:
+            vocabulary = _vocabulary(checkpoint / "config.json")
             with console.step("Load the reference model"):
                 of = Model(python, project.root, folder, checkpoint, arguments.reference, plan.where)
                 job = {**of.job, "dtype": plan.dtype}
@@ -92,7 +92,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
         server = _server(python, checkpoint, arguments.passed_on, device, folder, loads)
         with console.step(f"Start sglang {version}"):
             stack.enter_context(server)
-        speeds = _measure(server, reference, loads, arguments.rounds, _vocabulary(config), folder)
+        speeds = _measure(server, reference, loads, arguments.rounds, vocabulary, folder)
     title = f"{arguments.checkpoint}, {arguments.input} tokens read and {arguments.output} written, sglang {version}"
     other = f"{reference.said['reference']}, Transformers {reference.said['transformers']}" if reference else ""
     rows = _rows(speeds)
@@ -176,8 +176,19 @@ def _server(
     return Server(python, checkpoint, [*engine_config.flags(usual), *flags], env=environment, log=folder / "server.log")
 
 
-def _vocabulary(config: Mapping[str, Any]) -> int:
-    return int({**config, **(config.get("text_config") or {})}["vocab_size"])
+def _vocabulary(path: Path) -> int:
+    """Return how many tokens a config.json says that there are, of which prompts are made for the reference model.
+
+    Raises BenchError if it does not.
+    """
+    config = named.read_config(path)
+    for part in (config.get("text_config"), config):
+        if isinstance(part, dict) and isinstance(size := part.get("vocab_size"), int):
+            return size
+    raise BenchError(
+        f"{path}: neither it nor its text_config has a vocab_size, from which the reference model's prompts are made.",
+        hint="--alone does without.",
+    )
 
 
 COMMAND = Command(

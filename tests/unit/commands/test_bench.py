@@ -106,6 +106,23 @@ def test_the_engine_can_be_measured_alone(measured: list[tuple[Load, int]], caps
     assert "times as fast" not in said
 
 
+@pytest.mark.parametrize("config", [{"llm_config": {"vocab_size": 99}}, {"vocab_size": None}, {"text_config": 3}])
+def test_without_a_size_of_the_vocabulary_the_engine_is_measured_alone(
+    measured: list[tuple[Load, int]], mini_here: Miniature, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    mini_here.write("model/config.json", json.dumps(config))
+    words = ["bench", "model", "--rounds", "1", "--concurrency", "2"]
+    assert cli.main([*words, "--alone", "--", "--tp-size", "2"]) == 0
+    assert len(measured) == 2
+    monkeypatch.setattr(bench, "open_reference", None)
+    monkeypatch.setattr(Server, "__enter__", None)
+    assert cli.main(words) == 1
+    error = capsys.readouterr().err
+    assert "model/config.json: neither it nor its text_config has a vocab_size" in error
+    assert "--alone" in error
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
