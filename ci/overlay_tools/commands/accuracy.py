@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
 from overlay_tools.commands.options import add_passed_on, add_python, count, remove_outputs
-from overlay_tools.commands.shared import Begun, Plan, begin, open_engine
+from overlay_tools.commands.shared import Begun, Plan, begin, new_file, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import UsageError
@@ -108,7 +106,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
         else:
             engine = _ask_engine(harness, begun, python, checkpoint, folder)
         against = f"the engine in {earlier.path}" if earlier else f"Transformers in {about['dtype']}"
-        kept = arguments.engine or arguments.json or _new_file(project.root / ".nox" / "scores", checkpoint)
+        kept = arguments.engine or arguments.json or new_file(project, "scores", checkpoint.name)
         with _keeping(kept, None if done else dump_engine(asked, about, engine)):
             if earlier is not None:
                 other = {name: earlier.score(name, score) for name, score in engine.items()}
@@ -168,13 +166,6 @@ def _ask_engine(harness: Harness, begun: Begun, python: Path, checkpoint: Path, 
         Server(python, checkpoint, flags, env=environment, log=folder / "server.log") as server,
     ):
         return harness.ask_server(server, _AT_ONCE[begun.device.gpu])
-
-
-def _new_file(folder: Path, checkpoint: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(".json", f"{checkpoint.name}-", folder)
-    os.close(handle)
-    return Path(name)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -157,6 +159,15 @@ def require_cuda() -> None:
     """Raise OverlayError if an engine would not run on a CUDA GPU here."""
     if not (device := choose_device()).gpu:
         raise OverlayError(f"There is no CUDA GPU to use: {device.why}.", hint="`nox -s test` does without one.")
+
+
+def new_file(project: Project, folder: str, name: str) -> Path:
+    """Return a new JSON file in a folder below .nox/, for what is not to be lost; a name begins that of the file."""
+    parent = project.root / ".nox" / folder
+    parent.mkdir(parents=True, exist_ok=True)
+    handle, path = tempfile.mkstemp(".json", f"{name}-", parent)
+    os.close(handle)
+    return Path(path)
 
 
 def show_wheel(project: Project, built: BuiltWheel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from overlay_tools import console
@@ -10,7 +11,7 @@ from overlay_tools.checkout import only_writer, own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
 from overlay_tools.commands.options import add_passed_on, add_python, count
-from overlay_tools.commands.shared import open_engine, require_cuda
+from overlay_tools.commands.shared import new_file, open_engine, require_cuda
 from overlay_tools.errors import TuneError, UsageError
 from overlay_tools.proving.tune.bench import Described, open_processes
 from overlay_tools.proving.tune.search import Choice, dump, search
@@ -82,9 +83,15 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
             grid = points(arguments.batch, described.defaults, most)
             choices = search(processes, shape, grid, described.shared_memory)
     console.grid(["tokens", "default", "tuned", "", "tile"], [_row(choice) for choice in choices])
-    with only_writer(project.root):
-        _check_free(path, arguments.again)  # it may have been written meanwhile
-        write_text(dump(choices), path)
+    try:
+        with only_writer(project.root) if arguments.out is None else nullcontext():
+            _check_free(path, arguments.again)  # it may have been written meanwhile
+            write_text(dump(choices), path)
+    except BaseException:  # to measure it again could take hours
+        kept = new_file(project, "tiles", path.stem)
+        write_text(dump(choices), kept)
+        console.line(f"What was measured is in {kept}. Its place is {path}.")
+        raise
     won = sum(choice.faster > 1 for choice in choices)
     console.line(f"{won} of {len(choices)} entries are other than upstream's. They are in {path}.")
     console.line(_next(version, described, arguments.out))

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from overlay_tools import cli
+from overlay_tools import checkout, cli
 from overlay_tools.commands import shared, tune
 from overlay_tools.engines.device import Device
 from overlay_tools.errors import BuildError
 from overlay_tools.proving.tune.bench import Described
-from overlay_tools.proving.tune.search import Progress
+from overlay_tools.proving.tune.search import Choice, Progress, search
 from overlay_tools.proving.tune.shape import Shape
 from overlay_tools.proving.tune.tiles import Tile
 from overlay_tools.wheels.manifest import MANIFEST
@@ -173,15 +173,48 @@ def test_a_file_is_replaced_only_if_that_is_asked_for(
     assert list(read(str(path))) == ["1", "64", "65"]
 
 
-def test_a_file_that_another_has_written_meanwhile_stays(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(*arguments: object) -> list[Any]:
-        Path(SHIPPED).parent.mkdir(parents=True)
-        Path(SHIPPED).write_text("mine")
-        return []
+def kept(mini: Miniature, said: str) -> dict[str, Any]:
+    """Return what was measured, which is below .nox/ where it could not go to its place, and named."""
+    [path] = (mini.root / ".nox/tiles").iterdir()
+    assert f"What was measured is in {path}" in said
+    return read(str(path))
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "tiles"]])
+def test_a_file_that_another_has_written_meanwhile_stays(
+    machine: Machine,
+    mini_here: Miniature,
+    monkeypatch: pytest.MonkeyPatch,
+    out: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = Path(f"tiles/configs/{FILE}" if out else SHIPPED)
+
+    def slow(*arguments: Any) -> list[Choice]:  # noqa: ANN401
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        return search(*arguments)
 
     monkeypatch.setattr(tune, "search", slow)
-    assert cli.main(["tune", "model"]) == 1
-    assert Path(SHIPPED).read_text() == "mine"
+    assert cli.main(["tune", "model", "--batch", "1", *out]) == 1
+    assert path.read_text() == "mine"
+    said = capsys.readouterr()
+    assert f"{path.name} is there already." in said.err
+    assert f"Its place is {path.resolve() if not out else path}." in said.out
+    assert list(kept(mini_here, said.out)) == ["1", "64", "65"]
+
+
+def test_what_was_measured_is_kept_where_another_command_does_not_end(
+    machine: Machine, mini_here: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checkout, "_PATIENCE", 0.1)
+    with checkout.only_writer(mini_here.root):
+        assert cli.main(["tune", "model", "--batch", "1"]) == 1
+        said = capsys.readouterr()
+        assert "Another command has held" in said.err
+        assert list(kept(mini_here, said.out)) == ["1", "64", "65"]
+        assert cli.main(["tune", "model", "--batch", "1", "--out", "tiles"]) == 0  # which is not in the checkout
+    assert list(read(f"tiles/configs/{FILE}")) == ["1", "64", "65"]
 
 
 def test_what_fails_leaves_nothing(machine: Machine, mini_here: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
