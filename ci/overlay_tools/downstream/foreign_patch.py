@@ -122,7 +122,7 @@ def apply_as_stated(content: bytes, file: PatchedFile) -> bytes | None:
     for hunk in file:
         before, after = _side(hunk, "-"), _side(hunk, "+")
         start = hunk.source_start - (hunk.source_length > 0) + shift
-        if not before or lines[start : start + len(before)] != before:
+        if (not before and lines != [""]) or lines[start : start + len(before)] != before:
             return None
         lines[start : start + len(before)] = after
         shift += len(after) - len(before)

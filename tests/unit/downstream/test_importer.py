@@ -547,6 +547,15 @@ def test_the_same_import_again_says_that_it_is_there(
     assert "return 6" in in_wheel(mini, FILE)
 
 
+def test_a_file_that_began_empty_is_there_already_too(mini: Miniature, elsewhere: Path) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Empty", {"python/sglang/kt/__init__.py": ""})
+    commit(fork, "Filled", {"python/sglang/kt/__init__.py": "KT = 1\n"})
+    mails = mailed(fork, 2)
+    brought_in(mini, mails)
+    assert [row.outcome for row in planned(mini, mails).rows] == ["there already"] * 2
+
+
 def test_a_matter_of_taste_is_brought_in_to_the_byte(mini: Miniature, elsewhere: Path) -> None:
     theirs = LOADER.replace("return 3\n", "return 3 \t\r\n")
     (row,) = brought_in(mini, difference(elsewhere, "blank", loader=(LOADER, theirs))).rows
