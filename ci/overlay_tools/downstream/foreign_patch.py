@@ -166,14 +166,29 @@ def _side(hunk: Hunk, sign: str) -> list[str]:
 def _patches_of(folder: Path) -> list[Path]:
     series = folder / "series"
     if series.is_file():
-        lines = read_text(series).splitlines()
-        paths = [folder / line.split()[0] for line in lines if line.partition("#")[0].strip()]
-        if absent := [path for path in paths if not path.is_file()]:
-            raise PatchError(*(f"{series} lists {path.name}, which is not there." for path in absent), hint=HINT)
+        paths = _read_series(series)
     else:
         paths = sorted(path for path in folder.iterdir() if path.suffix in (".patch", ".diff", ".mbox", ".eml"))
     if not paths:
         raise PatchError(f"There is no patch in {folder}, and no sglang/ or python/sglang/.", hint=HINT)
+    return paths
+
+
+def _read_series(series: Path) -> list[Path]:
+    """Return the patches that a series lists, in order. Raises PatchError if one is absent, or to be reversed."""
+    paths = []
+    for number, line in enumerate(read_text(series).splitlines(), 1):
+        if not (words := line.partition("#")[0].split()):
+            continue
+        path = series.parent / words[0]
+        if {"-R", "--reverse"} & {*words}:
+            raise PatchError(
+                f"{series}:{number}: {words[0]} is to be applied in reverse, which import does not do.",
+                hint=f"List what `interdiff {path} /dev/null` prints, from patchutils: that is its reverse.",
+            )
+        paths.append(path)
+    if absent := [path for path in paths if not path.is_file()]:
+        raise PatchError(*(f"{series} lists {path.name}, which is not there." for path in absent), hint=HINT)
     return paths
 
 

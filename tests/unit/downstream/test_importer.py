@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from overlay_tools import cli
 from overlay_tools.downstream.importer import plan_import
-from overlay_tools.errors import WorktreeError
+from overlay_tools.errors import PatchError, WorktreeError
 from overlay_tools.patches.series import load_series
 
 from unit.conftest import ENGINE, LOADER, Miniature, write_wheel
@@ -88,6 +88,19 @@ def test_a_folder_is_applied_in_the_order_of_its_series(mini: Miniature, elsewhe
     (folder / "series").write_text("# ours\nb.patch\n\na.patch -p1\n")
     assert [row.hook for row in brought_in(mini, folder).rows] == ["b", "a"]
     assert "return 5" in in_wheel(mini, FILE)
+
+
+def test_a_patch_that_a_series_applies_in_reverse_is_refused(mini: Miniature, elsewhere: Path) -> None:
+    folder = elsewhere / "ours"
+    folder.mkdir()
+    difference(folder, "a", loader=(LAST, LOADER))
+    (folder / "series").write_text("# ours\na.patch -p1 -R  # back\n")
+    with pytest.raises(PatchError) as caught:
+        planned(mini, folder)
+    assert str(caught.value) == f"{folder / 'series'}:2: a.patch is to be applied in reverse, which import does not do."
+    assert f"`interdiff {folder / 'a.patch'} /dev/null`" in caught.value.hint
+    (folder / "series").write_text("a.patch -p1 # -R\n")
+    assert [row.title for row in planned(mini, folder).rows] == ["a.patch"]
 
 
 def test_new_files_go_to_the_overlay_and_later_patches_change_them_there(mini: Miniature, elsewhere: Path) -> None:
