@@ -37,6 +37,7 @@ _NOT_EXPRESSED = tuple(
         (r"^(?:new file mode|new mode|deleted file mode) (?:12|16)0000", _IS_LINK),
     )
 )  # by the head of a file's diff
+_ENDINGS = (".patch", ".diff", ".mbox", ".eml")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".tar.xz", ".tar.bz2", ".zip")
 _SHOWN = re.compile(r"^commit [0-9a-f]{40}\b.*\n", re.MULTILINE)
 _SECTION = re.compile(r"^diff --git .*\n", re.MULTILINE)
@@ -168,7 +169,7 @@ def _patches_of(folder: Path) -> list[Path]:
     if series.is_file():
         paths = _read_series(series)
     else:
-        paths = sorted(path for path in folder.iterdir() if path.suffix in (".patch", ".diff", ".mbox", ".eml"))
+        paths = sorted((path for path in folder.iterdir() if path.suffix in _ENDINGS), key=_by_number)
     if not paths:
         raise PatchError(f"There is no patch in {folder}, and no sglang/ or python/sglang/.", hint=HINT)
     return paths
@@ -190,6 +191,11 @@ def _read_series(series: Path) -> list[Path]:
     if absent := [path for path in paths if not path.is_file()]:
         raise PatchError(*(f"{series} lists {path.name}, which is not there." for path in absent), hint=HINT)
     return paths
+
+
+def _by_number(path: Path) -> tuple[list[int | str], str]:
+    """Return what sorts paths by name, and the numbers in it as such."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)], path.name
 
 
 def _read_file(path: Path) -> list[ForeignPatch]:

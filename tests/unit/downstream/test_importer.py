@@ -103,6 +103,15 @@ def test_a_patch_that_a_series_applies_in_reverse_is_refused(mini: Miniature, el
     assert [row.title for row in planned(mini, folder).rows] == ["a.patch"]
 
 
+def test_numbers_of_patches_count_as_such(mini: Miniature, elsewhere: Path) -> None:
+    folder = elsewhere / "ours"
+    folder.mkdir()
+    difference(folder, "2-x", loader=(LOADER, LAST))
+    difference(folder, "10-x", loader=(LAST, LAST.replace("return 4", "return 5")))
+    rows = planned(mini, folder).rows
+    assert [(row.title, row.outcome) for row in rows] == [("2-x.patch", "brought in"), ("10-x.patch", "brought in")]
+
+
 def test_new_files_go_to_the_overlay_and_later_patches_change_them_there(mini: Miniature, elsewhere: Path) -> None:
     fork = checkout(elsewhere)
     commit(fork, "New", {"python/sglang/models/new.py": "NEW = 1\n", "python/sglang/models/end.txt": "no end"})
