@@ -17,6 +17,7 @@ from unidiff.errors import UnidiffParseError
 
 from overlay_tools.archive.mode import is_executable, with_mode
 from overlay_tools.archive.names import find_name_faults
+from overlay_tools.checkout import is_scratch
 from overlay_tools.downstream.wheel_names import why_not_taken
 from overlay_tools.downstream.worktree import read_trailers
 from overlay_tools.errors import PatchError
@@ -92,7 +93,7 @@ def read_patches(source: Path) -> list[ForeignPatch]:
     if source.name.endswith(_ARCHIVES):
         raise PatchError(f"{source} is an archive.", hint=f"Unpack it, and give its folder. {HINT}")
     if source.is_dir():
-        return [patch for path in _patches_of(source) for patch in _read_file(path)]
+        return [*(patch for path in _patches_of(source) for patch in _read_file(path)), *_others_of(source)]
     return _read_file(source)
 
 
@@ -196,6 +197,21 @@ def _read_series(series: Path) -> list[Path]:
 def _by_number(path: Path) -> tuple[list[int | str], str]:
     """Return what sorts paths by name, and the numbers in it as such."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)], path.name
+
+
+def _others_of(folder: Path) -> Iterator[ForeignPatch]:
+    """Yield what a person may have taken for patches of a folder too: a change that is left out for each such file."""
+    if (folder / "series").is_file():
+        return
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not is_scratch(path.relative_to(folder)))
+    why = f"it is not read: of a folder, files at its top are that end with {', '.join(_ENDINGS)}"
+    others = [
+        FileChange(name=path.relative_to(folder).as_posix(), left_out=why)
+        for path in paths
+        if (path.parent == folder) != (path.suffix in _ENDINGS)
+    ]
+    if others:
+        yield ForeignPatch(title="other files", path=folder, name="other-files", files=others)
 
 
 def _read_file(path: Path) -> list[ForeignPatch]:

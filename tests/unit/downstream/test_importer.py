@@ -112,6 +112,17 @@ def test_numbers_of_patches_count_as_such(mini: Miniature, elsewhere: Path) -> N
     assert [(row.title, row.outcome) for row in rows] == [("2-x.patch", "brought in"), ("10-x.patch", "brought in")]
 
 
+def test_what_is_not_read_of_a_folder_is_named(mini: Miniature, elsewhere: Path) -> None:
+    folder = elsewhere / "ours"
+    folder.mkdir()
+    difference(folder, "a", loader=(LOADER, LAST))
+    write(folder, {"b.patch.gz": b"", "c.txt": "", "sub/x.patch": "", "sub/x.py": "", ".git/x.patch": ""})
+    plan = brought_in(mini, folder)
+    assert outcomes(plan) == [("a.patch", "brought in", "a"), ("other files", "left out", "")]
+    assert [note.partition(": ")[0] for note in plan.rows[1].notes] == ["b.patch.gz", "c.txt", "sub/x.patch"]
+    assert "c.txt: it is not read: of a folder, files at its top are that end with .patch, " in notes(plan)
+
+
 def test_new_files_go_to_the_overlay_and_later_patches_change_them_there(mini: Miniature, elsewhere: Path) -> None:
     fork = checkout(elsewhere)
     commit(fork, "New", {"python/sglang/models/new.py": "NEW = 1\n", "python/sglang/models/end.txt": "no end"})
