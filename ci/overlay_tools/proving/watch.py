@@ -241,9 +241,8 @@ class Watcher:
 
     def _branch_of(self, version: str) -> str:
         """Return the branch of a release, here or on a remote, or an empty text."""
-        names = self._git("for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes").splitlines()
-        found = [name for name in names if name.endswith(f"/watch/{version}")]
-        return min(found, key=lambda name: name.startswith("refs/remotes/"), default="").removeprefix("refs/heads/")
+        names = (f"refs/heads/watch/{version}", f"refs/remotes/*/watch/{version}")  # git lists the first one first
+        return self._git("for-each-ref", "--count=1", "--format=%(refname:short)", *names).strip()
 
     def _reported(self, version: str) -> bool:
         """Tell whether a release was told of at the commit that is checked out, by the same stages."""

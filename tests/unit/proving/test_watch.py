@@ -168,10 +168,18 @@ def test_a_second_run_adds_nothing(project: Miniature, monkeypatch: pytest.Monke
 
 
 def test_a_branch_of_a_remote_counts(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(project, monkeypatch, {"1.2": LOADER})
+    publish(project, monkeypatch, {"1.2": LOADER, "1.3": "# new\n" + LOADER})
     git(project, "update-ref", "refs/remotes/origin/watch/1.2", "HEAD")
-    assert watch(project)["1.2"]["outcome"] == "there"
-    assert branches(project).keys() == {"main"}
+    assert watch(project, "--stages", "static")["1.2"]["outcome"] == "there"
+    assert branches(project).keys() == {"main", "watch/1.3"}
+    assert "goes on from `origin/watch/1.2`" in described(project, "1.3")
+
+
+def test_a_branch_of_another_name_does_not_count(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(project, monkeypatch, {"1.2": LOADER})
+    git(project, "branch", "team/watch/1.2")
+    git(project, "update-ref", "refs/remotes/origin/team/watch/1.2", "HEAD")
+    assert watch(project, "--stages", "static")["1.2"]["outcome"] == "branch"
 
 
 def test_releases_go_on_from_one_another(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
