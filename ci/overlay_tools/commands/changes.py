@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from overlay_tools.commands import Command
@@ -35,9 +36,11 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
         raise UsageError(f"OLD and NEW are both {releases[0].version}.", hint="Name two releases.")
     changes = compare_releases(project, cache_dir(), *releases)
     print_changes(changes)
-    for path, text in ((arguments.markdown, to_markdown), (arguments.json, to_json)):
-        if path is not None:
-            write_text(text(changes), path)
+    if arguments.markdown is not None:
+        index = [] if arguments.index is None else ["--index", arguments.index]
+        write_text(to_markdown(changes, shlex.join([arguments.old, arguments.new, *index])), arguments.markdown)
+    if arguments.json is not None:
+        write_text(to_json(changes), arguments.json)
 
 
 def _find(project: Project, word: str, index: str | None) -> Release:

@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -60,7 +60,7 @@ class Seen:
     `outcome`: a `branch` was made of it, or a `report`, for a person has to settle something; one of them was `there`
     before; or it was `skipped`. `branch`, its name, or empty; `why`, in words; `changes`, where it was compared;
     `results`, of the stages that ran; `failed`, the tests that did not pass; `commit`, the branch's; `base`, another
-    branch that it goes on from, or empty.
+    branch that it goes on from, or empty; `index`, the URL of the package index that was named, or empty.
     """
 
     release: str
@@ -72,6 +72,7 @@ class Seen:
     failed: Sequence[str] = ()
     commit: str = ""
     base: str = ""
+    index: str = ""
 
 
 class Watcher:
@@ -138,7 +139,7 @@ class Watcher:
         if self._reported(version):
             where = self.reports / f"{version}.md"
             return Seen(release=version, outcome="there", why=[f"There is a report of this commit: {where}"]), base
-        seen = self._carry(version, index, base)
+        seen = replace(self._carry(version, index, base), base=base, index=index)
         if seen.outcome in ("branch", "report"):
             write(seen)
         if seen.outcome == "branch":
@@ -173,15 +174,7 @@ class Watcher:
                 said = "\n".join(f"{result.stage}: {describe(result)}" for result in results)
                 self._commit(project, f"Record what the tests said of sglang {version}", said)
             commit, branch = self._git("rev-parse", "HEAD", cwd=self.tree).strip(), f"watch/{version}"
-        return Seen(
-            release=version,
-            outcome="branch",
-            branch=branch,
-            changes=changes,
-            results=results,
-            commit=commit,
-            base=base,
-        )
+        return Seen(release=version, outcome="branch", branch=branch, changes=changes, results=results, commit=commit)
 
     def _prove(self, project: Project, release: Release) -> tuple[list[Result], list[str], list[str]]:
         """Run the stages; return their results, the tests that failed, and why it is not proven, nothing if it is.

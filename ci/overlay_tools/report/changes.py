@@ -93,13 +93,16 @@ def print_changes(changes: Changes) -> None:
     console.line(verdict(changes), style="yellow" if changes.open else "green")
 
 
-def to_markdown(changes: Changes) -> str:
-    """Return the report as Markdown, for a pull request or an issue."""
+def to_markdown(changes: Changes, words: str) -> str:
+    """Return the report as Markdown, for a pull request or an issue.
+
+    Parameters: `words`, the arguments with which `changes` shows all of it.
+    """
     parts = [verdict(changes)]
     for section in sections(changes):
         lines = [f"- {plain(line)}" for line in section.lines[:_MOST]] or [section.nothing]
         if len(section.lines) > _MOST:
-            lines.append(f"- {len(section.lines) - _MOST} more: `nox -s changes -- {changes.old} {changes.new}`")
+            lines.append(f"- {len(section.lines) - _MOST} more: `nox -s changes -- {words}`")
         parts.append("\n".join([f"## {section.heading}", "", *lines]))
     return "\n\n".join(parts) + "\n"
 

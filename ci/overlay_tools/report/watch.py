@@ -9,6 +9,7 @@ from overlay_tools import console
 from overlay_tools.proving.runner import describe
 from overlay_tools.proving.watch import Seen
 from overlay_tools.report.changes import plain, to_markdown
+from overlay_tools.upstream.asked import AskedRelease
 
 _MOST = 60_000  # characters: GitHub takes 65,536
 
@@ -29,12 +30,13 @@ def print_seen(seen: Seen, where: str) -> None:
 
 def describe_seen(seen: Seen) -> str:
     """Return the text of the pull request of a branch, or of the issue of a report, in Markdown."""
-    parts = []
+    parts, words = [], AskedRelease(version=seen.release, index=seen.index).words()
     if seen.outcome == "report":
         parts += ["A person is needed:", "\n".join(f"- {plain(line)}" for line in seen.why)]
         if seen.failed:
             parts += ["What failed:", "\n".join(f"- {plain(line)}" for line in seen.failed)]
-        parts.append(f"`nox -s port -- {seen.release}` carries the overlay to this release on a desk.")
+        first = f" This goes on from `{seen.base}`: check that out first." if seen.base else ""
+        parts.append(f"`nox -s port -- {words}` carries the overlay to this release on a desk.{first}")
     elif seen.base:
         parts.append(f"This goes on from `{seen.base}`, and brings what that has too.")
     if seen.results:
@@ -43,7 +45,7 @@ def describe_seen(seen: Seen) -> str:
     elif seen.outcome == "branch":
         parts.append("No stage of the tests has run.")
     if seen.changes is not None:
-        parts.append(to_markdown(seen.changes).rstrip("\n"))
+        parts.append(to_markdown(seen.changes, f"{seen.changes.old} {words}").rstrip("\n"))
     text = "\n\n".join(parts) + "\n"
     return text if len(text) <= _MOST else text[:_MOST].rpartition("\n")[0] + "\n\nThe rest is cut off.\n"
 

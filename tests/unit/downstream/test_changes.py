@@ -169,6 +169,14 @@ def test_a_release_of_the_index_with_a_hook_in_conflict(
     assert "conflict" in capsys.readouterr().out
 
 
+def test_what_is_left_out_is_shown_by_the_command_that_is_named(
+    mini_here: Miniature, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overlay_tools.report.changes._MOST", 0)
+    assert cli.main(["changes", "1.1", "2.0", "--index", index.url, "--markdown", ".nox/c.md"]) == 0
+    assert f"more: `nox -s changes -- 1.1 2.0 --index {index.url}`" in (mini_here.root / ".nox/c.md").read_text()
+
+
 def test_what_upstream_writes_is_no_markup(mini_here: Miniature) -> None:
     changes(mini_here, with_text(BASE, "def describe(cls, config)", "def describe(cls, config, __x__=1)"))
     page = (mini_here.root / ".nox/c.md").read_text()

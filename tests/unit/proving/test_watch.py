@@ -182,6 +182,19 @@ def test_a_branch_of_another_name_does_not_count(project: Miniature, monkeypatch
     assert watch(project, "--stages", "static")["1.2"]["outcome"] == "branch"
 
 
+def test_a_report_says_what_it_goes_on_from_and_its_commands_name_the_index(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overlay_tools.report.changes._MOST", 0)
+    publish(project, monkeypatch, {"1.2": LOADER, "1.3": CHANGED})
+    url = "https://wheels.example/simple"
+    watch(project, "--stages", "static", "--index", url)
+    page = described(project, "1.3")
+    assert f"`nox -s port -- 1.3 --index {url}` carries the overlay to this release on a desk." in page
+    assert "goes on from `watch/1.2`: check that out first." in page
+    assert f"1 more: `nox -s changes -- 1.2 1.3 --index {url}`" in page
+
+
 def test_releases_go_on_from_one_another(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(project, monkeypatch, {"1.2": LOADER, "1.3": "# new\n" + LOADER})
     watch(project, "--stages", "static")
