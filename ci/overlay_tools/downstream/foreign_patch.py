@@ -33,6 +33,7 @@ _IS_LINK = "it is a link, which a wheel cannot hold"
 _NOT_EXPRESSED = tuple(
     (re.compile(pattern, re.MULTILINE), reason)
     for pattern, reason in (
+        (r"^diff --c", "it is of a merge: `git diff PARENT MERGE` gives all that it makes as one patch"),
         (r"^copy from ", "it is a copy of another file, which a hook cannot express"),
         (r"^(?:GIT binary patch|Binary files )", "it is binary, which a hook cannot express"),
         (r"^(?:new file mode|new mode|deleted file mode) (?:12|16)0000", _IS_LINK),
@@ -41,7 +42,7 @@ _NOT_EXPRESSED = tuple(
 _ENDINGS = (".patch", ".diff", ".mbox", ".eml")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".tar.xz", ".tar.bz2", ".zip")
 _SHOWN = re.compile(r"^commit [0-9a-f]{40}\b.*\n", re.MULTILINE)
-_SECTION = re.compile(r"^diff --git .*\n", re.MULTILINE)
+_SECTION = re.compile(r"^diff --(?:git|cc|combined) .*\n", re.MULTILINE)
 _OF_CLONE = re.compile(r'^(?:\+\+\+|---) "?[^/\n]+/python/sglang/', re.MULTILINE)
 
 
@@ -421,7 +422,9 @@ def _name_in(head: str, *, of_clone: bool) -> str:
         return wheel_name(below)
     found = old if new is None or new[1] == "/dev/null" else new
     if found is None or found[1] == "/dev/null":
-        found = re.match(r"diff --git a/(.+) b/\1$", head, re.MULTILINE) or re.match(r"diff --git \S+ (\S+)", head)
+        found = re.match(r"diff --git a/(.+) b/\1$", head, re.MULTILINE) or re.match(
+            r"diff --(?:git \S+|cc|combined) (\S+)", head
+        )
     renamed = re.search(r"^rename to (.*)$", head, re.MULTILINE)
     if renamed is not None:
         return _unquote(renamed[1])

@@ -799,6 +799,27 @@ def test_commits_that_git_shows_are_patches_each(mini: Miniature, elsewhere: Pat
     assert outcomes(plan) == [("both.patch 1/2", "brought in", "four"), ("both.patch 2/2", "brought in", "of-five")]
 
 
+@pytest.mark.parametrize("form", ["--cc", "-c"])
+def test_what_a_merge_makes_is_named_as_that(mini: Miniature, elsewhere: Path, form: str) -> None:
+    fork = checkout(elsewhere)
+    git(fork, "checkout", "--quiet", "-b", "side")
+    commit(fork, "Side", {f"python/{FILE}": LAST, "README.md": "side\n", "python/sglang/native.so": b"\0side"})
+    git(fork, "checkout", "--quiet", "main")
+    commit(fork, "Main", {f"python/{ENGINE_FILE}": FASTER})
+    git(fork, "merge", "--quiet", "--no-commit", "side")
+    five = LAST.replace("return 4", "return 5")
+    commit(fork, "Merge", {f"python/{FILE}": five, "python/sglang/native.so": b"\0merged", "README.md": "merged\n"})
+    (elsewhere / "all.patch").write_text(git(fork, "show", form, "HEAD") + git(fork, "show", "HEAD^1"))
+    plan = planned(mini, elsewhere / "all.patch")
+    assert outcomes(plan) == [("all.patch 1/2", "left out", ""), ("all.patch 2/2", "brought in", "main")]
+    why = "it is of a merge: `git diff PARENT MERGE` gives all that it makes as one patch"
+    assert plan.rows[0].notes == [
+        "README.md: it is outside the wheel",
+        f"{FILE}: {why}",
+        f"sglang/native.so: {why}",
+    ]
+
+
 def test_no_file_of_a_patch_is_left_out_whatever_wrote_it(mini: Miniature, elsewhere: Path) -> None:
     fork = checkout(elsewhere)
     commit(fork, "Four", {f"python/{FILE}": LAST, f"python/{ENGINE_FILE}": FASTER})
