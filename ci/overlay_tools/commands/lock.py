@@ -58,9 +58,9 @@ def _lock(project: Project, asked: Sequence[AskedRelease]) -> None:
     for release in [from_one_place(one, old).look_up(project.root) for one in asked]:
         new[release.version] = release
         say_files_elsewhere(release)
-        gone = {wheel.name for wheel in old[release.version].wheels} if release.version in old else set()
-        for name in sorted(gone - {wheel.name for wheel in release.wheels}):
-            console.line(f"{name} is no longer in the lock.")
+        if release.version in old and (lines := difference(old[release.version], release)):
+            said = f"sglang {release.version} is not what was locked before: ask why it changed."
+            console.line("\n  ".join([said, *lines]), style="yellow")
     write_files(project.root, {project.lock.name: dump_lock(new).encode()})
     console.line(f"{project.lock.name} holds {len(new)} releases.")
     for version in sorted(new.keys() - old.keys()):

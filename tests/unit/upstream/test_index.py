@@ -58,6 +58,25 @@ def test_check_says_what_differs_and_writes_nothing(
     assert difference(query_release("2.0"), query_release("2.0")) == []
 
 
+def test_what_replaces_a_hash_that_was_proven_is_said(
+    index: Index, mini_here: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["lock", "2.0"]) == 0
+    assert cli.main(["lock", "2.0"]) == 0
+    assert "ask why" not in capsys.readouterr().out
+    (before, *_) = mini_here.lock["2.0"].wheels
+    index.publish("2.0", PINS.replace("5.1", "5.2"))
+    assert cli.main(["lock", "2.0"]) == 0
+    (after, *_) = mini_here.lock["2.0"].wheels
+    said = capsys.readouterr().out
+    assert "sglang 2.0 is not what was locked before: ask why it changed.\n" in said
+    assert "2.0: transformers is 5.1 in the lock, 5.2 on the index\n" in said
+    assert (
+        f"2.0: {before.name} has sha256 {before.sha256} and {before.size} bytes in the lock, "
+        f"{after.sha256} and {after.size} on the index\n"
+    ) in said
+
+
 def test_a_release_that_does_not_exist_is_refused(
     index: Index, mini: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
