@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import tomlkit
+from tomlkit.items import Array
 
 # A glob of one of these would take files too that are added later, and are meant for every release.
 _NOT_COLLAPSED = ("sglang", "sglang/srt")
@@ -64,6 +65,11 @@ def with_dependencies(text: str, releases: str, override: Sequence[str], exclude
             table[key].extend(tomlkit.string(value, literal='"' in value and "'" not in value) for value in values)
     if not (override or exclude) or table.unwrap() in settings.unwrap().get("dependencies", []):
         return text
+    if isinstance(settings.get("dependencies"), Array):  # a person has written `dependencies = [{…}]`
+        inline = tomlkit.inline_table()
+        inline.update(table.unwrap())
+        settings["dependencies"].append(inline)
+        return _dump(document, text)
     table.add(tomlkit.nl())
     if "dependencies" not in settings:
         settings["dependencies"] = tomlkit.aot()

@@ -109,6 +109,16 @@ exclude = [
     assert with_dependencies(HEAD, "==1.0", [], []) == HEAD
 
 
+@pytest.mark.parametrize("written", ["[]", '[{ exclude = ["b"] }]', '[\n    { exclude = ["b"] },  # mine\n]'])
+def test_changed_requirements_that_a_person_has_written_inline_get_one_more(written: str) -> None:
+    made = with_dependencies(f"{HEAD}dependencies = {written}\n{TAIL}", "==1.0", ["a==1"], [])
+    found = tomlkit.parse(made).unwrap()["tool"]["sglang-overlay"]["dependencies"]
+    assert found == [{"exclude": ["b"]}] * ("b" in written) + [{"releases": "==1.0", "override": ["a==1"]}]
+    assert ("# mine" in made) == ("# mine" in written)
+    assert made.endswith(TAIL)
+    assert with_dependencies(made, "==1.0", ["a==1"], []) == made
+
+
 def test_our_tables_may_stand_after_those_of_others() -> None:
     files, dependencies = '[tool.sglang-overlay.files]\n"sglang/y.py" = "<1"\n', DEPENDENCIES
     text = with_ranges(HEAD + TAIL + dependencies, KT, EVERY)
