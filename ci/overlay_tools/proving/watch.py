@@ -341,5 +341,7 @@ def _message(changes: Changes) -> str:
 
 
 def _failures(log: Path) -> list[str]:
-    """Return the lines of a log of pytest's that name what failed."""
-    return _FAILED.findall(log.read_text(encoding="utf-8", errors="replace"))[:_SHOWN] if log.exists() else []
+    """Return the lines of pytest's summary in a log that name what failed: a test may write such lines too."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    _, found, summary = text.rpartition("short test summary info")
+    return _FAILED.findall(summary)[:_SHOWN] if found else []

@@ -238,6 +238,19 @@ def test_a_stage_that_fails_becomes_a_report(
     assert f"What failed:\n\n- FAILED tests/{stage}/test_" in page
 
 
+def test_what_a_test_has_written_is_not_taken_for_one_that_failed(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import logging\n\ndef test_a() -> None:\n    print('FAILED to connect')\n    logging.error('out of memory')\n"
+    )
+    project.write("tests/engine/test_e.py", f"{code}    assert False\n")
+    git(project, "commit", "--quiet", "--all", "--message=second")
+    publish(project, monkeypatch, {"1.2": LOADER})
+    (failed,) = watch(project)["1.2"]["failed"]
+    assert failed.startswith("FAILED tests/engine/test_e.py::test_a")
+
+
 def test_what_was_yanked_is_skipped_and_what_cannot_be_locked_told(
     project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
