@@ -65,7 +65,9 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
         _show(plan)
         if not plan.writes:
             if any(row.outcome == "there already" for row in plan.rows):
-                console.line("Nothing was written: there is nothing of it that is not there already.")
+                left_out = sum(row.outcome == "left out" for row in plan.rows)
+                rest = f" Left out: {left_out} of {len(plan.rows)}." if left_out else ""
+                console.line(f"Nothing was written: all that can be brought in is there already.{rest}")
                 return
             raise OverlayError(f"Nothing of {arguments.source} can be brought in.", hint="The table above says why.")
         if plan.marked and not arguments.discard:

@@ -572,12 +572,24 @@ def test_the_same_import_again_says_that_it_is_there(
     assert cli.main(["import", str(mailed(fork, 4)), "--yes"]) == 0
     said = capsys.readouterr().out
     assert "0 brought in, 0 in part, 4 there already, 0 conflict, 0 left out" in said
-    assert "Nothing was written" in said
+    assert "Nothing was written: all that can be brought in is there already.\n" in said
     assert mini.content() == before
     commit(fork, "Six", {f"python/{FILE}": five.replace("return 5", "return 6")})
     plan = brought_in(mini, mailed(fork, 5))
     assert [row.outcome for row in plan.rows] == ["there already"] * 4 + ["brought in"]
     assert "return 6" in in_wheel(mini, FILE)
+
+
+def test_what_is_left_out_is_not_said_to_be_there(
+    mini: Miniature, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Four", {f"python/{FILE}": LAST})
+    commit(fork, "Tests alone", {"test/test_loader.py": "def test(): assert 1\n"})
+    brought_in(mini, mailed(fork, 2))
+    assert cli.main(["import", str(mailed(fork, 2)), "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert "Nothing was written: all that can be brought in is there already. Left out: 1 of 2.\n" in said
 
 
 def test_a_file_that_began_empty_is_there_already_too(mini: Miniature, elsewhere: Path) -> None:
