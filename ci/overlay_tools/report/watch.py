@@ -40,8 +40,8 @@ def describe_seen(seen: Seen) -> str:
     elif seen.base:
         parts.append(f"This goes on from `{seen.base}`, and brings what that has too.")
     if seen.results:
-        rows = [f"| {result.stage} | {plain(describe(result))} |" for result in seen.results]
-        parts.append("\n".join(["| stage | with Python " + seen.results[-1].python + " |", "|---|---|", *rows]))
+        rows = [f"| {result.stage} | {plain(describe(result))} | {result.python} |" for result in seen.results]
+        parts.append("\n".join(["| stage | what its tests said | Python |", "|---|---|---|", *rows]))
     elif seen.outcome == "branch":
         parts.append("No stage of the tests has run.")
     if seen.changes is not None:

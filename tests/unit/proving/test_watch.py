@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from overlay_tools.errors import FetchError, LockError, OverlayError, ToolError,
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
 from overlay_tools.proving import runner, stages
+from overlay_tools.proving.results import Result
 from overlay_tools.proving.watch import Seen
 from overlay_tools.report.watch import describe_seen
 from overlay_tools.settings import Project
@@ -437,6 +439,16 @@ def test_nothing_goes_on_from_a_release_that_was_yanked_since(
     assert "sglang 1.2 was yanked: broken." in capsys.readouterr().out
     assert git(project, "rev-parse", "watch/1.3~2") == git(project, "rev-parse", "main")
     assert "goes on from" not in described(project, "1.3")
+
+
+def test_a_page_says_with_which_python_each_stage_ran() -> None:
+    static = Result(
+        release="1.2", stage="static", passed=1, failed=0, skipped=[], seconds=1.0, python="3.11.7", machine="x86_64",
+        date="2026-11-23T18:44Z", commit="895de74d1234", inputs={},
+    )  # fmt: skip
+    engine = replace(static, stage="engine", python="3.12.1")
+    page = describe_seen(Seen(release="1.2", outcome="branch", results=[static, engine]))
+    assert "| static | 1 passed in 1 s | 3.11.7 |\n| engine | 1 passed in 1 s | 3.12.1 |" in page
 
 
 def test_no_branch_is_without_its_description(project: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
