@@ -37,7 +37,7 @@ COMMAND = Command(
     about="Tests one release after the other: the static stage, then the kernels, the decisions and the engine in an"
     " environment that is made for the release and removed after it, and the plugin in another. Results are written to"
     " ci/results.json as they come, so that a run that is cut short goes on where it was. It needs 23 GB of disk, and"
-    " 15 to 30 minutes a release.",
+    " about a quarter of an hour a release.",
     examples={
         "": "all that is not proven for what this checkout builds",
         "0.5.23 0.5.22": "two releases",
