@@ -31,21 +31,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(project: Project, arguments: argparse.Namespace) -> None:
     """Compare the two and show what was found."""
     check_places({"--markdown": arguments.markdown, "--json": arguments.json})
-    releases = [_find(project, word, arguments.index) for word in (arguments.old, arguments.new)]
+    words = (arguments.old, arguments.new)
+    if arguments.index is not None and all(map(_is_file, words)):
+        raise UsageError("--index is for a VERSION; OLD and NEW are files.", hint="Leave it out.")
+    releases = [_find(project, word, arguments.index) for word in words]
     if releases[0].version == releases[1].version:
         raise UsageError(f"OLD and NEW are both {releases[0].version}.", hint="Name two releases.")
     changes = compare_releases(project, cache_dir(), *releases)
     print_changes(changes)
     if arguments.markdown is not None:
         index = [] if arguments.index is None else ["--index", arguments.index]
-        write_text(to_markdown(changes, shlex.join([arguments.old, arguments.new, *index])), arguments.markdown)
+        write_text(to_markdown(changes, shlex.join([*words, *index])), arguments.markdown)
     if arguments.json is not None:
         write_text(to_json(changes), arguments.json)
 
 
+def _is_file(word: str) -> bool:
+    return word.endswith(".whl") or "/" in word
+
+
 def _find(project: Project, word: str, index: str | None) -> Release:
     """Return a release as it is locked, or as the index has it."""
-    (asked,) = asked_releases([word], index if not (word.endswith(".whl") or "/" in word) else None)
+    (asked,) = asked_releases([word], None if _is_file(word) else index)
     lock = load_lock(project.lock)
     if not asked.paths and asked.version in lock:
         return lock[asked.version]

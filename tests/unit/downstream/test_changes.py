@@ -190,6 +190,7 @@ def test_what_upstream_writes_is_no_markup(mini_here: Miniature) -> None:
         (["1.0", "1.0"], "OLD and NEW are both 1.0."),
         (["1.0", "newest"], "'newest' is not a version."),
         (["1.0", "1.1", "--json", "x", "--markdown", "x"], "both name x"),
+        (["a/1.whl", "b/2.whl", "--index", "https://wheels.example/simple"], "--index is for a VERSION"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
