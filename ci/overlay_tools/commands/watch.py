@@ -52,7 +52,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     rows = []
     try:
         for seen in watcher.look(versions, index, partial(_write, watcher)):
-            print_seen(seen, str(_page(watcher, seen)) if seen.outcome in ("branch", "report") else "")
+            print_seen(seen, str(_page(watcher, seen)) if seen.described else "")
             rows.append(to_row(seen))
     finally:  # whatever ends the run: of what it has finished, the next one says no more than that it is there
         if arguments.json is not None:

@@ -74,6 +74,11 @@ class Seen:
     base: str = ""
     index: str = ""
 
+    @property
+    def described(self) -> bool:
+        """Tell whether there is more to read of it: what it holds, or what a person has to settle."""
+        return self.outcome in ("branch", "report")
+
 
 class Watcher:
     """Looks after a checkout.
@@ -140,7 +145,7 @@ class Watcher:
             where = self.reports / f"{version}.md"
             return Seen(release=version, outcome="there", why=[f"There is a report of this commit: {where}"]), base
         seen = replace(self._carry(version, index, base), base=base, index=index)
-        if seen.outcome in ("branch", "report"):
+        if seen.described:
             write(seen)
         if seen.outcome == "branch":
             # The old value says that there must be none: whoever has made one in the meantime keeps it.
