@@ -104,10 +104,20 @@ class Watcher:
     def newest(self) -> str:
         """Return the newest release that is locked where this goes on from.
 
-        Raises OverlayError if the project's own files have faults, WatchError if another run is in progress.
+        Raises OverlayError if the project's own files have faults, WatchError if another run is in progress or a file
+        that the release is locked from is not committed.
         """
         with _only_run(self.tree), console.step("Check what is committed"), self._checked_out(self.head) as project:
-            return [*load_lock(project.lock)][-1]
+            newest = [*load_lock(project.lock).values()][-1]
+            lacking = [
+                f"upstream.lock: {wheel.path} of sglang {newest.version} is in the checkout, but not committed."
+                for wheel in newest.wheels
+                if not wheel.file.exists() and (self.project.root / wheel.path).exists()
+            ]
+            if lacking:
+                hint = "Commit it, or move it out of the checkout and lock it there: `nox -s lock -- PATH`."
+                raise WatchError(*lacking, hint=hint)
+            return newest.version
 
     def look(self, versions: Sequence[str], index: str, write: Callable[[Seen], None]) -> Iterator[Seen]:
         """Look at releases, oldest first, and yield what became of each.

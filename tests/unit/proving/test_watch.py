@@ -27,9 +27,9 @@ from overlay_tools.settings import Project
 from overlay_tools.upstream import asked
 from overlay_tools.upstream.lockfile import Release, load_lock
 
-from unit.conftest import LOADER, PATCH, REPOSITORY, Miniature, upstream_files
+from unit.conftest import LOADER, PATCH, REPOSITORY, TAG, Miniature, upstream_files
 from unit.proving.test_runner import GREEN, make_environment
-from unit.upstream.conftest import Index, index, plain_installers
+from unit.upstream.conftest import Index, index, make_wheel, plain_installers
 
 __all__ = ["index", "plain_installers"]
 FILE = "sglang/loader.py"
@@ -311,6 +311,22 @@ def test_what_is_newer_goes_by_what_is_committed(
     project.lock_release("1.2")
     watch(project)
     assert "No release is newer than sglang 1.1." in capsys.readouterr().out
+
+
+def test_a_wheel_that_is_locked_but_not_committed_is_named(
+    project: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make_wheel(project.root / "wheels", "1.2", TAG)
+    assert cli.main(["lock", f"wheels/{made.name}"]) == 0
+    project.patch.write_text(PATCH.replace("<=1.1", "<=1.2"))
+    git(project, "commit", "--quiet", "--all", "--message=second")
+    publish(project, monkeypatch, {"1.3": LOADER})
+    assert cli.main(["watch", "--stages", "static"]) == 1
+    said = f"error: upstream.lock: wheels/{made.name} of sglang 1.2 is in the checkout, but not committed.\n  Commit it"
+    assert said in capsys.readouterr().err
+    git(project, "add", "wheels")
+    git(project, "commit", "--quiet", "--message=third")
+    assert watch(project, "--stages", "static")["1.3"]["outcome"] == "branch"
 
 
 def test_an_environment_that_cannot_be_made_is_no_report(
