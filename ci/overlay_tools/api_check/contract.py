@@ -5,7 +5,7 @@ A problem that does no harm is waived, with a reason, in ci/contract.toml.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from overlay_tools.api_check.contract_file import KINDS, Entry, contract_path, load_contract
@@ -78,14 +78,6 @@ def unfit(findings: Iterable[Finding]) -> list[str]:
         for finding in findings
         if finding.problem and not finding.waived
     ]
-
-
-def check_overlay_files(project: Project, sources: SourceTree, names: Collection[str]) -> list[Finding]:
-    """Check some files of the overlay against one release, as `check_contract` does with all."""
-    overlay = read_overlay(project, sources.version)
-    resolver = NameResolver(sources.changed(apply_hooks(project, sources).files), overlay)
-    paths = [path for path in overlay.files if path in names]
-    return judge(project, sources.version, overlay_references(resolver, paths))
 
 
 def judge(project: Project, version: str, references: Iterable[Reference]) -> list[Finding]:
