@@ -31,7 +31,7 @@ COMMANDS = {
     "tune": "find tiles of the fused MoE kernel for a checkpoint's shape, on a CUDA GPU",
     "new": "start a model of your own: its files, green as they are",
     "adopt": "make a Qwen3-Next-Ext checkpoint of a stock Qwen3-Next one",
-    "edit": "open a release as a git worktree, one commit for each hook",
+    "edit": "open a release as a git repository, one commit for each hook",
     "export": "write a worktree's commits back to patches/ and overlay/",
     "port": "carry the overlay to a release that is not locked yet, and lock it",
     "import": "bring in patches or a fork: changed files as hooks, new ones to overlay/",
