@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import transformers
 from overlay_tools.engines.server import Server
 from overlay_tools.errors import AccuracyError
 from overlay_tools.proving.accuracy.harness import Harness, open_harness, open_lm_eval
@@ -22,6 +23,7 @@ from overlay_tools.proving.accuracy.tasks import Task, open_tasks
 from overlay_tools.proving.reference import Reference
 from PIL import Image
 from reference.cases import DATA, make_checkpoint
+from reference.checkpoints import COMMON, SPECIAL_TOKENS, write_checkpoint
 from reference.drawing import HELD_OUT_SEED, draw, make_tasks
 
 from engine.harness import server
@@ -43,11 +45,11 @@ def packages() -> Iterator[Path]:
 
 @contextmanager
 def asking(
-    packages: Path, checkpoint: Path, folder: Path, tasks: list[Task], limit: int | None = None
+    packages: Path, checkpoint: Path, folder: Path, tasks: list[Task], limit: int | None = None, dtype: str = "float32"
 ) -> Iterator[Harness]:
-    """Open tasks for a checkpoint of ours."""
+    """Open tasks for a checkpoint, whose reference model computes in a dtype."""
     reference = Reference(Path(sys.executable), ROOT, folder, checkpoint, None, "cpu")
-    job = {**reference.job, "dtype": "float32", "beside": True}
+    job = {**reference.job, "dtype": dtype, "beside": True}
     with open_harness(Path(sys.executable), packages, job, reference.env, folder, tasks, limit) as harness:
         yield harness
 
@@ -148,6 +150,25 @@ def test_a_prompt_that_is_too_long_is_not_cut(packages: Path, checkpoint: Path, 
         pytest.raises(AccuracyError, match="and its answer take 4107 tokens, and 4096 are too many"),
     ):
         harness.ask_reference({})
+
+
+def test_transformers_adds_up_logprobs_in_float32(packages: Path, tmp_path: Path) -> None:
+    """As the engine does, whatever both compute in: between 128 and 256, bfloat16 has integers alone."""
+    config = {**COMMON, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 1}
+    shapes = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).state_dict()
+    weights = {name: torch.zeros_like(each) for name, each in shapes.items()}
+    for name in ("model.embed_tokens.weight", "model.norm.weight"):
+        weights[name].fill_(1.0)
+    # Everywhere "a" is likelier than any other token, by a quarter of a nat.
+    weights["lm_head.weight"][len(SPECIAL_TOKENS) + ord("a")] = 0.25 / COMMON["hidden_size"]
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    write_checkpoint(checkpoint, config, weights)
+    documents = [{"prompt": "b", "choices": ["b" + "a" * n, "a" + "a" * n], "answer": 1} for n in range(30, 40)]
+    task = Task(name="long", documents=documents)
+    with asking(packages, checkpoint, tmp_path, [task], dtype="bfloat16") as harness:
+        [found] = harness._scores("The reference model cannot be asked").values()
+    assert found.right == [1] * len(documents)
 
 
 def of_lm_eval(packages: Path, task: str) -> list[str]:

@@ -179,7 +179,13 @@ class InTransformers(Alike, HFLM):  # type: ignore[misc]
         # Greedy, as the server is asked, and no longer than there.
         model.generation_config = transformers.GenerationConfig(eos_token_id=ends(known) or None)
         self.limit = context()
-        super().__init__(pretrained=model, tokenizer=known, batch_size=1, max_length=self.limit)
+        super().__init__(
+            pretrained=model,
+            tokenizer=known,
+            batch_size=1,
+            max_length=self.limit,
+            softmax_dtype=torch.float32,  # as the engine does: added up in bfloat16, most choices are as likely
+        )
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: object) -> list[tuple[float, bool]]:  # noqa: ANN401
         longest = max(len(before) + len(tokens) for _, before, tokens in requests)
