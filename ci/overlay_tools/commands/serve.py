@@ -12,7 +12,7 @@ from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import demo_model, named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
 from overlay_tools.commands.options import add_passed_on, add_python
-from overlay_tools.commands.shared import engine_folder, open_engine
+from overlay_tools.commands.shared import check_flags, engine_folder, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.device import Device, choose_device
 from overlay_tools.engines.server import Server, check_free
@@ -20,16 +20,6 @@ from overlay_tools.engines.smoke import Questions, ask, media_environment
 from overlay_tools.errors import ServeError, UsageError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.lockfile import get_release, load_lock
-
-# Arguments of upstream's, and what says the same here.
-_OURS = {
-    "--model": "Name the checkpoint with --model",
-    "--model-path": "Name the checkpoint with --model",
-    "--port": "Name the port with --port",
-    "--host": "The server listens on this machine alone; start the line that --print shows with another address",
-}
-_KEYS = ("--api-key", "--admin-api-key")
-_ALONE = "It listens on this machine alone; start the line that --print shows with a key and another address."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +55,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     """Serve a model and ask it."""
     version, flags = arguments.version or project.default, arguments.passed_on
     get_release(load_lock(project.lock), version, project.lock)
-    _check_flags(flags)
+    check_flags(flags, "--model CHECKPOINT")
     if arguments.model is not None:
         named.check_name(arguments.model)
     _check_image(arguments.model, arguments.image)
@@ -129,15 +119,6 @@ def _serve(arguments: argparse.Namespace, server: Server, questions: Questions, 
             while True:
                 server.check()
                 time.sleep(1)
-
-
-def _check_flags(flags: Sequence[str]) -> None:
-    """Refuse arguments of upstream's that this command has under another name."""
-    for flag in flags:
-        if (name := flag.partition("=")[0]) in _OURS:
-            raise UsageError(f"{name} is set by this command.", hint=f"{_OURS[name]}, before the `--`.")
-        if name in _KEYS:
-            raise UsageError(f"{name}: this command asks the server without a key.", hint=_ALONE)
 
 
 def _check_image(model: str | None, image: Path | None) -> None:

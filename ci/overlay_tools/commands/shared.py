@@ -111,6 +111,7 @@ def begin(
     version = arguments.version or project.default
     get_release(load_lock(project.lock), version, project.lock)
     named.check_name(arguments.checkpoint)
+    check_flags(arguments.passed_on, "CHECKPOINT")
     check_class(arguments.reference)
     check_places(writes, reads)
     begun = Begun(version=version, device=choose_device(), flags=arguments.passed_on, reference=reference)
@@ -144,6 +145,24 @@ def _ranks(flags: Sequence[str]) -> int:
     parser.add_argument("--pp-size", "--pipeline-parallel-size", dest="layers", type=count, default=1)
     found = parser.parse_known_args(flags)[0]
     return int(found.tensors * found.layers)
+
+
+def check_flags(flags: Sequence[str], checkpoint: str) -> None:
+    """Raise UsageError if arguments for a server would change what or where it serves: it would not be the one asked.
+
+    Parameters: `checkpoint`, the command's own argument that names one.
+    """
+    given = f"Give {checkpoint} before the `--`."
+    alone = "It listens on this machine alone, without a key; `serve --print` shows a line to start it in another way."
+    hints = {
+        "--model": given,
+        "--model-path": given,
+        "--port": "`serve` takes --port before the `--`; the other commands find a free port.",
+        **dict.fromkeys(["--host", "--api-key", "--admin-api-key"], alone),
+    }
+    for flag in flags:
+        if (name := flag.partition("=")[0]) in hints:
+            raise UsageError(f"{name} cannot be passed on to the server.", hint=hints[name])
 
 
 def check_class(name: str | None) -> None:

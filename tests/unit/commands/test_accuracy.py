@@ -177,6 +177,7 @@ def test_an_earlier_run_of_other_settings_is_refused_before_anything_is_built(
         (["model", "--task", "own.jsonl", "--bound", "much"], "much is not a number of percentage points"),
         (["model", "--task", "own.jsonl", "--reference", "my_model"], "--reference my_model is not MODULE:CLASS."),
         (["model", "9.9", "--task", "own.jsonl"], "9.9"),
+        (["model", "--task", "own.jsonl", "--", "--port=1"], "--port cannot be passed on to the server."),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_built(

@@ -132,6 +132,7 @@ def test_without_a_size_of_the_vocabulary_the_engine_is_measured_alone(
         (["model", "--json", "model"], "model cannot be written: it is a folder."),
         (["model", "--json", "a", "--markdown", "a"], "--markdown and --json both name a."),
         (["model", "9.9"], "9.9"),
+        (["model", "--", "--port", "1"], "--port cannot be passed on to the server."),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is_built(

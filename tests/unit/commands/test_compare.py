@@ -38,6 +38,9 @@ def checkpoint(mini_here: Miniature) -> Path:
         (["model", "--reference", "my_model"], "--reference my_model is not MODULE:CLASS."),
         (["model", "--reference", "my-model:Model"], "--reference my-model:Model is not MODULE:CLASS."),
         (["model", "9.9"], "9.9"),
+        (["model", "--", "--model-path=other"], "Give CHECKPOINT before the `--`."),
+        (["model", "--", "--tp-size", "2", "--port", "1"], "--port cannot be passed on to the server."),
+        (["model", "--", "--host", "0.0.0.0"], "--host cannot be passed on to the server."),
         (["model", "--tokens", "0"], "0 is not a number from 1 on"),
         (["model", "--json", "a", "--html", "./a"], "--json and --html both name a."),
         (

@@ -47,8 +47,10 @@ def test_what_needs_no_gpu_runs_with_the_cpu_s_settings(
         (["--image", "LICENSE", "--model", "text"], "LICENSE cannot be shown: text takes no pictures."),
         (["--model", "none.gguf"], "There is no file none.gguf."),
         (["--model", "text/config.gguf"], "text/config.gguf is not a GGUF file, whatever its name says."),
-        (["--", "--model-path", "text"], "--model-path is set by this command."),
-        (["1.0", "--", "--tp-size", "2", "--host=0.0.0.0"], "--host is set by this command."),
+        (["--", "--model-path", "text"], "--model-path cannot be passed on to the server."),
+        (["--", "--model", "text"], "Give --model CHECKPOINT before the `--`."),
+        (["1.0", "--", "--tp-size", "2", "--host=0.0.0.0"], "--host cannot be passed on to the server."),
+        (["--", "--api-key", "secret"], "--api-key cannot be passed on to the server."),
     ],
 )
 def test_serve_refuses_what_it_cannot_serve_or_show_before_it_builds_anything(
