@@ -17,13 +17,13 @@ MAKE = """\
 import sys
 from pathlib import Path
 from overlay_tools.scaffold.base import find_base
-from overlay_tools.scaffold.model import NewModel
+from overlay_tools.scaffold.model import NewModel, architecture_of
 from overlay_tools.scaffold.project import make_project, name_project
 from overlay_tools.settings import load_project
 
 kind, base, folder, python = sys.argv[1:]
 project = load_project(Path.cwd())
-found = find_base(project, base, "my_model", Path(python))
+found = find_base(project, base, "my_model", architecture_of("my_model", kind), Path(python))
 new = NewModel(name="my_model", kind=kind, base=found)
 make_project(project, new, name_project(project, Path(folder)), Path(python))
 """

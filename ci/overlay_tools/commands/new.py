@@ -12,7 +12,7 @@ from overlay_tools.commands import Command
 from overlay_tools.commands.shared import open_engine
 from overlay_tools.errors import UsageError
 from overlay_tools.scaffold.base import find_base
-from overlay_tools.scaffold.model import KINDS, NewModel, check_name, choose_kind, make_model
+from overlay_tools.scaffold.model import KINDS, NewModel, architecture_of, check_name, choose_kind, make_model
 from overlay_tools.scaffold.project import make_project, name_project, update_project
 from overlay_tools.settings import Project
 
@@ -65,7 +65,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
     target = None if arguments.project is None else name_project(project, arguments.project)
     kind, architecture = choose_kind(arguments.kind, arguments.base)
     with only_writer(project.root), open_engine(project, project.default, None, gpu=False) as python:
-        base = find_base(project, architecture, arguments.name, python)
+        base = find_base(project, architecture, arguments.name, architecture_of(arguments.name, kind), python)
         if kind == "reward" and base.classifier is None:
             raise UsageError(f"Transformers has no {architecture} that scores: there is nothing to compare it with.")
         new = NewModel(name=arguments.name, kind=kind, base=base)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from overlay_tools import console
-from overlay_tools.api_check.registered_names import MODELS, entry_classes
+from overlay_tools.api_check.registered_names import MODELS, REGISTERING, entry_classes, registered_names
 from overlay_tools.errors import UsageError
 from overlay_tools.scaffold.describe_base import reads
 from overlay_tools.settings import Project, cache_dir
 from overlay_tools.subprocesses import run
 from overlay_tools.upstream.lockfile import load_lock
-from overlay_tools.upstream.source_tree import SourceTree, module_name, open_source_tree
+from overlay_tools.upstream.source_tree import SourceTree, module_name, open_source_tree, parse
+from overlay_tools.user_files import read_data
 
 # What a tiny model has of each key that its configuration has, beside COMMON of tests/reference/checkpoints.py.
 _TINY: Mapping[str, Any] = {
@@ -71,11 +72,12 @@ class Base:
     tiny: Mapping[str, Any]
 
 
-def find_base(project: Project, architecture: str, name: str, python: Path) -> Base:
+def find_base(project: Project, architecture: str, name: str, served: str, python: Path) -> Base:
     """Find the base of a model in every locked release, and in the Transformers of the default one.
 
-    Parameters: `name`, of the model's files; `python`, the interpreter of the default release's engine environment.
-    Raises UsageError if either has no model of that architecture, or a release has files of that name.
+    Parameters: `name`, of the new model's files and its model_type, and `served`, its architecture; `python`, the
+    interpreter of the default release's engine environment.
+    Raises UsageError if either has no model of the base's architecture, or has a name of the new model's.
     """
     lock = load_lock(project.lock)
     modules: dict[str, str] = {}
@@ -84,16 +86,15 @@ def find_base(project: Project, architecture: str, name: str, python: Path) -> B
     with console.step(f"Look for {architecture} in the locked releases"):
         for version, release in lock.items():
             with open_source_tree(release, cache_dir()) as sources:
-                taken += [
-                    f"sglang {version} has a {path}."
-                    for path in (f"sglang/srt/{folder}/{name}.py" for folder in ("models", "configs"))
-                    if sources.read(path) is not None
-                ]
+                taken += _taken(sources, name, served)
                 if (path := _file_of(sources, architecture)) is None:
                     continue
                 modules[version] = module_name(path)
                 if version == project.default:
                     upstream_reads = _reads_of(sources, path, set())
+    for file in sorted((project.overlay / MODELS).glob("*.py")):
+        if served in entry_classes(parse(read_data(file), str(file))):
+            taken.append(f"{file} has the architecture {served}.")
     if taken:
         raise UsageError(*taken, hint="Take another name.")
     if project.default not in modules:
@@ -103,7 +104,13 @@ def find_base(project: Project, architecture: str, name: str, python: Path) -> B
         )
     with console.step(f"Ask its Transformers about {architecture}"):
         script = Path(__file__).with_name("describe_base.py")
-        described = json.loads(run([python, "-IW", "ignore", script, architecture, project.overlay / _RULES]).stdout)
+        rules = project.overlay / _RULES
+        described = json.loads(run([python, "-IW", "ignore", script, architecture, name, rules]).stdout)
+    if described["taken"]:
+        raise UsageError(
+            f"transformers {described['transformers']}, which sglang {project.default} has, has a model_type {name}.",
+            hint="Take another name.",
+        )
     if "config" not in described:
         raise UsageError(
             f"transformers {described['transformers']}, which sglang {project.default} has, has no language model"
@@ -117,6 +124,17 @@ def find_base(project: Project, architecture: str, name: str, python: Path) -> B
         described,
         upstream_reads,
     )
+
+
+def _taken(sources: SourceTree, name: str, served: str) -> Iterator[str]:
+    """Yield which names of a new model a release has."""
+    for path in (f"sglang/srt/{folder}/{name}.py" for folder in ("models", "configs")):
+        if sources.read(path) is not None:
+            yield f"sglang {sources.version} has a {path}."
+    for path in sources.holding(name, served):
+        for line, kind, taken in registered_names(path, sources.tree(path)) if path.startswith(REGISTERING) else ():
+            if (kind, taken) in (("architecture", served), ("model_type", name)):
+                yield f"sglang {sources.version} has the {kind} {taken} ({path}:{line})."
 
 
 def _file_of(sources: SourceTree, architecture: str) -> str | None:

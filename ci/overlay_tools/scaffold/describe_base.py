@@ -18,21 +18,25 @@ def reads(text: str) -> set[str]:
     return {name or other for name, other in _READ.findall(text)}
 
 
-def describe(architecture: str, config_keys: ModuleType) -> dict[str, object]:
-    """Describe an architecture of a language model: its configuration class, and the keys that are its own."""
+def describe(architecture: str, model_type: str, config_keys: ModuleType) -> dict[str, object]:
+    """Describe an architecture of a language model: its configuration class, and the keys that are its own.
+
+    `taken`: whether `model_type`, which a new model is to have, is that of another.
+    """
     import transformers
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
+    from transformers import CONFIG_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    about = {"transformers": transformers.__version__, "taken": model_type in CONFIG_MAPPING}
     names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     if not any(architecture in ([value] if isinstance(value, str) else value) for value in names):
-        return {"transformers": transformers.__version__}
+        return about
     model = getattr(transformers, architecture)
     config = model.config_class
     made = config()
     defaults, found = made.to_dict(), reads(Path(inspect.getsourcefile(model) or "").read_text(encoding="utf-8"))
     return {
-        "transformers": transformers.__version__,
+        **about,
         "config": config.__name__,
         "defaults": {key: value for key, value in defaults.items() if not config_keys.is_of_every_model(key)},
         "backbone": MODEL_MAPPING[config].__name__,
@@ -55,4 +59,4 @@ def _module(file: Path) -> ModuleType:
 
 
 if __name__ == "__main__":
-    json.dump(describe(sys.argv[1], _module(Path(sys.argv[2]))), sys.stdout, default=str)
+    json.dump(describe(sys.argv[1], sys.argv[2], _module(Path(sys.argv[3]))), sys.stdout, default=str)

@@ -95,12 +95,21 @@ class NewModel:
     @property
     def title(self) -> str:
         """Name it as classes do."""
-        return "".join(word.capitalize() for word in self.name.split("_"))
+        return _title(self.name)
 
     @property
     def architecture(self) -> str:
         """Name the class that is served, as config.json does."""
-        return f"{self.title}{KINDS[self.kind].suffix}"
+        return architecture_of(self.name, self.kind)
+
+
+def architecture_of(name: str, kind: str) -> str:
+    """Name the class of a model of some kind, as config.json does."""
+    return f"{_title(name)}{KINDS[kind].suffix}"
+
+
+def _title(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
 
 
 def check_name(name: str) -> None:

@@ -25,11 +25,16 @@ class TinyForCausalLM(Parent):
     def __init__(self, config):
         self.size = config.num_experts + getattr(config, "head_dim", 0)
 
-EntryClass = [TinyForCausalLM]
+class Tiny2ForCausalLM(TinyForCausalLM):
+    pass
+
+EntryClass = [TinyForCausalLM, Tiny2ForCausalLM]
 """
+CONFIGS = "class Tiny3Config:\n    model_type = 'tiny3'\n"
 PARENT = "class Parent:\n    def norm(self, config):\n        return config.rms_norm_eps\n"
 DESCRIBED: Mapping[str, Any] = {
     "transformers": "5.0",
+    "taken": False,
     "config": "TinyConfig",
     "defaults": {
         "hidden_size": 4096,
@@ -49,7 +54,8 @@ DESCRIBED: Mapping[str, Any] = {
 
 
 def lock_with_model(mini: Miniature, version: str) -> None:
-    files = {"sglang/srt/models/tiny.py": UPSTREAM.encode(), "sglang/srt/models/parent.py": PARENT.encode()}
+    texts = {"models/tiny": UPSTREAM, "models/parent": PARENT, "configs/tiny": CONFIGS}
+    files = {f"sglang/srt/{name}.py": text.encode() for name, text in texts.items()}
     mini.lock_release(version, upstream_files(version) | files)
 
 
@@ -174,22 +180,39 @@ def test_a_base_without_a_model_that_scores(
         (["my_model", "--from", "NoForCausalLM"], "sglang 1.0 has no model NoForCausalLM"),
         (["my_model", "--from", "TinyForCausalLM", "--kind", "derived"], "cannot derive from TinyForCausalLM"),
         (["tiny", "--from", "TinyForCausalLM"], "sglang 1.0 has a sglang/srt/models/tiny.py"),
+        (
+            ["tiny_2", "--from", "TinyForCausalLM"],
+            "has the architecture Tiny2ForCausalLM (sglang/srt/models/tiny.py:10)",
+        ),
+        (["ours_2", "--from", "TinyForCausalLM"], "ours.py has the architecture Ours2ForCausalLM"),
+        (["tiny3", "--from", "TinyForCausalLM"], "has the model_type tiny3 (sglang/srt/configs/tiny.py:2)"),
         (["my_model", "--from", "Qwen3NextForCausalLM", "--kind", "reward"], "cannot derive from Qwen3NextForCausalLM"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_is_written(
     mini_base: Miniature, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    mini_base.write(f"{SRT}/models/ours.py", "EntryClass = Ours2ForCausalLM\n")
     before = mini_base.content()
     assert cli.main(["new", *words]) == 2
     assert said in capsys.readouterr().err
     assert mini_base.content() == before
 
 
+def test_a_model_type_that_transformers_has_is_refused_and_nothing_is_written(
+    mini_base: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speak(mini_base, monkeypatch, {**DESCRIBED, "taken": True})
+    before = mini_base.content()
+    assert cli.main(["new", "smollm3", "--from", "TinyForCausalLM"]) == 2
+    assert "transformers 5.0, which sglang 1.0 has, has a model_type smollm3." in capsys.readouterr().err
+    assert mini_base.content() == before
+
+
 def test_a_base_that_transformers_lacks_is_refused(
     mini_base: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    speak(mini_base, monkeypatch, {"transformers": "5.0"})
+    speak(mini_base, monkeypatch, {"transformers": "5.0", "taken": False})
     assert cli.main(["new", "my_model", "--from", "TinyForCausalLM"]) == 2
     assert "transformers 5.0, which sglang 1.0 has, has no language model TinyForCausalLM" in capsys.readouterr().err
 
