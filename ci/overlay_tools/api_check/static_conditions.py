@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
+from operator import eq, ge, gt, le, lt, ne
 
 from packaging.version import Version
 
@@ -11,6 +13,15 @@ from overlay_tools.api_check.bindings import last_name
 from overlay_tools.api_check.resolver import NameResolver
 from overlay_tools.api_check.signatures import call_signature
 from overlay_tools.api_check.symbols import UNKNOWN, Scope
+
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Version, Version], bool]] = {
+    ast.Lt: lt,
+    ast.LtE: le,
+    ast.Gt: gt,
+    ast.GtE: ge,
+    ast.Eq: eq,
+    ast.NotEq: ne,
+}
 
 
 def evaluate_condition(resolver: NameResolver, scope: Scope, test: ast.expr) -> bool | None:
@@ -41,8 +52,14 @@ def _has_attribute(resolver: NameResolver, scope: Scope, owner: ast.expr, name: 
 
 
 def _compare(left: Version, operator: ast.cmpop, right: Version) -> bool | None:
-    values = {ast.Lt: left < right, ast.LtE: left <= right, ast.Gt: left > right, ast.GtE: left >= right}
-    return values.get(type(operator))
+    """Compare a release with another version, or return None where its wheel compares otherwise than the release.
+
+    Code runs in the wheel, as 1.0+overlay.4, and beside the plugin, as 1.0: only the first is greater than 1.0.
+    """
+    compare = _COMPARISONS.get(type(operator))
+    if compare is None or (left.public == right.public and (right.local or compare not in (lt, ge))):
+        return None
+    return compare(left, right)
 
 
 def _takes(resolver: NameResolver, scope: Scope, name: object, container: ast.expr) -> bool | None:

@@ -255,6 +255,8 @@ def test_bases_are_followed_through_files_of_upstream_and_of_the_overlay(ours: M
         "from sglang.srt.layers.router import Router\nRouter.bind(Router(1), 2)\n",
         HEAD + "try:\n    head.thing()\nexcept AttributeError:\n    pass\n",
         VERSION + HEAD + "if Version(sglang.__version__) >= Version('2.0'):\n    head.thing()\n",
+        VERSION + HEAD + "if Version(sglang.__version__) < Version('1.0'):\n    head.thing()\n",
+        VERSION + HEAD + "if Version(sglang.__version__) == Version('2.0'):\n    head.thing()\n",
         INSPECT
         + "if 'out' in inspect.signature(make_head).parameters:\n    make_head(out=3)\nelse:\n    make_head(1, 2)\n",
         INSPECT + "make_head() if 'scale' not in inspect.signature(make_head).parameters else make_head(1, scale=2)\n",
@@ -329,6 +331,15 @@ def test_code_that_a_release_does_run_is_checked(ours: Miniature, code: str, exp
     found = misfits(check(ours))
     assert len(found) == 1
     assert expected in found[0]
+
+
+@pytest.mark.parametrize("operator", ["<=", ">", "==", "!="])
+def test_both_sides_are_checked_where_the_wheel_s_version_is_not_the_plugin_s(ours: Miniature, operator: str) -> None:
+    compared = f"if Version(sglang.__version__) {operator} Version('1.0'):\n    head.one()\nelse:\n    head.two()\n"
+    ours.write("overlay/sglang/srt/layers/own.py", VERSION + HEAD + compared)
+    assert misfits(check(ours)) == [
+        f"attribute <module>: head.{name}: sglang.srt.layers.head has no `{name}`" for name in ("one", "two")
+    ]
 
 
 def test_a_star_import_leaves_names_with_an_underscore_out(ours: Miniature) -> None:
