@@ -22,6 +22,7 @@ from overlay_tools.downstream.wheel_names import why_not_taken
 from overlay_tools.downstream.worktree import read_trailers
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import FORWARDED, HOOK_NAME, blob_id
+from overlay_tools.patches.patch_file import find_left_over
 from overlay_tools.subprocesses import git
 from overlay_tools.user_files import read_data, read_text
 
@@ -228,8 +229,7 @@ def _read_file(path: Path) -> list[ForeignPatch]:
     elif {"From", "Subject", "Date"} <= {*HeaderParser().parsestr(head)}:
         patches = list(_read_mailbox(path, b"From mail Mon Sep 17 00:00:00 2001\n" + data, 0))
     else:
-        patch = _make_patch(path, path.name, _read_header(head), diff)
-        patches = [dataclasses.replace(patch, files=_with_lines(patch.files, text, 1))]
+        patches = [_make_patch(path, path.name, _read_header(head), diff, text, 1)]
     if not any(patch.files for patch in patches):
         raise PatchError(f"{path} is not a patch: there is no diff in it.", hint=HINT)
     return patches
@@ -242,9 +242,8 @@ def _read_shown(path: Path, text: str) -> Iterator[ForeignPatch]:
         head, diff = _split(text[start:end])
         message = "\n".join(line[4:] for line in head.split("\n") if not line or line.startswith("    "))
         title = path.name if len(starts) == 1 else f"{path.name} {number}/{len(starts)}"
-        patch = _make_patch(path, title, _header_of(message), diff)
         line = text.count("\n", 0, start) + 1
-        yield dataclasses.replace(patch, files=_with_lines(patch.files, text[start:end], line))
+        yield _make_patch(path, title, _header_of(message), diff, text[start:end], line)
 
 
 def _read_mailbox(path: Path, data: bytes, line: int) -> Iterator[ForeignPatch]:
@@ -261,8 +260,8 @@ def _read_mailbox(path: Path, data: bytes, line: int) -> Iterator[ForeignPatch]:
             message = (folder / "message").read_text(encoding="utf-8", errors="replace")
             diff = (folder / "diff").read_bytes().decode("utf-8", "surrogateescape")
             title = path.name if len(mails) == 1 else f"{path.name} {int(mail.name)}/{len(mails)}"
-            patch = _make_patch(path, title, _header_of(f"{subject}\n\n{message}"), _split(diff)[1])
-            yield dataclasses.replace(patch, files=_with_lines(patch.files, text, line))
+            header = _header_of(f"{subject}\n\n{message}")
+            yield _make_patch(path, title, header, _split(diff)[1], text, line)
             line += text.count("\n")
 
 
@@ -309,7 +308,15 @@ def _clean(header: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in known.items() if name in kept and value}
 
 
-def _make_patch(path: Path, title: str, header: dict[str, str], diff: str) -> ForeignPatch:
+def _make_patch(path: Path, title: str, header: dict[str, str], diff: str, text: str, first: int) -> ForeignPatch:
+    """Return the patch of a diff.
+
+    Parameters: `text`, where that was found, perhaps encoded; `first`, the line on which this begins.
+    """
+    above = first - 1 + text.count("\n") - diff.count("\n")
+    where, above = (path, above) if text.endswith(diff) else (f"{title} (its diff, decoded)", 0)
+    if faults := [f"{where}:{above + number}: {fault}" for number, fault in find_left_over(diff)]:
+        raise PatchError(*faults, hint=HINT)
     named = re.sub(r"^\d+[-_]", "", path.stem)
     name = header.pop("Hook", "")
     if not HOOK_NAME.fullmatch(name):
@@ -323,7 +330,7 @@ def _make_patch(path: Path, title: str, header: dict[str, str], diff: str) -> Fo
     # Where a link takes the place of files, upstream's stay: git deletes them first.
     links = tuple(f"{change.name}/" for change in files if change.left_out == _IS_LINK)
     files = [change for change in files if not (change.deleted and f"{change.name}/".startswith(links))]
-    return ForeignPatch(title=title, path=path, name=name, header=header, files=files)
+    return ForeignPatch(title=title, path=path, name=name, header=header, files=_with_lines(files, text, first))
 
 
 def _with_lines(files: Sequence[FileChange], text: str, first: int) -> list[FileChange]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from email.message import Message
 from email.parser import HeaderParser
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -31,6 +32,7 @@ _FILE_HEAD = re.compile(
     (?P<lines>---\ a/(?P=old)\n\+\+\+\ b/(?P=new)\n)?""",
     re.VERBOSE,
 )
+_HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 _BLOB, _NONE = "[0-9a-f]{40}", "0" * 40
 _INDEX = {  # what stands for the content where no hunk says what is expected
     "delete": re.compile(rf"^index {_BLOB}\.\.{_NONE}$", re.MULTILINE),
@@ -55,7 +57,8 @@ def load_patch(path: Path, hook: str) -> Patch:
     if faults := [*_check_header(path, head, header), *_check_file_heads(path, diff, first_line)]:
         raise PatchError(*faults, hint=HINT)
     files = _parse_diff(path, diff, first_line)
-    faults = [fault for file in files for fault in _check_file(path, file, first_line)]
+    faults = [f"{path}:{first_line + number - 1}: {fault}" for number, fault in find_left_over(diff)]
+    faults += [fault for file in files for fault in _check_file(path, file, first_line)]
     if faults or not files:
         raise PatchError(*(faults or [f"{path}:{first_line}: the diff changes nothing."]), hint=HINT)
     return Patch(
@@ -68,6 +71,24 @@ def load_patch(path: Path, hook: str) -> Patch:
         first_line=first_line,
         files=files,
     )
+
+
+def find_left_over(diff: str) -> Iterable[tuple[int, str]]:
+    """Yield the lines, by number, with which a hunk goes on after its end by its @@, and why: git drops them."""
+    old = new = 0  # lines of a hunk that are to come
+    ended = False
+    for number, (line, next_) in enumerate(pairwise([*diff.split("\n"), ""]), 1):
+        if old > 0 or new > 0:
+            old -= not line.startswith(("+", "\\"))
+            new -= not line.startswith(("-", "\\"))
+            ended = True
+        elif head := _HUNK.match(line):
+            old, new = (int(length or 1) for length in head.groups())
+        elif ended and line.strip() and not line.startswith("\\"):
+            ended = False  # what follows a line of another kind is a message or the like
+            begins_file = line.startswith("--- ") and next_.startswith("+++ ")
+            if line.startswith(("+", "-", " ")) and line.rstrip() != "--" and not begins_file:
+                yield number, f"by its @@ the hunk above ends before {line!r}: correct the counts there."
 
 
 def _check_header(path: Path, text: str, header: Message) -> Iterable[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import zipfile
@@ -670,6 +671,45 @@ def test_the_end_of_a_file_stays_as_the_patch_has_it(mini: Miniature, elsewhere:
     assert (mini.root / "overlay/sglang/new.py").read_text() == "A = 1\nB = 2"
     brought_in(mini, difference(elsewhere, "ended", new=("A = 1\nB = 2", "A = 1\nB = 3\n")))
     assert (mini.root / "overlay/sglang/new.py").read_text() == "A = 1\nB = 3\n"
+
+
+@pytest.mark.parametrize("form", ["plain", "mailbox", "mail", "encoded", "shown"])
+def test_a_line_that_the_counts_of_a_hunk_leave_out_is_refused(mini: Miniature, elsewhere: Path, form: str) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Bigger", {f"python/{ENGINE_FILE}": FASTER})
+    commit(fork, "Four", {f"python/{FILE}": LAST})
+    text = {"plain": git(fork, "diff", "HEAD~2"), "shown": git(fork, "log", "-p", "-2")}.get(
+        form, mailed(fork, 2, one=True).read_text()
+    )
+    if form == "mail":
+        text = git(fork, "format-patch", "--stdout", "-1").partition("\n")[2]
+    text = text.replace("+    return 4\n", "+    return 4\n+two = 2\n")
+    where = f"{elsewhere / 'ours.patch'}:{text[: text.index('+two')].count(chr(10)) + 1}: "
+    if form == "encoded":
+        head, _, body = text.rpartition("\n\n---\n")
+        text = f"{head}\nContent-Transfer-Encoding: base64\n\n{base64.encodebytes(body.encode()).decode()}"
+        where = "ours.patch 2/2 (its diff, decoded):11: "
+    (elsewhere / "ours.patch").write_text(text)
+    with pytest.raises(PatchError) as caught:
+        planned(mini, elsewhere / "ours.patch")
+    assert str(caught.value).startswith(f"{where}by its @@ the hunk above ends before '+two = 2': ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["format-patch", "--stdout", "--base=HEAD~2"],
+        ["log", "-p", "--oneline"],
+        ["log", "-p", "--abbrev-commit", "--stat"],
+    ],
+)
+def test_what_git_writes_between_diffs_is_no_part_of_a_hunk(mini: Miniature, elsewhere: Path, words: list[str]) -> None:
+    fork = checkout(elsewhere)
+    commit(fork, "Four", {f"python/{FILE}": LAST.removesuffix("\n")})
+    commit(fork, "Five\n\n- It was less.", {f"python/{FILE}": LAST.replace("return 4", "return 5")})
+    options = ["--reverse"] if words[0] == "log" else []
+    (elsewhere / "ours.patch").write_text(git(fork, *words, *options, "-2"))
+    assert {row.outcome for row in planned(mini, elsewhere / "ours.patch").rows} == {"brought in"}
 
 
 def test_a_name_that_is_taken_gets_a_number(mini: Miniature, elsewhere: Path) -> None:

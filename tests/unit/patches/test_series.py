@@ -14,6 +14,7 @@ from unit.conftest import DIFF, HEADER, PATCH, Miniature
 REPOSITORY = "sglang/.git/config"
 FILE, NEW, BLOB = "sglang/loader.py", "sglang/new.py", "0123456789abcdef0123456789abcdef01234567"
 HEADLESS = DIFF.partition("\n")[2]
+ENGINE_DIFF = DIFF.replace("loader", "engine")
 MODE = "old mode 100644\nnew mode 100755\n"
 DELETION = f"deleted file mode 100644\nindex {BLOB}..{'0' * 40}\n"
 RENAME = f"rename from {FILE}\nrename to {NEW}\n"
@@ -61,6 +62,9 @@ def test_each_header_is_required(mini: Miniature, field: str) -> None:
         (lambda text: text.replace("\ndiff", "\nsome prose\n\ndiff"), "neither a header nor a diff: 'some prose'"),
         (lambda text: text[: text.index("diff")], "there is no diff in it"),
         (lambda text: text.replace("-3,5 +3,6", "-3,5 +3,9"), "1.0.patch:17: git cannot read the diff: corrupt patch"),
+        (lambda text: f"{text}+two\n", "1.0.patch:17: by its @@ the hunk above ends before '+two'"),
+        (lambda text: f"{text}\n \n+two\n", "1.0.patch:19: by its @@ the hunk above ends before"),
+        (lambda text: f"{text}-two\n{ENGINE_DIFF}", "1.0.patch:17: by its @@ the hunk above ends before"),
         (lambda text: text.replace("@@ -3,5 +3,6 @@", "@@ nonsense @@"), "1.0.patch:7: it changes no line"),
         (lambda text: text.replace("\n", "\r\n"), "choose/1.0.patch: its lines end in CRLF: `sed -i 's/\\r$//' "),
         (lambda text: HEADER + HEADLESS, "1.0.patch:8: sglang/loader.py has no line `diff --git a/FILE"),
@@ -113,6 +117,12 @@ def test_what_is_done_to_whole_files_is_read(mini: Miniature, text: str, after: 
     mini.patch.write_text(text)
     (file,) = load_series(mini.root / "patches")[0].variants[0].files
     assert (source_of(file), target_of(file)) == (FILE, after)
+    assert lint_of(mini) == ""
+
+
+@pytest.mark.parametrize("end", ["\n\n", ENGINE_DIFF, f"\n{ENGINE_DIFF}", "-- \n2.43.0\n\n", "--\n2.43.0\n- list\n"])
+def test_what_git_and_mails_write_below_a_hunk_is_no_part_of_it(mini: Miniature, end: str) -> None:
+    mini.patch.write_text(PATCH + end)
     assert lint_of(mini) == ""
 
 
