@@ -22,7 +22,7 @@ from overlay_tools.proving.accuracy.scores import Pair, Score
 from overlay_tools.proving.accuracy.tasks import Task, open_tasks
 from overlay_tools.proving.reference import Reference
 from PIL import Image
-from reference.cases import DATA, make_checkpoint
+from reference.cases import DATA, cases, make_checkpoint
 from reference.checkpoints import COMMON, SPECIAL_TOKENS, write_checkpoint
 from reference.drawing import HELD_OUT_SEED, draw, make_tasks
 
@@ -235,18 +235,40 @@ class Recorded(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_answers_are_greedy_whatever_a_task_says(packages: Path, checkpoint: Path, tmp_path: Path) -> None:
-    stand_in = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorded)
-    threading.Thread(target=stand_in.serve_forever, daemon=True).start()
-    running = Server(Path(sys.executable), checkpoint, [], env={}, log=tmp_path / "log", port=stand_in.server_port)
+@pytest.fixture
+def stand_in(checkpoint: Path, tmp_path: Path) -> Iterator[Server]:
+    """Answer in place of a server."""
+    Recorded.asked.clear()
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorded)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    yield Server(Path(sys.executable), checkpoint, [], env={}, log=tmp_path / "log", port=listening.server_port)
+    listening.shutdown()
+    listening.server_close()
+
+
+def test_answers_are_greedy_whatever_a_task_says(
+    packages: Path, checkpoint: Path, stand_in: Server, tmp_path: Path
+) -> None:
     tasks = open_tasks(["gsm8k_cot_self_consistency"])  # it asks 64 times with a temperature of 0.2
     with reaching(gsm8k(), tmp_path), asking(packages, checkpoint, tmp_path, tasks) as harness:
-        [found] = harness.ask_server(running, 8).values()
-    stand_in.shutdown()
-    stand_in.server_close()
+        [found] = harness.ask_server(stand_in, 8).values()
     assert found.right == [1]
     assert {asked["temperature"] for asked in Recorded.asked} == {0.0}
     assert not any("top_p" in asked for asked in Recorded.asked)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in cases().items() if case.ours and "rope_scaling" in case.config]
+)
+def test_a_model_with_yarn_can_be_asked(name: str, packages: Path, stand_in: Server, tmp_path: Path) -> None:
+    """In tokens, although some versions of Transformers fail on such a configuration if they have no class for it."""
+    checkpoint = tmp_path / "checkpoint"
+    make_checkpoint(name, checkpoint)
+    task = Task(name="sums", documents=[{"prompt": "8 and 8?", "answer": "The answer is 16."}])
+    with asking(packages, checkpoint, tmp_path, [task]) as harness:
+        [found] = harness.ask_server(stand_in, 8).values()
+    assert found.right == [1]
+    assert [asked["prompt"] for asked in Recorded.asked] == [[[len(SPECIAL_TOKENS) + byte for byte in b"8 and 8?"]]]
 
 
 def test_a_model_that_generates_nothing_is_refused_before_anything_is_asked(

@@ -115,7 +115,7 @@ class Served(Alike, LocalCompletionsAPI):  # type: ignore[misc]  # lm-eval has t
         super().__init__(
             model=JOB["checkpoint"],
             base_url=f"{address}/v1/completions",
-            tokenizer_backend="huggingface",
+            tokenizer_backend="none",  # lm-eval would read it with its configuration, which `read_tokenizer` avoids
             header={"Content-Type": "application/json"},
             num_concurrent=at_once,
             max_length=self.limit,
@@ -123,7 +123,7 @@ class Served(Alike, LocalCompletionsAPI):  # type: ignore[misc]  # lm-eval has t
             max_retries=1,  # a server on this machine that fails does so again
             timeout=PATIENCE,
         )
-        self.tokenizer = tokenizer()
+        self.tokenizer, self.tokenizer_backend, self.tokenized_requests = tokenizer(), "huggingface", True
 
     def _create_payload(self, *args: object, **kwargs: object) -> dict[str, Any]:
         # The server would take a penalty from generation_config.json, and this is to be greedy.
