@@ -178,3 +178,23 @@ def test_a_signal_to_the_group_reaches_no_supervisor(tmp_path: Path, interrupt: 
         assert process.wait(30) in (7, 256 - interrupt, -interrupt)  # the last if it comes at its very end
         # The shell says so of its `sleep`, if the signal comes while that is there already.
         assert set(process.stdout.read().split()) - {b"Terminated"} == {b"signal"}
+
+
+def test_a_program_starts_at_once_with_no_file_of_ours_whatever_the_limit_on_files(tmp_path: Path) -> None:
+    """Some builds of Python close each number of a range by itself, and Docker allows a thousand million of them."""
+    script = """if True:
+        import contextlib, os, sys
+        from overlay_tools import supervisor
+
+        def closerange(first, end):
+            for number in range(first, end):
+                with contextlib.suppress(OSError):
+                    os.close(number)
+
+        os.closerange, os.sysconf = closerange, lambda name: 1 << 30
+        os.set_inheritable(os.open(sys.executable, os.O_RDONLY), True)
+        supervisor.supervise(os.getppid(), supervisor.APART, ["ls", "/proc/self/fd"])
+    """
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, cwd=tmp_path, stdout=subprocess.PIPE, timeout=20, check=True)
+    assert done.stdout.split() == [b"0", b"1", b"2", b"3"]  # the last is how `ls` reads that folder
