@@ -15,7 +15,7 @@ from overlay_tools.api_check.bindings import FUNCTION, member_kind
 from overlay_tools.api_check.contract import FoundReferences
 from overlay_tools.api_check.references import Reference
 from overlay_tools.api_check.resolver import NameResolver
-from overlay_tools.api_check.signatures import call_signature, display, function_signature
+from overlay_tools.api_check.signatures import call_signatures, display, function_signature
 from overlay_tools.api_check.symbols import Symbol
 
 
@@ -131,7 +131,7 @@ def _signature_changes(old: NameResolver, was: Symbol, new: NameResolver, now: S
 def _signature(resolver: NameResolver, symbol: Symbol) -> Signature | None:
     if isinstance(symbol.node, FUNCTION):
         return function_signature(symbol.node)
-    return call_signature(resolver, symbol) if isinstance(symbol.node, ast.ClassDef) else None
+    return next(iter(call_signatures(resolver, symbol)), None) if isinstance(symbol.node, ast.ClassDef) else None
 
 
 def _required(item: Parameter) -> bool:

@@ -24,7 +24,7 @@ from overlay_tools.api_check.bindings import (
 )
 from overlay_tools.api_check.registered_names import SERVING
 from overlay_tools.api_check.resolver import NameResolver
-from overlay_tools.api_check.signatures import call_mismatch, call_signature, function_signature, override_mismatch
+from overlay_tools.api_check.signatures import call_mismatch, call_signatures, function_signature, override_mismatch
 from overlay_tools.api_check.static_conditions import evaluate_condition
 from overlay_tools.api_check.symbols import UNKNOWN, Module, Scope, Symbol, is_sglang
 from overlay_tools.upstream.source_tree import module_name
@@ -237,10 +237,10 @@ class _ReferenceFinder(ast.NodeVisitor):
             self._check_access(node, node.args[0], str(node.args[1].value))
         problems, names = [], []
         for symbol in self.resolver.infer(self.scope, node.func):
-            taken = call_signature(self.resolver, symbol) if self._is_upstream_call(symbol) else None
-            if taken is not None and symbol.module is not None:
-                problem = call_mismatch(taken, node, check_names=not self.hook)
-                problems.append(f"{symbol.module.name}.{symbol.name}: {problem}" if problem else "")
+            taken = call_signatures(self.resolver, symbol) if self._is_upstream_call(symbol) else []
+            if taken and symbol.module is not None:
+                mismatches = [call_mismatch(each, node, check_names=not self.hook) for each in taken]
+                problems += [f"{symbol.module.name}.{symbol.name}: {text}" if text else "" for text in mismatches]
                 if self._of_upstream(symbol.module) and not (symbol.is_instance or symbol.is_bound):
                     names.append(f"{symbol.module.name}:{symbol.name}")
         if problems:
@@ -300,7 +300,8 @@ class _ReferenceFinder(ast.NodeVisitor):
             place = ours if isinstance(ours, ast.AST) else node
             base = next((base for base in bases if name in self.resolver.members(base)), None)
             if base is not None:
-                problems = _override_problems(ours, self.resolver.members(base)[name][-1])
+                every = self.resolver.definitions(base, name)
+                problems = [problem for theirs in every for problem in _override_problems(ours, theirs)]
                 self._add(place, "override", f"{node.name}.{name}", problems, [_member(base, name)])
             elif not (name.startswith("__") or name in self.resolver.overlay.accessed_attributes or self._asked(name)):
                 self._add(place, "override", f"{node.name}.{name}", [self._missing(bases[0], name)])

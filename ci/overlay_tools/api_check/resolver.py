@@ -218,6 +218,17 @@ class NameResolver:
         assert module is not None
         return collect_members(node, module.package)
 
+    def definitions(self, cls: Symbol, name: str) -> list[Binding]:
+        """Return what may define an attribute of a class: its functions, or else its values."""
+        found: list[Binding] = []
+        for binding in self.members(cls)[name]:
+            if isinstance(binding, (ast.Name, ast.Attribute)) and cls.module is not None:  # another name of something
+                symbols = self.infer(Scope(module=cls.module, bindings=self.members(cls)), binding)
+                found += [symbol.node for symbol in symbols if symbol != UNKNOWN]
+            else:
+                found.append(binding)
+        return [item for item in found if isinstance(item, FUNCTION)] or found
+
     def mro(self, cls: Symbol) -> list[Symbol]:
         """Return a class and its bases in the order in which Python looks; UNKNOWN for a base outside sglang."""
         node, module = cls.node, cls.module

@@ -14,34 +14,35 @@ from overlay_tools.api_check.symbols import Symbol
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
-def call_signature(resolver: NameResolver, symbol: Symbol) -> inspect.Signature | None:
-    """Return the signature that calls of a function, a class or an object must fit, or None if it is unknown."""
+def call_signatures(resolver: NameResolver, symbol: Symbol) -> list[inspect.Signature]:
+    """Return the signatures that calls of a function, a class or an object must fit; an empty list if unknown."""
     node = symbol.node
     if isinstance(node, FUNCTION):
-        return function_signature(node, skip=1 if symbol.is_bound else 0)
+        return [function_signature(node, skip=1 if symbol.is_bound else 0)]
     if not isinstance(node, ast.ClassDef):
-        return None
+        return []
     if symbol.is_instance:  # torch calls a module's forward
         names = ("__call__", "forward")
         called = next((name for name in names if next(resolver.defining_classes(symbol, name), None)), None)
-        found = next(iter(resolver.resolve_attribute([symbol], called)), symbol) if called else symbol
-        return function_signature(found.node, skip=1) if isinstance(found.node, FUNCTION) else None
+        found = resolver.resolve_attribute([symbol], called) if called else []
+        return [function_signature(item.node, skip=1) for item in found if isinstance(item.node, FUNCTION)]
     for cls in resolver.mro(symbol):
         if not isinstance(cls.node, ast.ClassDef):
-            return None
-        if init := resolver.members(cls).get("__init__"):
-            return function_signature(init[-1], skip=1) if isinstance(init[-1], FUNCTION) else None
+            return []
+        if "__init__" in resolver.members(cls):
+            every = resolver.definitions(cls, "__init__")
+            return [function_signature(item, skip=1) for item in every if isinstance(item, FUNCTION)]
         if "dataclass" in decorator_names(cls.node):
-            return _dataclass_signature(resolver, cls)
-    return inspect.Signature()
+            return _dataclass_signatures(resolver, cls)
+    return [inspect.Signature()]
 
 
-def _dataclass_signature(resolver: NameResolver, cls: Symbol) -> inspect.Signature | None:
-    """Return the signature that `dataclass` gives a class."""
+def _dataclass_signatures(resolver: NameResolver, cls: Symbol) -> list[inspect.Signature]:
+    """Return the one signature that `dataclass` gives a class; an empty list if it is unknown."""
     parameters: dict[str, Parameter] = {}
     for base in reversed(resolver.mro(cls)):
         if not isinstance(base.node, ast.ClassDef):
-            return None
+            return []
         if "dataclass" not in decorator_names(base.node):
             continue
         kw_only = any("kw_only=True" in ast.unparse(item) for item in base.node.decorator_list)
@@ -58,7 +59,7 @@ def _dataclass_signature(resolver: NameResolver, cls: Symbol) -> inspect.Signatu
                 parameters[name] = Parameter(name, kind, default=_default(optional))
     ordered = sorted(parameters.values(), key=lambda item: item.kind)
     # Python refuses a field without a default after one with a default; that is for upstream to notice.
-    return inspect.Signature(ordered, __validate_parameters__=False)
+    return [inspect.Signature(ordered, __validate_parameters__=False)]
 
 
 def function_signature(node: ast.FunctionDef | ast.AsyncFunctionDef, skip: int = 0) -> inspect.Signature:

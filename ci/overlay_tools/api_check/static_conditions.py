@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from overlay_tools.api_check.bindings import last_name
 from overlay_tools.api_check.resolver import NameResolver
-from overlay_tools.api_check.signatures import call_signature
+from overlay_tools.api_check.signatures import call_signatures
 from overlay_tools.api_check.symbols import UNKNOWN, Scope
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Version, Version], bool]] = {
@@ -68,7 +68,7 @@ def _takes(resolver: NameResolver, scope: Scope, name: object, container: ast.ex
     if parameters is None:
         return None
     function = ast.parse(parameters[1], mode="eval").body
-    signatures = [call_signature(resolver, symbol) for symbol in resolver.infer(scope, function)]
-    if not signatures or None in signatures:
+    signatures = [call_signatures(resolver, symbol) for symbol in resolver.infer(scope, function)]
+    if not signatures or [] in signatures:
         return None
-    return any(name in item.parameters for item in signatures if item)
+    return any(name in item.parameters for every in signatures for item in every)

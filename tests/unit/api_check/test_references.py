@@ -372,6 +372,49 @@ def test_a_property_with_a_setter_is_a_property(ours: Miniature) -> None:
     assert misfits(check(ours, changed("            @classmethod\n", setter))) == []
 
 
+FORWARD = """\
+            def forward(self, input_ids, positions):
+                return self.block(input_ids)
+"""
+EITHER = """\
+            if x:
+                def forward(self, input_ids, positions{}): ...
+            else:
+                def forward(self, input_ids, positions{}): ...
+"""
+
+
+@pytest.mark.parametrize("more", [(", batch=None", ""), ("", ", batch=None")])
+def test_an_override_must_fit_each_definition_of_upstream_s(ours: Miniature, more: tuple[str, str]) -> None:
+    assert misfits(check(ours, changed(FORWARD, EITHER.format(*more)))) == [
+        "override OursForCausalLM.forward: upstream also takes `batch`"
+    ]
+
+
+@pytest.mark.parametrize("names", [("bias", "biases"), ("biases", "bias")])
+def test_a_call_must_fit_each_definition_of_upstream_s(ours: Miniature, names: tuple[str, str]) -> None:
+    constructor = EITHER.replace("forward(self, input_ids, positions{}", "__init__(self, top_k, {}=None")
+    once = "            def __init__(self, top_k, bias=None):\n                self.top_k = top_k\n"
+    upstream = changed(once, constructor.format(*names), "sglang/srt/layers/router.py")
+    (found,) = misfits(check(ours, upstream))
+    assert found.startswith("call route: Router(): sglang.srt.layers.router.Router: got an unexpected keyword")
+
+
+@pytest.mark.parametrize(
+    ("alias", "problem"),
+    [
+        ("from elsewhere import run\n            forward = run", ""),
+        ("forward = Router.forward", ""),
+        ("def run(self, input_ids, positions): ...\n            forward = run", ""),
+        ("def run(self, input_ids): ...\n            forward = run", "upstream does not pass `positions`"),
+        ("forward = None", "it is a method here and a value upstream"),
+    ],
+)
+def test_a_method_under_another_name_is_followed(ours: Miniature, alias: str, problem: str) -> None:
+    expected = [f"override OursForCausalLM.forward: {problem}"] * bool(problem)
+    assert misfits(check(ours, changed(FORWARD, f"            {alias}\n"))) == expected
+
+
 def test_a_constructor_that_only_the_overlay_calls_need_not_fit(ours: Miniature) -> None:
     code = """\
         from sglang.srt.layers.router import Router
