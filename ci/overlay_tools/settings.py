@@ -100,6 +100,10 @@ class Project:
         """Return the version of the wheel that is built of a release; what says of its base goes on in it."""
         return f"{version}{'.' if '+' in version else '+'}overlay.{self.revision}"
 
+    def kernel_version(self, pinned: str) -> str:
+        """Return the version of the CPU kernel wheel for a pin: the pin itself, if it has a local part to be met."""
+        return pinned if "+" in pinned else f"{pinned}+cpu.{self.revision}"
+
     @property
     def lock(self) -> Path:
         """Return the path of upstream.lock."""

@@ -49,7 +49,7 @@ def build_release(
     with console.step(f"Build sglang {project.overlay_version(release.version)}"):
         sglang = build_sglang(project, release, wheel, base, hooks)
     kernel = with_own_kernel(project, release)
-    with console.step(f"Build {kernel.kernel.name} {kernel.kernel_version}+cpu.{project.revision}"):
+    with console.step(f"Build {kernel.kernel.name} {project.kernel_version(kernel.kernel_version)}"):
         return [sglang, build_kernel(project, release)]
 
 

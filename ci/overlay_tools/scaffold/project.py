@@ -204,7 +204,7 @@ def _own_documents(project: Project, new: NewModel, target: PluginProject, relea
         "base": new.base,
         "releases": releases,
         "default": default,
-        "kernels": f"{kernels.kernel.name.replace('-', '_')}-{kernels.kernel_version}+cpu.{project.revision}",
+        "kernels": f"{kernels.kernel.name.replace('-', '_')}-{project.kernel_version(kernels.kernel_version)}",
         "env": engine_config.ENV,
         "flags": engine_config.flags(engine_config.ARGS),
     }

@@ -145,7 +145,7 @@ def build_kernel(project: Project, release: Release) -> BuiltWheel:
         raise BuildError(f"There are no files in {project.overlay / 'sgl_kernel'}.", hint="Restore the CPU kernels.")
     compile_all(as_overlay(content))
     release = with_own_kernel(project, release)
-    version = f"{release.kernel_version}+cpu.{project.revision}"
+    version = project.kernel_version(release.kernel_version)
     return build_own(
         project,
         release.kernel.name,

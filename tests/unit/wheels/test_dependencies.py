@@ -194,6 +194,8 @@ def test_requirements_that_are_not_as_the_manifest_says_are_found(mini: Miniatur
 def test_the_cpu_kernel_has_the_version_that_an_override_pins(mini: Miniature) -> None:
     mini.require("override = ['sglang-kernel==0.5']\n")
     assert build_kernel(mini.project, mini.lock["1.0"]).path.name == "sglang_kernel-0.5+cpu.3-py3-none-any.whl"
+    mini.require("override = ['sglang-kernel==0.5+cu130']\n")
+    assert build_kernel(mini.project, mini.lock["1.0"]).path.name == "sglang_kernel-0.5+cu130-py3-none-any.whl"
     mini.require("exclude = ['sglang-kernel']\noverride = ['sgl-kernel==0.3']\n")
     assert build_kernel(mini.project, mini.lock["1.0"]).path.name == "sgl_kernel-0.3+cpu.3-py3-none-any.whl"
     mini.require("exclude = ['sglang-kernel']\n")
