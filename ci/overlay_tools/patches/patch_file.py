@@ -59,6 +59,7 @@ def load_patch(path: Path, hook: str) -> Patch:
     files = _parse_diff(path, diff, first_line)
     faults = [f"{path}:{first_line + number - 1}: {fault}" for number, fault in find_left_over(diff)]
     faults += [fault for file in files for fault in _check_file(path, file, first_line)]
+    faults += _changed_again(path, files, first_line)
     if faults or not files:
         raise PatchError(*(faults or [f"{path}:{first_line}: the diff changes nothing."]), hint=HINT)
     return Patch(
@@ -182,3 +183,15 @@ def _check_file(path: Path, file: PatchedFile, first_line: int) -> Iterable[str]
         yield f"{where} it changes no line of {target_of(file)}."
     if any(hunk.source_start and not hunk.source_length for hunk in file):
         yield f"{where} a hunk has no context, so that nothing says where it belongs."
+
+
+def _changed_again(path: Path, files: Sequence[PatchedFile], first_line: int) -> Iterable[str]:
+    """Yield the parts of a diff that change a file which an earlier part has changed, as of two diffs in a row."""
+    for number, file in enumerate(files):
+        before = files[:number]
+        if any(source_of(file) == source_of(each) or target_of(file) == target_of(each) for each in before):
+            where = f"{path}:{first_line + file.diff_line_no - 1}:"
+            yield (
+                f"{where} {target_of(file)} is changed a second time: put all of its hunks into its first part, or let"
+                " `nox -s import` make one hook of the diffs."
+            )

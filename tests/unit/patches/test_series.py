@@ -62,6 +62,8 @@ def test_each_header_is_required(mini: Miniature, field: str) -> None:
         (lambda text: text.replace("\ndiff", "\nsome prose\n\ndiff"), "neither a header nor a diff: 'some prose'"),
         (lambda text: text[: text.index("diff")], "there is no diff in it"),
         (lambda text: text.replace("-3,5 +3,6", "-3,5 +3,9"), "1.0.patch:17: git cannot read the diff: corrupt patch"),
+        (lambda text: text + DIFF, "1.0.patch:17: sglang/loader.py is changed a second time"),
+        (lambda text: whole(SAME, NEW) + DIFF.replace("loader", "new"), "11: sglang/new.py is changed a second time"),
         (lambda text: f"{text}+two\n", "1.0.patch:17: by its @@ the hunk above ends before '+two'"),
         (lambda text: f"{text}\n \n+two\n", "1.0.patch:19: by its @@ the hunk above ends before"),
         (lambda text: f"{text}-two\n{ENGINE_DIFF}", "1.0.patch:17: by its @@ the hunk above ends before"),
