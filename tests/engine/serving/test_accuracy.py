@@ -85,9 +85,9 @@ def engine(harness: Harness, checkpoint: Path, tmp_path_factory: pytest.TempPath
     return served(harness, checkpoint, tmp_path_factory.mktemp("engine") / "log")
 
 
-def served(harness: Harness, checkpoint: Path, log: Path) -> Mapping[str, Score]:
+def served(harness: Harness, checkpoint: Path, log: Path, **arguments: object) -> Mapping[str, Score]:
     """Ask an engine."""
-    with server(checkpoint, log) as running:
+    with server(checkpoint, log, arguments) as running:
         return harness.ask_server(running, 8)
 
 
@@ -122,7 +122,8 @@ def test_pictures_are_seen_by_both(packages: Path, tmp_path: Path) -> None:
         reaching(mmmu(packages, tmp_path / "of the hub"), tmp_path),
         asking(packages, checkpoint, tmp_path, open_tasks([own, known]), limit=12) as harness,
     ):
-        found = served(harness, checkpoint, tmp_path / "log")
+        # This parser takes a whole answer for reasoning. It is judged all the same, as that of Transformers is.
+        found = served(harness, checkpoint, tmp_path / "log", reasoning_parser="deepseek-r1")
         assert harness.ask_reference(found) == found
     assert (sum(found[own].right), len(found[own].right)) == (12, 12)
     assert (found[known].metric, len(found[known].right)) == ("acc", 1)

@@ -157,6 +157,7 @@ class Served(Alike, LocalCompletionsAPI):  # type: ignore[misc]  # lm-eval has t
             "messages": message(one.prompt, one.pictures, shown),
             "max_tokens": one.tokens,
             "temperature": 0,
+            "separate_reasoning": False,  # the whole answer is judged, as that of Transformers is
         }
         with requests.Session() as session:
             session.trust_env = False  # a proxy has no say in what is asked of this machine
