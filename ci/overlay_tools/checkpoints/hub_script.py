@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+_OWN = "consolidated*.safetensors"  # the same weights in Mistral's own form
 
 
 def main(name: str, out: Path, revision: str | None = None) -> int:
@@ -16,9 +17,12 @@ def main(name: str, out: Path, revision: str | None = None) -> int:
     import huggingface_hub
 
     try:
-        said, status = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_FILES), 0
-        if not any(Path(said).glob("*.safetensors")):  # an old checkpoint
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns="*.bin")
+        said, status = (
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_FILES, ignore_patterns=_OWN),
+            0,
+        )
+        if not any(Path(said).glob("*.safetensors")):  # an old checkpoint, or one of Mistral's that has no other form
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=("*.bin", _OWN))
     except Exception as error:  # the libraries beneath have many kinds of them
         said, status = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}", 1
     out.write_text(said, encoding="utf-8")

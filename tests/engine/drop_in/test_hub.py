@@ -13,16 +13,25 @@ from overlay_tools.errors import CheckpointError
 
 from engine.stand_in_hub import COMMIT, HubAnswers, running_hub, tag_of
 
-FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"the same weights"}
+FILES = {
+    "config.json": b"{}",
+    "model.safetensors": b"weights",
+    "pytorch_model.bin": b"the same weights",
+    "consolidated.safetensors": b"the same weights once more",
+}
 
 
 class Hub(HubAnswers):
-    """Has owner/name, with the branches main and old, and owner/bin, without safetensors."""
+    """Has owner/name, with the branches main and old, and owner/bin and owner/own, each with one form of it."""
 
     def answer(self, path: str) -> None:
         words = path.removeprefix("/api/models").split("/")[1:]
-        held = {"name": FILES, "bin": {name: data for name, data in FILES.items() if "safetensors" not in name}}
-        files = held.get(words[1] if words[0] == "owner" else "", {})
+        held = {
+            "name": [*FILES],
+            "bin": ["config.json", "pytorch_model.bin"],
+            "own": ["config.json", "consolidated.safetensors"],
+        }
+        files = {name: FILES[name] for name in held.get(words[1] if words[0] == "owner" else "", [])}
         if not files or (words[3:] and words[3] not in ("main", "old", COMMIT)):
             self.miss("RevisionNotFound" if files else "RepoNotFound")
         elif path.startswith("/api/models/"):
@@ -50,13 +59,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def test_what_a_server_reads_of_a_checkpoint_is_downloaded() -> None:
     folder = download("owner/name", Path(sys.executable))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
-        name: data for name, data in FILES.items() if name != "pytorch_model.bin"
+        name: FILES[name] for name in ("config.json", "model.safetensors")
     }
 
 
-def test_old_weights_are_downloaded_where_there_are_no_others() -> None:
-    folder = download("owner/bin", Path(sys.executable))
-    assert {path.name for path in folder.iterdir()} == {"config.json", "pytorch_model.bin"}
+@pytest.mark.parametrize(("name", "form"), [("bin", "pytorch_model.bin"), ("own", "consolidated.safetensors")])
+def test_weights_in_another_form_are_downloaded_where_there_are_no_others(name: str, form: str) -> None:
+    folder = download(f"owner/{name}", Path(sys.executable))
+    assert {path.name for path in folder.iterdir()} == {"config.json", form}
 
 
 def test_a_revision_is_what_was_asked_for() -> None:
