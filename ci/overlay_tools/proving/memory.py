@@ -90,7 +90,9 @@ def _gpu_memory(gpus: int) -> int:
     words = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", ""):
         words.append(f"--id={','.join(visible.split(',')[:gpus])}")
-    return min(int(word) for word in run(words).stdout.split()[:gpus]) * 1024 * 1024
+    free = run(words).stdout.split()[:gpus]
+    # A GPU that shares the machine's memory, as GB10 and Jetson do, says "[N/A]".
+    return min(int(word) * 1024 * 1024 if word.isdigit() else free_memory() for word in free)
 
 
 def _require(needed: int, there: int, what: str, why: str) -> None:

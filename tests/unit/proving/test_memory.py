@@ -81,6 +81,18 @@ def test_an_engine_on_several_gpus_needs_less_of_each(tmp_path: Path, monkeypatc
         choose_reference_device({"t": 8 * GIB}, "bfloat16", 2)
 
 
+def test_a_gpu_that_shares_the_memory_of_the_machine_has_what_is_free_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '[N/A]'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(memory, "free_memory", lambda: 8 * GIB)
+    with pytest.raises(CompareError, match=r"8\.9 GiB of GPU memory .*, and 8\.0 GiB are free"):
+        choose_reference_device({"t": 4 * GIB}, "bfloat16", 1, None)
+
+
 def test_a_container_has_the_memory_that_it_is_given(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")
