@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard, read_shard
+from overlay_tools.checkpoints.safetensors_header import INDEX, Tensor, dump_shard, read_shard, shards_of
 from overlay_tools.errors import AdoptError
 from overlay_tools.user_files import decode, naming, parse_json
 
@@ -32,7 +32,6 @@ KEYS = (
 )
 _RULES = ("sglang.srt.configs.config_keys", "sglang.srt.configs.qwen3_next_ext_keys")
 _CONFIG = "config.json"
-_INDEX = "model.safetensors.index.json"
 _SHARD = "model-extensions.safetensors"
 # Transformers reads no index beside a file of the first name, and would leave the new tensors random.
 _RENAMED = {"model.safetensors": "model-stock.safetensors"}
@@ -99,19 +98,17 @@ def read_stock(folder: Path) -> Stock:
     _check_stock(files[_CONFIG], config)
 
     index, shards = None, [name for name in files if name.endswith(".safetensors")]
-    if _INDEX in files:
-        index = _read_object(files[_INDEX])
-        weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise AdoptError(f"{files[_INDEX]}: weight_map must map tensors to shards.", hint="Download it again.")
+    if INDEX in files:
+        index = _read_object(files[INDEX])
+        try:
+            shards = shards_of(index)
+        except ValueError as error:
+            raise AdoptError(f"{files[INDEX]}: {error}.", hint="Download it again.") from None
         if not isinstance(index.get("metadata", {}), dict):
-            raise AdoptError(f"{files[_INDEX]}: metadata must be an object.", hint="Download it again.")
-        if not weight_map:
-            raise AdoptError(f"{files[_INDEX]}: weight_map must name a tensor.", hint="Download it again.")
-        shards = sorted(set(weight_map.values()))
+            raise AdoptError(f"{files[INDEX]}: metadata must be an object.", hint="Download it again.")
     if not shards:
         raise AdoptError(f"{folder} has no weight shards (*.safetensors).", hint="Download or convert its weights.")
-    absent = [f"{files[_INDEX]} names {name}, which is not there." for name in shards if name not in files]
+    absent = [f"{files[INDEX]} names {name}, which is not there." for name in shards if name not in files]
     if absent:
         raise AdoptError(*absent, hint="Download the checkpoint again: it is not whole.")
 
@@ -160,7 +157,7 @@ def adopt(stock: Stock, out: Path, settings: Sequence[str], overlay: Path) -> Ad
         taken += [f"{path} is there already." for path in stock.files if path.name in (_SHARD, *_RENAMED.values())]
         if taken:
             raise AdoptError(*taken, hint="A stock checkpoint has none: name the one that this was made from.")
-        written[_INDEX] = _dump(_extend_index(stock, added))
+        written[INDEX] = _dump(_extend_index(stock, added))
         written[_SHARD] = dump_shard(added)
     renamed = _RENAMED if added else {}
     links = {renamed.get(path.name, path.name): path.resolve() for path in stock.files if path.name not in written}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # bytes; what readers of the format accept
 
 
@@ -20,6 +21,14 @@ class Tensor(NamedTuple):
     data: bytes
 
 
+class Stored(NamedTuple):
+    """How a shard has a tensor: its dtype as safetensors names it, how many values its shape has, and its bytes."""
+
+    dtype: str
+    values: int
+    size: int
+
+
 def read_shard(path: Path) -> tuple[list[str], int]:
     """Return the names of a shard's tensors and how many bytes they hold, from its header.
 
@@ -29,16 +38,36 @@ def read_shard(path: Path) -> tuple[list[str], int]:
     return list(tensors), held
 
 
-def count_values(path: Path) -> dict[str, int]:
-    """Return how many values each tensor of a shard has, from its header.
+def measure_tensors(path: Path) -> dict[str, Stored]:
+    """Return how a shard has each of its tensors, from its header.
 
     Raises ValueError if the file is cut short or in another format.
     """
     tensors, _ = _read_header(path)
     try:
-        return {name: math.prod(map(int, tensor["shape"])) for name, tensor in tensors.items()}
+        return {
+            name: Stored(
+                str(tensor["dtype"]),
+                math.prod(map(int, tensor["shape"])),
+                int(tensor["data_offsets"][1]) - int(tensor["data_offsets"][0]),
+            )
+            for name, tensor in tensors.items()
+        }
     except (TypeError, LookupError, ValueError):
         raise ValueError("its header is broken") from None
+
+
+def shards_of(index: Mapping[str, Any]) -> list[str]:
+    """Return the names of the shards that an index of them lists.
+
+    Raises ValueError if it lists none.
+    """
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError("weight_map must map tensors to shards")
+    if not weight_map:
+        raise ValueError("weight_map must name a tensor")
+    return sorted(set(weight_map.values()))
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

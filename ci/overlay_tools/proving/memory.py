@@ -7,40 +7,56 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from overlay_tools.checkpoints.safetensors_header import count_values
+from overlay_tools.checkpoints.named import read_config
+from overlay_tools.checkpoints.safetensors_header import INDEX, Stored, measure_tensors, shards_of
 from overlay_tools.errors import CompareError
 from overlay_tools.subprocesses import run
 
 _GIB = 1 << 30
 _PROCESSES = 3 * _GIB  # what the engine's processes or the reference model's take with the smallest of checkpoints
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_PLAIN = ("F64", "F32", "F16", "BF16")  # what an engine loads in its own dtype; it keeps others as they are stored
+_PACKED = {"I32": 8, "U8": 2}  # values of four bits in one of them, as GPTQ and MXFP4 have it
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMORY = Path("/proc/meminfo")
 
 
-def count_tensors(checkpoint: Path) -> dict[str, int]:
-    """Return how many values each tensor of a checkpoint has.
+def count_tensors(checkpoint: Path) -> dict[str, Stored]:
+    """Return how a checkpoint has each of its tensors.
 
-    Raises CompareError if it has no whole shards.
+    Raises CompareError if it has no whole shards; CheckpointError if it has an index of them that cannot be read.
     """
-    shards = sorted(checkpoint.glob("*.safetensors"))
+    shards = _shards(checkpoint)
     if not shards:
         raise CompareError(
             f"{checkpoint} has no weight shards (*.safetensors).", hint="Download or convert its weights."
         )
-    counts: dict[str, int] = {}
+    found: dict[str, Stored] = {}
     for shard in shards:
         try:
-            counts |= count_values(shard)
+            found |= measure_tensors(shard)
         except (OSError, ValueError) as error:
             raise CompareError(
                 f"{shard} is not a whole safetensors file: {error}.", hint="Download it again."
             ) from None
-    return counts
+    return found
+
+
+def _shards(checkpoint: Path) -> list[Path]:
+    """Return the shards that a server loads."""
+    index = checkpoint / INDEX
+    if index.exists():
+        try:
+            return [checkpoint / name for name in shards_of(read_config(index))]
+        except ValueError as error:
+            raise CompareError(f"{index}: {error}.", hint="Download it again.") from None
+    every = sorted(checkpoint.glob("*.safetensors"))
+    # Mistral has its weights a second time, in its own form.
+    return [shard for shard in every if not shard.name.startswith("consolidated")] or every
 
 
 def choose_reference_device(
-    tensors: Mapping[str, int],
+    tensors: Mapping[str, Stored],
     dtype: str,
     gpus: int,
     reference: str | None = "float32",
@@ -54,8 +70,13 @@ def choose_reference_device(
     the same time and on the same device, and not one after the other.
     Raises CompareError if one of them does not fit, or both do not.
     """
-    values = sum(tensors.values())
-    engine, other = _BYTES.get(dtype, 2) * values, _BYTES.get(reference or "", 4) * values if reference else 0
+    values = sum(tensor.values * _PACKED.get(tensor.dtype, 1) for tensor in tensors.values())
+    engine = sum(
+        tensor.values * _BYTES.get(dtype, 2) if tensor.dtype in _PLAIN else tensor.size for tensor in tensors.values()
+    )
+    other = _BYTES.get(reference or "", 4) * values if reference else 0
+    if any(tensor.dtype not in _PLAIN for tensor in tensors.values()):
+        dtype += " or as they are stored"
     why = f"{values:,} values in {dtype if engine > other else reference}"
     if together and reference:
         why = f"{values:,} values, in {dtype} for the engine and in {reference} for Transformers"

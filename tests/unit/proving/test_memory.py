@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard
+from overlay_tools.checkpoints.safetensors_header import Stored, Tensor, dump_shard
 from overlay_tools.errors import CompareError
 from overlay_tools.proving import memory
 from overlay_tools.proving.memory import choose_reference_device, count_tensors, free_memory
 
 GIB = 1 << 30
+
+
+def floats(values: int) -> dict[str, Stored]:
+    return {"t": Stored("BF16", values, 2 * values)}
 
 
 @pytest.fixture
@@ -22,7 +27,23 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_the_values_of_all_shards_are_counted(checkpoint: Path) -> None:
-    assert count_tensors(checkpoint) == {"t1": 5, "t2": 10}
+    assert count_tensors(checkpoint) == {"t1": Stored("BF16", 5, 10), "t2": Stored("BF16", 10, 20)}
+
+
+def test_shards_that_a_server_does_not_load_are_not_counted(checkpoint: Path) -> None:
+    """Mistral's files in its own form, and what an index does not list."""
+    shard = (checkpoint / "model-1.safetensors").rename(checkpoint / "consolidated.safetensors")
+    assert set(count_tensors(checkpoint)) == {"t2"}
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"t1": shard.name}}))
+    assert set(count_tensors(checkpoint)) == {"t1"}
+    index.write_text("{}")
+    with pytest.raises(CompareError, match=r"index\.json: weight_map must map tensors to shards") as caught:
+        count_tensors(checkpoint)
+    assert caught.value.hint == "Download it again."
+    index.unlink()
+    (checkpoint / "model-2.safetensors").unlink()
+    assert set(count_tensors(checkpoint)) == {"t1"}
 
 
 def test_a_checkpoint_without_whole_shards_is_refused(
@@ -38,34 +59,34 @@ def test_a_checkpoint_without_whole_shards_is_refused(
 
 def test_what_does_not_fit_is_refused_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 7 * GIB)
-    assert choose_reference_device({"t": GIB}, "float32", gpus=0) == "cpu"
+    assert choose_reference_device(floats(GIB), "float32", gpus=0) == "cpu"
     with pytest.raises(CompareError, match=r"needs about 11\.0 GiB of memory .*, and 7\.0 GiB are free") as caught:
-        choose_reference_device({"t": 2 * GIB}, "float32", gpus=0)
+        choose_reference_device(floats(2 * GIB), "float32", gpus=0)
     assert "machine that has more" in caught.value.hint
 
 
 def test_a_reference_model_that_a_gpu_does_not_take_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_gpu_memory", lambda gpus: 8 * GIB)
     monkeypatch.setattr(memory, "free_memory", lambda: 16 * GIB)
-    assert choose_reference_device({"t": GIB}, "bfloat16", gpus=1) == "cuda"
-    assert choose_reference_device({"t": 3 * GIB}, "bfloat16", gpus=1) == "cpu"
+    assert choose_reference_device(floats(GIB), "bfloat16", gpus=1) == "cuda"
+    assert choose_reference_device(floats(3 * GIB), "bfloat16", gpus=1) == "cpu"
     with pytest.raises(CompareError, match="of GPU memory"):
-        choose_reference_device({"t": 4 * GIB}, "bfloat16", gpus=1)
+        choose_reference_device(floats(4 * GIB), "bfloat16", gpus=1)
     monkeypatch.setattr(memory, "free_memory", lambda: 14 * GIB)
     with pytest.raises(CompareError, match="more than the GPU takes"):
-        choose_reference_device({"t": 3 * GIB}, "bfloat16", gpus=1)
+        choose_reference_device(floats(3 * GIB), "bfloat16", gpus=1)
 
 
 def test_what_is_in_memory_at_once_must_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 12 * GIB)
-    assert choose_reference_device({"t": GIB}, "float32", 0, "float32", together=True) == "cpu"
+    assert choose_reference_device(floats(GIB), "float32", 0, "float32", together=True) == "cpu"
     with pytest.raises(CompareError, match=r"needs about 20\.0 GiB of memory"):
-        choose_reference_device({"t": 2 * GIB}, "float32", 0, "float32", together=True)
-    assert choose_reference_device({"t": 2 * GIB}, "float32", 0, None, together=True) == "cpu"
+        choose_reference_device(floats(2 * GIB), "float32", 0, "float32", together=True)
+    assert choose_reference_device(floats(2 * GIB), "float32", 0, None, together=True) == "cpu"
     monkeypatch.setattr(memory, "_gpu_memory", lambda gpus: 8 * GIB)
-    assert choose_reference_device({"t": GIB}, "bfloat16", 1, "bfloat16", together=True) == "cuda"
+    assert choose_reference_device(floats(GIB), "bfloat16", 1, "bfloat16", together=True) == "cuda"
     with pytest.raises(CompareError, match=r"needs about 8\.4 GiB of GPU memory"):
-        choose_reference_device({"t": 2 * GIB}, "bfloat16", 1, "bfloat16", together=True)
+        choose_reference_device(floats(2 * GIB), "bfloat16", 1, "bfloat16", together=True)
 
 
 def test_an_engine_on_several_gpus_needs_less_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +97,28 @@ def test_an_engine_on_several_gpus_needs_less_of_each(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 2, 3")
     monkeypatch.setattr(memory, "free_memory", lambda: 99 * GIB)
-    assert choose_reference_device({"t": 7 * GIB}, "bfloat16", 2) == "cpu"
+    assert choose_reference_device(floats(7 * GIB), "bfloat16", 2) == "cpu"
     with pytest.raises(CompareError, match=r"8\.9 GiB of GPU memory .*, and 8\.0 GiB are free"):
-        choose_reference_device({"t": 8 * GIB}, "bfloat16", 2)
+        choose_reference_device(floats(8 * GIB), "bfloat16", 2)
+
+
+def test_an_engine_keeps_quantised_weights_as_they_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_gpu_memory", lambda gpus: 8 * GIB)
+    tensors = {"t": Stored("F8_E4M3", 7 * GIB, 7 * GIB)}
+    assert choose_reference_device(tensors, "bfloat16", 1, None) == "cuda"
+    tensors = {"t": Stored("F8_E4M3", 8 * GIB, 8 * GIB)}
+    with pytest.raises(CompareError, match=r"needs about 8\.9 GiB .* in bfloat16 or as they are stored\)"):
+        choose_reference_device(tensors, "bfloat16", 1, None)
+
+
+@pytest.mark.parametrize(("dtype", "size", "needed"), [("I32", 4, 35), ("U8", 1, 11)])
+def test_a_reference_model_unpacks_weights_of_four_bits(
+    dtype: str, size: int, needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: (needed - 1) * GIB)
+    tensors = {"t": Stored(dtype, GIB, size * GIB)}
+    with pytest.raises(CompareError, match=rf"needs about {needed}\.0 GiB of memory .* in float32\)"):
+        choose_reference_device(tensors, "float32", gpus=0)
 
 
 def test_a_gpu_that_shares_the_memory_of_the_machine_has_what_is_free_there(
@@ -90,7 +130,7 @@ def test_a_gpu_that_shares_the_memory_of_the_machine_has_what_is_free_there(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(memory, "free_memory", lambda: 8 * GIB)
     with pytest.raises(CompareError, match=r"8\.9 GiB of GPU memory .*, and 8\.0 GiB are free"):
-        choose_reference_device({"t": 4 * GIB}, "bfloat16", 1, None)
+        choose_reference_device(floats(4 * GIB), "bfloat16", 1, None)
 
 
 def test_a_container_has_the_memory_that_it_is_given(tmp_path: Path) -> None:
