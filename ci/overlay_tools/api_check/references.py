@@ -284,6 +284,7 @@ class _ReferenceFinder(ast.NodeVisitor):
         for owner in owners if UNKNOWN not in owners else ():
             bases = [base for base in self._upstream_bases(owner) if isinstance(base.node, ast.ClassDef)]
             has = any(node.attr in self.resolver.members(base) for base in bases)
+            has = has or self.resolver.foreign_has(owner, node.attr)
             is_own = cls is not None and owner.node is cls.node
             if bases and (has or not is_own or node.attr not in self.resolver.overlay.accessed_attributes):
                 problem = "" if has else self._missing(bases[0], node.attr)
@@ -303,11 +304,13 @@ class _ReferenceFinder(ast.NodeVisitor):
                 every = self.resolver.definitions(base, name)
                 problems = [problem for theirs in every for problem in _override_problems(ours, theirs)]
                 self._add(place, "override", f"{node.name}.{name}", problems, [_member(base, name)])
-            elif not (name.startswith("__") or name in self.resolver.overlay.accessed_attributes or self._asked(name)):
+            elif not (name.startswith("__") or self.resolver.foreign_has(cls, name) or self._used(name)):
                 self._add(place, "override", f"{node.name}.{name}", [self._missing(bases[0], name)])
 
-    def _asked(self, name: str) -> bool:
-        """Tell whether upstream asks an object that serves by `hasattr` or `getattr` for something of this name."""
+    def _used(self, name: str) -> bool:
+        """Tell whether the overlay reads a name, or upstream asks what serves for it by `hasattr` or `getattr`."""
+        if name in self.resolver.overlay.accessed_attributes:
+            return True
         asked = re.compile(rf"""\b(?:has|get)attr\([^()]*,\s*["']{name}["']""".encode())
         sources = self.resolver.sources
         return any(held and asked.search(sources.read(file) or b"") for file, held in sources.words_in([name], SERVING))

@@ -18,6 +18,7 @@ from overlay_tools.api_check.bindings import (
     member_kind,
 )
 from overlay_tools.api_check.definitions import bind_definitions, cut_module
+from overlay_tools.api_check.foreign_members import OF_ENUM, OF_NN_MODULE
 from overlay_tools.api_check.overlay_code import OverlayCode
 from overlay_tools.api_check.symbols import UNKNOWN, Module, Scope, Symbol, is_sglang
 from overlay_tools.upstream.source_tree import SourceTree
@@ -190,7 +191,8 @@ class NameResolver:
     def _resolve_member(self, owner: Symbol, name: str) -> list[Symbol]:
         cls = next(self.defining_classes(owner, name), None)
         if cls is None or cls.module is None:
-            return [UNKNOWN] if hasattr(type, name) or any(self.defining_classes(owner, "__getattr__")) else []
+            given = hasattr(type, name) or self.foreign_has(owner, name)
+            return [UNKNOWN] if given or any(self.defining_classes(owner, "__getattr__")) else []
         found = []
         scope = Scope(module=cls.module, enclosing_class=cls)
         for symbol in self._resolve_bindings(scope, self.members(cls)[name]):
@@ -210,6 +212,13 @@ class NameResolver:
         for cls in order[1:] if owner.via_super else order:
             if cls.node is not None and name in self.members(cls):
                 yield cls
+
+    def foreign_has(self, owner: Symbol, name: str) -> bool:
+        """Tell whether a base outside sglang gives an attribute to a class or an object: torch.nn.Module, or Enum."""
+        order = self.mro(owner) if isinstance(owner.node, ast.ClassDef) else []
+        bases = [last_name(base) for cls in order if isinstance(cls.node, ast.ClassDef) for base in cls.node.bases]
+        is_enum = any(base.endswith(("Enum", "Flag")) for base in bases)
+        return UNKNOWN in order and name in (OF_ENUM if is_enum else OF_NN_MODULE)
 
     def members(self, cls: Symbol) -> Bindings:
         """Return the attributes that a class itself defines."""

@@ -432,6 +432,44 @@ def test_a_constructor_that_only_the_overlay_calls_need_not_fit(ours: Miniature)
     assert misfits(check(ours)) == []
 
 
+DERIVED = """\
+from sglang.srt.layers.router import Kind
+from sglang.srt.models.base import BaseForCausalLM
+
+class Derived(BaseForCausalLM):
+    def extra_repr(self):
+        return super().extra_repr()
+
+    def freeze(self, kind: Kind):
+        self.{}
+
+Derived.freeze
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["named_parameters()", "register_buffer('mask', None)", "training", "training = False", "eval()", "_buffers",
+     "config; Kind.__members__", "config; kind.value"],
+)  # fmt: skip
+def test_what_torch_and_python_give_is_there(ours: Miniature, code: str) -> None:
+    ours.write("overlay/sglang/srt/layers/own.py", DERIVED.format(code))
+    assert misfits(check(ours)) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("named_params()", "attribute Derived.freeze: self.named_params: Derived has no `named_params`"),
+        ("value", "attribute Derived.freeze: self.value: Derived has no `value`"),
+        ("config; kind.training", "attribute Derived.freeze: kind.training: Kind has no `training`"),
+    ],
+)
+def test_what_torch_and_python_do_not_give_is_missed(ours: Miniature, code: str, problem: str) -> None:
+    ours.write("overlay/sglang/srt/layers/own.py", DERIVED.format(code))
+    assert misfits(check(ours)) == [problem]
+
+
 def test_a_value_that_may_be_something_else_is_not_reported(ours: Miniature) -> None:
     code = "from sglang.srt.models.base import BaseForCausalLM\ndef f(m: BaseForCausalLM):\n    m.block.thing\n"
     ours.write("overlay/sglang/srt/layers/own.py", code)
