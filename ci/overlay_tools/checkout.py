@@ -77,6 +77,18 @@ def check_line_ends(root: Path) -> None:
         )
 
 
+def check_whole(root: Path) -> None:
+    """Check that no command was killed while it wrote to a checkout, or writes to it now.
+
+    Raises OverlayError if one was, or does.
+    """
+    if (root / UNDO).exists():
+        raise OverlayError(
+            f"{root} is half written: a command was killed at it, or is at it now.",
+            hint="Run it again: `edit`, `export`, `import`, `port` and `lock` first put back what was there.",
+        )
+
+
 @contextmanager
 def only_writer(root: Path) -> Iterator[None]:
     """Wait until no other command writes to upstream.lock, patches/ or overlay/, and keep others waiting from then on.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from overlay_tools.checkout import UNDO, is_scratch, own_paths
+from overlay_tools.checkout import check_whole, is_scratch, own_paths
 from overlay_tools.errors import PatchError
 from overlay_tools.patches.model import README, Hook, Patch
 from overlay_tools.patches.patch_file import HINT, load_patch
@@ -27,14 +27,10 @@ class _Entry:
 def load_series(folder: Path) -> tuple[Hook, ...]:
     """Read `series` and every patch of the hooks that it lists, in order.
 
-    Raises PatchError with every fault found: of headers, diffs, paths and of files that are unlisted or absent; or if a
-    command that writes them was killed midway.
+    Raises PatchError with every fault found: of headers, diffs, paths and of files that are unlisted or absent; or
+    OverlayError if a command that writes them was killed midway.
     """
-    if (folder.parent / UNDO).exists():
-        raise PatchError(
-            f"{folder} is half written: a command was killed at it, or is at it now.",
-            hint="Run it again: `edit`, `export`, `import`, `port` and `lock` first put back what was there.",
-        )
+    check_whole(folder.parent)
     series = folder / "series"
     text = read_text(series, PatchError, "List the hooks there, one a line.")
     entries, faults = _parse_series(series, text)

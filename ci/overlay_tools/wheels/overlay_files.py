@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from overlay_tools.archive.mode import ANY_X, with_mode
-from overlay_tools.checkout import is_scratch, own_paths
+from overlay_tools.checkout import check_whole, is_scratch, own_paths
 from overlay_tools.errors import BuildError
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import TOO_DEEP
@@ -26,8 +26,9 @@ def read_package(project: Project, package: str, version: str | None) -> dict[st
     A file that is executable is so in the wheel. What is hidden, an editor's or Python's cache is left out.
     Raises BuildError if a file is a symbolic link, was left by a merge, or has a name that not every installer takes as
     it is, the overlay holds anything beside its packages, README.md and CHANGELOG.md, or the ranges of releases in
-    pyproject.toml do not go with its files.
+    pyproject.toml do not go with its files; OverlayError if a command that writes overlay/ was killed midway.
     """
+    check_whole(project.root)
     overlay = project.overlay
     if strays := sorted(path for path in overlay.iterdir() if not _belongs(path)):
         raise BuildError(
