@@ -96,13 +96,13 @@ class Release:
         return next(iter(self.kernel.specifier)).version
 
     def select(self, python: str, platform: str) -> LockedWheel:
-        """Return the wheel for CPython `python` on `platform`.
+        """Return the wheel for CPython `python` on `platform`, of several builds the latest, as pip and uv do.
 
         Raises LockError, naming the wheels that there are, if none of them fits.
         """
-        for wheel in self.wheels:
-            if wheel.fits(python, platform) and SpecifierSet(self.requires_python).contains(python + ".99"):
-                return wheel
+        fitting = [wheel for wheel in self.wheels if wheel.fits(python, platform)]
+        if fitting and SpecifierSet(self.requires_python).contains(python + ".99"):
+            return max(fitting, key=lambda wheel: parse_wheel_filename(wheel.name)[2])
         raise LockError(
             f"sglang {self.version} has no wheel for CPython {python} on {platform}.",
             hint=f"It requires Python {self.requires_python} and has {', '.join(wheel.name for wheel in self.wheels)}.",

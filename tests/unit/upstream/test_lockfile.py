@@ -48,6 +48,13 @@ def test_the_wheel_of_a_python_and_a_platform_is_chosen() -> None:
     assert pure.select("3.10", "aarch64") is pure.select("3.13", "x86_64")
 
 
+def test_the_latest_build_of_a_wheel_is_chosen_as_installers_do() -> None:
+    release = load_lock(REPOSITORY / "upstream.lock")["0.5.7"]
+    names = [f"sglang-0.5.7-{build}py3-none-any.whl" for build in ("", "1-", "10-", "2-")]
+    builds = replace(release, wheels=tuple(replace(release.wheels[0], name=name) for name in names))
+    assert builds.select("3.12", "x86_64").name == names[2]
+
+
 def test_a_platform_or_a_python_that_a_release_lacks_says_what_there_is() -> None:
     release = load_lock(REPOSITORY / "upstream.lock")["0.5.23"]
     with pytest.raises(LockError, match=r"no wheel for CPython 3\.10 on x86_64") as caught:
