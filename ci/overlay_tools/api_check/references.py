@@ -119,14 +119,15 @@ class _ReferenceFinder(ast.NodeVisitor):
         """Visit what is in a node and may need something: most of it cannot."""
         for name in node._fields:
             value = getattr(node, name, None)
-            for item in value if isinstance(value, list) else (value,):
-                if isinstance(item, ast.AST) and not isinstance(item, _LEAVES):
-                    self.visit(item)
+            items = value if isinstance(value, list) else (value,)
+            self.visit_all(item for item in items if isinstance(item, ast.AST) and not isinstance(item, _LEAVES))
 
     def visit_all(self, nodes: Iterable[ast.AST]) -> None:
-        """Visit nodes in turn."""
+        """Visit nodes in turn, up to a statement after which the release runs none of them."""
         for node in nodes:
             self.visit(node)
+            if self._ends(node):
+                return
 
     # Scopes.
 
@@ -177,7 +178,17 @@ class _ReferenceFinder(ast.NodeVisitor):
     def _visit_branches(self, test: ast.expr, body: Iterable[ast.AST], orelse: Iterable[ast.AST]) -> None:
         self.visit(test)
         value = evaluate_condition(self.resolver, self.scope, test)
-        self.visit_all([*(body if value is not False else ()), *(orelse if value is not True else ())])
+        self.visit_all(body if value is not False else ())
+        self.visit_all(orelse if value is not True else ())
+
+    def _ends(self, node: ast.AST) -> bool:
+        """Tell whether the release leaves a block at a statement; where only a hook is asked about, one of the hook."""
+        if not self._line(node):
+            return False
+        if not isinstance(node, ast.If):
+            return isinstance(node, (ast.Return, ast.Raise, ast.Continue, ast.Break))
+        value = evaluate_condition(self.resolver, self.scope, node.test)
+        return any(map(self._ends, node.body if value else node.orelse if value is False else ()))
 
     def visit_BoolOp(self, node: ast.BoolOp) -> None:
         for part in node.values:
@@ -194,7 +205,8 @@ class _ReferenceFinder(ast.NodeVisitor):
                 self.caught_kinds = self.caught_kinds.union(*(_KINDS_CAUGHT_BY.get(name, set()) for name in names))
         self.visit_all(node.body)
         self.caught_kinds = outer
-        self.visit_all([*node.handlers, *node.orelse, *node.finalbody])
+        for block in (node.handlers, node.orelse, node.finalbody):
+            self.visit_all(block)
 
     # Imports.
 

@@ -1,4 +1,4 @@
-"""Conditions whose value a release's sources decide: its version, `hasattr`, a parameter of a function."""
+"""Conditions that a release's sources decide: on its version, `hasattr`, a function's parameters, TYPE_CHECKING."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Version, Version], bool]] = {
 
 def evaluate_condition(resolver: NameResolver, scope: Scope, test: ast.expr) -> bool | None:
     """Return the value of a condition in the resolver's release, or None if its sources do not decide it."""
+    if last_name(test) == "TYPE_CHECKING":
+        return False
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         value = evaluate_condition(resolver, scope, test.operand)
         return None if value is None else not value

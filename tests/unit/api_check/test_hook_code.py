@@ -105,6 +105,16 @@ def test_what_upstream_s_classes_may_get_elsewhere_is_not_missed(ours: Miniature
     assert misfits(check(ours)) == []
 
 
+def test_a_guard_of_upstream_s_does_not_hide_what_a_hook_adds(ours: Miniature) -> None:
+    guard = (
+        "\n\n        def touch(block: Block):\n            if not hasattr(block, 'extra'):\n                return 1\n"
+    )
+    before = textwrap.dedent(UPSTREAM[MODELS] + guard)
+    ours.add_hook("adds", {MODELS: before}, {MODELS: before + "    return Router()\n"}, ">=1.0,<=1.1")
+    (found,) = misfits(check(ours, {MODELS: before}))
+    assert found.startswith("call touch: Router(): sglang.srt.layers.router.Router: missing a required argument")
+
+
 def rename(ours: Miniature, name: str, old: str, new: str, text: str) -> None:
     """Add a hook that gives a file of UPSTREAM's another name and makes it what `text` says."""
     before, after = (textwrap.dedent(side).encode() for side in (UPSTREAM[old], text))

@@ -261,6 +261,16 @@ def test_bases_are_followed_through_files_of_upstream_and_of_the_overlay(ours: M
         + "if 'out' in inspect.signature(make_head).parameters:\n    make_head(out=3)\nelse:\n    make_head(1, 2)\n",
         INSPECT + "make_head() if 'scale' not in inspect.signature(make_head).parameters else make_head(1, scale=2)\n",
         HEAD + "head = object()\nhead.thing\n",
+        HEAD + "def f():\n    if not hasattr(head, 'thing'):\n        return None\n    return head.thing()\n",
+        HEAD + "def f():\n    if hasattr(head, 'SCALE'):\n        print()\n        return\n    head.thing()\n",
+        HEAD + "def f():\n    if hasattr(head, 'thing'):\n        pass\n    else:\n        return\n    head.thing()\n",
+        HEAD + "for x in 'ab':\n    if not hasattr(head, 'thing'):\n        continue\n    head.thing()\n",
+        HEAD + "while True:\n    if not hasattr(head, 'thing'):\n        break\n    head.thing()\n",
+        HEAD + "def f(x):\n    if not hasattr(head, 'thing'):\n        if hasattr(head, 'SCALE'):\n            return\n"
+        "    head.thing()\n",
+        VERSION + HEAD + "if Version(sglang.__version__) < Version('2'):\n    raise ImportError\nhead.thing()\n",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sglang.srt.layers.head import thing\n",
+        "import typing\nif typing.TYPE_CHECKING:\n    from sglang.srt.layers.head import thing\n",
         "from sglang.srt.layers.head import make_head\ndef call(make_head):\n    make_head(1, 2, 3)\n",
     ],
 )
@@ -285,6 +295,33 @@ def test_code_that_a_release_does_not_run_needs_nothing(ours: Miniature, code: s
             "sglang.srt.layers.head has no `thing`",
         ),
         (HEAD + "getattr(head, 'thing')\n", "sglang.srt.layers.head has no `thing`"),
+        (
+            HEAD + "def f():\n    if not hasattr(head, 'SCALE'):\n        return\n    head.thing()\n",
+            "sglang.srt.layers.head has no `thing`",
+        ),
+        (
+            HEAD + "def f(x):\n    if x:\n        return\n    else:\n        head.thing()\n",
+            "sglang.srt.layers.head has no `thing`",
+        ),
+        (HEAD + "def f(x):\n    if x:\n        return\n    head.thing()\n", "sglang.srt.layers.head has no `thing`"),
+        (
+            HEAD + "for x in 'ab':\n    if not hasattr(head, 'other'):\n        continue\nhead.thing()\n",
+            "sglang.srt.layers.head has no `thing`",
+        ),
+        (
+            HEAD
+            + "def f(x):\n    if not hasattr(head, 'other'):\n        if x:\n            return\n    head.thing()\n",
+            "sglang.srt.layers.head has no `thing`",
+        ),
+        (
+            HEAD + "def f():\n    try:\n        pass\n    except OSError:\n        pass\n    else:\n        return\n"
+            "    finally:\n        head.thing()\n",
+            "sglang.srt.layers.head has no `thing`",
+        ),
+        (
+            "from typing import TYPE_CHECKING\nif not TYPE_CHECKING:\n    from .head import thing\n",
+            "sglang.srt.layers.head has no `thing`",
+        ),
         (
             VERSION + HEAD + "if Version(sglang.__version__) < Version('2'):\n    head.thing()\n",
             "sglang.srt.layers.head has no `thing`",
