@@ -26,13 +26,16 @@ def rewrite(data: bytes, modules: Mapping[str, str], path: str) -> bytes:
     except UnicodeDecodeError:
         raise BuildError(f"{path} is not UTF-8.", hint="Save it as UTF-8.") from None
     lines = io.StringIO(text).readlines()  # as the tokenizer counts them: a form feed does not end a line
-    faults = [f"{path}:{line}: {fault}" for line, fault in _imports_left(ast.parse(text), modules)]
+    before = ast.parse(text)
+    left = [*_imports_left(before, modules), *_modules_left(before, modules)]
     for (row, start), (_, end), new in reversed(list(_renamed(text, modules))):
         line = lines[row - 1]
         lines[row - 1] = line[:start] + new + line[end:]
     text = "".join(lines)
-    faults += [f"{path}:{line}: {fault}" for line, fault in _names_left(ast.parse(text), modules)]
-    if faults:
+    after = ast.parse(text)
+    left += [*_names_left(after, modules), *_unbound(before, after, modules)]
+    if left:
+        faults = (f"{path}:{line}: {fault}" for line, fault in left)
         raise BuildError(*faults, hint="Import the overlay's own modules as `from sglang.srt.models.name import Name`.")
     return text.encode("utf-8")
 
@@ -78,6 +81,33 @@ def _imports_left(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tupl
                     yield node.lineno, f"it imports the module {alias.name} from its package."
         elif isinstance(node, ast.JoinedStr) and (found := old.search(ast.unparse(node))):
             yield node.lineno, f"an f-string names {found.group()}."
+
+
+def _modules_left(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """Yield what reaches a module of the overlay as an attribute of a package that an import has given a name."""
+    named: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            named |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            named |= {alias.asname: alias.name for alias in node.names if alias.asname and alias.name not in modules}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            name, _, rest = (chain := ast.unparse(node)).partition(".")
+            if (module := f"{named.get(name)}.{rest}") in modules:
+                yield node.lineno, f"{chain} is the module {module}."
+
+
+def _unbound(before: ast.Module, after: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """Yield each use of `sglang` that nothing binds once the imports of the overlay's modules are renamed."""
+    imports = [node for node in ast.walk(before) if isinstance(node, ast.Import)]
+    lost = {alias.name for node in imports for alias in node.names if not alias.asname and alias.name in modules}
+    # An import in a function binds the name there alone.
+    kept = {alias.name for node in imports if node in before.body for alias in node.names if not alias.asname} - lost
+    unbound = {name.partition(".")[0] for name in lost} - {name.partition(".")[0] for name in kept}
+    for node in ast.walk(after):
+        if isinstance(node, ast.Name) and node.id in unbound:
+            yield node.lineno, f"{node.id} is bound only by the import of {min(lost)}, which is renamed."
 
 
 def _names_left(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str]]:

@@ -188,6 +188,11 @@ def test_the_checkouts_own_overlay_leads_nowhere_to_its_old_names(mini: Miniatur
         ("s = 'a\u2028b'\ny = sglang.srt.models.x.Y\n", "s = 'a\u2028b'\ny = plugin.models.x.Y\n"),
         ("\ufeffimport sglang.srt.models.x", "import plugin.models.x"),
         ("def f():\n\tsglang.srt.models.x.f()", "def f():\n\tplugin.models.x.f()"),
+        ("import sglang, sglang.srt.models.x\nsglang.f()", "import sglang, plugin.models.x\nsglang.f()"),
+        (
+            "import sglang.srt.models as m, sglang.srt.models.x as x\nm.llama.y(x.y)",
+            "import sglang.srt.models as m, plugin.models.x as x\nm.llama.y(x.y)",
+        ),
     ],
 )
 def test_a_name_that_leads_to_the_overlay_is_rewritten(before: str, after: str) -> None:
@@ -231,6 +236,14 @@ def test_anything_else_is_left_alone(text: str) -> None:
         ("\ny = f'{sglang.srt.models.x.Y}'", "2: an f-string names sglang.srt.models.x."),
         ("\ny = f'{a} of sglang.srt.models.x'", "2: an f-string names sglang.srt.models.x."),
         ("\ny = f'{f(\"sglang.srt.models.x\")}'", "2: an f-string names sglang.srt.models.x."),
+        (
+            "import sglang.srt.models.x\ny = sglang.__version__",
+            "2: sglang is bound only by the import of sglang.srt.models.x,",
+        ),
+        ("import sglang.srt.models.x\ndef f():\n    import sglang\ndef g(): sglang.g()", "4: sglang is bound only by"),
+        ("from sglang.srt import models\ny = models.x.C", "2: models.x is the module sglang.srt.models.x."),
+        ("from sglang import srt as s\ny = f'{s.models.x.C()}'", "2: s.models.x is the module sglang.srt.models.x."),
+        ("import sglang.srt.models as m\ny = m.x.C", "2: m.x is the module sglang.srt.models.x."),
         ("x = 1\ndef f(:\n", "2: invalid syntax"),
     ],
 )
