@@ -13,7 +13,7 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.options import add_passed_on, add_python, count, remove_outputs
+from overlay_tools.commands.options import add_passed_on, add_python, add_timeout, count, remove_outputs
 from overlay_tools.commands.shared import Begun, Plan, begin, new_file, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.server import Server
@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="file to write all figures to (default: none)")
     add_python(parser, "run the engine with")
+    add_timeout(parser)
     add_passed_on(parser, "of sglang.launch_server")
 
 
@@ -104,7 +105,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
         if done is not None:
             engine = {task.name: done.scores[task.name] for task in tasks}
         else:
-            engine = _ask_engine(harness, begun, python, checkpoint, folder)
+            engine = _ask_engine(harness, begun, python, checkpoint, folder, arguments.timeout)
         against = f"the engine in {earlier.path}" if earlier else f"Transformers in {about['dtype']}"
         kept = arguments.engine or arguments.json or new_file(project, "scores", checkpoint.name)
         with _keeping(kept, None if done else dump_engine(asked, about, engine)):
@@ -158,12 +159,14 @@ def _about(arguments: argparse.Namespace, begun: Begun, plan: Plan) -> dict[str,
     }
 
 
-def _ask_engine(harness: Harness, begun: Begun, python: Path, checkpoint: Path, folder: Path) -> dict[str, Score]:
+def _ask_engine(
+    harness: Harness, begun: Begun, python: Path, checkpoint: Path, folder: Path, timeout: float
+) -> dict[str, Score]:
     usual, environment = engine_config.usual(checkpoint, gpu=begun.device.gpu)
     flags = [*engine_config.flags(usual), *begun.flags]
     with (
         console.step(f"Ask sglang {begun.version}"),
-        Server(python, checkpoint, flags, env=environment, log=folder / "server.log") as server,
+        Server(python, checkpoint, flags, env=environment, log=folder / "server.log", timeout=timeout) as server,
     ):
         return harness.ask_server(server, _AT_ONCE[begun.device.gpu])
 

@@ -14,7 +14,7 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.options import add_passed_on, add_python, count
+from overlay_tools.commands.options import add_passed_on, add_python, add_timeout, count
 from overlay_tools.commands.shared import begin, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.device import Device
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="file for what each round gave (default: none)")
     add_python(parser, "serve with")
+    add_timeout(parser)
     add_passed_on(parser, "of sglang.launch_server")
 
 
@@ -89,7 +90,7 @@ def run(project: Project, arguments: argparse.Namespace) -> None:
                 of = Model(python, project.root, folder, checkpoint, arguments.reference, plan.where)
                 job = {**of.job, "dtype": plan.dtype}
                 reference = stack.enter_context(open_reference(python, job, of.env, folder))
-        server = _server(python, checkpoint, arguments.passed_on, device, folder, loads)
+        server = _server(python, checkpoint, arguments.passed_on, device, folder, loads, arguments.timeout)
         with console.step(f"Start sglang {version}"):
             stack.enter_context(server)
         speeds = _measure(server, reference, loads, arguments.rounds, vocabulary, folder)
@@ -165,7 +166,13 @@ def _markdown(title: str, other: str, heads: Sequence[str], rows: Sequence[Seque
 
 
 def _server(
-    python: Path, checkpoint: Path, flags: Sequence[str], device: Device, folder: Path, loads: Sequence[Load]
+    python: Path,
+    checkpoint: Path,
+    flags: Sequence[str],
+    device: Device,
+    folder: Path,
+    loads: Sequence[Load],
+    timeout: float,
 ) -> Server:
     """Describe a server that has room for each load at once: a queue would be measured beside a batch."""
     usual, environment = engine_config.usual(checkpoint, gpu=device.gpu)
@@ -173,7 +180,14 @@ def _server(
         tokens = max(load.at_once * (load.read + load.written + _SLACK) for load in loads)
         room = {"max_running_requests": max(load.at_once for load in loads), "max_total_tokens": tokens}
         usual = {**usual, **{name: max(int(str(usual[name])), wanted) for name, wanted in room.items()}}
-    return Server(python, checkpoint, [*engine_config.flags(usual), *flags], env=environment, log=folder / "server.log")
+    return Server(
+        python,
+        checkpoint,
+        [*engine_config.flags(usual), *flags],
+        env=environment,
+        log=folder / "server.log",
+        timeout=timeout,
+    )
 
 
 def _vocabulary(path: Path) -> int:

@@ -12,7 +12,7 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.options import add_passed_on, add_python, count, remove_outputs
+from overlay_tools.commands.options import add_passed_on, add_python, add_timeout, count, remove_outputs
 from overlay_tools.commands.shared import Plan, begin, open_engine
 from overlay_tools.errors import CompareError
 from overlay_tools.proving.compare.comparison import (
@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="file to write all figures to (default: none)")
     parser.add_argument("--html", type=Path, metavar="PATH", help="page to write (default: none)")
     add_python(parser, "run the engine with")
+    add_timeout(parser)
     add_passed_on(parser, "of sglang.launch_server")
 
 
@@ -92,6 +93,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
             flags=arguments.passed_on,
             folder=folder,
             tokens=arguments.tokens,
+            timeout=arguments.timeout,
         )
         comparison = _compare(engine, reference, checkpoint, questions, project.root / _TEXT, plan)
     print_comparison(comparison)

@@ -33,6 +33,17 @@ def add_passed_on(parser: argparse.ArgumentParser, of: str) -> None:
     parser.add_argument(PASSED_ON, nargs="*", metavar="-- ARGUMENT", help=f"after --, arguments {of}")
 
 
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """Add `--timeout`, the seconds that a server may take to come up."""
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=600.0,
+        metavar="SECONDS",
+        help="how long a server may take to come up (default: 600)",
+    )
+
+
 def check_places(writes: Mapping[str, Path | None], reads: Sequence[str | Path | None] = ()) -> None:
     """Raise an OverlayError if the file that an option names cannot be written, or two options name one.
 
@@ -71,3 +82,13 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return seconds

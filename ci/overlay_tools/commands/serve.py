@@ -11,7 +11,7 @@ from overlay_tools import console
 from overlay_tools.checkout import own_folder
 from overlay_tools.checkpoints import demo_model, named
 from overlay_tools.commands import DEFAULT, LOCKED, Command
-from overlay_tools.commands.options import add_passed_on, add_python
+from overlay_tools.commands.options import add_passed_on, add_python, add_timeout
 from overlay_tools.commands.shared import check_flags, engine_folder, open_engine
 from overlay_tools.engines import engine_config
 from overlay_tools.engines.device import Device, choose_device
@@ -40,13 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print what would be run, and run nothing (default: print it, then run it)",
     )
-    parser.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=600.0,
-        metavar="SECONDS",
-        help="how long the server may take to come up (default: 600)",
-    )
+    add_timeout(parser)
     add_python(parser, "serve with")
     add_passed_on(parser, "of sglang.launch_server")
 
@@ -143,16 +137,6 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text} is not a port, a number from 1 to 65535")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
-    return seconds
 
 
 COMMAND = Command(

@@ -99,13 +99,13 @@ class Server:
         if self.process.poll() is not None:
             raise self.failure(f"The server ended with status {self.process.returncode}")
 
-    def failure(self, what: str) -> ServeError:
-        """Return an error that shows the server's own last lines."""
+    def failure(self, what: str, hint: str = "") -> ServeError:
+        """Return an error that shows the server's own last lines, and says where to look after what `hint` says."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-        if not lines:
-            hint = f"See whether `{self.python} -m sglang.launch_server --help` runs."
-            return ServeError(f"{what}. It printed nothing.", hint=hint)
-        return ServeError(f"{what}. Its last lines:\n" + "\n".join(lines), hint=f"Its whole output is in {self.log}.")
+        said, where = "It printed nothing.", f"See whether `{self.python} -m sglang.launch_server --help` runs."
+        if lines:
+            said, where = "Its last lines:\n" + "\n".join(lines), f"Its whole output is in {self.log}."
+        return ServeError(f"{what}. {said}", hint=f"{hint} {where}".lstrip())
 
     def stop(self) -> None:
         """End the server and every process that it started."""
@@ -127,7 +127,8 @@ class Server:
                 raise self.failure(f"Port {self.port} was taken by {others} while the server started")
             waited = time.monotonic() - started
             if waited > self.timeout:
-                raise self.failure(f"The server did not come up within {self.timeout:.0f} s")
+                what = f"The server did not come up within {self.timeout:.0f} s"
+                raise self.failure(what, "--timeout gives it more.")
             if int(waited) > said:
                 said = int(waited)
                 self.waiting(said)

@@ -91,6 +91,7 @@ def made_up(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
 def test_both_are_asked_and_shown(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
     made_up.wrong = {"engine": 6, "reference": 5}
     words = ["model", "--task", "own.jsonl", "--task", "gsm8k", "--limit", "20", "--json", "out/r.json"]
+    words += ["--timeout", "900"]
     assert cli.main(["accuracy", *words, "--", "--tp-size", "2"]) == 0
     [(job, tasks, limit)] = made_up.jobs
     assert (job["dtype"], job["device"], limit) == ("float32", "cpu", 20)
@@ -99,7 +100,7 @@ def test_both_are_asked_and_shown(made_up: MadeUp, capsys: pytest.CaptureFixture
         ("gsm8k", "gsm8k", []),
     ]
     [(server, at_once)] = made_up.servers
-    assert (server.flags[-2:], at_once) == (["--tp-size", "2"], 8)
+    assert (server.flags[-2:], server.timeout, at_once) == (["--tp-size", "2"], 900.0, 8)
     said = " ".join(capsys.readouterr().out.split())
     assert "own.jsonl acc 20 70.0 ± 10.5 75.0 ± 9.9 -5.0 -19.9 to +10.8 0, 1" in said
     assert "The engine does not do worse than Transformers in float32." in said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -85,15 +85,17 @@ def test_each_load_is_measured_in_turns_after_a_round_that_does_not_count(
 def test_the_engine_has_room_for_all_that_is_asked_at_once(
     measured: object, monkeypatch: pytest.MonkeyPatch, words: list[str], requests: str, tokens: str
 ) -> None:
-    found: list[Sequence[str]] = []
+    found: list[Server] = []
 
     def start(self: Server) -> Server:
-        found.append(self.flags)
+        found.append(self)
         return self
 
     monkeypatch.setattr(Server, "__enter__", start)
-    assert cli.main(["bench", "model", "--rounds", "1", *words, "--", "--tp-size", "2"]) == 0
-    (flags,) = found
+    assert cli.main(["bench", "model", "--rounds", "1", "--timeout", "900", *words, "--", "--tp-size", "2"]) == 0
+    [server] = found
+    assert server.timeout == 900.0
+    flags = server.flags
     assert flags[flags.index("--max-running-requests") + 1] == requests
     assert flags[flags.index("--max-total-tokens") + 1] == tokens
 

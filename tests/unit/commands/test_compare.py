@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from overlay_tools.checkpoints.safetensors_header import Tensor, dump_shard
 from overlay_tools.commands import compare, shared
 from overlay_tools.commands.shared import Begun
 from overlay_tools.engines.device import Device
+from overlay_tools.engines.server import Server
 from overlay_tools.errors import CompareError
 from overlay_tools.proving import memory
-from overlay_tools.proving.reference import Question
+from overlay_tools.proving.reference import Described, Prompt, Question, Reference
 
 from unit.conftest import Miniature
 
@@ -84,6 +86,22 @@ def test_no_verdict_of_an_earlier_run_stays_after_an_error(checkpoint: Path, mon
     assert cli.main(words) == 1
     assert not Path("out.json").exists()
     assert not Path("out.html").exists()
+
+
+def test_a_server_is_given_the_time_that_is_said(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def start(self: Server) -> Server:
+        given.append(self.timeout)
+        raise CompareError("The engine cannot be asked.")
+
+    described = Described(reference="", runs_in="", prompts=[Prompt(tokens=[1])])
+    monkeypatch.setattr(compare, "_TEXT", "own.txt")
+    monkeypatch.setattr(compare, "open_engine", lambda *arguments, **options: nullcontext(Path("python")))
+    monkeypatch.setattr(Reference, "describe", lambda *arguments: described)
+    monkeypatch.setattr(Server, "__enter__", start)
+    assert cli.main(["compare", "model", "--timeout", "900"]) == 1
+    assert given == [900.0]
 
 
 @pytest.mark.parametrize(

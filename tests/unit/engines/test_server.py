@@ -119,6 +119,7 @@ def test_a_server_without_a_last_line_says_so(tmp_path: Path, mode: str, timeout
     ):
         pytest.fail("it came up")
     assert f"{sys.executable} -m sglang.launch_server --help" in caught.value.hint
+    assert ("--timeout" in caught.value.hint) == ("come up" in said)
 
 
 def test_a_server_that_does_not_come_up_is_ended(tmp_path: Path) -> None:
@@ -128,6 +129,8 @@ def test_a_server_that_does_not_come_up_is_ended(tmp_path: Path) -> None:
     ):
         pytest.fail("it came up")
     assert "mode is hangs" in str(caught.value)
+    assert "--timeout" in caught.value.hint
+    assert str(tmp_path / "log") in caught.value.hint
     assert ends(child_of(tmp_path))
 
 

@@ -40,7 +40,8 @@ class Engine:
     """The engine of a comparison.
 
     `python`, of its environment; `version`, of the release; `gpu`, whether it runs on one; `dtype`, in which it
-    computes; `flags`, upstream's arguments that a person has given; `folder`, for its logs; `tokens`, of an answer.
+    computes; `flags`, upstream's arguments that a person has given; `folder`, for its logs; `tokens`, of an answer;
+    `timeout`, the seconds that it may take to come up.
     """
 
     python: Path
@@ -50,6 +51,7 @@ class Engine:
     flags: Sequence[str]
     folder: Path
     tokens: int
+    timeout: float
 
     @contextmanager
     def serving(
@@ -68,6 +70,7 @@ class Engine:
             [*engine_config.flags(usual), *self.flags, *engine_config.flags(arguments or {})],
             env={**environment, **(env or {})},
             log=self.folder / f"{way}.log",
+            timeout=self.timeout,
             grace=0,
         )
         with console.step(f"Ask the engine: {way}"), server:
