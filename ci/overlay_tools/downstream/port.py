@@ -41,6 +41,10 @@ from overlay_tools.user_files import read_text
 from overlay_tools.wheels.overlay_files import read_package
 
 _BEGIN_ANEW = "Put that file back, or begin with the one that is there: `nox -s port -- --abort` gives this port up."
+_TRY_AGAIN = (
+    "Check the network, and that the index still has this file, then run this again; `nox -s port -- --abort` gives up"
+    " a port that is under way."
+)
 _FOR_NOT_DUE = "--take and --leave are for hooks that are not due; `nox -s port -- --abort` lets you begin again."
 
 _MANY = 50  # hunks: with more of them open, an error has a line for each hook and none for each hunk
@@ -139,7 +143,7 @@ class Port:
             if locked_before:
                 fetch(release, wheel, self.cache)
             else:
-                fetch(release, wheel, self.cache, source="the port", hint=_BEGIN_ANEW)
+                fetch(release, wheel, self.cache, source="the port", hint=_BEGIN_ANEW if wheel.path else _TRY_AGAIN)
         with ExitStack() as stack:
             sources = stack.enter_context(open_source_tree(release, self.cache))
             answers = Answers(self.tree, hooks, state.open, state.dropped) if self.tree.folder.exists() else None

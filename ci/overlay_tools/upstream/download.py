@@ -20,26 +20,25 @@ from overlay_tools.upstream.lockfile import LockedWheel, Release
 from overlay_tools.user_files import naming
 
 _RELOCK = "Put the locked file back, or lock the one that is there: `nox -s lock -- PATH`."
+_CHECK = "Check the network, and that the index still has this file"
 _MOVE = "SGLANG_OVERLAY_CACHE names another folder for it."
 
 
-def fetch(
-    release: Release, wheel: LockedWheel, cache: Path, source: str = "upstream.lock", hint: str = _RELOCK
-) -> Path:
+def fetch(release: Release, wheel: LockedWheel, cache: Path, source: str = "upstream.lock", hint: str = "") -> Path:
     """Return the path of a base wheel: where the lock says, or in the cache, fetched first if it is not there.
 
     The file has the locked size and sha256, and its members are what its RECORD says.
-    Parameters: `source`, what names a file where it is, if the lock does not yet; `hint`, what to do if that is gone.
+    Parameters: `source`, what names a file where it is, if the lock does not yet; `hint`, what to do if it is not had.
     Raises FetchError if the index does not have it, does not answer, or gives another file, or the file is gone or is
     another one; WheelError if it is damaged.
     """
     if wheel.path:
-        check(wheel.file, wheel, hint, source)
+        check(wheel.file, wheel, hint or _RELOCK, source)
         _check_once(wheel.file, cache / wheel.sha256)
         return wheel.file
     path = cache / wheel.sha256 / wheel.name
     if not _is_there(path):
-        _fill(path, release, wheel, cache)
+        _fill(path, release, wheel, cache, hint)
     check(path, wheel, f"Delete {path} and run this again to fetch it anew.")
     _check_once(path, cache / wheel.sha256)
     return path
@@ -55,7 +54,7 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _fill(path: Path, release: Release, wheel: LockedWheel, cache: Path) -> None:
+def _fill(path: Path, release: Release, wheel: LockedWheel, cache: Path, hint: str) -> None:
     """Put a base wheel into the cache, whole or not at all."""
     part = path.parent / ".part"
     try:
@@ -67,7 +66,7 @@ def _fill(path: Path, release: Release, wheel: LockedWheel, cache: Path) -> None
             try:
                 with naming(cache):
                     part.mkdir()
-                    _download(release, wheel, part)
+                    _download(release, wheel, part, hint)
                     (part / wheel.name).replace(path)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
@@ -126,15 +125,12 @@ def _check_once(path: Path, folder: Path) -> None:
         noted.touch()
 
 
-def _download(release: Release, wheel: LockedWheel, folder: Path) -> None:
+def _download(release: Release, wheel: LockedWheel, folder: Path, hint: str) -> None:
+    hint = hint or f"{_CHECK}: `nox -s lock -- --check {release.version}`."
     try:
         pip_download(f"sglang=={release.version}", wheel, release.index, folder)
     except ToolError as error:
-        raise FetchError(
-            f"{wheel.name} could not be fetched from {release.place}:\n{error}",
-            hint="Check the network, and that the index still has this file: `nox -s lock -- --check"
-            f" {release.version}`.",
-        ) from None
+        raise FetchError(f"{wheel.name} could not be fetched from {release.place}:\n{error}", hint=hint) from None
     if not (folder / wheel.name).exists():
         got = ", ".join(sorted(path.name for path in folder.glob("*.whl"))) or "nothing"
-        raise FetchError(f"pip fetched {got}, not {wheel.name}.", hint="Run `nox -s lock -- --check`.")
+        raise FetchError(f"pip fetched {got}, not {wheel.name}.", hint=hint)

@@ -16,10 +16,10 @@ from overlay_tools.downstream.follow import HunkReport
 from overlay_tools.downstream.port import Port
 from overlay_tools.downstream.selection import Wanted
 from overlay_tools.downstream.worktree import OVERLAY
-from overlay_tools.errors import BuildError, FetchError, LockError, OverlayError, PatchError, PortError
+from overlay_tools.errors import BuildError, FetchError, LockError, OverlayError, PatchError, PortError, ToolError
 from overlay_tools.patches.lint import lint
 from overlay_tools.patches.series import load_series
-from overlay_tools.upstream.lockfile import Release
+from overlay_tools.upstream.lockfile import LockedWheel, Release
 
 from unit.api_check.derived import ROW, ROW_FILE, UPSTREAM, derive
 from unit.conftest import ENGINE, HEADER, LOADER, PATCH, Miniature, upstream_files
@@ -366,6 +366,24 @@ def test_a_fetch_that_fails_keeps_what_is_settled(mini: Miniature, monkeypatch: 
         stopped(mini, lambda: resume(mini), FetchError)
     resume(mini)
     holds(mini)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_release_that_cannot_be_fetched_any_more_leads_to_the_port_and_not_to_the_lock(
+    mini: Miniature, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    def pip_download(what: str, wheel: LockedWheel, index: str, folder: Path) -> None:
+        if fails:
+            raise ToolError("There is no network.")
+
+    stopped(mini, lambda: start(mini, loader=CHANGED))
+    settle(mini)
+    shutil.rmtree(mini.cache)
+    monkeypatch.setattr("overlay_tools.upstream.download.pip_download", pip_download)
+    said = stopped(mini, lambda: resume(mini), FetchError)
+    assert "no network" in said if fails else "pip fetched nothing" in said
+    assert "nox -s port -- --abort" in said
+    assert "nox -s lock" not in said
 
 
 @pytest.mark.parametrize(
