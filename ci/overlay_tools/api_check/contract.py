@@ -15,6 +15,7 @@ from overlay_tools.api_check.overlay_code import read_overlay
 from overlay_tools.api_check.references import Reference, overlay_references
 from overlay_tools.api_check.registry_rows import name_collisions, registry_references
 from overlay_tools.api_check.resolver import NameResolver
+from overlay_tools.api_check.upstream_imports import replaced_references
 from overlay_tools.settings import Project
 from overlay_tools.upstream.source_tree import SourceTree
 
@@ -67,6 +68,7 @@ def find_references(project: Project, sources: SourceTree) -> FoundReferences:
         *name_collisions(project, NameResolver(sources, overlay), hooked),
         *fixup_references(project, resolver),
         *hook_references(project, resolver, hooked),
+        *replaced_references(resolver),
     ]
     return FoundReferences(references=references, resolver=resolver)
 

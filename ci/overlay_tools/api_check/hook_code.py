@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 
 from unidiff import PatchedFile
 
-from overlay_tools.api_check.bindings import absolute_module
 from overlay_tools.api_check.references import Reference, code_references
 from overlay_tools.api_check.resolver import NameResolver
+from overlay_tools.api_check.upstream_imports import importing
 from overlay_tools.errors import PatchError, WheelError
 from overlay_tools.patches.apply import apply_series, find_block
 from overlay_tools.patches.hooked_tree import HookedTree
@@ -79,23 +78,10 @@ def hook_references(project: Project, resolver: NameResolver, hooks: AppliedHook
                 lines = _added_lines(applied.patch, file, after, last)
                 yield from code_references(resolver, module, where, lines)
             if source_of(file).endswith(".py") and hooks.files.get(source_of(file), b"") is None:
-                yield from _imports_of(resolver.sources, module_name(source_of(file)), where)
-
-
-def _imports_of(sources: SourceTree, module: str, where: str) -> Iterator[Reference]:
-    """Yield each file of the release that imports a module which a hook takes away: all of them still name it."""
-    package, _, last = module.rpartition(".")
-    for path in sources.holding(last):
-        here = module_name(path) if path.endswith("/__init__.py") else module_name(path).rpartition(".")[0]
-        for node in ast.walk(sources.tree(path) or ast.Pass()):
-            if isinstance(node, ast.ImportFrom):
-                source = absolute_module(node, here)
-                named = source == module or (source == package and any(alias.name == last for alias in node.names))
-            else:
-                named = isinstance(node, ast.Import) and any(alias.name == module for alias in node.names)
-            if named:
-                yield Reference(where=where, kind="import", what=f"{path}: {module}", problem="a hook takes it away")
-                break
+                gone = module_name(source_of(file))
+                for path in importing(resolver.sources, gone):  # all of them still name it
+                    what = f"{path}: {gone}"
+                    yield Reference(where=where, kind="import", what=what, problem="a hook takes it away")
 
 
 def _last_name(name: str, later: Sequence[AppliedPatch]) -> str:
