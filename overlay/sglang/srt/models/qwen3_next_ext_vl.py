@@ -4,10 +4,13 @@ A picture is cut into patches, which see each other and only each other, at rota
 `merge_size` x `merge_size` of them become one token of the text, which counts positions in one dimension as always.
 """
 
+import sglang
 import torch
+from packaging.version import Version
 from sglang.srt.configs.qwen3_next_ext_vl import Qwen3NextExtVisionConfig, Qwen3NextExtVLConfig
 from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
 from sglang.srt.layers.attention.vision import VisionAttention
+from sglang.srt.layers.dp_attention import is_dp_attention_enabled
 from sglang.srt.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.managers.mm_utils import general_mm_embed_routine
@@ -84,7 +87,7 @@ class VisionMerger(nn.Module):
 class VisionTower(nn.Module):
     """Turns the patches of pictures into tokens of the text. Never quantised.
 
-    With `whole`, each rank has all of it and takes other pictures; otherwise the ranks share its weights.
+    With `whole`, each rank has all of it and takes other pictures; otherwise the ranks share its weights and pictures.
     """
 
     def __init__(self, config: Qwen3NextExtVisionConfig, out_size: int, whole: bool, prefix: str = "") -> None:
@@ -175,8 +178,15 @@ class Qwen3NextExtVLForConditionalGeneration(nn.Module):
                 setattr(text, f"{name}_cpu", getattr(config, f"{name}_cpu", getattr(text, name)))
         self.config, self.quant_config = config, quant_config
         self.sharded_by_picture = multimodal_settings().mm_enable_dp_encoder
+        if self.sharded_by_picture and is_dp_attention_enabled() and Version(sglang.__version__) < Version("0.5.9"):
+            raise ValueError(
+                f"--mm-enable-dp-encoder: with --enable-dp-attention, sglang {sglang.__version__} waits for ranks that "
+                "have other requests; leave one of the two out"
+            )
+        # Where ranks have requests of their own, what they share of the weights would be summed of different pictures.
+        whole = self.sharded_by_picture or is_dp_attention_enabled()
         self.visual = self.tower_class(
-            config.vision_config, text.hidden_size, self.sharded_by_picture, prefix=add_prefix("visual", prefix)
+            config.vision_config, text.hidden_size, whole, prefix=add_prefix("visual", prefix)
         )
         self.language_model = self.text_class(text, quant_config, prefix=add_prefix("language_model", prefix))
         shapes = self.checkpoint_shapes(config)
