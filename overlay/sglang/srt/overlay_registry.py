@@ -106,17 +106,31 @@ def _is_of(row: OverlayModel, said: Mapping[str, Any]) -> bool:
 
 
 def check_request(tokenizer_manager: Any, request: Any) -> None:
-    """Raise ValueError, which upstream answers with status 400, if a model that generates no text is asked for one.
+    """Raise ValueError, which upstream answers with status 400, if a request asks for what would be answered wrongly.
 
-    Called in `TokenizerManager._validate_one_request`, where upstream refuses the opposite. With such a request its
-    scheduler would end, and with that the server.
+    Called in `TokenizerManager._validate_one_request`, where upstream refuses vectors of a model that generates text.
+    With the opposite, and with embeddings that it does not expect, its scheduler would end, and with that the server.
     """
+    from packaging.version import Version
+    from sglang.srt.managers.embeddings_apart import fault_of_embeddings
     from sglang.srt.managers.io_struct import GenerateReqInput
+    from sglang.version import __version__
 
-    if isinstance(request, GenerateReqInput) and not tokenizer_manager.is_generation:
+    if not isinstance(request, GenerateReqInput):
+        return
+    if not tokenizer_manager.is_generation:
         raise ValueError(
             "This model gives a vector for each text and generates none; send the text to /v1/embeddings or /classify"
         )
+    if request.input_embeds is not None and (fault := fault_of_embeddings(tokenizer_manager.server_args)):
+        raise ValueError(fault)
+    if Version(__version__) < Version("0.5.10") and request.session_params and request.image_data:
+        row = _row_of(tokenizer_manager.model_config.hf_config)
+        if row is not None and row.multimodal:
+            raise ValueError(
+                f"sglang {__version__} puts a session's later pictures in the place of earlier text; send the whole"
+                " conversation without session_params"
+            )
 
 
 def resolve_model(model_config: Any) -> tuple[type, str] | None:

@@ -1,8 +1,8 @@
 """Requests that bring embeddings, prefilled in batches of their own.
 
 Upstream puts the embeddings that some requests of a batch have in the place of the tokens of all, and before 0.5.10
-all that a request has in the place of each chunk of it. Its scheduler ends with that, or computes other requests from
-what is not theirs.
+all that a request has in the place of each chunk of it, and of what it has answered before it was retracted. Its
+scheduler ends with that, or computes other requests from what is not theirs.
 """
 
 import functools
@@ -16,12 +16,26 @@ from packaging.version import Version
 @functools.cache
 def keep_apart() -> None:
     """Let upstream's scheduler begin another batch where a request of the other kind comes next."""
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
     from sglang.srt.managers.schedule_policy import PrefillAdder
 
     PrefillAdder.add_one_req = _of_one_kind(PrefillAdder.add_one_req)
     if Version(sglang.__version__) < Version("0.5.10"):
         ScheduleBatch.prepare_for_extend = _of_a_chunk(ScheduleBatch.prepare_for_extend)
+        Req.reset_for_retract = _without_answer(Req.reset_for_retract)
+
+
+def fault_of_embeddings(server_args: Any) -> str:
+    """Say why a server with these arguments takes no request that brings embeddings; "" if it does.
+
+    Before 0.5.10, upstream leaves them with a batch when it has been prefilled, and adds the tokens of others to it.
+    """
+    if Version(sglang.__version__) >= Version("0.5.10"):
+        return ""
+    names = ("speculative_algorithm", "enable_mixed_chunk", "enable_piecewise_cuda_graph")
+    flags = [f"--{name.replace('_', '-')}" for name in names if getattr(server_args, name)]
+    said = f"sglang {sglang.__version__} takes no input_embeds with {', '.join(flags)}; send tokens, or serve without"
+    return said if flags else ""
 
 
 def _of_one_kind(upstreams: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,6 +49,16 @@ def _of_one_kind(upstreams: Callable[..., Any]) -> Callable[..., Any]:
         return upstreams(self, req, *args, **kwargs)
 
     return add_one_req
+
+
+def _without_answer(upstreams: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(upstreams)
+    def reset_for_retract(self):
+        upstreams(self)
+        if self.input_embeds is not None:  # there are none of what has been answered: it is answered again
+            self.output_ids = []
+
+    return reset_for_retract
 
 
 def _of_a_chunk(upstreams: Callable[..., Any]) -> Callable[..., Any]:

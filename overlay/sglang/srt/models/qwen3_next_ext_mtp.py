@@ -3,10 +3,8 @@
 Its one layer has full attention and the model's router. Its answers go through the model's adapter, head and transform.
 """
 
-import sglang
-from packaging.version import Version
+import torch
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
-from sglang.srt.environ import envs
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_loader.checked_updates import load_checked
 from sglang.srt.model_loader.strict_loading import Shapes, Weights
@@ -21,11 +19,6 @@ class Qwen3NextExtForCausalLMMTP(Qwen3NextExtensions, Qwen3NextForCausalLMMTP):
         self, config: Qwen3NextExtConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
     ) -> None:
         config.check_extensions()
-        if Version(sglang.__version__) < Version("0.5.10") and envs.SGLANG_ENABLE_SPEC_V2.get():
-            raise ValueError(
-                f"SGLANG_ENABLE_SPEC_V2 is set: in sglang {sglang.__version__} that never commits the state of linear "
-                "attention after drafts, and tokens would be wrong; unset it"
-            )
         super().__init__(config, quant_config, prefix)
         self.extend_checked(self.config, ("model.", "lm_head."), draft="mtp.")  # these two come from the model
 
@@ -42,6 +35,16 @@ class Qwen3NextExtForCausalLMMTP(Qwen3NextExtensions, Qwen3NextForCausalLMMTP):
             **{f"mtp.layers.0.{name}": shape for name, shape in layer.items()},
             **cls.head_adapter_shapes(config),
         }
+
+    def forward(self, input_ids, positions, forward_batch, input_embeds=None, **kwargs):
+        """Propose from tokens, or from embeddings [tokens, hidden_size], which a request may bring to a prefill."""
+        if input_embeds is not None:
+            # Upstream has moved the tokens by one, so that the last is the one that the model has chosen.
+            of_tokens = self.model.embed_tokens(input_ids)
+            last = forward_batch.extend_seq_lens.cumsum(0) - 1
+            input_embeds = input_embeds.to(of_tokens.dtype).roll(-1, 0)
+            input_embeds[last] = of_tokens[last]
+        return super().forward(input_ids, positions, forward_batch, input_embeds, **kwargs)
 
     def load_weights(self, weights: Weights, is_mtp: bool = True) -> None:
         """Load a checkpoint's draft, or an update. Raises WeightsError naming each tensor that does not fit."""
