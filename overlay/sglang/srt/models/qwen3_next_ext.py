@@ -8,13 +8,16 @@ is repeated here, and of the changes its decoder layers have been through betwee
 from collections.abc import Callable, Collection
 from types import MappingProxyType
 
+import sglang
 import torch
+from packaging.version import Version
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
+from sglang.srt.environ import envs
 from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
 from sglang.srt.layers.head_adapter import HeadAdapter
 from sglang.srt.layers.logit_shaping import LogitShapingProcessor
 from sglang.srt.layers.moe.topk import TopK
-from sglang.srt.layers.moe.utils import RoutingMethodType
+from sglang.srt.layers.moe.utils import RoutingMethodType, get_moe_runner_backend
 from sglang.srt.layers.moved_experts import follow_moved_experts
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.lora.utils import get_hidden_dim
@@ -59,7 +62,14 @@ def use_sigmoid_router(block: Qwen2MoeSparseMoeBlock, config: Qwen3NextExtConfig
 
     An expert's score is the sigmoid of its logit. The best `num_experts_per_tok` by score plus correction bias are
     chosen, from the `topk_group` of `n_group` groups whose two best sum highest; the scores alone weigh them.
+    Raises ValueError if the kernels of the experts route by themselves, and by softmax.
     """
+    if get_moe_runner_backend().is_triton_kernels():
+        raise ValueError(
+            'config.json: scoring_func is "sigmoid", and --moe-runner-backend triton_kernel routes by softmax, without '
+            "bias and groups; take another"
+        )
+    block._smallm_router_ok = False  # from 0.5.22 on, AMD's gfx950 has a kernel that routes by softmax otherwise
     block.gate.e_score_correction_bias = nn.Parameter(torch.zeros(config.num_experts, dtype=torch.float32))
     block.topk = TopK(
         top_k=config.num_experts_per_tok,
@@ -88,6 +98,27 @@ def end_with_last_layer(layers: nn.ModuleList) -> None:
     """
     if hasattr(layers[-1], "layer_communicator"):  # 0.5.21 has none, and sums what is left after the layers
         layers[-1].layer_communicator.is_last_layer = True
+
+
+def check_server() -> None:
+    """Raise ValueError if the server's arguments ask a release for what it does not do for linear attention."""
+    if Version(sglang.__version__) >= Version("0.5.20"):
+        return
+    from sglang.srt.server_args import get_global_server_args
+
+    arguments, release = get_global_server_args(), f"sglang {sglang.__version__}"
+    if Version(sglang.__version__) < Version("0.5.10") and envs.SGLANG_ENABLE_SPEC_V2.get():
+        if arguments.speculative_algorithm is not None:
+            raise ValueError(
+                f"SGLANG_ENABLE_SPEC_V2 is set: in {release} that never commits the state of linear attention after "
+                "drafts, and tokens would be wrong; unset it"
+            )
+    for name in ("enable_mis", "multi_item_scoring_delimiter"):  # the second before 0.5.11
+        if getattr(arguments, name, None) not in (None, False):
+            raise ValueError(
+                f"--{name.replace('_', '-')}: in {release} linear attention reads each item after those before it, and "
+                "scores would depend on their order; leave it out"
+            )
 
 
 class Qwen3NextExtensions:
@@ -212,6 +243,7 @@ class Qwen3NextExtForCausalLM(Qwen3NextExtensions, Qwen3NextForCausalLM):
         self, config: Qwen3NextExtConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
     ) -> None:
         config.check_extensions()  # again: --json-model-override-args may have changed it since it was made
+        check_server()
         super().__init__(config, quant_config, prefix)
         self.extend_checked(config, self.ignored)
         follow_moved_experts(self.model.layers)
