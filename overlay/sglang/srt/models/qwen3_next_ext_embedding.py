@@ -34,8 +34,14 @@ class Qwen3NextExtEmbeddingModel(Qwen3NextExtForCausalLM):
         """Give the embedding of each text, [texts, hidden_size], of length 1."""
         embeddings = self.embeddings(inputs_embeds, input_embeds)
         hidden_states = self.model(input_ids, positions, forward_batch, embeddings)
+        if forward_batch.forward_mode.is_idle():  # this rank of attention's data in parallel has no text
+            return EmbeddingPoolerOutput(embeddings=hidden_states[:0])
         if self.config.head_adapter_rank:
             hidden_states = self.head_adapter(hidden_states)
+        return self.pool(hidden_states, input_ids, forward_batch)
+
+    def pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor, forward_batch) -> EmbeddingPoolerOutput:
+        """Make a text's answer of what would go to the head, [tokens, hidden_size]."""
         return self.pooler(hidden_states, forward_batch)
 
 
