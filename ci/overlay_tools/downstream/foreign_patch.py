@@ -44,6 +44,7 @@ _ENDINGS = (".patch", ".diff", ".mbox", ".eml")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".tar.xz", ".tar.bz2", ".zip")
 _SHOWN = re.compile(r"^commit [0-9a-f]{40}\b.*\n", re.MULTILINE)
 _SECTION = re.compile(r"^diff --(?:git|cc|combined) .*\n", re.MULTILINE)
+_SIGNS = ("+", "-", " ")  # with which the lines of a hunk begin
 _OF_CLONE = re.compile(r'^(?:\+\+\+|---) "?[^/\n]+/python/sglang/', re.MULTILINE)
 
 
@@ -315,7 +316,7 @@ def _make_patch(path: Path, title: str, header: dict[str, str], diff: str, text:
     """
     above = first - 1 + text.count("\n") - diff.count("\n")
     where, above = (path, above) if text.endswith(diff) else (f"{title} (its diff, decoded)", 0)
-    if faults := [f"{where}:{above + number}: {fault}" for number, fault in find_left_over(diff)]:
+    if faults := [f"{where}:{above + number}: {fault}" for number, fault in find_left_over(diff, _SIGNS)]:
         raise PatchError(*faults, hint=HINT)
     named = re.sub(r"^\d+[-_]", "", path.stem)
     name = header.pop("Hook", "")

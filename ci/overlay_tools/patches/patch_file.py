@@ -74,8 +74,11 @@ def load_patch(path: Path, hook: str) -> Patch:
     )
 
 
-def find_left_over(diff: str) -> Iterable[tuple[int, str]]:
-    """Yield the lines, by number, with which a hunk goes on after its end by its @@, and why: git drops them."""
+def find_left_over(diff: str, signs: tuple[str, ...] = ("",)) -> Iterable[tuple[int, str]]:
+    """Yield the lines, by number, with which a hunk goes on after its end by its @@, and why: git drops them.
+
+    Parameters: `signs`, what such a line begins with; others may follow a hunk, as a message does in `git log -p`.
+    """
     old = new = 0  # lines of a hunk that are to come
     ended = False
     for number, (line, next_) in enumerate(pairwise([*diff.split("\n"), ""]), 1):
@@ -86,9 +89,9 @@ def find_left_over(diff: str) -> Iterable[tuple[int, str]]:
         elif head := _HUNK.match(line):
             old, new = (int(length or 1) for length in head.groups())
         elif ended and line.strip() and not line.startswith("\\"):
-            ended = False  # what follows a line of another kind is a message or the like
-            begins_file = line.startswith("--- ") and next_.startswith("+++ ")
-            if line.startswith(("+", "-", " ")) and line.rstrip() != "--" and not begins_file:
+            ended = False  # what follows a line of another kind is not of the hunk
+            begins_file = line.startswith("diff --git ") or (line.startswith("--- ") and next_.startswith("+++ "))
+            if line.startswith(signs) and line.rstrip() != "--" and not begins_file:
                 yield number, f"by its @@ the hunk above ends before {line!r}: correct the counts there."
 
 

@@ -65,6 +65,7 @@ def test_each_header_is_required(mini: Miniature, field: str) -> None:
         (lambda text: text + DIFF, "1.0.patch:17: sglang/loader.py is changed a second time"),
         (lambda text: whole(SAME, NEW) + DIFF.replace("loader", "new"), "11: sglang/new.py is changed a second time"),
         (lambda text: f"{text}+two\n", "1.0.patch:17: by its @@ the hunk above ends before '+two'"),
+        (lambda text: f"{text}two = 2\n", "1.0.patch:17: by its @@ the hunk above ends before 'two = 2'"),
         (lambda text: f"{text}\n \n+two\n", "1.0.patch:19: by its @@ the hunk above ends before"),
         (lambda text: f"{text}-two\n{ENGINE_DIFF}", "1.0.patch:17: by its @@ the hunk above ends before"),
         (lambda text: text.replace("@@ -3,5 +3,6 @@", "@@ nonsense @@"), "1.0.patch:7: it changes no line"),
