@@ -260,12 +260,29 @@ class Port:
         """See that the contract holds and the wheel is as it should be with what patches/ is to be."""
         with staged_project(self.project, files, versions) as staged:
             with console.step("Check the contract and base mentions"):
-                lines = broken_contract(staged.project, sources)
+                lines = self._replaces_nothing(staged.project, sources) + broken_contract(staged.project, sources)
             if lines:
                 state.write(self.folder)
                 raise PortError(*lines, hint=f"Change overlay/, a hook or ci/contract.toml, {GO_ON}.")
             with console.step(f"Build and verify sglang {staged.project.overlay_version(sources.version)}"):
                 build_and_verify(staged.project, state.release, staged.hooks, self.cache)
+
+    def _replaces_nothing(self, project: Project, sources: SourceTree) -> list[str]:
+        """Say which files replace one of the nearest locked release's, older ones first, and none of this one's."""
+        lock, version = load_lock(self.project.lock), sources.version
+        older = [locked for locked in lock if Version(locked) <= Version(version)]
+        nearest = older[-1] if older else next(iter(lock), version)
+        replaced = project.replaced(nearest) & project.replaced(version)
+        gone = [name for name in sorted(replaced) if sources.read(name) is None]
+        if not gone or nearest == version:
+            return []
+        with open_source_tree(lock[nearest], self.cache) as before:
+            return [
+                f"pyproject.toml: `replaces` has {name}, which sglang {nearest} has and {version} lacks: change what"
+                f" upstream has instead, and limit overlay/{name} to other releases in [tool.sglang-overlay.files]."
+                for name in gone
+                if before.read(name) is not None
+            ]
 
 
 def _find_locked(lock: Lock, version: str) -> Release | None:

@@ -437,6 +437,40 @@ def test_a_contract_that_does_not_hold_stops_it_until_it_does(mini: Miniature) -
     holds(mini)
 
 
+SCHED, PLANNER = "sglang/sched.py", "sglang/planner.py"
+
+
+@pytest.fixture
+def replacing(mini: Miniature) -> Miniature:
+    """Return a project that has a file in the place of one of upstream's, in two releases."""
+    for version in ("1.0", "1.1"):
+        mini.lock_release(version, upstream_files(version) | {SCHED: b"A = 1\n"})
+    text = (mini.root / "pyproject.toml").read_text()
+    mini.write("pyproject.toml", text.replace("replaces = []", f'replaces = ["{SCHED}"]'))
+    mini.write(f"overlay/{SCHED}", "A = 2\n")
+    return mini
+
+
+def test_a_file_that_would_replace_nothing_any_more_is_named(replacing: Miniature) -> None:
+    said = stopped(replacing, lambda: port_to(replacing, "1.2", {PLANNER: "A = 1\n"}))
+    assert f"pyproject.toml: `replaces` has {SCHED}, which sglang 1.1 has and 1.2 lacks" in said
+    stopped(replacing, lambda: resume(replacing))
+    replacing.limit({SCHED: "<1.2"})
+    assert outcomes(resume(replacing)) == [("choose", "exact")]
+    holds(replacing)
+
+
+def test_a_file_that_is_replaced_still_stops_nothing(replacing: Miniature) -> None:
+    port_to(replacing, "1.2", {SCHED: "A = 3\n"})
+    holds(replacing)
+
+
+def test_a_file_that_the_nearest_release_does_not_have_either_stops_nothing(replacing: Miniature) -> None:
+    replacing.lock_release("1.1")
+    port_to(replacing, "1.2", {})
+    holds(replacing)
+
+
 def test_a_file_that_upstream_has_too_now_is_named(mini: Miniature) -> None:
     said = stopped(mini, lambda: port_to(mini, "1.2", {"sglang/models/ours.py": "THEIRS = 1\n"}), BuildError)
     assert "overlay/sglang/models/ours.py exists upstream." in said
