@@ -107,12 +107,12 @@ def check_server() -> None:
     from sglang.srt.server_args import get_global_server_args
 
     arguments, release = get_global_server_args(), f"sglang {sglang.__version__}"
-    if Version(sglang.__version__) < Version("0.5.10") and envs.SGLANG_ENABLE_SPEC_V2.get():
-        if arguments.speculative_algorithm is not None:
-            raise ValueError(
-                f"SGLANG_ENABLE_SPEC_V2 is set: in {release} that never commits the state of linear attention after "
-                "drafts, and tokens would be wrong; unset it"
-            )
+    drafts = arguments.speculative_algorithm is not None
+    if drafts and Version(sglang.__version__) < Version("0.5.10") and envs.SGLANG_ENABLE_SPEC_V2.get():
+        raise ValueError(
+            f"SGLANG_ENABLE_SPEC_V2 is set: in {release} that never commits the state of linear attention after drafts, "
+            "and tokens would be wrong; unset it"
+        )
     for name in ("enable_mis", "multi_item_scoring_delimiter"):  # the second before 0.5.11
         if getattr(arguments, name, None) not in (None, False):
             raise ValueError(

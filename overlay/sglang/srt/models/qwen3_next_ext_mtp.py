@@ -3,7 +3,6 @@
 Its one layer has full attention and the model's router. Its answers go through the model's adapter, head and transform.
 """
 
-import torch
 from sglang.srt.configs.qwen3_next_ext import Qwen3NextExtConfig
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_loader.checked_updates import load_checked
