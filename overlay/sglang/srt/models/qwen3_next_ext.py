@@ -110,8 +110,8 @@ def check_server() -> None:
     drafts = arguments.speculative_algorithm is not None
     if drafts and Version(sglang.__version__) < Version("0.5.10") and envs.SGLANG_ENABLE_SPEC_V2.get():
         raise ValueError(
-            f"SGLANG_ENABLE_SPEC_V2 is set: in {release} that never commits the state of linear attention after drafts, "
-            "and tokens would be wrong; unset it"
+            f"SGLANG_ENABLE_SPEC_V2 is set: in {release} that never commits the state of linear attention after drafts,"
+            " and tokens would be wrong; unset it"
         )
     for name in ("enable_mis", "multi_item_scoring_delimiter"):  # the second before 0.5.11
         if getattr(arguments, name, None) not in (None, False):
