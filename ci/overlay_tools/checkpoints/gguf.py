@@ -14,6 +14,7 @@ from overlay_tools.subprocesses import run
 from overlay_tools.user_files import naming
 
 _MAGIC = b"GGUF"
+_SCRIPT = Path(__file__).with_name("gguf_script.py")
 
 
 def is_gguf(path: Path) -> bool:
@@ -36,7 +37,7 @@ def converted(file: Path, cache: Path) -> Path:
     Raises CheckpointError if it is no GGUF file.
     """
     check(file)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_SCRIPT.read_bytes())  # another script may make another checkpoint
     with naming(file), file.open("rb") as stream:
         while block := stream.read(1 << 22):
             digest.update(block)
@@ -47,7 +48,7 @@ def convert(file: Path, python: Path, cache: Path) -> Path:
     """Make a checkpoint of a GGUF file, once, and return its folder.
 
     Parameters: `python`, an interpreter that has transformers, accelerate and gguf.
-    Raises CheckpointError if it is no GGUF file, or Transformers does not read its architecture.
+    Raises CheckpointError if it is no GGUF file, or Transformers does not read all of it.
     """
     folder = converted(file, cache)
     part = folder.with_name(f"{folder.name}.part")
@@ -64,12 +65,12 @@ def convert(file: Path, python: Path, cache: Path) -> Path:
 
 def _convert(file: Path, python: Path, out: Path) -> None:
     try:
-        run([python, "-IW", "ignore", Path(__file__).with_name("gguf_script.py"), file, out])
+        run([python, "-IW", "ignore", _SCRIPT, file, out])
     except ToolError as error:
         shutil.rmtree(out, ignore_errors=True)
         said = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CheckpointError(
             f"{file} cannot be converted: {said[-1]}",
-            hint="Transformers must know its architecture, and its float32 values need four bytes each, in memory and"
-            " on the disk of the cache.",
+            hint="Transformers must read all of it, and its float32 values need four bytes each, in memory and on the"
+            " disk of the cache. Otherwise take the checkpoint that it was made from.",
         ) from None

@@ -81,6 +81,16 @@ def test_a_file_is_converted_once_and_again_when_it_was_cut_short(mini_here: Min
     assert gguf.convert(file, python, cache_dir()) != folder
 
 
+def test_a_file_is_converted_anew_by_a_script_that_has_changed(
+    mini_here: Miniature, python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = mini_here.root / "a.gguf"
+    file.write_bytes(b"GGUF 1")
+    before = gguf.convert(file, python, cache_dir())
+    monkeypatch.setattr(gguf, "_SCRIPT", file)
+    assert gguf.convert(file, python, cache_dir()) != before
+
+
 def test_what_cannot_be_converted_leaves_nothing(mini_here: Miniature, python: Path) -> None:
     file = mini_here.root / "a.gguf"
     file.write_bytes(b"GGUF 1")
