@@ -177,4 +177,5 @@ def _job(checkpoint: Path) -> dict[str, Any]:
         "device": "cpu",
         "dtype": "float32",
         "embedding": False,
+        "trusted": False,
     }

@@ -96,7 +96,9 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
         checkpoint = named.open_checkpoint(arguments.checkpoint, python, arguments.passed_on)
         plan = begun.plan(checkpoint)
         about = done.about if done else _about(arguments, begun, plan)
-        reference = Reference(python, project.root, folder, checkpoint, arguments.reference, plan.where)
+        reference = Reference(
+            python, project.root, folder, checkpoint, arguments.reference, plan.where, flags=arguments.passed_on
+        )
         job = {**reference.job, "dtype": about["dtype"], "beside": earlier is None}
         with console.step("Read the tasks"):
             harness = stack.enter_context(

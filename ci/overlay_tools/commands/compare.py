@@ -83,7 +83,7 @@ def run(project: Project, arguments: argparse.Namespace) -> int:
             checkpoint,
             arguments.reference,
             plan.where,
-            embedding="--is-embedding" in arguments.passed_on,
+            flags=arguments.passed_on,
         )
         engine = Engine(
             python=python,

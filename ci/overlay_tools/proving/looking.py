@@ -35,14 +35,25 @@ class Shown:
     logits: Callable[[torch.Tensor], torch.Tensor]
 
 
-def read_tokenizer(folder: Path) -> Any:  # noqa: ANN401  # transformers has no types
+def read_tokenizer(folder: Path, trusted: bool) -> Any:  # noqa: ANN401  # transformers has no types
     """Read a checkpoint's tokenizer, without its configuration where Transformers has no class for that.
 
     Some versions fail on a key that only a class explains, as on YaRN's of rotary positions.
+    Parameters: `trusted`, whether code of the checkpoint's own may run.
     """
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     config = None if kind in transformers.CONFIG_MAPPING else transformers.PretrainedConfig()
-    return transformers.AutoTokenizer.from_pretrained(folder, config=config)
+    return _read(transformers.AutoTokenizer, folder, trusted, config=config)
+
+
+def _read(kind: Any, folder: Path, trusted: bool, **options: Any) -> Any:  # noqa: ANN401
+    try:
+        # Without a word on it, Transformers would ask here, and wait for an answer.
+        return kind.from_pretrained(folder, trust_remote_code=trusted, **options)
+    except ValueError as error:
+        if "trust_remote_code=True" not in str(error):
+            raise
+        raise ReferenceProblem(f"{folder} has code of its own, which runs only with `-- --trust-remote-code`") from None
 
 
 def message(prompt: str, pictures: Sequence[Any], part: Callable[[Any], Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -65,9 +76,16 @@ def show_to_case(case: Any, model: Any, tokenizer: Any, prompt: str, files: Sequ
     return Shown(sent=sent, tokens=list(tokens), logits=logits)
 
 
-def show_to_transformers(model: Any, folder: Path, tokenizer: Any, prompt: str, pictures: Sequence[Any]) -> Shown:  # noqa: ANN401
+def show_to_transformers(
+    model: Any,  # noqa: ANN401
+    folder: Path,
+    trusted: bool,
+    tokenizer: Any,  # noqa: ANN401
+    prompt: str,
+    pictures: Sequence[Any],
+) -> Shown:
     """Put a prompt to a model of Transformers, None if its logits are not asked for; `pictures` are PIL's."""
-    chat, inputs = inputs_of(folder, tokenizer, prompt, pictures)
+    chat, inputs = inputs_of(folder, trusted, tokenizer, prompt, pictures)
     tokens = inputs.pop("input_ids")
     inputs.pop("attention_mask", None)
 
@@ -82,12 +100,13 @@ def show_to_transformers(model: Any, folder: Path, tokenizer: Any, prompt: str, 
         found: torch.Tensor = model(all_tokens, use_cache=False, **given).logits
         return found
 
-    sent = _encoded(tokenizer, chat, template_of(folder, tokenizer))
+    sent = _encoded(tokenizer, chat, template_of(folder, trusted, tokenizer))
     return Shown(sent=sent, tokens=tokens[0].tolist(), logits=logits)
 
 
 def inputs_of(
     folder: Path,
+    trusted: bool,
     tokenizer: Any,  # noqa: ANN401
     prompt: str,
     pictures: Sequence[Any],
@@ -95,22 +114,23 @@ def inputs_of(
     """Make a chat of a prompt, and of that what a model of Transformers takes; `pictures` are PIL's."""
     chat = message(prompt, pictures, lambda picture: {"type": "image", "image": picture})
     whole = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    return chat, processor_of(folder).apply_chat_template(chat, template_of(folder, tokenizer), **whole)
+    template = template_of(folder, trusted, tokenizer)
+    return chat, processor_of(folder, trusted).apply_chat_template(chat, template, **whole)
 
 
-def template_of(folder: Path, tokenizer: Any) -> str:  # noqa: ANN401
+def template_of(folder: Path, trusted: bool, tokenizer: Any) -> str:  # noqa: ANN401
     """Return the chat template that a server takes: the processor's, or the tokenizer's where that has none."""
-    found = getattr(processor_of(folder), "chat_template", None) or tokenizer.chat_template
+    found = getattr(processor_of(folder, trusted), "chat_template", None) or tokenizer.chat_template
     if not found:
         raise ReferenceProblem(f"{folder} has no chat template, and pictures are shown in chats")
     return str(found)
 
 
 @functools.cache
-def processor_of(folder: Path) -> Any:  # noqa: ANN401
-    """Read a checkpoint's processor."""
+def processor_of(folder: Path, trusted: bool) -> Any:  # noqa: ANN401
+    """Read a checkpoint's processor; `trusted` as of `read_tokenizer`."""
     try:
-        found = transformers.AutoProcessor.from_pretrained(folder)
+        found = _read(transformers.AutoProcessor, folder, trusted)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ReferenceProblem(f"{folder} has no processor to read: {first_line(error)}") from None
     if not hasattr(found, "image_processor"):

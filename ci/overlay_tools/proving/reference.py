@@ -10,8 +10,10 @@ from typing import Any
 from overlay_tools.errors import CompareError
 from overlay_tools.proving.script import open_script
 
+_TRUST = "--trust-remote-code"  # a server's argument, which looking.py names where it is needed
 _SCRIPT = Path(__file__).with_name("reference_script.py")
 _ANOTHER = "Name a model that computes the same in plain PyTorch with --reference module:Class."
+_CODE = f"Read that code, and add `-- {_TRUST}` if you trust it."
 _OTHERS = "Name prompts with other pictures, or without any."
 _LENGTHS = (1, 2, 5, 17, 33, 63, 64, 65, 100, 130, 200, 300)  # of prompts, around where engines cut
 
@@ -84,8 +86,8 @@ class Reference:
 
     Parameters: `python`, of an engine's environment; `root`, of the checkout, where `tests/` has the reference models
     of its own models; `folder`, where jobs are written; `named`, a class as `module:Class`, found in `tests/` and in
-    the working folder, None for Transformers' own; `device`, as torch names it; `embedding`, whether a model that could
-    generate is served for its hidden states.
+    the working folder, None for Transformers' own; `device`, as torch names it; `flags`, the server's arguments, which
+    may ask for the hidden states of a model that could generate, and let code of the checkpoint's own run.
     Raises CompareError if there is none, or it does not load the checkpoint.
     """
 
@@ -98,7 +100,7 @@ class Reference:
         named: str | None,
         device: str,
         *,
-        embedding: bool = False,
+        flags: Sequence[str] = (),
     ) -> None:
         self.python, self.folder = python, folder
         paths = [str(root / "tests"), str(root / "ci"), str(Path.cwd())]  # those of tests/ import this package
@@ -107,7 +109,8 @@ class Reference:
             "reference": named,
             "device": device,
             "paths": paths,
-            "embedding": embedding,
+            "embedding": "--is-embedding" in flags,
+            "trusted": _TRUST in flags,
             "folder": str(folder),
         }
         self.env = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
@@ -151,5 +154,6 @@ class Reference:
             found = script.said
         if "problem" in found:
             pictures = any(question["images"] for question in more.get("questions", ()))
-            raise CompareError(f"{found['problem']}.", hint=_OTHERS if pictures else _ANOTHER)
+            hint = _CODE if _TRUST in found["problem"] else _OTHERS if pictures else _ANOTHER
+            raise CompareError(f"{found['problem']}.", hint=hint)
         return found

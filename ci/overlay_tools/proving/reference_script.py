@@ -72,7 +72,7 @@ def describe(job: Job) -> dict[str, Any]:
     name, _, _ = vectors or find(job)
     if vectors and name.startswith(_POOLED_OTHERWISE):
         raise ReferenceProblem(f"{name} is that of an encoder, and each release of the engine pools it in its own way")
-    tokenizer = _tokenizer(folder)
+    tokenizer = _tokenizer(folder, job["trusted"])
     questions = [(question["prompt"], question["images"]) for question in job["questions"]]
     why_not = "vectors of pictures are not compared" if vectors else _why_no_pictures(job, tokenizer)
     if any(images for _, images in questions) and why_not:
@@ -99,8 +99,8 @@ def describe(job: Job) -> dict[str, Any]:
 
 
 @functools.cache
-def _tokenizer(folder: Path) -> Any:  # noqa: ANN401
-    return _try(read_tokenizer, folder, what=f"{folder} has no tokenizer to read")
+def _tokenizer(folder: Path, trusted: bool) -> Any:  # noqa: ANN401
+    return _try(read_tokenizer, folder, trusted, what=f"{folder} has no tokenizer to read")
 
 
 def _prompts(job: Job, questions: Sequence[tuple[str, Sequence[str]]]) -> list[dict[str, Any]]:
@@ -112,7 +112,7 @@ def _prompts(job: Job, questions: Sequence[tuple[str, Sequence[str]]]) -> list[d
     prompts: list[dict[str, Any]] = []
     for prompt, images in questions:
         if not images:
-            prompts.append({"tokens": list(_tokenizer(folder)(prompt)["input_ids"])})
+            prompts.append({"tokens": list(_tokenizer(folder, job["trusted"])(prompt)["input_ids"])})
             continue
         shown = show(job, model, prompt, images)
         places = places_of(folder, shown.tokens)
@@ -128,11 +128,12 @@ def show(job: Job, model: Any, prompt: str, images: Sequence[str]) -> Shown:  # 
     Of a model of Transformers, the tokens can be had without it: `model` may be None.
     """
     folder, _, architecture = _read(job)
+    tokenizer = _tokenizer(folder, job["trusted"])
     pictures = [open_picture(Path(path)) for path in images]
     if not job["reference"] and (ours := find_case(architecture)):
         files = [Path(path).read_bytes() for path in images]
-        return show_to_case(ours[1], model, _tokenizer(folder), prompt, files)
-    return show_to_transformers(model, folder, _tokenizer(folder), prompt, pictures)
+        return show_to_case(ours[1], model, tokenizer, prompt, files)
+    return show_to_transformers(model, folder, job["trusted"], tokenizer, prompt, pictures)
 
 
 def _why_no_pictures(job: Job, tokenizer: Any) -> str:  # noqa: ANN401
@@ -145,7 +146,7 @@ def _why_no_pictures(job: Job, tokenizer: Any) -> str:  # noqa: ANN401
                 return "its class is not one of Transformers' kind"
         elif ours := find_case(architecture):
             return "" if ours[1].pictures and tokenizer.chat_template else "it takes none, or has no chat template"
-        template_of(folder, tokenizer)
+        template_of(folder, job["trusted"], tokenizer)
     except ReferenceProblem as problem:
         return str(problem)
     return ""

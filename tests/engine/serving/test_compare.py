@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from overlay_tools.errors import CompareError
+from overlay_tools.proving.reference import Reference
 from overlay_tools.proving.reference_script import ReferenceProblem  # type: ignore[attr-defined]  # of beside it
 from PIL import Image
-from reference.cases import cases, make_checkpoint
+from reference.cases import ROOT, cases, make_checkpoint
+from reference.checkpoints import write_tokenizer
 
 from engine.harness import CHUNK
 from engine.mutations import MUTATIONS, TOKENS, Models, Mutation, Served, serving
@@ -115,6 +119,61 @@ def test_each_model_of_ours_can_be_compared(name: str, models: Models, tmp_path:
     """Its prompts are read, whatever Transformers makes of a configuration that it does not know."""
     make_checkpoint(name, tmp_path)
     models.describe(tmp_path, tmp_path)
+
+
+OWN = """
+import torch
+import transformers
+
+class OwnTokenizer(transformers.PreTrainedTokenizerFast):
+    pass
+
+class OwnProcessor:
+    image_processor = chat_template = "{{ messages }}"
+
+    @classmethod
+    def register_for_auto_class(cls):
+        pass
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        return cls()
+
+    def apply_chat_template(self, *args, **kwargs):
+        return {"input_ids": torch.tensor([[7, 5]])}
+"""
+
+
+def test_code_of_a_checkpoint_s_own_runs_if_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokenizer's and its processor's; and nothing waits for an answer that nobody can give."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    write_tokenizer(checkpoint)
+    (checkpoint / "own.py").write_text(OWN)
+    for name, changes in {
+        "config.json": {
+            "architectures": ["LlavaForConditionalGeneration"],
+            "model_type": "own",
+            "vision_config": {},
+            "image_token_id": 5,
+        },
+        "processor_config.json": {
+            "processor_class": "OwnProcessor",
+            "auto_map": {"AutoProcessor": "own.OwnProcessor"},
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "OwnTokenizer",
+            "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]},
+        },
+    }.items():
+        (checkpoint / name).write_text(json.dumps(changes))
+    given = (Path(sys.executable), ROOT, tmp_path, checkpoint, None, "cpu")
+    with pytest.raises(CompareError, match=f"{checkpoint} has code of its own, .* `-- --trust-remote-code`") as caught:
+        Reference(*given).describe([], "")
+    assert "--trust-remote-code" in caught.value.hint
+    described = Reference(*given, flags=["--trust-remote-code"]).describe([], "")
+    assert (described.unseen, [prompt.places for prompt in described.prompts]) == ("", [[1], [1], [1]])
 
 
 @pytest.mark.parametrize("architecture", ["BertModel", "XLMRobertaForSequenceClassification", "Gemma3TextModel"])

@@ -92,9 +92,9 @@ def test_both_are_asked_and_shown(made_up: MadeUp, capsys: pytest.CaptureFixture
     made_up.wrong = {"engine": 6, "reference": 5}
     words = ["model", "--task", "own.jsonl", "--task", "gsm8k", "--limit", "20", "--json", "out/r.json"]
     words += ["--timeout", "900"]
-    assert cli.main(["accuracy", *words, "--", "--tp-size", "2"]) == 0
+    assert cli.main(["accuracy", *words, "--", "--trust-remote-code", "--tp-size", "2"]) == 0
     [(job, tasks, limit)] = made_up.jobs
-    assert (job["dtype"], job["device"], limit) == ("float32", "cpu", 20)
+    assert (job["dtype"], job["device"], job["trusted"], limit) == ("float32", "cpu", True, 20)
     assert [(task.name, task.known, list(task.documents)) for task in tasks] == [
         ("own.jsonl", None, [LINE]),
         ("gsm8k", "gsm8k", []),
@@ -106,7 +106,7 @@ def test_both_are_asked_and_shown(made_up: MadeUp, capsys: pytest.CaptureFixture
     assert "The engine does not do worse than Transformers in float32." in said
     written = json.loads(Path("out/r.json").read_text())
     assert written["asked"]["--limit"] == 20
-    assert written["about"]["arguments"] == ["--tp-size", "2"]
+    assert written["about"]["arguments"] == ["--trust-remote-code", "--tp-size", "2"]
     assert sum(written["tasks"]["gsm8k"]["engine"]["right"]) == 14
 
 

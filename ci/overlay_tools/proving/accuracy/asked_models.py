@@ -200,7 +200,7 @@ class InTransformers(Alike, HFLM):  # type: ignore[misc]
 
     def _look(self, seen: Sequence[Seen]) -> Iterable[tuple[int, str]]:
         for one in seen:
-            _, asked = inputs_of(Path(JOB["checkpoint"]), self.tokenizer, one.prompt, one.pictures)
+            _, asked = inputs_of(Path(JOB["checkpoint"]), JOB["trusted"], self.tokenizer, one.prompt, one.pictures)
             asked = asked.to(self.device, self.model.dtype)
             length = asked["input_ids"].shape[1]
             given = self.model.generate(
@@ -293,7 +293,7 @@ def reference_model() -> Any:  # noqa: ANN401
 def tokenizer() -> Any:  # noqa: ANN401
     """Read the checkpoint's tokenizer."""
     try:
-        return read_tokenizer(Path(JOB["checkpoint"]))
+        return read_tokenizer(Path(JOB["checkpoint"]), JOB["trusted"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Problem(f"{JOB['checkpoint']} has no tokenizer to read: {first_line(error)}") from None
 
