@@ -6,6 +6,7 @@ import urllib.error
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ ARGUMENTS: Mapping[str, Mapping[str, object]] = {
     "as it is": {},
     "chunks": {"chunked_prefill_size": 48, "max_total_tokens": 1024, "max_running_requests": 4},
 }
-SERVERS = [(name, kind) for name, case in cases().items() if case.vector is not None for kind in ARGUMENTS]
+MODELS = [name for name, case in cases().items() if case.vector is not None]
+SERVERS = [(name, kind) for name in MODELS for kind in ARGUMENTS]
 
 __test__ = bool(SERVERS)  # without such a model there is nothing to test here
 
@@ -57,6 +59,22 @@ on_servers = pytest.mark.parametrize("served", SERVERS, indirect=True, ids=", ".
 def assert_same(got: list[list[float]], wanted: list[list[float]]) -> None:
     """Assert that vectors are the same but for rounding."""
     torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_reference_model_computes_where_it_is(name: str, tmp_path: Path) -> None:
+    """`compare` has it on a GPU."""
+
+    def look(_: torch.nn.Module, tokens: tuple[torch.Tensor]) -> None:
+        raise InterruptedError(tokens[0].device)  # what comes after it may need values, and there are none
+
+    make_checkpoint(name, tmp_path)
+    case = cases()[name]
+    assert case.vector is not None
+    model = case.load(tmp_path, torch.float32).to("meta")
+    model.get_input_embeddings().register_forward_pre_hook(look)
+    with pytest.raises(InterruptedError, match="meta"):
+        case.vector(model, PROMPTS[0])
 
 
 @on_servers

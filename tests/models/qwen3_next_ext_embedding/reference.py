@@ -20,7 +20,8 @@ class Qwen3NextExtEmbedding(Qwen3NextExt):
 
     def last(self, prompt: Sequence[int]) -> torch.Tensor:
         """Give what would go to the head at the last token of a text, [hidden_size]."""
-        hidden: torch.Tensor = self.head_adapter(self.model(torch.tensor([list(prompt)])).last_hidden_state)
+        tokens = torch.tensor([list(prompt)], device=self.device)
+        hidden: torch.Tensor = self.head_adapter(self.model(tokens).last_hidden_state)
         return hidden[0, -1]
 
     def vector(self, prompt: Sequence[int]) -> torch.Tensor:

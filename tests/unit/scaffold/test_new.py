@@ -157,7 +157,9 @@ def test_the_files_of_a_model_that_gives_vectors(
     assert "generates=False" in row
     assert '{"is_embedding": True}' in row
     reference = reference or "TinyForSequenceClassification"
-    assert f"class MyModel({reference}):" in files["tests/models/my_model/reference.py"]
+    text = files["tests/models/my_model/reference.py"]
+    assert f"class MyModel({reference}):" in text
+    assert text.count("device=self.device") == text.count("torch.tensor(")
     assert "vector=MyModel.vector" in files["tests/models/my_model/case.py"]
 
 
