@@ -40,7 +40,7 @@ def ask(server: Server, questions: Questions, folder: Path, picture: Path | None
 
     Parameters: `folder`, where the server may read pictures, which takes a copy of the one that is shown; `picture`,
     its file, None for a red square.
-    Raises ServeError if an answer is an error or empty, or the server dies.
+    Raises ServeError if an answer is an error or has no tokens, or the server dies.
     """
     import openai
 
@@ -114,7 +114,7 @@ def _look(client: openai.OpenAI, model: str, question: str, picture: Path) -> No
             model=model, messages=[{"role": "user", "content": content}], max_tokens=_TOKENS, temperature=0
         )
         seconds = time.perf_counter() - started
-        text, tokens = answer.choices[0].message.content, answer.usage.completion_tokens
+        text, tokens = _text(answer.choices[0].message), answer.usage.completion_tokens
         _show(f"picture, by {name}", f"{picture.name}: {question}", text, tokens, seconds, None)
 
 
@@ -139,15 +139,19 @@ def _chat(client: openai.OpenAI, model: str, question: str) -> None:
         if chunk.usage is not None:
             tokens = chunk.usage.completion_tokens
         for choice in chunk.choices:
-            # What a reasoning parser takes out comes by itself, and at first nothing else does.
-            if piece := choice.delta.content or getattr(choice.delta, "reasoning_content", None):
+            if piece := _text(choice.delta):
                 first = first or time.perf_counter() - started
                 pieces.append(piece)
     _show("streamed chat", question, "".join(pieces), tokens, time.perf_counter() - started, first)
 
 
+def _text(said: Any) -> str:  # noqa: ANN401  # a message, or a piece of one
+    # What a reasoning parser takes out comes by itself, and at first nothing else does.
+    return said.content or getattr(said, "reasoning_content", None) or ""
+
+
 def _show(kind: str, prompt: str, answer: str, tokens: int, seconds: float, first: float | None) -> None:
-    if not tokens or not answer:
+    if not tokens:  # with some, an empty text is the model's own: its first token may be its end
         raise ServeError(f"The {kind} came back empty.", hint="See the server's log.")
     timings = f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.0f} tokens/s"
     if first is not None:

@@ -27,7 +27,7 @@ class Answering(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.text: str | None = "Paris"
-        self.field = "content"
+        self.field, self.tokens = "content", 7
         self.refused = ""
         self.about: dict[str, Any] = {"is_generation": True, "has_image_understanding": False}
         outer = self
@@ -40,8 +40,8 @@ class Answering(http.server.ThreadingHTTPServer):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.asked.append((self.path, body))
-                usage = {"completion_tokens": 7, "prompt_tokens": 3, "total_tokens": 10}
-                message = {"role": "assistant", "content": outer.text}
+                usage = {"completion_tokens": outer.tokens, "prompt_tokens": 3, "total_tokens": 10}
+                message = {"role": "assistant", "content": None, outer.field: outer.text}
                 if outer.text is None:
                     self.send_error(500)
                 elif outer.refused and "messages" in body:
@@ -161,8 +161,9 @@ def test_a_model_that_is_still_thinking_answers(
     server: Server, answering: Answering, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answering.field = "reasoning_content"  # as with a reasoning parser, before the answer itself
+    answering.about["has_image_understanding"] = True
     ask(server, Questions(), tmp_path)
-    assert "streamed chat" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("  answer   'Paris'\n") == 4
 
 
 def test_a_model_without_a_chat_template_completes(
@@ -176,8 +177,18 @@ def test_a_model_without_a_chat_template_completes(
         ask(server, Questions(), tmp_path)
 
 
-def test_an_empty_answer_is_an_error(server: Server, answering: Answering, tmp_path: Path) -> None:
+def test_an_answer_without_text_is_shown_as_it_is(
+    server: Server, answering: Answering, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a model whose first token is its end."""
+    answering.about["has_image_understanding"] = True
     answering.text = ""
+    ask(server, Questions(), tmp_path)
+    assert capsys.readouterr().out.count("  answer   ''\n") == 4
+
+
+def test_an_answer_without_tokens_is_an_error(server: Server, answering: Answering, tmp_path: Path) -> None:
+    answering.text, answering.tokens = "", 0
     with pytest.raises(ServeError, match=r"The completion came back empty\.") as caught:
         ask(server, Questions(), tmp_path)
     assert caught.value.hint
