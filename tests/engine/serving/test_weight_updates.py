@@ -318,7 +318,10 @@ BAD: dict[str, tuple[Callable[[Updates, Tensors], tuple[bool, str]], str]] = {
     "tensors, dtype": (lambda u, t: u.in_list(_last(t, u.norm, t[u.norm].long())), "NORM: its dtype is int64, not"),
     "tensors, twice": (lambda u, t: u.in_list([*t.items(), (u.norm, t[u.norm])]), "NORM: there 2 times"),
     "tensors, no such format": (lambda u, t: u.in_list(t, "no-such-format"), "no-such-format"),
-    "direct, unknown": (lambda u, t: u.in_list(t, "direct"), "OTHER: not a tensor of this model"),
+    "direct, unknown": (
+        lambda u, t: u.in_list(t | {"model.more": MISSHAPEN}, "direct"),
+        "model.more: not a tensor of this model",
+    ),
     "bucket, misshapen": (
         lambda u, t: u.in_list(_last(t, u.norm, MISSHAPEN), "flattened_bucket"),
         "NORM: its shape is (7,), not SHAPE_OF_NORM",
