@@ -2,7 +2,8 @@
 
     python tests/reference/seeds.py NAME
 
-NAME is that of a case in `tests/models/`; all of its sets are tried. The seed is printed, for `seed` in the case.
+NAME is that of a case in `tests/models/`; all of its sets are tried. The seed is printed, for `seed` in the case, and a
+matrix of the second layer's MLP, for its `updates`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ def decides(name: str, seed: int) -> bool:
     return True
 
 
+def matrix(name: str, seed: int) -> str:
+    """Name the last matrix in a case's second layer that is not of attention: an expert's, if there are some."""
+    case = cases()[name]
+    assert case.weights is not None
+    drawn = case.weights(case.config, seed)
+    found = [key for key, value in drawn.items() if "attn" not in key and value.ndim == 2]
+    second = [key for key in found if next(filter(str.isdigit, key.split(".")), "") == "1"]
+    return max(second, key=lambda key: (".experts." in key, key))
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Find a seed for a case's random weights.")
@@ -42,7 +53,7 @@ def main() -> None:
     seed = next((seed for seed in range(MOST) if decides(name, seed)), None)
     if seed is None:
         sys.exit(f"{name}: each seed below {MOST} leaves a step nearly a tie; make its logits larger")
-    print(seed)
+    print(seed, matrix(name, seed))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ _FILES = {  # of each template: the file that it becomes, and what is in it
     "reference.py": ("tests/models/{}/reference.py", "the reference model, in plain Transformers"),
     "notes.md": ("tests/models/{}/README.md", "this page"),
 }
-_SEED = "seed=0,"  # what a case with random weights says until a seed is found
+_SEED = "seed=0,"  # what a case with random weights says until a seed is found, and one of the matrices
+_MATRIX = '"model.layers.1.mlp.up_proj.weight"'
 _QWEN3_NEXT = "Qwen3NextForCausalLM"
 
 
@@ -179,7 +180,6 @@ def render(project: Project, new: NewModel) -> dict[Path, str]:
         "of": KINDS[new.kind].by_way_of or f"upstream's {new.base.architecture}",
         "draft": "draft.py" in there,
         "settle": KINDS[new.kind].settle,
-        "moe": any("expert" in key for key in new.base.tiny),
         "default": project.default,
         "parts": {str(path): _FILES[part][1] for part, path in paths.items() if _FILES[part][1]},
     }
@@ -199,12 +199,13 @@ def environment_of(folders: Iterable[str]) -> jinja2.Environment:
 
 
 def find_seed(case: Path, seeds: Path, new: NewModel, python: Path) -> None:
-    """Write into a case the seed that `seeds`, the program beside it, finds; nothing if its weights are trained."""
+    """Write into a case the seed and the matrix that `seeds` finds; nothing if its weights are trained."""
     if _SEED not in read_text(case):
         return
     with console.step("Look for a seed with which no greedy step is nearly a tie"):
-        seed = run([python, "-BW", "ignore", seeds, new.name.replace("_", "-")]).stdout.strip()
-        write_whole(case, read_text(case).replace(_SEED, f"seed={seed},").encode())
+        seed, matrix = run([python, "-BW", "ignore", seeds, new.name.replace("_", "-")]).stdout.split()
+        text = read_text(case).replace(_SEED, f"seed={seed},").replace(_MATRIX, f'"{matrix}"')
+        write_whole(case, text.encode())
 
 
 def format_files(project: Project, paths: Iterable[Path]) -> None:

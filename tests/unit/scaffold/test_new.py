@@ -69,7 +69,10 @@ def mini_base(mini_here: Miniature, monkeypatch: pytest.MonkeyPatch) -> Miniatur
 
 
 def speak(
-    mini: Miniature, monkeypatch: pytest.MonkeyPatch, described: Mapping[str, Any] = DESCRIBED, seed: str = "echo 7"
+    mini: Miniature,
+    monkeypatch: pytest.MonkeyPatch,
+    described: Mapping[str, Any] = DESCRIBED,
+    seed: str = "echo 7 a.1.b",
 ) -> None:
     python = mini.root / "python"
     described_as = json.dumps(described)
@@ -106,6 +109,7 @@ def test_the_files_of_a_model_of_text(mini_base: Miniature, capsys: pytest.Captu
     assert 'read=("head_dim",)' in config
     case = files["tests/models/my_model/case.py"]
     assert "seed=7," in case
+    assert 'updates=("model.norm.weight", "a.1.b"),' in case
     assert '"num_experts": 4' in case
     assert '"num_local_experts"' not in case
     assert 'base="TinyForCausalLM"' in files[f"{SRT}/overlay_models/my_model.py"]

@@ -58,7 +58,7 @@ def new_model(kind: str, absent: tuple[str, ...] = ()) -> NewModel:
     return NewModel(name="my_model", kind=kind, base=base)
 
 
-def python(folder: Path, does: str = "echo 7") -> Path:
+def python(folder: Path, does: str = "echo 7 a.1.b") -> Path:
     """Make an interpreter that finds a seed, or does something else."""
     path = folder / "python"
     path.write_text(f"#!/bin/sh\n{does}\n")
