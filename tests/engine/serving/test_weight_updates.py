@@ -202,7 +202,7 @@ class Updates:
         """Put the names and shapes of this case's tensors into what is to be said."""
         shape = {name: tuple(self.running.weights[name].shape) for name in self.running.case.updates}
         draft = self.draft[0] if self.draft else ""
-        names = {"NORM": self.norm, "OTHER": self.other, "DRAFT": draft}
+        names = {"NORM": self.norm, "DRAFT": draft}
         shapes = {f"SHAPE_OF_{key}": str(shape.get(name)) for key, name in names.items()}
         for key, value in {**shapes, **names}.items():
             text = text.replace(key, value)
