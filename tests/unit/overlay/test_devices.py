@@ -12,6 +12,7 @@ RIGHT = {
     "sglang/srt/layers/head_adapter.py: hidden_states.is_cuda": "PyTorch says so of AMD's GPUs too, which have Triton",
     "sglang/srt/layers/head_adapter.py: torch.cuda.get_device_properties": "asked of a device that is_cuda is true of",
     "sglang/srt/layers/logit_shaping.py: logits.is_cuda": "PyTorch says so of AMD's GPUs too, which have Triton",
+    "sglang/srt/managers/embeddings_apart.py: 'enable_piecewise_cuda_graph'": "an argument of upstream's on any device",
 }
 
 
