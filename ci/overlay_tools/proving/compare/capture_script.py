@@ -7,6 +7,7 @@ have. Nothing else of the engine changes.
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
 import os
@@ -26,10 +27,9 @@ class Capture:
         self.folder, self.passes = folder, 0
         self.kept: dict[str, list[Any]] = {}
         for name, module in model.named_modules():
-            if any(kind.__name__ in ("LogitsProcessor", "Pooler") for kind in type(module).__mro__):
-                module.register_forward_hook(self.finish)
-            elif name:
+            if name:
                 module.register_forward_hook(self.hook(name))
+        model.forward = self.finishing(model.forward)  # which upstream calls by itself: no hook of the model sees it
 
     def hook(self, name: str) -> Any:  # noqa: ANN401
         """Make what keeps the first two tensors that a module gives."""
@@ -43,21 +43,29 @@ class Capture:
 
         return keep
 
-    def finish(self, _: object, __: object, output: Any) -> None:  # noqa: ANN401
-        """Write what a pass has given, once its logits are there, or the vectors of its texts."""
-        if self.kept:
-            import torch
+    def finishing(self, forward: Any) -> Any:  # noqa: ANN401
+        """Make what writes what a pass has given, once its logits are there, or the vectors of its texts."""
 
-            vectors = getattr(output, "embeddings", None)
-            if vectors is None:
-                self.kept["logits"] = [_copy(output.next_token_logits)]
-            else:
-                self.kept["vector"] = [_copy(vectors if hasattr(vectors, "detach") else torch.stack(vectors))]
-            path = self.folder / f"pass-{self.passes:05}.pt"
-            torch.save(self.kept, path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
-            self.passes += 1
-            self.kept = {}
+        @functools.wraps(forward)
+        def and_finish(*args: object, **kwargs: object) -> object:
+            output = forward(*args, **kwargs)
+            for name, given in (("logits", "next_token_logits"), ("vector", "embeddings")):
+                if self.kept and (found := getattr(output, given, None)) is not None:
+                    self.write(name, found)
+            return output
+
+        return and_finish
+
+    def write(self, name: str, given: Any) -> None:  # noqa: ANN401
+        """Write what a pass has given in the end, and its modules before."""
+        import torch
+
+        self.kept[name] = [_copy(given if hasattr(given, "detach") else torch.stack(given))]
+        path = self.folder / f"pass-{self.passes:05}.pt"
+        torch.save(self.kept, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+        self.passes += 1
+        self.kept = {}
 
 
 def _copy(tensor: Any) -> Any:  # noqa: ANN401
