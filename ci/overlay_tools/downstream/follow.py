@@ -55,6 +55,11 @@ class _Placed:
     waits: Sequence[str]
 
 
+def nearest_of(versions: Sequence[str], version: str) -> str:
+    """Return which of some releases, in order, is next to another one: the latest that is not newer, or the first."""
+    return [versions[0], *(each for each in versions if Version(each) <= Version(version))][-1]
+
+
 class LockedReleases:
     """The files of the locked releases, each opened once when it is asked for, until the stack ends."""
 
@@ -72,8 +77,7 @@ class LockedReleases:
         having = [locked for locked in self.lock if hook.variant(locked)]
         if not having:
             raise PortError(f"Hook {hook.name} is not due for any locked release.", hint="Take it out of the series.")
-        older = [locked for locked in having if Version(locked) <= Version(version)]
-        return older[-1] if older else having[0]
+        return nearest_of(having, version)
 
     def open(self, version: str, hooks: Sequence[Hook]) -> HookedTree:
         """Return a release with hooks applied, until it is asked for with more of them."""

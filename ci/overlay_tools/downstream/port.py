@@ -16,7 +16,7 @@ from packaging.version import InvalidVersion, Version
 
 from overlay_tools import console
 from overlay_tools.downstream.answers import GO_ON, Answers
-from overlay_tools.downstream.follow import Follower, HunkReport, LockedReleases, count_outcomes, show
+from overlay_tools.downstream.follow import Follower, HunkReport, LockedReleases, count_outcomes, nearest_of, show
 from overlay_tools.downstream.not_due import Ask, NotDue
 from overlay_tools.downstream.overlay_plan import left_behind
 from overlay_tools.downstream.port_state import PortState, in_progress, no_port
@@ -270,8 +270,7 @@ class Port:
     def _replaces_nothing(self, project: Project, sources: SourceTree) -> list[str]:
         """Say which files replace one of the nearest locked release's, older ones first, and none of this one's."""
         lock, version = load_lock(self.project.lock), sources.version
-        older = [locked for locked in lock if Version(locked) <= Version(version)]
-        nearest = older[-1] if older else next(iter(lock), version)
+        nearest = nearest_of([*lock] or [version], version)
         replaced = project.replaced(nearest) & project.replaced(version)
         gone = [name for name in sorted(replaced) if sources.read(name) is None]
         if not gone or nearest == version:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
-from packaging.version import Version
 
 from overlay_tools import console
 from overlay_tools.api_check.contract_file import contract_path, load_contract
 from overlay_tools.downstream.changes import Changes, compare_releases
+from overlay_tools.downstream.follow import nearest_of
 from overlay_tools.downstream.port import Port
 from overlay_tools.errors import (
     ContractError,
@@ -172,10 +172,9 @@ class Watcher:
             return Seen(release=version, outcome="report", why=error.problems)
         with self._checked_out(base or self.head) as project:
             lock = load_lock(project.lock)
-            older = [locked for locked in lock if Version(locked) < Version(version)]
             changes = None
             try:
-                changes = compare_releases(project, self.cache, lock[older[-1] if older else next(iter(lock))], release)
+                changes = compare_releases(project, self.cache, lock[nearest_of([*lock], version)], release)
                 Port(project, self.cache, announce=False).start(version, lambda _: release)
             except (ContractError, FetchError, ToolError):  # the fault is not the release's
                 raise
